@@ -1,0 +1,53 @@
+"""Bytes of one image file -> one uint8 array of the store's size."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
+MAX_PIXELS = 64_000_000
+_EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+class Unreadable(ValueError):
+    """This file is not an image that a store takes; the message says why."""
+
+
+def decode(content: bytes, size_px: int | None) -> np.ndarray:
+    """Decode and resize one image.
+
+    Args:
+        content: a JPEG, PNG, WebP or BMP file, known by its content, of at most MAX_PIXELS pixels and 8 bits a channel.
+        size_px: side of the square result: the shorter side is resized to it (bicubic with antialiasing) and the
+            centre is cut out. None keeps the image as it is.
+
+    Returns:
+        uint8 ``[H, W, 3]``, RGB, turned upright by its EXIF orientation.
+
+    Raises:
+        Unreadable: anything else.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise Unreadable(f"{image.width} x {image.height} pixels, the most is {MAX_PIXELS}")
+            if image.mode not in _EIGHT_BIT_MODES:
+                raise Unreadable(f"pixel format {image.mode} has more than 8 bits a channel")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+    except Unreadable:
+        raise
+    except Exception as error:  # a damaged file raises whatever the decoder trips over
+        raise Unreadable(str(error) or type(error).__name__) from None
+    if size_px is not None and upright.size != (size_px, size_px):
+        upright = ImageOps.fit(upright, (size_px, size_px), method=Image.Resampling.BICUBIC)
+    return np.asarray(upright)
+
+
+def describe_resize(size_px: int | None) -> str:
+    """What ``decode`` did to every image, in words for the manifest."""
+    if size_px is None:
+        return "none: images kept at their own size"
+    return f"shorter side to {size_px} px (bicubic, antialiased), centre {size_px} x {size_px} px cut out"
