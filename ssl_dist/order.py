@@ -1,0 +1,125 @@
+"""Which sample comes when: a pure function of (seed, epoch, position), in O(1) memory.
+
+An epoch is a permutation of the n samples, evaluated one position at a time by a Feistel network with
+cycle walking, so nothing of size n exists and any position is reached at once. Training reads one endless
+stream: position p of it is sample ``permute(p mod n)`` of epoch ``p div n``. Step s takes positions
+s*B .. s*B+B-1, so the tail of an epoch that does not fill a batch is carried into the next epoch's first
+batch and every sample is seen exactly once an epoch.
+
+Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002 (cycle walking);
+Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014 (the 64-bit mixing function).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from ssl_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    Integers = TypeVar("Integers", np.ndarray, torch.Tensor)
+
+_ROUNDS = 8  # 4 make a pseudo-random permutation of a good round function; the rest is margin for small n
+_MIN_BITS = 6  # a domain of fewer than 64 values has too few distinct round functions to mix
+
+
+def _signed(word: int) -> int:
+    """A 64-bit pattern as the int64 that holds it."""
+    word &= (1 << 64) - 1
+    return word - (1 << 64) if word >> 63 else word
+
+
+_GOLDEN = _signed(0x9E3779B97F4A7C15)
+_MIX_A = _signed(0xBF58476D1CE4E5B9)
+_MIX_B = _signed(0x94D049BB133111EB)
+
+
+def mix64(x: Integers) -> Integers:
+    """SplitMix64's finalizer, a bijection of 64-bit words.
+
+    Args:
+        x: int64 array or tensor of any shape; products wrap modulo 2**64. The same numbers come out of
+            numpy, torch on CPU and torch on CUDA.
+
+    Returns:
+        int64 of x's shape.
+    """
+    # int64 has no logical shift: shift arithmetically, then mask the copies of the sign bit away.
+    x = (x ^ ((x >> 30) & ((1 << 34) - 1))) * _MIX_A
+    x = (x ^ ((x >> 27) & ((1 << 37) - 1))) * _MIX_B
+    x = x ^ ((x >> 31) & ((1 << 33) - 1))
+    return x
+
+
+def fold(state: Integers, word: Integers | int) -> Integers:
+    """Absorb one more 64-bit word into a hash state; shapes broadcast."""
+    mixed: Integers = (state ^ (_signed(word) if isinstance(word, int) else word)) + _GOLDEN
+    return mix64(mixed)
+
+
+def derive_seed(*words: int) -> int:
+    """A seed in [0, 2**63) from whole numbers, e.g. ``derive_seed(seed, step, micro_batch)``."""
+    state = np.zeros(1, dtype=np.int64)
+    for word in words:
+        state = fold(state, word)
+    return int(state[0]) & ((1 << 63) - 1)
+
+
+def sample_ids(seed: int, epoch: int, start: int, stop: int, num_samples: int) -> np.ndarray:
+    """Samples at positions start .. stop-1 of one epoch's permutation.
+
+    Args:
+        seed: any whole number.
+        epoch: 0, 1, ...; each is a permutation of its own.
+        start, stop: positions, 0 <= start <= stop <= num_samples.
+        num_samples: size of the permutation, 1 .. 2**62.
+
+    Returns:
+        int64 ``[stop - start]``, each in [0, num_samples).
+
+    Raises:
+        ConfigError: positions outside the epoch.
+    """
+    if not 0 <= start <= stop <= num_samples:
+        raise ConfigError(f"positions {start}..{stop} lie outside an epoch of {num_samples} samples")
+    values = np.arange(start, stop, dtype=np.int64)
+    bits = max(_MIN_BITS, (num_samples - 1).bit_length())
+    keys = [derive_seed(seed, epoch, round_) for round_ in range(_ROUNDS)]
+    values = _feistel(values, bits, keys)
+    outside = np.flatnonzero(values >= num_samples)
+    while outside.size:
+        values[outside] = _feistel(values[outside], bits, keys)
+        outside = outside[values[outside] >= num_samples]
+    return values
+
+
+def _feistel(values: np.ndarray, bits: int, keys: list[int]) -> np.ndarray:
+    """A permutation of [0, 2**bits): halves of unequal width swap each round, back in place after an even number."""
+    left_bits, right_bits = bits // 2, bits - bits // 2
+    left, right = values >> right_bits, values & ((1 << right_bits) - 1)
+    for key in keys:
+        left, right = right, left ^ (fold(right, key) & ((1 << left_bits) - 1))
+        left_bits, right_bits = right_bits, left_bits
+    return (left << right_bits) | right
+
+
+def stream(seed: int, start: int, stop: int, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples at positions start .. stop-1 of the endless stream of epochs.
+
+    Returns:
+        (ids, epochs), both int64 ``[stop - start]``.
+    """
+    ids, epochs = [], []
+    position = start
+    while position < stop:
+        epoch, offset = divmod(position, num_samples)
+        end = min(num_samples, offset + stop - position)
+        ids.append(sample_ids(seed, epoch, offset, end, num_samples))
+        epochs.append(np.full(end - offset, epoch, dtype=np.int64))
+        position += end - offset
+    empty = [np.empty(0, dtype=np.int64)]
+    return np.concatenate(ids or empty), np.concatenate(epochs or empty)
