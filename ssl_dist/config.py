@@ -1,0 +1,321 @@
+"""One typed, frozen object for the command line, YAML recipes and sweeps; epochs become steps here, once."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+import torch
+import yaml
+
+from ssl_dist import backbones, methods
+from ssl_dist.augment import RECIPES, Recipe, View
+from ssl_dist.errors import ConfigError
+from ssl_dist.methods import Method, MethodConfig
+from ssl_dist.optim import OptimConfig
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+class _Section(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(_Section):
+    """``store``: folder of the store to pretrain on. The rest is filled in when a run starts and checked whenever it
+    goes on: with other images it would be another run."""
+
+    store: str
+    num_images: int | None = None
+    image_shape: tuple[int, int, int] | None = None
+
+
+class AugmentConfig(_Section):
+    """A recipe of ``augment.RECIPES``; every other key, where given, replaces that setting in all of its views."""
+
+    recipe: str = "simclr"
+    size_px: int | None = None
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] | None = None
+    flip_p: float | None = None
+    jitter_p: float | None = None
+    jitter_strength: float | None = None
+    grey_p: float | None = None
+    blur_p: float | None = None
+    blur_sigma: tuple[float, float] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_recipe(self) -> AugmentConfig:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"augment.recipe {self.recipe!r}: it is one of {', '.join(RECIPES)}")
+        self.views()
+        return self
+
+    def views(self) -> Recipe:
+        """The recipe with the replacements in it."""
+        given = self.model_dump(exclude={"recipe"}, exclude_none=True)
+        return tuple(View.model_validate({**view.model_dump(), **given}) for view in RECIPES[self.recipe])
+
+
+class BackboneConfig(_Section):
+    """See ``backbones.build``."""
+
+    name: str = "resnet50"
+    stem: backbones.Stem = "standard"
+    width: int | None = pydantic.Field(None, ge=1)
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+
+    def build(self) -> backbones.Backbone:
+        return backbones.build(self.name, stem=self.stem, width=self.width, dropout=self.dropout)
+
+
+class BatchConfig(_Section):
+    """``size`` images make a step; they are embedded ``micro`` at a time, each with its own BatchNorm statistics."""
+
+    size: int = pydantic.Field(256, ge=2)
+    micro: int = pydantic.Field(256, ge=1)
+
+    @pydantic.model_validator(mode="after")
+    def _divides(self) -> BatchConfig:
+        if self.size % self.micro:
+            below = max(self.micro, self.size - self.size % self.micro)
+            raise ValueError(
+                f"batch.size {self.size} is not a multiple of batch.micro {self.micro}: try batch.size={below}"
+            )
+        return self
+
+    @property
+    def num_micro(self) -> int:
+        return self.size // self.micro
+
+
+class EngineConfig(_Section):
+    """How a step is computed; none of it changes which model comes out, but for rounding."""
+
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+class ProbeConfig(_Section):
+    """Online kNN on labels of the pretraining store: ``queries`` samples against ``bank`` others (see evaluate.knn)."""
+
+    every_epochs: float = pydantic.Field(1, gt=0)
+    bank: int = pydantic.Field(4096, ge=1)
+    queries: int = pydantic.Field(1024, ge=1)
+    k: int = pydantic.Field(20, ge=1)
+
+
+class CheckpointConfig(_Section):
+    """Whole-state checkpoints: how often (one more at the end), and how many of the newest are kept."""
+
+    every_epochs: float = pydantic.Field(1, gt=0)
+    keep: int = pydantic.Field(2, ge=1)
+
+
+class MonitorConfig(_Section):
+    """How often scalars are written."""
+
+    every_steps: int = pydantic.Field(10, ge=1)
+
+
+class ClusterConfig(_Section):
+    """What Ray is asked for. ``workers`` only decides how fast a run is."""
+
+    workers: int = pydantic.Field(1, ge=1)
+    cpus_per_worker: float = pydantic.Field(1, gt=0)
+    gpu: bool = False
+    max_failures: int = pydantic.Field(3, ge=0)  # restarts of the worker group before the run gives up
+    dashboard_port: int | None = pydantic.Field(None, ge=1, le=65535)  # of the Ray started here; None: no dashboard
+
+
+class Plan(_Section):
+    """A run in steps."""
+
+    num_samples: int
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: float
+
+    def is_time(self, step: int, every_epochs: float) -> bool:
+        """Has training just crossed a multiple of ``every_epochs``, after ``step`` steps, or ended?"""
+        every = every_epochs * self.steps_per_epoch
+        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
+
+
+class RunConfig(_Section):
+    """Everything that decides a run. ``load`` makes one from a recipe and dotted overrides."""
+
+    seed: int = 0
+    epochs: float = pydantic.Field(100, gt=0)
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    method: pydantic.SerializeAsAny[MethodConfig] = methods.load("simclr").Config(name="simclr")
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    probe: ProbeConfig | None = ProbeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @pydantic.field_validator("method", mode="before")
+    @classmethod
+    def _choose_method(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return methods.load(value.get("name", "simclr")).Config.model_validate({"name": "simclr", **value})
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        with torch.device("meta"):  # checks the options without making weights
+            self.backbone.build()
+        if self.optim.name == "lars" and self.engine.zero_stage != 0:
+            raise ValueError(
+                f"optim.name lars with engine.zero_stage {self.engine.zero_stage}: LARS needs whole parameters,"
+                " which ZeRO cuts up: set engine.zero_stage=0, or optim.name=sgd or adamw"
+            )
+        return self
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Read a recipe and put overrides over it.
+
+        Args:
+            path: a YAML file, or the name of a recipe that comes with the package (``simclr-cifar10``).
+            overrides: dotted key -> value, e.g. ``{"optim.lr": 0.3}``; a section may be given whole as a mapping.
+
+        Raises:
+            ConfigError: no such recipe, a key that does not exist (with its nearest neighbour), a value out of range.
+        """
+        tree = _read_yaml(find_recipe(path))
+        for key, value in (overrides or {}).items():
+            put_override(tree, key, value)
+        return cls.from_tree(tree, str(path))
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], origin: str) -> RunConfig:
+        """Validate a nested mapping; ``origin`` says in messages where it came from."""
+        try:
+            return cls.model_validate(tree)
+        except pydantic.ValidationError as error:
+            raise ConfigError(f"{origin}: {'; '.join(_explain(cls, one) for one in error.errors())}") from None
+
+    def plan(self, num_samples: int) -> Plan:
+        """Epochs to steps, for a store of ``num_samples`` images; what does not fill a last batch is left out.
+
+        Raises:
+            ConfigError: less than one step.
+        """
+        steps_per_epoch = num_samples / self.batch.size
+        total = math.floor(self.epochs * num_samples / self.batch.size)
+        if total < 1:
+            raise ConfigError(
+                f"epochs {self.epochs:g} of {num_samples} images are less than one batch of {self.batch.size}:"
+                f" raise epochs to {self.batch.size / num_samples:g} or more, or lower batch.size"
+            )
+        warmup = min(round(self.optim.warmup_epochs * steps_per_epoch), total)
+        return Plan(num_samples=num_samples, total_steps=total, warmup_steps=warmup, steps_per_epoch=steps_per_epoch)
+
+    def initial_method(self) -> Method:
+        """The method with the weights that a run starts from, the same wherever it is called."""
+        torch.manual_seed(self.seed)
+        return methods.load(self.method.name)(self.backbone.build(), self.method)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value, for hyperparameter tables."""
+        return dict(_flatten(self.model_dump(mode="json"), ""))
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the whole config: two runs that differ in anything differ in it."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def find_recipe(path: str | os.PathLike[str]) -> Path:
+    """The file of a recipe given by path or by the name of one that comes with the package."""
+    shipped = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
+    file = RECIPE_FOLDER / f"{path}.yaml" if str(path) in shipped else Path(path)
+    if not file.is_file():
+        raise ConfigError(f"recipe {path}: no such file; recipes that come with the package: {', '.join(shipped)}")
+    return file
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"optim.lr=0.3"`` -> ``("optim.lr", 0.3)``; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: write it as key=value, e.g. --set optim.lr=0.3")
+    try:
+        return key, _number(yaml.safe_load(value))
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: the value is not YAML") from None
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-3 as text for want of a point; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_yaml(file: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"recipe {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {file} is not a mapping of sections")
+    return tree
+
+
+def put_override(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key of a nested mapping, in place."""
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.get(section)
+        tree[section] = tree = dict(inner) if isinstance(inner, Mapping) else {}
+    tree[last] = value
+
+
+def _explain(model: type[pydantic.BaseModel], error: Any) -> str:
+    """One clause for one pydantic error: dotted key, what is wrong, the nearest key where one was misspelt."""
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = list(_known_keys(model, ""))
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or difflib.get_close_matches(
+            key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1, cutoff=0.6
+        )
+        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{key} is missing: set it with --set {key}=..."
+    given = error.get("input")
+    return f"{key}: {message} (given {given!r})" if key and not isinstance(given, Mapping) else message
+
+
+def _known_keys(model: type[pydantic.BaseModel], prefix: str) -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}"
+        kinds = (info.annotation, *getattr(info.annotation, "__args__", ()))
+        for kind in kinds if name != "method" else (methods.load("simclr").Config,):
+            if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+                yield from _known_keys(kind, f"{prefix}{name}.")
+
+
+def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from _flatten(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
