@@ -1,0 +1,202 @@
+"""The commands that need no cluster: store and evaluate. Heavy imports happen inside commands."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.table import Table
+
+from ssl_dist.errors import SslDistError
+
+if TYPE_CHECKING:
+    from ssl_dist.evaluate import Comparison, Score
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of output.")]
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+store_app = typer.Typer(no_args_is_help=True, help="Build, look at and check image stores.")
+evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a run's frozen features beside random weights.")
+app.add_typer(store_app, name="store")
+app.add_typer(evaluate_app, name="evaluate")
+
+console = Console()
+_stderr = Console(stderr=True, soft_wrap=True)
+
+
+@app.callback()
+def _describe() -> None:
+    """Pretrain an image encoder on unlabelled images: store -> pretrain -> evaluate."""
+
+
+def main(commands: typer.Typer) -> None:
+    """Run a command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=_stderr, show_path=False, show_time=False)],
+    )
+    try:
+        commands()
+    except SslDistError as error:
+        _stderr.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        sys.exit(error.exit_code)
+
+
+def _escape(text: str) -> str:
+    return text.replace("[", "\\[")
+
+
+def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:
+    """A two-column table on screen, and with --json the same as the last line."""
+    table = Table(title=title, show_header=False, title_justify="left")
+    for name, value in rows:
+        table.add_row(name, str(value))
+    console.print(table)
+    if as_json:
+        print_json(result)
+
+
+def print_json(result: dict[str, Any]) -> None:
+    """One JSON object on a line of its own."""
+    typer.echo(json.dumps(result))
+
+
+@store_app.command("build")
+def store_build(
+    source: Annotated[Path, typer.Argument(help="Folder of class folders, flat folder, or a tar of either.")],
+    destination: Annotated[Path, typer.Argument(help="Folder of the new store.")],
+    size_px: Annotated[
+        int | None, typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the one size.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
+    workers: Annotated[int | None, typer.Option(help="Writer processes. Default: one a core.")] = None,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Stop at the first file that is not a readable image.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Build a store. Files that are not readable images are named, left out and counted."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from ssl_dist.store import build
+
+    columns = (
+        TextColumn("images"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.speed:,.0f}/s"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=_stderr) as progress:
+        task = progress.add_task("images", total=None)
+        progress.tasks[0].finished_speed = 0.0
+        manifest = build(
+            source,
+            destination,
+            split=split,
+            size_px=size_px,
+            workers=workers,
+            strict=strict,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    store_info_table(destination, manifest.model_dump(exclude={"shards"}), as_json)
+
+
+@store_app.command("info")
+def store_info(store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: Json = False) -> None:
+    """What is in a store."""
+    from ssl_dist.store import Manifest
+
+    store_info_table(store, Manifest.read(store).model_dump(exclude={"shards"}), as_json)
+
+
+def store_info_table(store: Path, manifest: dict[str, Any], as_json: bool) -> None:
+    height, width, _ = manifest["image_shape"]
+    rows = {
+        "images": f"{manifest['rows']:,} of {width} x {height} px",
+        "classes": f"{len(manifest['class_names'])}: {', '.join(manifest['class_names'])}"
+        if manifest["class_names"]
+        else "none",
+        "resize": manifest["resize"],
+        "size": f"{manifest['bytes'] / 1e6:,.1f} MB, {manifest['encoding']}",
+        "skipped": f"{manifest['skipped']} files",
+    }
+    show(f"{store} ({manifest['split']})", rows.items(), {"store": str(store), **manifest}, as_json)
+
+
+@store_app.command("verify")
+def store_verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: Json = False) -> None:
+    """Check every byte against its checksum; exit code 1 where something is damaged."""
+    from ssl_dist.store import ImageStore
+
+    opened = ImageStore(store, verify="off")
+    damaged = opened.verify()
+    for damage in damaged:
+        first, stop = damage.rows
+        what = (
+            f"record batch {damage.batch}, samples {first}..{stop - 1}"
+            if stop > first
+            else "header or footer, no sample lost"
+        )
+        console.print(f"damaged: {damage.shard}, {what}", highlight=False, soft_wrap=True)
+    console.print(f"{store}: {len(opened):,} images, {len(damaged)} damaged places", highlight=False, soft_wrap=True)
+    if as_json:
+        print_json({"store": str(store), "rows": len(opened), "damaged": [damage._asdict() for damage in damaged]})
+    if damaged:
+        raise typer.Exit(1)
+
+
+Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
+TrainStore = Annotated[Path, typer.Option("--train", help="Labelled store to learn from.")]
+TestStore = Annotated[Path, typer.Option("--test", help="Labelled store to be right on.")]
+
+
+@evaluate_app.command("knn")
+def evaluate_knn(
+    run: Run,
+    train: TrainStore,
+    test: TestStore,
+    k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """k nearest neighbours by cosine similarity s, votes weighted by exp(s / 0.1)."""
+    from ssl_dist.evaluate import knn_accuracy
+
+    _evaluate(f"kNN, k = {k}", lambda *features: knn_accuracy(*features, k=k), run, train, test, as_json)
+
+
+@evaluate_app.command("linear")
+def evaluate_linear(
+    run: Run,
+    train: TrainStore,
+    test: TestStore,
+    l2: Annotated[float, typer.Option(help="Weight penalty of the mean loss.")] = 1e-3,
+    as_json: Json = False,
+) -> None:
+    """Multinomial logistic regression on standardised features."""
+    from ssl_dist.evaluate import linear_accuracy
+
+    _evaluate("linear probe", lambda *features: linear_accuracy(*features, l2=l2), run, train, test, as_json)
+
+
+def _evaluate(name: str, score: Score, run: Path, train: Path, test: Path, as_json: bool) -> None:
+    from ssl_dist.evaluate import compare
+
+    with console.status(f"{name}: embedding {train} and {test}"):
+        result = compare(run, train, test, score)
+    show_comparison(name, result, as_json)
+
+
+def show_comparison(name: str, result: Comparison, as_json: bool) -> None:
+    """Trained beside random weights."""
+    rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
+    title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"
+    show(title, rows.items(), {"evaluation": name, **result._asdict()}, as_json)

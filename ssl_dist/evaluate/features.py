@@ -1,0 +1,73 @@
+"""Frozen features of a store's images, and the encoder of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ssl_dist import checkpoint
+from ssl_dist.backbones import Backbone
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import RunError, StoreError
+from ssl_dist.store import ImageStore
+
+CHUNK = 256
+
+
+@torch.no_grad()
+def extract(backbone: torch.nn.Module, store: ImageStore, ids: np.ndarray, device: torch.device) -> Tensor:
+    """Features of whole images (no augmentation) in evaluation mode.
+
+    Args:
+        backbone: ``[N, 3, H, W]`` in [0, 1] -> ``[N, D]``; its mode is put back afterwards.
+        ids: int64 ``[n]``.
+
+    Returns:
+        float32 ``[n, D]`` on ``device``.
+    """
+    was_training = backbone.training
+    backbone.eval()
+    chunks = []
+    for start in range(0, len(ids), CHUNK):
+        pixels = torch.from_numpy(store.gather(ids[start : start + CHUNK])).to(device)
+        chunks.append(backbone(pixels.permute(0, 3, 1, 2).float() / 255).float())
+    backbone.train(was_training)
+    return torch.cat(chunks)
+
+
+def encoder_of(run: Path) -> tuple[Backbone, RunConfig, int]:
+    """The trained backbone of a run's newest checkpoint that verifies.
+
+    Returns:
+        (backbone on the CPU, the run's config, steps it was trained for).
+
+    Raises:
+        RunError: no such run, or no checkpoint of it verifies.
+    """
+    if not run.is_dir():
+        raise RunError(f"{run} is not a run directory: give the directory that `ssl-dist pretrain` printed")
+    found = checkpoint.newest(run)
+    if found is None:
+        raise RunError(f"{run} holds no checkpoint that verifies")
+    method = found.config.initial_method()
+    method.load_state_dict(found.load().model)
+    return method.backbone, found.config, found.step
+
+
+def labelled(path: str | Path, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
+    """Open a store for an evaluation.
+
+    Raises:
+        StoreError: no labels in it, or images of another size than ``image_shape``.
+    """
+    store = ImageStore(path)
+    if not store.class_names or not (store.labels >= 0).any():
+        raise StoreError(f"{path} has no labels: an evaluation needs a store built from class folders")
+    if image_shape is not None and store.image_shape != image_shape:
+        raise StoreError(
+            f"{path} holds images of {store.image_shape}, the other of {image_shape}: build both with one --size-px"
+        )
+    return store

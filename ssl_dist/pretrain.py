@@ -1,0 +1,150 @@
+"""Pretraining as one worker runs it: the loop reads as the algorithm. Knows nothing of who started it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ssl_dist import checkpoint
+from ssl_dist.batches import Batch, Batches
+from ssl_dist.collectives import World, gather_rows
+from ssl_dist.config import Plan, RunConfig
+from ssl_dist.engine import Engine, StepResult
+from ssl_dist.errors import StoreError
+from ssl_dist.evaluate import embedding_statistics
+from ssl_dist.evaluate.probe import Probe
+from ssl_dist.monitor import Monitor, Stopwatch
+from ssl_dist.store import ImageStore
+
+
+def _nothing(metrics: dict[str, float], saved: Path) -> None:
+    """Nobody is told of checkpoints."""
+
+
+def _never() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """Who started the workers, as seen from inside: ``saved(metrics, checkpoint directory)`` is called on every worker
+    after each checkpoint; ``stop()``, true on any worker, ends the run after this step with a checkpoint."""
+
+    saved: Callable[[dict[str, float], Path], None] = _nothing
+    stop: Callable[[], bool] = _never
+
+
+@dataclass
+class _Run:
+    """What the loop holds."""
+
+    config: RunConfig
+    directory: Path
+    world: World
+    launcher: Launcher
+    plan: Plan
+    engine: Engine
+    probe: Probe | None
+    monitor: Monitor | None
+    watch: Stopwatch = field(default_factory=Stopwatch)
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launcher) -> dict[str, float]:
+    """Train from the newest valid checkpoint of the run (or from the start) to the end; every worker calls.
+
+    Returns:
+        The last metrics and ``step``; fewer steps than planned where ``launcher.stop`` ended it.
+    """
+    store = _open_store(config)
+    plan = config.plan(len(store))
+    first_step, engine = _restore(config, directory, world)
+    monitor = Monitor(directory, config, plan, first_step) if world.rank == 0 else None
+    probe = Probe(config.probe, store, config.seed) if config.probe else None
+    run = _Run(config, directory, world, launcher, plan, engine, probe, monitor)
+    batches = Batches(store, config, world, first_step, plan.total_steps)
+    step = first_step
+    run.watch.start(step)
+    for batch in batches:
+        if step == first_step:
+            _begin(run, step, batch)
+        learning_rate = config.optim.learning_rate(
+            step, batch_size=config.batch.size, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+        )
+        result = engine.step(batch, learning_rate)
+        step += 1
+        ending = world.any(launcher.stop()) or step == plan.total_steps
+        if ending or step % config.monitor.every_steps == 0:
+            _log(run, step, learning_rate, result, batches.waited_s)
+        if config.probe and plan.is_time(step, config.probe.every_epochs):
+            _probe(run, step)
+        if ending or plan.is_time(step, config.checkpoint.every_epochs):
+            _save(run, step)
+        if ending:
+            break
+    if monitor:
+        monitor.close()
+    return {**run.metrics, "step": step}
+
+
+def _open_store(config: RunConfig) -> ImageStore:
+    store, data = ImageStore(config.data.store), config.data
+    for what, expected, found in (
+        ("images", data.num_images, len(store)),
+        ("image_shape", data.image_shape, store.image_shape),
+    ):
+        if expected is not None and expected != found:
+            raise StoreError(
+                f"{data.store} has {what} {found} where the run began with {expected}: set data.store to that store"
+            )
+    return store
+
+
+def _restore(config: RunConfig, directory: Path, world: World) -> tuple[int, Engine]:
+    """The engine at the newest checkpoint that rank 0 finds valid, the same on all ranks."""
+    found = checkpoint.newest(directory) if world.rank == 0 else None
+    step = world.from_first(found.step if found else 0)
+    if step and found is None:
+        found = checkpoint.verify(checkpoint.path_of(directory, step))
+    return step, Engine(config.initial_method(), config, world, found.load() if found else None)
+
+
+def _begin(run: _Run, step: int, batch: Batch) -> None:
+    """Before the first step: the plan, a picture of the views, and kNN of the weights as they are."""
+    if run.monitor:
+        run.monitor.scalars(step, {"plan/total_steps": run.plan.total_steps})
+        run.monitor.view_pairs(step, batch.views(0, run.world.device))
+    if step == 0:
+        _probe(run, step)
+
+
+def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_s: float) -> None:
+    embeddings, _ = gather_rows(result.embeddings)
+    rates = run.watch.lap(step, run.config.batch.size, waited_s)
+    if run.monitor:
+        run.metrics |= {
+            "train/loss": result.loss,
+            "train/learning_rate": learning_rate,
+            "train/gradient_norm": result.grad_norm,
+        }
+        run.metrics |= {f"embedding/{name}": value for name, value in embedding_statistics(embeddings).items()} | rates
+        run.monitor.scalars(step, {tag: value for tag, value in run.metrics.items() if not tag.startswith("probe/")})
+
+
+def _probe(run: _Run, step: int) -> None:
+    with run.watch:
+        accuracy = run.probe.accuracy(run.engine.method.backbone, run.world) if run.probe else None
+        if accuracy is not None:
+            run.metrics["probe/knn"] = accuracy
+            if run.monitor:
+                run.monitor.scalars(step, {"probe/knn": accuracy})
+
+
+def _save(run: _Run, step: int) -> None:
+    with run.watch:
+        state = run.engine.state()
+        path = checkpoint.path_of(run.directory, step)
+        if run.world.rank == 0:
+            checkpoint.save(run.directory, step, run.config, state, run.config.checkpoint.keep)
+        run.launcher.saved({**run.metrics, "step": step}, path)
