@@ -1,0 +1,101 @@
+"""A run's directory: who has it, what was asked of it, why it ended.
+
+RUN/
+  config.json     the resolved config
+  checkpoints/  tensorboard/  metrics.jsonl     see ssl_dist.checkpoint and ssl_dist.monitor
+  worker-N.log    prose of worker N
+  error.json      the last error raised on purpose; gone when the run goes on
+  stop            asks the workers to end after this step
+  lock            held by the process that drives the run
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO
+
+from ssl_dist import errors
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import RunError, SslDistError
+
+_RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's memory of checkpoints; ours is the directory itself
+
+
+@dataclass
+class RunDirectory:
+    """``path`` is absolute."""
+
+    path: Path
+    _lock: IO[str] | None = field(default=None, repr=False)
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig) -> RunDirectory:
+        """A new directory with the run's config in it, locked.
+
+        Raises:
+            RunError: it exists and is not empty, or cannot be written.
+        """
+        run = cls(path.absolute())
+        try:
+            run.path.mkdir(parents=True, exist_ok=True)
+            if any(run.path.iterdir()):
+                raise RunError(f"{path} is not empty: go on with it by --resume {path}, or choose another --run-dir")
+            run._claim()
+            (run.path / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
+        except OSError as error:
+            raise RunError(f"run directory {path} cannot be written: {error.strerror}") from None
+        return run
+
+    @classmethod
+    def reopen(cls, path: Path) -> tuple[RunDirectory, RunConfig]:
+        """A run to go on with, locked, and its config.
+
+        Raises:
+            RunError: not a run, or another process drives it.
+        """
+        run = cls(path.absolute())
+        try:
+            tree = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+            run._claim()
+            for name in ("stop", "error.json", _RAY_SNAPSHOT):
+                (run.path / name).unlink(missing_ok=True)
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is not a run that can go on ({error})") from None
+        return run, RunConfig.from_tree(tree, str(run.path / "config.json"))
+
+    def _claim(self) -> None:
+        self._lock = (self.path / "lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"{self.path} is being run by another process: wait for it, or start a new run") from None
+
+    def ask_to_stop(self) -> None:
+        (self.path / "stop").touch()
+
+    def stop_asked(self) -> bool:
+        return (self.path / "stop").exists()
+
+    def write_error(self, error: SslDistError) -> None:
+        """Leave an error for the driver; the first one stays."""
+        aside = self.path / f"error.{os.getpid()}.tmp"
+        aside.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}), encoding="utf-8")
+        try:
+            os.link(aside, self.path / "error.json")
+        except FileExistsError:
+            pass
+        finally:
+            aside.unlink()
+
+    def read_error(self) -> SslDistError | None:
+        try:
+            found = json.loads((self.path / "error.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        kind = getattr(errors, found["kind"])
+        error: SslDistError = kind(found["message"])
+        return error

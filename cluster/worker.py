@@ -1,0 +1,65 @@
+"""What one Ray Train worker runs: the science, with Ray as its launcher."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.run_directory import RunDirectory
+from ssl_dist.collectives import World
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import SslDistError
+
+
+def train(settings: dict[str, Any]) -> dict[str, float]:
+    """Entry point of TorchTrainer.
+
+    An error raised on purpose would come again at each restart, so it is left in the run directory for the driver
+    and the worker ends as if all were well; any other death is Ray's to mend by a restart.
+
+    Args:
+        settings: ``config``, the run's config as plain values, and ``directory``, of the run.
+    """
+    import ray.train
+
+    from ssl_dist.pretrain import Launcher, pretrain
+
+    config = RunConfig.from_tree(settings["config"], "the run's config")
+    run = RunDirectory(Path(settings["directory"]))
+    rank = ray.train.get_context().get_world_rank()
+    _log_to(run.path / f"worker-{rank}.log")
+    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+    device = ray.train.torch.get_device() if config.cluster.gpu else torch.device("cpu")
+    launcher = Launcher(saved=_report, stop=lambda: rank == 0 and run.stop_asked())
+    if run.read_error():
+        return {}
+    try:
+        return pretrain(config, run.path, World.current(device), launcher)
+    except SslDistError as error:
+        run.write_error(error)
+    except Exception:
+        # A collective fails where another worker has left: if that one said why, its reason is the one to report.
+        if not run.read_error():
+            logging.getLogger(__name__).exception("worker %d failed", rank)
+            raise
+    torch.distributed.destroy_process_group()  # lets the others go, who wait in a collective
+    return {}
+
+
+def _report(metrics: dict[str, float], saved: Path) -> None:
+    """Tell Ray Train of a checkpoint, which lies in the run directory already; a barrier for all workers."""
+    import ray.train
+
+    first = ray.train.get_context().get_world_rank() == 0
+    checkpoint = ray.train.Checkpoint.from_directory(str(saved)) if first else None
+    mode = ray.train.CheckpointUploadMode.NO_UPLOAD
+    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=mode)
+
+
+def _log_to(file: Path) -> None:
+    handler = logging.FileHandler(file)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    logging.getLogger().addHandler(handler)
