@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ from cluster.run_directory import RunDirectory
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import SslDistError
+
+log = logging.getLogger(__name__)
 
 
 def train(settings: dict[str, Any]) -> dict[str, float]:
@@ -31,6 +35,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     run = RunDirectory(Path(settings["directory"]))
     rank = ray.train.get_context().get_world_rank()
     _log_to(run.path / f"worker-{rank}.log")
+    log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     device = ray.train.torch.get_device() if config.cluster.gpu else torch.device("cpu")
     launcher = Launcher(saved=_report, stop=lambda: rank == 0 and run.stop_asked())
@@ -43,7 +48,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     except Exception:
         # A collective fails where another worker has left: if that one said why, its reason is the one to report.
         if not run.read_error():
-            logging.getLogger(__name__).exception("worker %d failed", rank)
+            log.exception("worker %d failed", rank)
             raise
     torch.distributed.destroy_process_group()  # lets the others go, who wait in a collective
     return {}
@@ -63,3 +68,5 @@ def _log_to(file: Path) -> None:
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.getLogger().addHandler(handler)
+    for package in ("cluster", "ssl_dist"):
+        logging.getLogger(package).setLevel(logging.INFO)

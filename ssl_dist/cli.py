@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from ssl_dist.errors import SslDistError
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
     from ssl_dist.evaluate import Comparison, Score
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of output.")]
+
+Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="Build, look at and check image stores.")
@@ -56,7 +60,8 @@ def _escape(text: str) -> str:
 
 def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:
     """A two-column table on screen, and with --json the same as the last line."""
-    table = Table(title=title, show_header=False, title_justify="left")
+    console.print(title, style="bold", highlight=False, soft_wrap=True)
+    table = Table(show_header=False)
     for name, value in rows:
         table.add_row(name, str(value))
     console.print(table)
@@ -67,6 +72,13 @@ def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any],
 def print_json(result: dict[str, Any]) -> None:
     """One JSON object on a line of its own."""
     typer.echo(json.dumps(result))
+
+
+@contextlib.contextmanager
+def _build_progress() -> Iterator[tuple[Progress, TaskID]]:
+    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=_stderr) as progress:
+        yield progress, progress.add_task("building", total=None, rate="")
 
 
 @store_app.command("build")
@@ -84,20 +96,9 @@ def store_build(
     as_json: Json = False,
 ) -> None:
     """Build a store. Files that are not readable images are named, left out and counted."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from ssl_dist.store import build
 
-    columns = (
-        TextColumn("images"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.speed:,.0f}/s"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=_stderr) as progress:
-        task = progress.add_task("images", total=None)
-        progress.tasks[0].finished_speed = 0.0
+    with _build_progress() as (progress, task):
         manifest = build(
             source,
             destination,
@@ -105,7 +106,9 @@ def store_build(
             size_px=size_px,
             workers=workers,
             strict=strict,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
+            progress=lambda done, total: progress.update(
+                task, completed=done, total=total, rate=f"{done / (progress.tasks[0].elapsed or 1):,.0f} images/s"
+            ),
         )
     store_info_table(destination, manifest.model_dump(exclude={"shards"}), as_json)
 
@@ -154,7 +157,24 @@ def store_verify(store: Annotated[Path, typer.Argument(help="Folder of the store
         raise typer.Exit(1)
 
 
-Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
+@app.command()
+def report(
+    run: Run,
+    out: Annotated[Path | None, typer.Option(help="Picture to write. Default: RUN/report.png.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw a run's loss, kNN, embedding and speed; print its last numbers."""
+    from ssl_dist.report import draw, read_metrics
+
+    picture = out or run / "report.png"
+    draw(run, picture)
+    last: dict[str, Any] = {}
+    for line in read_metrics(run):
+        last |= line
+    rows = {tag: f"{value:.6g}" for tag, value in last.items()}
+    show(f"{run}: {picture}", rows.items(), {"run": str(run), "picture": str(picture), **last}, as_json)
+
+
 TrainStore = Annotated[Path, typer.Option("--train", help="Labelled store to learn from.")]
 TestStore = Annotated[Path, typer.Option("--test", help="Labelled store to be right on.")]
 

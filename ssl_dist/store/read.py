@@ -159,7 +159,7 @@ class _MappedShard:
         try:
             batch = pa.ipc.read_record_batch(pa.py_buffer(self._message(index)), self._schema)
             batch.validate()
-        except (pa.ArrowException, OSError, ValueError) as error:
+        except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             raise StoreDamaged(f"{self.path}: record batch {index} cannot be read ({error})") from None
         if batch.num_rows != self.entry.batches[index].rows:
             raise StoreDamaged(

@@ -1,0 +1,65 @@
+"""Small real stores, and process groups of 1 to 4 gloo workers that live as long as the session."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+os.environ.pop("RAY_ADDRESS", None)
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ssl_dist import store
+from tests.gloo import GlooPool
+
+torch.set_num_threads(1)
+
+
+def write_images(folder: Path, *, num_classes: int, per_class: int, size_px: int = 16, seed: int = 0) -> None:
+    """Class folders of smooth random PNG pictures, each class around a colour of its own, none black or white."""
+    random = np.random.default_rng(seed)
+    for label in range(num_classes):
+        target = folder / f"class{label}"
+        target.mkdir(parents=True)
+        tint = random.uniform(90, 165, 3)
+        for number in range(per_class):
+            coarse = np.clip(tint + random.normal(0, 25, (4, 4, 3)), 0, 255).astype(np.uint8)
+            image = Image.fromarray(coarse).resize((size_px, size_px), Image.Resampling.BICUBIC)
+            image.save(target / f"{number:03d}.png")
+
+
+@pytest.fixture(scope="session")
+def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three classes of 17 images, 16 px."""
+    folder = tmp_path_factory.mktemp("images")
+    write_images(folder, num_classes=3, per_class=17)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_store(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 51 labelled images of 16 px."""
+    path = tmp_path_factory.mktemp("stores") / "small"
+    store.build(image_folder, path, workers=1)
+    return path
+
+
+@pytest.fixture(scope="session")
+def gloo() -> Iterator[Callable[[int], GlooPool]]:
+    """``gloo(W).run(function, *arguments)`` -> the W results of ``function(rank, W, *arguments)``."""
+    pools: dict[int, GlooPool] = {}
+
+    def pool(size: int) -> GlooPool:
+        if size not in pools:
+            pools[size] = GlooPool(size)
+        return pools[size]
+
+    yield pool
+    for one in pools.values():
+        one.close()

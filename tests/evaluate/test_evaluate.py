@@ -1,0 +1,122 @@
+"""kNN, linear probe and embedding statistics against plain formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_dist.collectives import World
+from ssl_dist.config import ProbeConfig
+from ssl_dist.errors import ConfigError
+from ssl_dist.evaluate import embedding_statistics, extract, knn_accuracy, linear_accuracy
+from ssl_dist.evaluate.probe import Probe
+from ssl_dist.store import ImageStore
+from tests.gloo import GlooPool
+from tests.helpers import small_config
+
+
+def clusters(n: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, 4, (n,), generator=generator)
+    centres = torch.randn(4, 8, generator=torch.Generator().manual_seed(9))
+    return centres[labels] + spread * torch.randn(n, 8, generator=generator), labels
+
+
+@pytest.mark.parametrize("k", [1, 5, 20])
+def test_knn_equals_the_formula_written_out(k: int) -> None:
+    bank, bank_labels = clusters(60, 0)
+    queries, query_labels = clusters(700, 1)
+    right = 0
+    for query, truth in zip(queries, query_labels, strict=True):
+        similarity = [float(torch.dot(query, row) / (query.norm() * row.norm())) for row in bank]
+        nearest = sorted(range(60), key=lambda row: -similarity[row])[:k]
+        votes = [sum(math.exp(similarity[row] / 0.1) for row in nearest if bank_labels[row] == c) for c in range(4)]
+        right += int(np.argmax(votes)) == int(truth)
+    assert 0.3 < right / 700 < 0.95
+    assert knn_accuracy(bank, bank_labels, queries, query_labels, k=k) == right / 700
+
+
+def test_knn_refuses_what_it_cannot_vote_on() -> None:
+    bank, labels = clusters(5, 0)
+    with pytest.raises(ConfigError, match=r"k 6: the bank has 5 images, k is one of 1\.\.5"):
+        knn_accuracy(bank, labels, bank, labels, k=6)
+    with pytest.raises(ConfigError, match="no query image"):
+        knn_accuracy(bank, labels, bank[:0], labels[:0], k=1)
+
+
+def test_the_linear_probe_reaches_the_minimum_of_its_loss() -> None:
+    train, train_labels = clusters(400, 0, spread=0.8)
+    test, test_labels = clusters(400, 1, spread=0.8)
+    mean, std = train.double().mean(0), train.double().std(0, correction=0)
+    x, weights, bias = (train.double() - mean) / std, torch.zeros(8, 4, dtype=torch.float64), torch.zeros(4)
+    weights, bias = weights.requires_grad_(), bias.double().requires_grad_()
+    solver = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        solver.zero_grad()
+        value = torch.nn.functional.cross_entropy(x @ weights + bias, train_labels) + 0.5e-3 * weights.square().sum()
+        value.backward()
+        return value
+
+    solver.step(loss)
+    predicted = ((test.double() - mean) / std @ weights + bias).argmax(1)
+    expected = float((predicted == test_labels).double().mean())
+    found = linear_accuracy(train, train_labels, test, test_labels)
+    assert found > 0.7
+    assert abs(found - expected) <= 0.005  # two solvers stop at slightly different places
+
+
+def test_the_linear_probe_refuses_one_class() -> None:
+    train, labels = clusters(20, 0)
+    with pytest.raises(ConfigError, match="fewer than two classes"):
+        linear_accuracy(train, labels * 0, train, labels)
+    with pytest.raises(ConfigError, match="l2 0"):
+        linear_accuracy(train, labels, train, labels, l2=0)
+
+
+def test_embedding_statistics_tell_spread_from_collapse() -> None:
+    torch.manual_seed(0)
+    spread = torch.randn(500, 1, 64).expand(-1, 2, -1)
+    found = embedding_statistics(spread)
+    assert found["alignment"] == 0
+    assert found["uniformity"] == pytest.approx(-4, abs=0.2)
+    assert found["std"] == pytest.approx(1, abs=0.05)
+    collapsed = embedding_statistics(torch.ones(500, 2, 64) + 1e-4 * torch.randn(500, 2, 64))
+    assert collapsed["uniformity"] == pytest.approx(0, abs=1e-3)
+    assert collapsed["std"] < 1e-3
+
+
+def test_features_are_of_whole_images_in_evaluation_mode(small_store: Path) -> None:
+    backbone = small_config(small_store).initial_method().backbone.train()
+    store, ids = ImageStore(small_store), np.array([3, 50, 3])
+    features = extract(backbone, store, ids, torch.device("cpu"))
+    assert backbone.training
+    pixels = torch.from_numpy(store.gather(ids)).permute(0, 3, 1, 2) / 255
+    torch.testing.assert_close(features, backbone.eval()(pixels))
+
+
+def _probe(rank: int, size: int, path: Path) -> float | None:
+    store = ImageStore(path)
+    backbone = small_config(path).initial_method().backbone
+    return Probe(ProbeConfig(bank=30, queries=12, k=3), store, seed=1).accuracy(backbone, World.current())
+
+
+def test_the_online_probe_is_the_same_on_any_number_of_workers(
+    gloo: Callable[[int], GlooPool], small_store: Path
+) -> None:
+    [alone] = gloo(1).run(_probe, small_store)
+    assert alone is not None
+    assert 0.4 < alone <= 1
+    for workers in (2, 3):
+        assert gloo(workers).run(_probe, small_store) == [alone] * workers
+
+
+def test_the_probe_never_asks_what_it_was_told(small_store: Path) -> None:
+    probe = Probe(ProbeConfig(bank=1000, queries=1000), ImageStore(small_store), seed=0)
+    assert len(probe.ids) == len(set(probe.ids.tolist())) == 51
+    assert probe.num_bank == 40

@@ -1,0 +1,58 @@
+"""A process group of W workers that runs one function after the other: torch and DeepSpeed are imported once."""
+
+from __future__ import annotations
+
+import multiprocessing
+import tempfile
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+
+class GlooPool:
+    """W spawned processes in one gloo group; the group's file is its rendezvous, so no port is taken."""
+
+    def __init__(self, size: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        meeting = Path(tempfile.mkdtemp()) / "rendezvous"
+        self._ends: list[Connection] = []
+        self._processes = []
+        for rank in range(size):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(rank, size, meeting, there), daemon=True)
+            process.start()
+            self._ends.append(here)
+            self._processes.append(process)
+
+    def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Results by rank; the first failure is raised here with its traceback."""
+        for end in self._ends:
+            end.send((function, arguments))
+        answers = [end.recv() for end in self._ends]
+        failures = [text for failed, text in answers if failed]
+        if failures:
+            raise AssertionError("a worker failed:\n" + "\n".join(failures))
+        return [result for _, result in answers]
+
+    def close(self) -> None:
+        for end in self._ends:
+            end.send(None)
+        for process in self._processes:
+            process.join(timeout=10)
+            process.kill()
+
+
+def _serve(rank: int, size: int, meeting: Path, end: Connection) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    while (work := end.recv()) is not None:
+        function, arguments = work
+        try:
+            end.send((False, function(rank, size, *arguments)))
+        except Exception:
+            end.send((True, f"rank {rank}: {traceback.format_exc()}"))

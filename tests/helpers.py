@@ -1,0 +1,79 @@
+"""Runs of a few steps on a small store, inside gloo workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ssl_dist import checkpoint
+from ssl_dist.batches import Batches
+from ssl_dist.collectives import World
+from ssl_dist.config import RunConfig
+from ssl_dist.engine import Engine, State
+from ssl_dist.methods import Method
+from ssl_dist.store import ImageStore
+
+RECIPE = """
+epochs: 100
+backbone: {name: resnet8, stem: half, width: 8}
+method: {name: simclr, temperature: 0.2, projection_hidden: 64, projection_dim: 16}
+augment: {recipe: simclr-small, jitter_strength: 0.2}
+batch: {size: 12, micro: 4}
+optim: {name: sgd, lr: 0.005, weight_decay: 0.001, warmup_epochs: 0, clip_norm: 3.0}
+engine: {precision: fp32, zero_stage: 1}
+"""
+
+
+def small_config(store: Path, **overrides: Any) -> RunConfig:
+    """Three micro-batches of four images a step, fp32; ``overrides`` have __ for the dots of keys."""
+    recipe = store.parent / "recipe.yaml"
+    recipe.write_text(RECIPE)
+    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
+    return RunConfig.load(recipe, {"data.store": str(store), **dotted})
+
+
+def smooth_method(config: RunConfig) -> Method:
+    """The initial method with SiLU for every ReLU.
+
+    A ReLU whose input crosses zero by a rounding error changes the gradient by a whole unit's part: one worker whose
+    weights are moved by 1e-7 then differs from itself by 1e-3 after a few steps (measured). What is tested here is that
+    workers do not change the arithmetic, so the network is one that does not jump.
+    """
+    method = config.initial_method()
+    for module in list(method.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.ReLU):
+                setattr(module, name, nn.SiLU())
+    return method
+
+
+class Trace(NamedTuple):
+    losses: list[float]
+    grad_norms: list[float]
+    state: State
+
+
+def train(
+    rank: int, size: int, config: RunConfig, first_step: int, last_step: int, resume: Path | None = None
+) -> Trace:
+    """Steps first_step .. last_step-1, from the initial weights or from the run directory ``resume``."""
+    found = checkpoint.newest(resume) if resume else None
+    assert (found.step if found else 0) == first_step
+    world = World.current()
+    engine = Engine(smooth_method(config), config, world, found.load() if found else None)
+    batches = Batches(ImageStore(config.data.store), config, world, first_step, last_step)
+    results = [engine.step(batch, config.optim.lr) for batch in batches]
+    return Trace([r.loss for r in results], [r.grad_norm for r in results], engine.state())
+
+
+def save(state: State, run: Path, step: int, config: RunConfig) -> None:
+    checkpoint.save(run, step, config, state, keep=5)
+
+
+def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
+    """Names whose tensors are not equal bit for bit."""
+    assert a.keys() == b.keys()
+    return [name for name in a if not torch.equal(a[name], b[name])]

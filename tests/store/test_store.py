@@ -1,0 +1,293 @@
+"""The store: the same rows from every source, nothing lost in silence, damage found."""
+
+from __future__ import annotations
+
+import io
+import logging
+import shutil
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+
+from ssl_dist import store
+from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
+from ssl_dist.store import ImageStore, write
+
+
+def tar_of(folder: Path, target: Path, mode: str = "w", inside: str = "") -> Path:
+    with tarfile.open(target, mode) as archive:
+        archive.add(folder, arcname=inside or folder.name)
+    return target
+
+
+def pixels_by_key(path: Path) -> dict[str, tuple[bytes, int]]:
+    opened = ImageStore(path)
+    keys = [key for shard in opened.manifest.shards for key in pa.ipc.open_file(path / shard.file).read_all()["key"]]
+    images = opened.gather(np.arange(len(opened)))
+    pairs = zip(keys, images, opened.labels, strict=True)
+    return {Path(str(key)).name + str(label): (image.tobytes(), int(label)) for key, image, label in pairs}
+
+
+def test_a_tree_and_its_tars_give_the_same_rows(image_folder: Path, tmp_path: Path) -> None:
+    plain = tar_of(image_folder, tmp_path / "a.tar", inside="train")
+    packed = tar_of(image_folder, tmp_path / "a.tgz", "w:gz", inside="deep/er")
+    stores = []
+    for number, source in enumerate((image_folder, plain, packed)):
+        manifest = store.build(source, tmp_path / f"s{number}", workers=1)
+        assert (manifest.rows, manifest.skipped, manifest.image_shape) == (51, 0, (16, 16, 3))
+        assert manifest.class_names == ("class0", "class1", "class2")
+        stores.append(pixels_by_key(tmp_path / f"s{number}"))
+    assert stores[0] == stores[1] == stores[2]
+    one = np.asarray(Image.open(image_folder / "class1" / "003.png").convert("RGB"))
+    assert stores[0]["003.png1"] == (one.tobytes(), 1)
+
+
+def test_a_flat_folder_and_its_tar_have_no_labels(image_folder: Path, tmp_path: Path) -> None:
+    flat = image_folder / "class0"
+    for number, source in enumerate((flat, tar_of(flat, tmp_path / "flat.tar"))):
+        manifest = store.build(source, tmp_path / f"s{number}", workers=1)
+        assert (manifest.rows, manifest.class_names) == (17, ())
+        assert ImageStore(tmp_path / f"s{number}").labels.tolist() == [-1] * 17
+
+
+def test_the_number_of_writers_does_not_change_a_byte(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "SHARD_FILES", 10)
+    for workers in (1, 3):
+        store.build(image_folder, tmp_path / str(workers), workers=workers)
+    files = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert files == ["manifest.json", *(f"shard-{n:05d}.arrow" for n in range(6))]
+    for name in files:
+        assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "3" / name).read_bytes()
+
+
+def test_gather_takes_any_order_with_repeats_across_batches(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write, "SHARD_FILES", 20)
+    monkeypatch.setattr(write, "BATCH_ROWS", 7)
+    # one process: the smaller batches are this process' setting alone
+    monkeypatch.setattr(write, "ProcessPoolExecutor", _Here)
+    store.build(image_folder, tmp_path / "s", workers=1)
+    opened = ImageStore(tmp_path / "s")
+    assert [len(shard.batches) for shard in opened.manifest.shards] == [3, 3, 2]
+    whole = opened.gather(np.arange(51))
+    ids = np.random.default_rng(0).integers(0, 51, 200)
+    assert np.array_equal(opened.gather(ids), whole[ids])
+    assert opened.gather(np.empty(0, dtype=np.int64)).shape == (0, 16, 16, 3)
+    with pytest.raises(StoreError, match=r"has samples 0\.\.50, asked for 3\.\.51"):
+        opened.gather(np.array([3, 51]))
+
+
+class _Here(write.ProcessPoolExecutor):
+    """Runs what is submitted at once, in this process."""
+
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+        future: write.Future[object] = write.Future()
+        try:
+            future.set_result(fn(*args, **kwargs))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+def test_damaged_and_foreign_files_are_named_counted_and_left_out(
+    image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    (folder / "class0" / "notes.txt").write_text("not an image")
+    (folder / "class0" / ".hidden.png").write_bytes(b"")
+    (folder / "class1" / "torn.png").write_bytes((folder / "class1" / "000.png").read_bytes()[:90])
+    (folder / "class2" / "html.jpg").write_text("<html>")
+    (folder / "class2" / "empty.jpg").touch()
+    with caplog.at_level(logging.WARNING):
+        manifest = store.build(folder, tmp_path / "s", workers=2)
+    assert (manifest.rows, manifest.skipped) == (51, 5)
+    for name in ("class0/notes.txt", "class0/.hidden.png", "class1/torn.png", "class2/html.jpg", "class2/empty.jpg"):
+        assert f"skipped {name}: " in caplog.text
+    with pytest.raises(SourceError, match=r"class0/\.hidden\.png: not an image file"):
+        store.build(folder, tmp_path / "t", strict=True, workers=1)
+    for name in ("notes.txt", ".hidden.png"):
+        (folder / "class0" / name).unlink()
+    with pytest.raises(SourceError, match=r"class1/torn.png: .*--strict"):
+        store.build(folder, tmp_path / "t", strict=True, workers=1)
+    with pytest.raises(StoreError, match="is not a store"):
+        ImageStore(tmp_path / "t")
+    assert store.build(folder, tmp_path / "t", workers=1).rows == 51  # over what the failed build left
+
+
+def test_images_of_several_sizes_need_a_size(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    Image.new("RGB", (40, 20), (10, 200, 30)).save(folder / "class2" / "wide.png")
+    with pytest.raises(
+        SourceError, match=r"wide.png is 40 x 20 px where the images before it are 16 x 16: .*--size-px 16"
+    ):
+        store.build(folder, tmp_path / "s", workers=1)
+    manifest = store.build(folder, tmp_path / "s", size_px=24, workers=1)
+    assert (manifest.rows, manifest.image_shape) == (52, (24, 24, 3))
+    assert manifest.resize == "shorter side to 24 px (bicubic, antialiased), centre 24 x 24 px cut out"
+    assert ImageStore(tmp_path / "s").gather(np.array([51]))[0, 12, 12].tolist() == [10, 200, 30]
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def test_pixel_formats_become_rgb_or_are_refused_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    red = Image.new("RGB", (8, 8), (200, 10, 10))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned = red.copy()
+    turned.paste((10, 10, 200), (0, 0, 8, 4))
+    files = {
+        "a-palette.png": encoded(red.convert("P", palette=Image.Palette.ADAPTIVE), "PNG"),
+        "b-grey.png": encoded(Image.new("L", (8, 8), 77), "PNG"),
+        "c-cmyk.jpg": encoded(red.convert("CMYK"), "JPEG", quality=100),
+        "d-alpha.webp": encoded(red.convert("RGBA"), "WEBP", lossless=True),
+        "e-jpeg-named.png": encoded(red, "JPEG", quality=100),
+        "f-turned.png": encoded(turned, "PNG", exif=exif),
+        "g-deep.png": encoded(Image.fromarray(np.full((8, 8), 40_000, dtype=np.uint16)), "PNG"),
+        "h-gif.png": encoded(red, "GIF"),
+    }
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    manifest = store.build(folder, tmp_path / "s", workers=1)
+    assert (manifest.rows, manifest.skipped) == (6, 2)
+    assert "skipped g-deep.png: pixel format I;16 has more than 8 bits a channel" in caplog.text
+    assert "skipped h-gif.png: " in caplog.text
+    images = ImageStore(tmp_path / "s").gather(np.arange(6)).astype(int)
+    expected = [(200, 10, 10), (77, 77, 77), (200, 10, 10), (200, 10, 10), (200, 10, 10), (200, 10, 10)]
+    for image, colour in zip(images, expected, strict=True):
+        assert np.abs(image[1, 1] - colour).max() <= 3  # JPEG's and the palette's rounding
+    assert images[5, 6, 6].tolist() == [10, 10, 200]
+
+
+def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ssl_dist.store.decode.MAX_PIXELS", 63)
+    with pytest.raises(ValueError, match="8 x 8 pixels, the most is 63"):
+        store.write.decode(encoded(Image.new("RGB", (8, 8)), "PNG"), None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"size_px": 0}, "size_px 0"),
+        ({"workers": 0}, "workers 0"),
+        ({"encoding": "jpeg"}, "encoding 'jpeg'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(
+    arguments: dict[str, object], message: str, image_folder: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        store.build(image_folder, tmp_path / "s", **arguments)  # type: ignore[arg-type]
+
+
+def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no such folder or tar file"):
+        store.build(tmp_path / "nothing", tmp_path / "s")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SourceError, match="no image file"):
+        store.build(tmp_path / "empty", tmp_path / "s")
+    (tmp_path / "text.tar").write_text("this is no tar file at all")
+    with pytest.raises(SourceError, match="neither a folder nor a whole tar file"):
+        store.build(tmp_path / "text.tar", tmp_path / "s")
+    (tmp_path / "empty" / "bad.png").write_text("no image")
+    with pytest.raises(SourceError, match="none of its 1 image files could be read"):
+        store.build(tmp_path / "empty", tmp_path / "s")
+
+
+def test_a_cut_tar_is_refused(image_folder: Path, tmp_path: Path) -> None:
+    whole = tar_of(image_folder, tmp_path / "a.tar").read_bytes()
+    (tmp_path / "cut.tar").write_bytes(whole[: len(whole) * 2 // 3 + 100])
+    with pytest.raises(SourceError, match="neither a folder nor a whole tar file"):
+        store.build(tmp_path / "cut.tar", tmp_path / "s", workers=1)
+
+
+def test_a_store_is_not_overwritten(small_store: Path, image_folder: Path, tmp_path: Path) -> None:
+    before = (small_store / "manifest.json").read_bytes()
+    with pytest.raises(StoreError, match="holds a store already"):
+        store.build(image_folder, small_store)
+    assert (small_store / "manifest.json").read_bytes() == before
+    (tmp_path / "mine.txt").touch()
+    with pytest.raises(StoreError, match="is not empty and not a store"):
+        store.build(image_folder, tmp_path)
+
+
+def test_any_arrow_reader_opens_a_shard(small_store: Path) -> None:
+    table = pa.ipc.open_file(small_store / "shard-00000.arrow").read_all()
+    assert table.column_names == ["image", "label", "key"]
+    assert table.schema.field("image").type == pa.fixed_shape_tensor(pa.uint8(), (16, 16, 3))
+    assert table["key"][17].as_py() == "class1/000.png"
+    image = table["image"].chunk(0).to_numpy_ndarray()[17]
+    assert np.array_equal(image, ImageStore(small_store).gather(np.array([17]))[0])
+
+
+@pytest.fixture
+def copy(small_store: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(small_store, tmp_path / "copy"))
+
+
+def test_every_flipped_bit_is_found_and_never_read(copy: Path) -> None:
+    shard = copy / "shard-00000.arrow"
+    whole = shard.read_bytes()
+    random = np.random.default_rng(0)
+    for place in random.integers(0, len(whole), 300):
+        torn = bytearray(whole)
+        torn[place] ^= 1 << int(random.integers(8))
+        shard.write_bytes(torn)
+        opened = ImageStore(copy)
+        [damage] = opened.verify()
+        assert damage.shard == shard.name
+        if damage.batch == 0:
+            assert damage.rows == (0, 51)
+            with pytest.raises(StoreDamaged, match=r"record batch 0 \(samples 0\.\.50\) differs from its checksum"):
+                opened.gather(np.array([5]))
+            with pytest.raises(StoreDamaged, match="differs from its checksum"):
+                _ = opened.labels
+            with pytest.raises(StoreDamaged, match="1 damaged record batches"):
+                ImageStore(copy, verify="full")
+        else:  # Arrow's own header or footer, which is not read here
+            assert opened.gather(np.array([5])).shape == (1, 16, 16, 3)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+def test_a_cut_shard_is_found(copy: Path, share: float) -> None:
+    shard = copy / "shard-00000.arrow"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[: int(len(whole) * share)])
+    assert ImageStore(copy).verify() == [("shard-00000.arrow", 0, (0, 51))]
+    with pytest.raises(StoreDamaged):
+        ImageStore(copy).gather(np.array([5]))
+    with pytest.raises(StoreDamaged):
+        ImageStore(copy, verify="off").gather(np.array([5]))
+
+
+def test_a_missing_shard_or_rubbish_for_a_manifest_is_one_clear_error(copy: Path) -> None:
+    (copy / "shard-00000.arrow").unlink()
+    with pytest.raises(StoreError, match=r"shard-00000.arrow: No such file"):
+        ImageStore(copy)
+    (copy / "manifest.json").write_text('{"format": "ssl_dist.store/1", "shards": 3}')
+    with pytest.raises(StoreError, match=r"manifest.json cannot be read"):
+        ImageStore(copy)
+    (copy / "manifest.json").write_bytes(b"\xff\x00")
+    with pytest.raises(StoreError, match=r"manifest.json cannot be read"):
+        ImageStore(copy)
+
+
+def test_a_manifest_cannot_point_outside_its_store(copy: Path) -> None:
+    text = (copy / "manifest.json").read_text().replace("shard-00000.arrow", "../shard-00000.arrow")
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(StoreError, match="cannot be read"):
+        ImageStore(copy)

@@ -1,0 +1,128 @@
+"""Checkpoints: whole or passed over, never half read."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_dist import checkpoint
+from ssl_dist.config import RunConfig
+from ssl_dist.engine import State
+from ssl_dist.errors import CheckpointError, RunError
+from tests.helpers import small_config
+
+
+@pytest.fixture
+def config(small_store: Path) -> RunConfig:
+    return small_config(small_store)
+
+
+def state(step: int) -> State:
+    generator = torch.Generator().manual_seed(step)
+    model = {"w": torch.randn(3, 2, generator=generator), "n": torch.tensor(step)}
+    return State(model, {"w/exp_avg": torch.randn(3, 2, generator=generator), "w/step": torch.tensor(float(step))})
+
+
+def save(run: Path, step: int, config: RunConfig, keep: int = 2) -> Path:
+    return checkpoint.save(run, step, config, state(step), keep)
+
+
+def test_what_is_saved_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: Path, config: RunConfig) -> None:
+    for step in (5, 10, 15):
+        save(tmp_path, step, config)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000015"]
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert (found.step, found.config) == (15, config)
+    for ours, theirs in zip(found.load(), state(15), strict=True):
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_any_flipped_bit_falls_back_to_the_checkpoint_before(tmp_path: Path, config: RunConfig) -> None:
+    save(tmp_path, 5, config)
+    newest = save(tmp_path, 10, config)
+    random = np.random.default_rng(0)
+    for file in sorted(newest.iterdir()):
+        whole = file.read_bytes()
+        for place in random.integers(0, len(whole), 60):
+            torn = bytearray(whole)
+            torn[place] ^= 1 << int(random.integers(8))
+            file.write_bytes(torn)
+            if file.suffix == ".json" and json_equal(whole, bytes(torn)):
+                continue  # white space between JSON tokens
+            found = checkpoint.newest(tmp_path)
+            assert found is not None
+            assert found.step == 5, (file.name, place)
+        file.write_bytes(whole)
+    assert checkpoint.verify(newest).step == 10
+
+
+def json_equal(a: bytes, b: bytes) -> bool:
+    try:
+        return bool(json.loads(a) == json.loads(b))
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "checkpoint.json"])
+def test_cut_and_missing_files_are_passed_over_and_named(
+    tmp_path: Path, config: RunConfig, name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 5, config)
+    file = save(tmp_path, 10, config) / name
+    whole = file.read_bytes()
+    for length in (0, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:length])
+        found = checkpoint.newest(tmp_path)
+        assert found is not None
+        assert found.step == 5
+    file.unlink()
+    assert checkpoint.newest(tmp_path) is not None
+    assert "step-00000010" in caplog.text
+    assert "passed over" in caplog.text
+    with pytest.raises(CheckpointError, match="step-00000010"):
+        checkpoint.verify(file.parent)
+
+
+def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, config: RunConfig) -> None:
+    whole = save(tmp_path, 5, config)
+    shutil.copytree(whole, tmp_path / "checkpoints" / ".step-00000010.tmp")
+    found = checkpoint.newest(tmp_path)
+    assert found is not None
+    assert found.step == 5
+    assert save(tmp_path, 10, config).is_dir()
+
+
+def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path, config: RunConfig) -> None:
+    path = save(tmp_path, 5, config)
+    (path / "model.safetensors").write_bytes(b"")
+    assert checkpoint.newest(tmp_path) is None
+    save(tmp_path, 5, config)
+    assert checkpoint.verify(path).step == 5
+
+
+def test_a_full_disk_leaves_older_checkpoints(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 5, config)
+
+    def full(tensors: object, file: Path) -> None:
+        file.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(
+        RunError, match=r"step-00000010 cannot be written .*No space left.*older checkpoints are untouched"
+    ):
+        save(tmp_path, 10, config)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_no_checkpoint_is_none(tmp_path: Path) -> None:
+    assert checkpoint.newest(tmp_path) is None

@@ -1,0 +1,196 @@
+"""The command line: one clear line and exit code 2 for the user's mistakes, JSON for machines."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from ssl_dist import store
+from tests.helpers import RECIPE, save, small_config, train
+from tune import cli
+
+
+class Outcome(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out.splitlines()[-1])
+
+
+Command = Callable[..., Outcome]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    def run(*arguments: object) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["ssl-dist", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            cli.run()
+        captured = capfd.readouterr()
+        code = ended.value.code
+        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
+
+    return run
+
+
+def refused(outcome: Outcome, message: str) -> None:
+    assert outcome.code == 2, outcome
+    assert message in outcome.err
+    assert "Traceback" not in outcome.err
+    assert outcome.err.startswith("error: ")
+    assert outcome.err.count("\n") == 1, outcome.err
+
+
+@pytest.fixture(scope="module")
+def finished(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two steps."""
+    run = tmp_path_factory.mktemp("finished")
+    config = small_config(small_store)
+    save(train(0, 1, config, 0, 2).state, run, 2, config)
+    return run
+
+
+def test_store_build_info_and_verify(command: Command, image_folder: Path, tmp_path: Path) -> None:
+    built = command(
+        "store", "build", image_folder, tmp_path / "s", "--size-px", 8, "--split", "all", "--workers", 1, "--json"
+    )
+    assert (built.code, built.json["rows"], built.json["image_shape"]) == (0, 51, [8, 8, 3])
+    info = command("store", "info", tmp_path / "s", "--json")
+    assert info.json == built.json
+    assert "51 of 8 x 8 px" in info.out
+    whole = command("store", "verify", tmp_path / "s", "--json")
+    assert (whole.code, whole.json["damaged"]) == (0, [])
+    shard = tmp_path / "s" / "shard-00000.arrow"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    torn = command("store", "verify", tmp_path / "s", "--json")
+    assert (torn.code, torn.json["damaged"]) == (1, [{"shard": "shard-00000.arrow", "batch": 0, "rows": [0, 51]}])
+    assert "damaged: shard-00000.arrow, record batch 0, samples 0..50" in torn.out
+
+
+def test_store_mistakes(command: Command, image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(command("store", "build", tmp_path / "empty", tmp_path / "s"), "no image file")
+    refused(command("store", "build", tmp_path / "none", tmp_path / "s"), "no such folder or tar file")
+    refused(command("store", "info", tmp_path / "empty"), "is not a store")
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    (folder / "class0" / "torn.png").write_bytes(b"no image")
+    refused(command("store", "build", folder, tmp_path / "s", "--strict"), "class0/torn.png: ")
+
+
+@pytest.mark.parametrize("kind", ["knn", "linear"])
+def test_evaluate_prints_trained_beside_random(command: Command, finished: Path, small_store: Path, kind: str) -> None:
+    done = command("evaluate", kind, finished, "--train", small_store, "--test", small_store, "--json")
+    assert done.code == 0, done
+    assert (done.json["step"], done.json["num_test"]) == (2, 51)
+    assert 0.3 < done.json["trained"] <= 1
+    assert 0.3 < done.json["random"] <= 1
+    assert "random weights" in done.out
+
+
+def test_one_neighbour_of_itself_is_itself(command: Command, finished: Path, small_store: Path) -> None:
+    done = command("evaluate", "knn", finished, "--train", small_store, "--test", small_store, "--k", 1, "--json")
+    assert done.json["trained"] == 1.0
+
+
+def test_evaluate_mistakes(
+    command: Command, finished: Path, small_store: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    store.build(image_folder / "class0", tmp_path / "flat", workers=1)
+    store.build(image_folder, tmp_path / "other-size", size_px=24, workers=1)
+    ask = ("evaluate", "knn", finished, "--train", small_store, "--test")
+    refused(command(*ask, tmp_path / "flat"), "has no labels")
+    refused(command(*ask, tmp_path / "other-size"), "holds images of (24, 24, 3), the other of (16, 16, 3)")
+    refused(command(*ask, tmp_path / "nothing"), "is not a store")
+    refused(command(*ask, small_store, "--k", 99), "k 99: the bank has 51 images")
+    refused(
+        command("evaluate", "linear", tmp_path / "run", "--train", small_store, "--test", small_store),
+        "is not a run directory",
+    )
+    refused(
+        command("evaluate", "knn", tmp_path, "--train", small_store, "--test", small_store),
+        "holds no checkpoint that verifies",
+    )
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, small_store: Path) -> Path:
+    file = tmp_path / "mine.yaml"
+    file.write_text(RECIPE + f"data: {{store: {small_store}}}\n")
+    return file
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.lrr=1", "unknown key optim.lrr; did you mean optim.lr?"),
+        ("batch.size=1", "batch.size: Input should be greater than or equal to 2"),
+        ("batch.size=13", "batch.size 13 is not a multiple of batch.micro 4"),
+        ("method.temperature=0", "method.temperature: Input should be greater than 0"),
+        ("epochs=0.01", "are less than one batch of 12"),
+        ("data.store=/nowhere", "/nowhere is not a store"),
+        ("optim.lr", "write it as key=value"),
+    ],
+)
+def test_pretrain_refuses_a_setting_before_anything_starts(
+    command: Command, recipe: Path, tmp_path: Path, setting: str, message: str
+) -> None:
+    refused(command("pretrain", recipe, "--set", setting, "--out", tmp_path / "runs"), message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_pretrain_mistakes(command: Command, recipe: Path, finished: Path, tmp_path: Path) -> None:
+    refused(command("pretrain", tmp_path / "no.yaml"), "no such file")
+    refused(command("pretrain"), "give either a recipe, or --resume RUN_DIR")
+    refused(command("pretrain", recipe, "--resume", finished), "give either a recipe, or --resume RUN_DIR")
+    refused(command("pretrain", recipe, "--run-dir", finished), "is not empty: go on with it by --resume")
+    refused(command("pretrain", recipe, "--run-dir", recipe / "under-a-file"), "cannot be written")
+    refused(command("pretrain", "--resume", tmp_path / "nothing"), "is not a run that can go on")
+    refused(command("pretrain", "--resume", finished, "--set", "optim.lr=3"), "a run goes on as it began")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_an_unwritable_run_directory_is_refused(command: Command, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    refused(command("pretrain", recipe, "--out", tmp_path / "locked"), "cannot be written: Permission denied")
+
+
+def test_a_port_in_use_is_refused(command: Command, recipe: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        setting = f"cluster.dashboard_port={port}"
+        outcome = command("pretrain", recipe, "--set", setting, "--run-dir", tmp_path / "run")
+    refused(outcome, f"cluster.dashboard_port {port}: Address already in use; choose another")
+
+
+def test_an_unreachable_cluster_is_refused(
+    command: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    outcome = command("pretrain", recipe, "--run-dir", tmp_path / "run")
+    refused(outcome, f"the Ray cluster at RAY_ADDRESS={address} cannot be reached")
+
+
+def test_a_recipe_and_an_empty_store_folder(command: Command, recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    refused(
+        command("pretrain", recipe, "--set", f"data.store={tmp_path / 'empty'}"), "is not a store (no manifest.json)"
+    )

@@ -1,0 +1,222 @@
+"""One exact step: the same run whatever the workers, the ZeRO stage and the interruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ssl_dist import augment, order
+from ssl_dist.batches import Batch, Batches
+from ssl_dist.collectives import World
+from ssl_dist.config import RunConfig
+from ssl_dist.engine import Engine
+from ssl_dist.errors import Diverged
+from ssl_dist.store import ImageStore
+from tests.gloo import GlooPool
+from tests.helpers import differences, save, small_config, smooth_method, train
+from tests.losses.test_nt_xent import reference
+
+Pools = Callable[[int], GlooPool]
+STEPS = 20
+
+# float32 rounds to 6e-8, and sums in another order differ by a few of that; 20 steps of training multiply it (measured:
+# to 1e-6 in the loss, 5e-6 in the gradient's norm). A lost micro-batch changes both by 1e-1, a gradient averaged and
+# not summed changes the norm by 1/W.
+LOSS_TOLERANCE = 1e-5
+NORM_TOLERANCE = 1e-4
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    for ours, theirs, tolerance in zip(found, expected, (LOSS_TOLERANCE, NORM_TOLERANCE), strict=True):
+        assert len(ours) == len(theirs)
+        assert max(abs(a - b) / b for a, b in zip(ours, theirs, strict=True)) <= tolerance
+
+
+@pytest.fixture(scope="module")
+def alone(gloo: Pools, small_store: Path) -> Callable[..., Any]:
+    """The trace of one worker at ZeRO 0, by overrides, run once each."""
+    known: dict[str, Any] = {}
+
+    def trace(**overrides: Any) -> Any:
+        key = repr(sorted(overrides.items()))
+        if key not in known:
+            config = small_config(small_store, **{"engine__zero_stage": 0, **overrides})
+            [known[key]] = gloo(1).run(train, config, 0, STEPS)
+        return known[key]
+
+    return trace
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optim__name": "adamw", "optim__lr": 1e-4}])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_workers_and_zero_stage_do_not_change_the_losses(
+    gloo: Pools, small_store: Path, alone: Any, workers: int, zero_stage: int, optimizer: dict[str, Any]
+) -> None:
+    """Three micro-batches: one worker has all, two have one and two, three have one each."""
+    config = small_config(small_store, engine__zero_stage=zero_stage, **optimizer)
+    traces = gloo(workers).run(train, config, 0, STEPS)
+    expected = alone(**optimizer)
+    for trace in traces:
+        assert trace.losses == traces[0].losses, "the loss is the same on every worker, bit for bit"
+    assert_same(traces[0][:2], expected[:2])
+    for name, tensor in expected.state.model.items():
+        torch.testing.assert_close(traces[0].state.model[name], tensor, rtol=1e-3, atol=1e-5)
+    assert traces[0].state.optimizer.keys() == expected.state.optimizer.keys()
+
+
+@pytest.mark.parametrize(("size", "micro"), [(12, 12), (20, 4), (12, 6)])
+def test_shares_that_do_not_divide(gloo: Pools, small_store: Path, alone: Any, size: int, micro: int) -> None:
+    """One, five and two micro-batches on three workers, some of which have nothing in a slot, or in all."""
+    batch = {"batch": {"size": size, "micro": micro}}
+    trace = gloo(3).run(train, small_config(small_store, **batch), 0, STEPS)[0]
+    assert_same(trace[:2], alone(**batch)[:2])
+
+
+def test_dropout_does_not_depend_on_workers(gloo: Pools, small_store: Path, alone: Any) -> None:
+    net = {"backbone": {"name": "convnet", "dropout": 0.3}}
+    trace = gloo(2).run(train, small_config(small_store, **net), 0, STEPS)[0]
+    assert_same(trace[:2], alone(**net)[:2])
+    assert trace.losses[0] != alone(backbone={"name": "convnet"}).losses[0]
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_the_update_is_the_gradient_of_the_papers_loss(gloo: Pools, small_store: Path, workers: int) -> None:
+    """One step of plain SGD at rate 1 moves the weights by the gradient that autograd gives for the dense loss."""
+    plain = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0}
+    config = small_config(small_store, optim=plain)
+    before = smooth_method(config).state_dict()
+    after = gloo(workers).run(train, config, 0, 1)[0].state.model
+    expected = _dense_gradient(config)
+    for name, gradient in expected.items():
+        # the difference of two float32 weights of order 1 has an error of 1e-7
+        torch.testing.assert_close(before[name] - after[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def _dense_gradient(config: RunConfig) -> dict[str, torch.Tensor]:
+    """Micro-batches through the module one by one, then one dense loss, then autograd."""
+    method, images = smooth_method(config).train(), ImageStore(config.data.store)
+    ids, _ = order.stream(config.seed, 0, config.batch.size, len(images))
+    embedded = []
+    for part in torch.from_numpy(ids).split(config.batch.micro):
+        pixels = torch.from_numpy(images.gather(part.numpy()))
+        views = augment.views(pixels, part, seed=config.seed, epoch=0, recipe=config.augment.views())
+        embedded.append(method.embed(views))
+    z_a, z_b = torch.cat(embedded).unbind(1)
+    reference(z_a, z_b, 0.2).backward()
+    return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_running_statistics_are_the_mean_over_all_micro_batches(gloo: Pools, small_store: Path, workers: int) -> None:
+    config = small_config(small_store)
+    after = gloo(workers).run(train, config, 0, 1)[0].state.model
+    method, images = smooth_method(config).train(), ImageStore(config.data.store)
+    stem = method.backbone.body[:1]
+    ids, _ = order.stream(config.seed, 0, 12, len(images))
+    means, variances = [], []
+    for part in torch.from_numpy(ids).split(4):
+        pixels = torch.from_numpy(images.gather(part.numpy()))
+        views = augment.views(pixels, part, seed=config.seed, epoch=0, recipe=config.augment.views())
+        maps = stem(views.flatten(0, 1)).transpose(0, 1).flatten(1)  # [channels, everything else]
+        means.append(maps.mean(1))
+        variances.append(maps.var(1))
+    prefix = "backbone.body.1."
+    torch.testing.assert_close(after[prefix + "running_mean"], 0.1 * torch.stack(means).mean(0), rtol=1e-4, atol=1e-6)
+    expected = 0.9 + 0.1 * torch.stack(variances).mean(0)
+    torch.testing.assert_close(after[prefix + "running_var"], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optim__name": "adamw", "optim__lr": 1e-4}])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_ten_steps_are_five_and_five_bit_for_bit(
+    gloo: Pools, small_store: Path, tmp_path: Path, zero_stage: int, optimizer: dict[str, Any]
+) -> None:
+    config = small_config(small_store, engine__zero_stage=zero_stage, **optimizer)
+    whole = gloo(2).run(train, config, 0, 10)[0]
+    save(gloo(2).run(train, config, 0, 5)[0].state, tmp_path, 5, config)
+    rest = gloo(2).run(train, config, 5, 10, tmp_path)[0]
+    assert rest.losses == whole.losses[5:]
+    assert differences(rest.state.model, whole.state.model) == []
+    assert differences(rest.state.optimizer, whole.state.optimizer) == []
+
+
+@pytest.mark.parametrize("optimizer", [{}, {"optim__name": "adamw", "optim__lr": 1e-4}])
+@pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 2)), ((3, 3), (1, 0)), ((1, 0), (2, 3)), ((2, 2), (3, 3))])
+def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
+    gloo: Pools,
+    small_store: Path,
+    tmp_path: Path,
+    alone: Any,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    optimizer: dict[str, Any],
+) -> None:
+    first, second = (small_config(small_store, engine__zero_stage=stage, **optimizer) for _, stage in (before, after))
+    begun = gloo(before[0]).run(train, first, 0, 7)[0]
+    save(begun.state, tmp_path, 7, first)
+    rest = gloo(after[0]).run(train, second, 7, STEPS, tmp_path)[0]
+    both = (begun.losses + rest.losses, begun.grad_norms + rest.grad_norms)
+    assert_same(both, alone(**optimizer)[:2])
+
+
+def test_lars_runs_on_whole_parameters(gloo: Pools, small_store: Path, alone: Any) -> None:
+    lars = {"optim": {"name": "lars", "lr": 0.02, "warmup_epochs": 0}, "engine__zero_stage": 0}
+    trace = gloo(2).run(train, small_config(small_store, **lars), 0, STEPS)[0]
+    assert_same(trace[:2], alone(**lars)[:2])
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_bf16_keeps_the_loss_near_fp32s(gloo: Pools, small_store: Path, alone: Any, workers: int) -> None:
+    config = small_config(small_store, engine__precision="bf16")
+    losses = gloo(workers).run(train, config, 0, 3)[0].losses
+    expected = alone().losses[:3]
+    assert losses != expected
+    assert max(abs(a - b) for a, b in zip(losses, expected, strict=True)) < 0.1  # 8 bits of mantissa, three steps
+
+
+def _poisoned(rank: int, size: int, config: RunConfig, what: str) -> tuple[str, bool]:
+    """(message, weights untouched) of a step whose loss or gradient is not finite."""
+    world = World.current()
+    method = config.initial_method()
+    engine = Engine(method, config, world)
+    batch = Batches(ImageStore(config.data.store), config, world, 0, 4).fetch(3)
+    before = {name: tensor.clone() for name, tensor in engine.state().model.items()}
+    poison = float("nan") if what == "loss" else float("inf")
+    if what == "loss":
+        engine.method.loss = lambda z: z.sum() * poison  # type: ignore[method-assign]
+    else:
+        engine.method.loss = lambda z: z.abs().sqrt().sum() * 0 + (z - z.detach()).abs().sqrt().sum()  # type: ignore[method-assign]
+    try:
+        engine.step(batch, 0.1)
+    except Diverged as error:
+        after = engine.state().model
+        same = all(torch.equal(before[n], after[n]) for n in before if "running" not in n and "tracked" not in n)
+        return str(error), same
+    return "went on", False
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+@pytest.mark.parametrize("what", ["loss", "gradient"])
+def test_every_worker_stops_before_the_update_of_a_step_that_is_not_finite(
+    gloo: Pools, small_store: Path, zero_stage: int, what: str
+) -> None:
+    config = small_config(small_store, engine__zero_stage=zero_stage)
+    for message, same in gloo(2).run(_poisoned, config, what):
+        assert message.startswith("step 3: the ")
+        assert same
+
+
+def test_a_batch_has_the_same_views_at_each_call(small_store: Path) -> None:
+    config = small_config(small_store)
+    batch: Batch = Batches(ImageStore(small_store), config, World(1, 2), 0, 5).fetch(4)
+    assert (batch.micro_batches, batch.num_slots, len(batch.ids)) == (range(1, 3), 2, 8)
+    cpu = torch.device("cpu")
+    assert torch.equal(batch.views(1, cpu), batch.views(1, cpu))
+    spare = Batches(ImageStore(small_store), config, World(0, 2), 0, 5).fetch(4)
+    assert (spare.micro_batches, spare.num_slots) == (range(1), 2)
+    assert spare.views(1, cpu).abs().max() == 0

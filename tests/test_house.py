@@ -1,0 +1,151 @@
+"""The house: imports run one way, each heavy library has one door, no pickle on a data path."""
+
+from __future__ import annotations
+
+import ast
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_dist.config import RunConfig
+from ssl_dist.evaluate import encoder_of
+from ssl_dist.store import ImageStore
+from tests.helpers import save, small_config, train
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("ssl_dist", "cluster", "tune")
+
+# From the ground up: a line may import only lines above it (and its own).
+FLOORS = [
+    "ssl_dist",
+    "ssl_dist.errors",
+    "ssl_dist.store",
+    "ssl_dist.order",
+    "ssl_dist.augment",
+    "ssl_dist.collectives",
+    "ssl_dist.losses",
+    "ssl_dist.backbones",
+    "ssl_dist.methods",
+    "ssl_dist.optim",
+    "ssl_dist.config",
+    "ssl_dist.batches",
+    "ssl_dist.batch_norm",
+    "ssl_dist.engine",
+    "ssl_dist.checkpoint",
+    "ssl_dist.monitor",
+    "ssl_dist.evaluate",
+    "ssl_dist.pretrain",
+    "ssl_dist.report",
+    "ssl_dist.cli",
+    "cluster",
+    "cluster.run_directory",
+    "cluster.worker",
+    "cluster.launch",
+    "cluster.digits",
+    "cluster.cli",
+    "tune",
+    "tune.cli",
+]
+
+# Each library's only door.
+DOORS = {
+    "deepspeed": {"ssl_dist.engine"},
+    "ray": {"cluster.worker", "cluster.launch"},
+    "tensorboard": set(),
+    "torch.utils.tensorboard": {"ssl_dist.monitor"},
+    "pyarrow": {"ssl_dist.store.schema", "ssl_dist.store.read", "ssl_dist.store.write"},
+}
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for package in PACKAGES:
+        for file in sorted((ROOT / package).rglob("*.py")):
+            name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield name, ast.parse(file.read_text())
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    """Full names of what is imported, also inside functions."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def floor(name: str) -> int:
+    known = [known for known in FLOORS if name == known or name.startswith(f"{known}.")]
+    return FLOORS.index(max(known, key=len))
+
+
+def test_every_module_stands_on_a_floor() -> None:
+    names = {name for name, _ in modules()}
+    assert {name for name in names if name.count(".") == 1} <= set(FLOORS)
+    assert set(FLOORS) <= names
+
+
+def test_imports_run_one_way() -> None:
+    breaches = [
+        f"{name} imports {imported}"
+        for name, tree in modules()
+        for imported in imports(tree)
+        if imported.split(".")[0] in PACKAGES and floor(imported) > floor(name)
+    ]
+    assert breaches == []
+
+
+def test_a_breach_would_be_seen() -> None:
+    tree = ast.parse("def f():\n    from ssl_dist.engine import Engine")
+    assert [floor(name) > floor("ssl_dist.order") for name in imports(tree)] == [True]
+
+
+@pytest.mark.parametrize("library", sorted(DOORS))
+def test_each_heavy_library_has_one_door(library: str) -> None:
+    found = {name for name, tree in modules() for one in imports(tree) if f"{one}.".startswith(f"{library}.")}
+    assert found == DOORS[library]
+
+
+def test_the_science_and_the_help_page_import_nothing_heavy() -> None:
+    heavy = ("torch", "ray", "deepspeed", "pyarrow", "sklearn", "numpy")
+    code = f"import sys, tune.cli; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert out.stdout.strip() == "[]"
+
+
+def test_no_module_names_pickle_or_what_unpickles() -> None:
+    forbidden = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
+    calls = {("torch", "load"), ("torch", "save"), ("dist", "broadcast_object_list"), ("dist", "all_gather_object")}
+    for name, tree in modules():
+        assert not forbidden & {imported.split(".")[0] for imported in imports(tree)}, name
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                assert (node.value.id, node.attr) not in calls, name
+            if isinstance(node, ast.keyword):
+                assert node.arg != "allow_pickle", name
+
+
+def test_no_pickle_is_read_on_any_data_path(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Store, config, training, checkpoint, resume and encoder with every unpickler broken."""
+    config = small_config(small_store)
+
+    def refuse(*_: object, **__: object) -> object:
+        raise AssertionError("something was unpickled")
+
+    for module, names in ((pickle, ("load", "loads", "Unpickler", "_load", "_loads")), (torch, ("load",))):
+        for name in names:
+            monkeypatch.setattr(module, name, refuse)
+    with pytest.raises(AssertionError, match="unpickled"):
+        pickle.loads(b"")
+    store = ImageStore(small_store, verify="full")
+    assert store.gather(np.arange(3)).shape[0] == len(store.labels[:3])
+    save(train(0, 1, config, 0, 2).state, tmp_path, 2, config)
+    assert len(train(0, 1, config, 2, 4, tmp_path).losses) == 2
+    assert encoder_of(tmp_path)[2] == 2
+    assert RunConfig.from_tree(config.model_dump(mode="json"), "") == config
