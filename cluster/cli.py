@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_dist.cli import Json, app, console, print_json, show, show_comparison
-from ssl_dist.errors import ConfigError
+from ssl_dist.cli import Json, app, comparison, console, print_json, show
+from ssl_dist.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     from cluster.run_directory import RunDirectory
@@ -39,6 +40,7 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder with Ray Train and DeepSpeed, on this machine or on the cluster of RAY_ADDRESS."""
+    from cluster.run_directory import RunDirectory
     from ssl_dist.config import parse_override
 
     overrides = dict(parse_override(text) for text in settings or [])
@@ -50,50 +52,64 @@ def pretrain(
         assert recipe is not None, "checked above"
         config = _resolve(recipe, overrides)
         name = f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
-        run = _create(run_dir or out / name, config)
+        run = RunDirectory.create(run_dir or out / name, config)
     _train(run, config, as_json)
 
 
 def _resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
     """The recipe with its store opened once: what is wrong with it is said before anything starts."""
     from ssl_dist.config import RunConfig
+
+    return _with_store(RunConfig.load(recipe, overrides), recipe)
+
+
+def _with_store(config: RunConfig, origin: str) -> RunConfig:
+    """The config with its store's absolute path, number and size of images."""
+    from ssl_dist.config import RunConfig
     from ssl_dist.store import ImageStore
 
-    config = RunConfig.load(recipe, overrides)
     store = ImageStore(config.data.store)
     config.plan(len(store))
     data = {"store": str(store.path.absolute()), "num_images": len(store), "image_shape": store.image_shape}
-    return RunConfig.from_tree({**config.model_dump(), "data": data}, recipe)
-
-
-def _create(directory: Path, config: RunConfig) -> RunDirectory:
-    from cluster.run_directory import RunDirectory
-
-    return RunDirectory.create(directory, config)
+    return RunConfig.from_tree({**config.model_dump(), "data": data}, origin)
 
 
 def _reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, RunConfig]:
+    """A run to go on with; settings that may change are kept for the resume after this one."""
     from cluster.run_directory import RunDirectory
+    from ssl_dist import checkpoint
     from ssl_dist.config import RunConfig, put_override
 
     for key in overrides:
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
-            raise ConfigError(
-                f"--set {key}: a run goes on as it began; with --resume only {', '.join(_FREE_ON_RESUME)} may change"
-            )
-    run, config = RunDirectory.reopen(directory)
-    tree = config.model_dump()
+            free = ", ".join(_FREE_ON_RESUME)
+            raise ConfigError(f"--set {key}: a run goes on as it began; with --resume only {free} may change")
+    run, before = RunDirectory.reopen(directory)
+    tree = before.model_dump()
     for key, value in overrides.items():
         put_override(tree, key, value)
-    return run, RunConfig.from_tree(tree, str(directory))
+    config = _with_store(RunConfig.from_tree(tree, str(directory)), str(directory))
+    before.data.expect(config.data)
+    found = checkpoint.newest(run.path)
+    _say(f"going on from step {found.step}" if found else "no checkpoint yet: starting from step 0")
+    run.update(config)
+    return run, config
+
+
+def _say(text: str) -> None:
+    console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _train(run: RunDirectory, config: RunConfig, as_json: bool) -> dict[str, Any]:
     from cluster.launch import launch
 
-    console.print(f"run directory {run.path}", highlight=False, soft_wrap=True)
-    console.print(f"watch it with: tensorboard --logdir {run.path}", highlight=False, soft_wrap=True)
-    metrics = launch(config, run, console)
+    _say(f"run directory {run.path}")
+    _say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
+    try:
+        metrics = launch(config, run, console)
+    except ClusterError:
+        run.discard()
+        raise
     result = {"run": str(run.path), **metrics}
     rows = {tag: f"{value:.6g}" if isinstance(value, float) else value for tag, value in metrics.items()}
     show(f"{run.path.name}", rows.items(), result, as_json)
@@ -110,8 +126,9 @@ def demo(
     import tempfile
 
     from cluster import digits
+    from cluster.run_directory import RunDirectory
     from ssl_dist.config import parse_override
-    from ssl_dist.evaluate import compare, knn_accuracy
+    from ssl_dist.evaluate import knn_accuracy
     from ssl_dist.store import build
 
     out = out / f"{datetime.now():%Y%m%d-%H%M%S}"
@@ -122,10 +139,9 @@ def demo(
             build(Path(folder) / split, store, split=split, workers=1)
     overrides = {"data.store": str(train), **dict(parse_override(text) for text in settings or [])}
     config = _resolve("simclr-digits", overrides)
-    run = _create(out / "run", config)
+    run = RunDirectory.create(out / "run", config)
     _train(run, config, False)
-    result = compare(run.path, train, test, knn_accuracy)
-    show_comparison("kNN, k = 20", result, False)
-    console.print(f"TensorBoard's logs: {run.path / 'tensorboard'}", highlight=False, soft_wrap=True)
+    result = comparison("kNN, k = 20", knn_accuracy, run.path, train, test, needs=20)
+    _say(f"TensorBoard's logs: {run.path / 'tensorboard'}")
     if as_json:
         print_json({"run": str(run.path), **result._asdict()})

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import shlex
 import signal
 import socket
 import threading
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from cluster.run_directory import RunDirectory
 from ssl_dist.config import RunConfig
-from ssl_dist.errors import ClusterError, SslDistError
+from ssl_dist.errors import ClusterError, Interrupted, SslDistError
 
 # Read by Ray when it is imported, or by the processes that it starts.
 _ENVIRONMENT = {
@@ -32,12 +33,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _POLL_S = 0.25
-
-
-class Interrupted(SslDistError):
-    """Ctrl-C; the message says how to go on."""
-
-    exit_code = 130
+_REACH_S = 10
 
 
 def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, Any]:
@@ -57,13 +53,18 @@ def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, 
         outcome = _Fit(config, run)
         outcome.start()
         _follow(outcome, run, console)
-        if outcome.error and not interrupts.asked:
-            raise _explain(outcome.error, run)
     if error := run.read_error():
         raise error
+    if outcome.error:
+        raise _explain(outcome.error, run)
     if interrupts.asked:
-        raise Interrupted(f"stopped; go on with: ssl-dist pretrain --resume {run.path}")
+        raise Interrupted(f"stopped; go on with: {resume_command(run)}")
     return outcome.metrics
+
+
+def resume_command(run: RunDirectory) -> str:
+    """The line that goes on with a run."""
+    return f"ssl-dist pretrain --resume {shlex.quote(str(run.path))}"
 
 
 class _Fit(threading.Thread):
@@ -124,12 +125,14 @@ def _ray(config: RunConfig) -> Iterator[bool]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
+        _check_resources(config)
         yield False
         return
     cluster = config.cluster
     address = os.environ.get("RAY_ADDRESS")
     try:
         if address:
+            _check_reachable(address)
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
         else:
             _check_port(cluster.dashboard_port)
@@ -145,16 +148,24 @@ def _ray(config: RunConfig) -> Iterator[bool]:
                 logging_level=logging.ERROR,
                 **dashboard,
             )
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = next(iter(str(error).splitlines()), repr(error))
         where = (
             f"the Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
         )
-        raise ClusterError(f"{where}: {str(error).splitlines()[0]}") from None
+        raise ClusterError(f"{where}: {reason}") from None
     try:
         _check_resources(config)
         yield not address
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """A quick no where nobody listens; Ray itself would go on asking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_REACH_S).close()
 
 
 def _check_port(port: int | None) -> None:
@@ -174,14 +185,16 @@ def _check_resources(config: RunConfig) -> None:
     """Refuse what would wait for ever. A cluster that grows by itself must have grown as far as the run needs."""
     import ray
 
-    have, cluster = ray.cluster_resources(), config.cluster
-    need = {"CPU": cluster.workers * cluster.cpus_per_worker, "GPU": float(cluster.workers if cluster.gpu else 0)}
-    for kind, number in need.items():
-        if have.get(kind, 0.0) < number:
-            raise ClusterError(
-                f"cluster.workers {cluster.workers} need {number:g} {kind}, Ray has {have.get(kind, 0.0):g}:"
-                " lower cluster.workers or cluster.cpus_per_worker, or add nodes"
-            )
+    cluster = config.cluster
+    need = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(int(node.get(kind, 0.0) / number) for kind, number in need.items()) for node in nodes)
+    if room < cluster.workers:
+        each = " and ".join(f"{number:g} {kind}" for kind, number in need.items())
+        raise ClusterError(
+            f"cluster.workers {cluster.workers} of {each} each: Ray's {len(nodes)} node(s) have room for {room};"
+            " lower cluster.workers or cluster.cpus_per_worker, or add nodes"
+        )
 
 
 class _Interrupts:
@@ -211,20 +224,19 @@ def _interrupts(run: RunDirectory, console: Console) -> Iterator[_Interrupts]:
     try:
         yield handler
     except KeyboardInterrupt:
-        raise Interrupted(
-            f"stopped at once; the newest checkpoint goes on with: ssl-dist pretrain --resume {run.path}"
-        ) from None
+        raise Interrupted(f"stopped at once; the newest checkpoint goes on with: {resume_command(run)}") from None
     finally:
         for number, old in before.items():
             signal.signal(number, old)
 
 
 def _explain(error: BaseException, run: RunDirectory) -> SslDistError:
-    """One line for whatever ended the fit."""
-    reasons = getattr(error, "worker_failures", None) or {0: error}
-    rank, reason = sorted(reasons.items())[0]
-    line = next((text for text in reversed(str(reason).splitlines()) if text.strip()), repr(reason))
-    return SslDistError(
-        f"worker {rank} failed again and again ({line.strip()}): see {run.path}/worker-*.log, then go on with"
-        f" ssl-dist pretrain --resume {run.path}"
-    )
+    """One line for whatever ended the fit: the first worker that did not merely lose its connection to another."""
+    failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
+    lines = [(rank, _last_line(reason)) for rank, reason in failures]
+    rank, line = next((one for one in lines if "onnection" not in one[1]), lines[0])
+    return SslDistError(f"worker {rank} failed ({line}): see {run.path}/worker-*.log, then {resume_command(run)}")
+
+
+def _last_line(reason: BaseException) -> str:
+    return next((text.strip() for text in reversed(str(reason).splitlines()) if text.strip()), repr(reason))

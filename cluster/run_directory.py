@@ -45,7 +45,7 @@ class RunDirectory:
             if any(run.path.iterdir()):
                 raise RunError(f"{path} is not empty: go on with it by --resume {path}, or choose another --run-dir")
             run._claim()
-            (run.path / "config.json").write_text(config.model_dump_json(indent=1), encoding="utf-8")
+            run.update(config)
         except OSError as error:
             raise RunError(f"run directory {path} cannot be written: {error.strerror}") from None
         return run
@@ -67,6 +67,17 @@ class RunDirectory:
             raise RunError(f"{path} is not a run that can go on ({error})") from None
         return run, RunConfig.from_tree(tree, str(run.path / "config.json"))
 
+    def update(self, config: RunConfig) -> None:
+        """Keep the settings that a resume changed, for the next one."""
+        _write(self.path / "config.json", config.model_dump_json(indent=1))
+
+    def discard(self) -> None:
+        """Take back a directory in which nothing has run."""
+        if self._lock and sorted(path.name for path in self.path.iterdir()) == ["config.json", "lock"]:
+            for name in ("config.json", "lock"):
+                (self.path / name).unlink()
+            self.path.rmdir()
+
     def _claim(self) -> None:
         self._lock = (self.path / "lock").open("w")
         try:
@@ -80,16 +91,11 @@ class RunDirectory:
     def stop_asked(self) -> bool:
         return (self.path / "stop").exists()
 
-    def write_error(self, error: SslDistError) -> None:
-        """Leave an error for the driver; the first one stays."""
-        aside = self.path / f"error.{os.getpid()}.tmp"
-        aside.write_text(json.dumps({"kind": type(error).__name__, "message": str(error)}), encoding="utf-8")
-        try:
-            os.link(aside, self.path / "error.json")
-        except FileExistsError:
-            pass
-        finally:
-            aside.unlink()
+    def write_error(self, error: SslDistError, *, final: bool) -> None:
+        """Leave an error for the driver. A final one replaces another, which else stays."""
+        target = self.path / "error.json"
+        if final or not target.exists():
+            _write(target, json.dumps({"kind": type(error).__name__, "message": str(error)}))
 
     def read_error(self) -> SslDistError | None:
         try:
@@ -99,3 +105,10 @@ class RunDirectory:
         kind = getattr(errors, found["kind"])
         error: SslDistError = kind(found["message"])
         return error
+
+
+def _write(file: Path, text: str) -> None:
+    """Whole or not at all."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    aside.replace(file)

@@ -21,8 +21,9 @@ log = logging.getLogger(__name__)
 def train(settings: dict[str, Any]) -> dict[str, float]:
     """Entry point of TorchTrainer.
 
-    An error raised on purpose would come again at each restart, so it is left in the run directory for the driver
-    and the worker ends as if all were well; any other death is Ray's to mend by a restart.
+    Whatever ends one worker, Ray kills the others with it and starts all anew from the newest checkpoint. An error
+    raised on purpose would only come again: it is left in the run directory for the driver, and the workers that are
+    started next find it and end at once.
 
     Args:
         settings: ``config``, the run's config as plain values, and ``directory``, of the run.
@@ -44,14 +45,11 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     try:
         return pretrain(config, run.path, World.current(device), launcher)
     except SslDistError as error:
-        run.write_error(error)
+        run.write_error(error, final=rank == 0)
+        raise
     except Exception:
-        # A collective fails where another worker has left: if that one said why, its reason is the one to report.
-        if not run.read_error():
-            log.exception("worker %d failed", rank)
-            raise
-    torch.distributed.destroy_process_group()  # lets the others go, who wait in a collective
-    return {}
+        log.exception("worker %d failed", rank)
+        raise
 
 
 def _report(metrics: dict[str, float], saved: Path) -> None:

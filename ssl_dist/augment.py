@@ -32,7 +32,7 @@ _COLOUR_OPERATIONS = 4
 class View(pydantic.BaseModel):
     """What one view's random operations are drawn from. ``p``: probability; ranges are of torchvision's parameters."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     size_px: int | None = pydantic.Field(None, ge=1)  # side of the output; None: the stored height
     crop_scale: tuple[float, float] = (0.08, 1.0)  # share of the image's area

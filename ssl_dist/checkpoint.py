@@ -85,18 +85,30 @@ def save(run: Path, step: int, config: RunConfig, state: State, keep: int) -> Pa
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise RunError(f"checkpoint {final} cannot be written ({error}): older checkpoints are untouched") from None
-    for old in _found(run)[keep:]:
+    found = _found(run)
+    beyond = [path for path in found if path.name > final.name]  # damaged, or the run would not have gone back
+    for old in beyond + found[len(beyond) :][keep:]:
         shutil.rmtree(old, ignore_errors=True)
     return final
 
 
 def newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that verifies; damaged ones are named in the log and passed over."""
-    for path in _found(run):
+    """The newest checkpoint of a run that verifies, None where it has none; damaged ones are named in the log.
+
+    Raises:
+        CheckpointError: there are some, and none of them verifies: a run does not start over in silence.
+    """
+    found = _found(run)
+    for path in found:
         try:
             return verify(path)
         except CheckpointError as error:
             log.warning("%s: passed over", error)
+    if found:
+        raise CheckpointError(
+            f"none of the {len(found)} checkpoints in {run / FOLDER} verifies, newest {found[0].name}: restore one,"
+            " or delete them to start the run over"
+        )
     return None
 
 

@@ -6,15 +6,16 @@ import contextlib
 import json
 import logging
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from ssl_dist.errors import SslDistError
 
@@ -60,10 +61,10 @@ def _escape(text: str) -> str:
 
 def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:
     """A two-column table on screen, and with --json the same as the last line."""
-    console.print(title, style="bold", highlight=False, soft_wrap=True)
+    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     table = Table(show_header=False)
     for name, value in rows:
-        table.add_row(name, str(value))
+        table.add_row(name, Text(str(value)))
     console.print(table)
     if as_json:
         print_json(result)
@@ -75,10 +76,17 @@ def print_json(result: dict[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _build_progress() -> Iterator[tuple[Progress, TaskID]]:
-    columns = (TextColumn("building"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=_stderr) as progress:
-        yield progress, progress.add_task("building", total=None, rate="")
+def _image_progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar with rate and time left; yields what to call with (images done, images in all)."""
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=_stderr, disable=not _stderr.is_terminal) as progress:
+        task = progress.add_task(what, total=None, rate="")
+
+        def update(done: int, total: int) -> None:
+            rate = f"{done / (progress.tasks[0].elapsed or 1):,.0f} images/s"
+            progress.update(task, completed=done, total=total, rate=rate)
+
+        yield update
 
 
 @store_app.command("build")
@@ -98,17 +106,9 @@ def store_build(
     """Build a store. Files that are not readable images are named, left out and counted."""
     from ssl_dist.store import build
 
-    with _build_progress() as (progress, task):
+    with _image_progress("building") as progress:
         manifest = build(
-            source,
-            destination,
-            split=split,
-            size_px=size_px,
-            workers=workers,
-            strict=strict,
-            progress=lambda done, total: progress.update(
-                task, completed=done, total=total, rate=f"{done / (progress.tasks[0].elapsed or 1):,.0f} images/s"
-            ),
+            source, destination, split=split, size_px=size_px, workers=workers, strict=strict, progress=progress
         )
     store_info_table(destination, manifest.model_dump(exclude={"shards"}), as_json)
 
@@ -149,8 +149,10 @@ def store_verify(store: Annotated[Path, typer.Argument(help="Folder of the store
             if stop > first
             else "header or footer, no sample lost"
         )
-        console.print(f"damaged: {damage.shard}, {what}", highlight=False, soft_wrap=True)
-    console.print(f"{store}: {len(opened):,} images, {len(damaged)} damaged places", highlight=False, soft_wrap=True)
+        console.print(f"damaged: {damage.shard}, {what}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{store}: {len(opened):,} images, {len(damaged)} damaged places", markup=False, highlight=False, soft_wrap=True
+    )
     if as_json:
         print_json({"store": str(store), "rows": len(opened), "damaged": [damage._asdict() for damage in damaged]})
     if damaged:
@@ -184,13 +186,13 @@ def evaluate_knn(
     run: Run,
     train: TrainStore,
     test: TestStore,
-    k: Annotated[int, typer.Option(help="Neighbours that vote.")] = 20,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     as_json: Json = False,
 ) -> None:
     """k nearest neighbours by cosine similarity s, votes weighted by exp(s / 0.1)."""
     from ssl_dist.evaluate import knn_accuracy
 
-    _evaluate(f"kNN, k = {k}", lambda *features: knn_accuracy(*features, k=k), run, train, test, as_json)
+    _evaluate(f"kNN, k = {k}", lambda *features: knn_accuracy(*features, k=k), run, train, test, as_json, needs=k)
 
 
 @evaluate_app.command("linear")
@@ -207,16 +209,19 @@ def evaluate_linear(
     _evaluate("linear probe", lambda *features: linear_accuracy(*features, l2=l2), run, train, test, as_json)
 
 
-def _evaluate(name: str, score: Score, run: Path, train: Path, test: Path, as_json: bool) -> None:
+def _evaluate(name: str, score: Score, run: Path, train: Path, test: Path, as_json: bool, needs: int = 1) -> None:
+    result = comparison(name, score, run, train, test, needs=needs)
+    if as_json:
+        print_json({"evaluation": name, **result._asdict()})
+
+
+def comparison(name: str, score: Score, run: Path, train: Path, test: Path, *, needs: int) -> Comparison:
+    """Trained beside random weights, with a bar while features are computed and a table at the end."""
     from ssl_dist.evaluate import compare
 
-    with console.status(f"{name}: embedding {train} and {test}"):
-        result = compare(run, train, test, score)
-    show_comparison(name, result, as_json)
-
-
-def show_comparison(name: str, result: Comparison, as_json: bool) -> None:
-    """Trained beside random weights."""
+    with _image_progress("embedding") as progress:
+        result = compare(run, train, test, score, needs=needs, progress=progress)
     rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
     title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"
-    show(title, rows.items(), {"evaluation": name, **result._asdict()}, as_json)
+    show(title, rows.items(), {}, as_json=False)
+    return result

@@ -17,7 +17,7 @@ import yaml
 
 from ssl_dist import backbones, methods
 from ssl_dist.augment import RECIPES, Recipe, View
-from ssl_dist.errors import ConfigError
+from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.methods import Method, MethodConfig
 from ssl_dist.optim import OptimConfig
 
@@ -25,7 +25,7 @@ RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
 class _Section(pydantic.BaseModel):
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(_Section):
@@ -35,6 +35,19 @@ class DataConfig(_Section):
     store: str
     num_images: int | None = None
     image_shape: tuple[int, int, int] | None = None
+
+    def expect(self, found: DataConfig) -> None:
+        """Refuse a store of other images than the run began with.
+
+        Raises:
+            StoreError: their number or size differs.
+        """
+        for name in ("num_images", "image_shape"):
+            began, now = getattr(self, name), getattr(found, name)
+            if began is not None and began != now:
+                raise StoreError(
+                    f"{found.store} has {name} {now} where the run began with {began}: set data.store to that"
+                )
 
 
 class AugmentConfig(_Section):
@@ -85,9 +98,10 @@ class BatchConfig(_Section):
     @pydantic.model_validator(mode="after")
     def _divides(self) -> BatchConfig:
         if self.size % self.micro:
-            below = max(self.micro, self.size - self.size % self.micro)
+            size, micro = self.size - self.size % self.micro, math.gcd(self.size, self.micro)
+            tries = ([f"batch.size={size}"] if size else []) + [f"batch.micro={micro}"]
             raise ValueError(
-                f"batch.size {self.size} is not a multiple of batch.micro {self.micro}: try batch.size={below}"
+                f"batch.size {self.size} is not a multiple of batch.micro {self.micro}: try {' or '.join(tries)}"
             )
         return self
 
@@ -152,7 +166,7 @@ class Plan(_Section):
 class RunConfig(_Section):
     """Everything that decides a run. ``load`` makes one from a recipe and dotted overrides."""
 
-    seed: int = 0
+    seed: int = pydantic.Field(0, ge=0, lt=2**63)
     epochs: float = pydantic.Field(100, gt=0)
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()

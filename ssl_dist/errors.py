@@ -4,12 +4,14 @@ SslDistError               its message is one line a person can act on; the comm
 ├── UsageError             the user's mistake: exit code 2
 │   ├── ConfigError        a recipe, an override or an option is wrong
 │   ├── SourceError        what a store is built from cannot be used
+│   │   └── Unreadable     one file of it is not an image that a store takes: left out, unless --strict
 │   ├── StoreError         not a store, or one that does not fit what is asked of it
 │   ├── RunError           a run directory that is taken, missing or not writable
 │   └── ClusterError       Ray cannot be reached or started
 ├── StoreDamaged           bytes of a store differ from its checksums: exit code 1
 ├── CheckpointError        a checkpoint is damaged or of another model: exit code 1
-└── Diverged               the loss is not finite; nothing was updated: exit code 1
+├── Diverged               the loss is not finite; nothing was updated: exit code 1
+└── Interrupted            Ctrl-C; the message says how to go on: exit code 130
 """
 
 
@@ -31,6 +33,10 @@ class ConfigError(UsageError):
 
 class SourceError(UsageError):
     """What a store is built from cannot be used."""
+
+
+class Unreadable(SourceError):
+    """This file is not an image that a store takes; the message says why."""
 
 
 class StoreError(UsageError):
@@ -55,3 +61,9 @@ class CheckpointError(SslDistError):
 
 class Diverged(SslDistError):
     """The loss is not finite; the step was not applied."""
+
+
+class Interrupted(SslDistError):
+    """Ctrl-C; the message says how to go on."""
+
+    exit_code = 130

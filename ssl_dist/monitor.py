@@ -104,7 +104,7 @@ class ProgressBar:
     """Draws a run from its metrics.jsonl, from another process if need be."""
 
     def __init__(self, run: Path, console: Console) -> None:
-        self._path, self._offset, self._step = run / METRICS, 0, -1
+        self._path, self._inode, self._offset = run / METRICS, -1, 0
         self.last: dict[str, Any] = {}
         columns = (
             TextColumn("{task.description}"),
@@ -127,8 +127,8 @@ class ProgressBar:
         """Read what was written since and redraw."""
         if not self._path.exists():
             return
-        if self._path.stat().st_size < self._offset:  # a resume cut it
-            self._offset = 0
+        if (inode := self._path.stat().st_ino) != self._inode:  # a restart put a shorter file in its place
+            self._inode, self._offset = inode, 0
         with self._path.open(encoding="utf-8") as file:
             file.seek(self._offset)
             while (line := file.readline()).endswith("\n"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 import torch
@@ -12,18 +12,20 @@ from torch import Tensor, nn
 
 from ssl_dist.errors import ConfigError
 
+Beta = Annotated[float, pydantic.Field(ge=0, lt=1)]
+
 
 class OptimConfig(pydantic.BaseModel):
     """``lr`` is multiplied once by the rule of ``lr_scaling``: none, linear (B/256) or sqrt (square root of B/256)."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     lr: float = pydantic.Field(0.001, gt=0)
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
     weight_decay: float = pydantic.Field(1e-4, ge=0)
     momentum: float = pydantic.Field(0.9, ge=0, lt=1)  # sgd and lars
-    betas: tuple[float, float] = (0.9, 0.999)  # adamw
+    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw
     trust_coefficient: float = pydantic.Field(0.001, gt=0)  # lars
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_epochs: float = pydantic.Field(10, ge=0)

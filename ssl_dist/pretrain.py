@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +10,15 @@ from pathlib import Path
 from ssl_dist import checkpoint
 from ssl_dist.batches import Batch, Batches
 from ssl_dist.collectives import World, gather_rows
-from ssl_dist.config import Plan, RunConfig
+from ssl_dist.config import DataConfig, Plan, RunConfig
 from ssl_dist.engine import Engine, StepResult
-from ssl_dist.errors import StoreError
+from ssl_dist.errors import RunError
 from ssl_dist.evaluate import embedding_statistics
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.monitor import Monitor, Stopwatch
 from ssl_dist.store import ImageStore
+
+log = logging.getLogger(__name__)
 
 
 def _nothing(metrics: dict[str, float], saved: Path) -> None:
@@ -89,15 +92,8 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
 
 
 def _open_store(config: RunConfig) -> ImageStore:
-    store, data = ImageStore(config.data.store), config.data
-    for what, expected, found in (
-        ("images", data.num_images, len(store)),
-        ("image_shape", data.image_shape, store.image_shape),
-    ):
-        if expected is not None and expected != found:
-            raise StoreError(
-                f"{data.store} has {what} {found} where the run began with {expected}: set data.store to that store"
-            )
+    store = ImageStore(config.data.store)
+    config.data.expect(DataConfig(store=config.data.store, num_images=len(store), image_shape=store.image_shape))
     return store
 
 
@@ -105,6 +101,7 @@ def _restore(config: RunConfig, directory: Path, world: World) -> tuple[int, Eng
     """The engine at the newest checkpoint that rank 0 finds valid, the same on all ranks."""
     found = checkpoint.newest(directory) if world.rank == 0 else None
     step = world.from_first(found.step if found else 0)
+    log.info("going on from step %d", step)
     if step and found is None:
         found = checkpoint.verify(checkpoint.path_of(directory, step))
     return step, Engine(config.initial_method(), config, world, found.load() if found else None)
@@ -145,6 +142,12 @@ def _save(run: _Run, step: int) -> None:
     with run.watch:
         state = run.engine.state()
         path = checkpoint.path_of(run.directory, step)
+        failed: RunError | None = None
         if run.world.rank == 0:
-            checkpoint.save(run.directory, step, run.config, state, run.config.checkpoint.keep)
+            try:
+                checkpoint.save(run.directory, step, run.config, state, run.config.checkpoint.keep)
+            except RunError as error:
+                failed = error
+        if run.world.any(failed is not None):  # all leave together: none is left waiting in a collective
+            raise failed or RunError(f"worker 0 could not write the checkpoint of step {step}")
         run.launcher.saved({**run.metrics, "step": step}, path)

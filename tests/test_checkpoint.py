@@ -102,7 +102,6 @@ def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, con
 def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path, config: RunConfig) -> None:
     path = save(tmp_path, 5, config)
     (path / "model.safetensors").write_bytes(b"")
-    assert checkpoint.newest(tmp_path) is None
     save(tmp_path, 5, config)
     assert checkpoint.verify(path).step == 5
 
@@ -122,6 +121,25 @@ def test_a_full_disk_leaves_older_checkpoints(
     ):
         save(tmp_path, 10, config)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_what_lies_beyond_goes_and_does_not_count(tmp_path: Path, config: RunConfig) -> None:
+    """Two damaged checkpoints, a run that went back before them: its own are kept, theirs are not."""
+    for step in (6, 8, 10):
+        path = save(tmp_path, step, config, keep=3)
+        if step > 6:
+            (path / "model.safetensors").write_bytes(b"")
+    for step in (7, 9):
+        save(tmp_path, step, config, keep=2)
+        assert checkpoint.verify(checkpoint.path_of(tmp_path, step)).step == step
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000007", "step-00000009"]
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: Path, config: RunConfig) -> None:
+    for step in (5, 10):
+        (save(tmp_path, step, config) / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* verifies, newest step-00000010"):
+        checkpoint.newest(tmp_path)
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:

@@ -120,6 +120,18 @@ def test_the_bar_waits_for_a_run_that_has_written_nothing(tmp_path: Path) -> Non
     assert bar.last == {}
 
 
+def test_the_bar_follows_a_run_that_was_set_back(config: RunConfig, tmp_path: Path) -> None:
+    plan = config.plan(51)
+    with ProgressBar(tmp_path, Console(file=io.StringIO())) as bar:
+        for first_step, last in ((0, 6), (2, 7)):
+            monitor = Monitor(tmp_path, config, plan, first_step)
+            for step in range(first_step + 1, last + 1):
+                monitor.scalars(step, {"x": 0.5 + first_step})
+                bar.update()
+            monitor.close()
+    assert (bar.last["step"], bar.last["x"]) == (7, 2.5)
+
+
 def test_a_report_draws_a_run_and_refuses_what_is_none(run: Path, tmp_path: Path) -> None:
     draw(run, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:

@@ -30,6 +30,21 @@ __all__ = [
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], float]  # bank features, labels, test features, labels -> accuracy
 
 
+Progress = Callable[[int, int], None]
+
+
+class _Count:
+    """Adds up images over several passes."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self._done, self._total, self._progress = 0, total, progress
+
+    def __call__(self, images: int) -> None:
+        self._done += images
+        if self._progress:
+            self._progress(self._done, self._total)
+
+
 class Comparison(NamedTuple):
     """Accuracies in [0, 1] of the trained encoder and of its random start."""
 
@@ -40,14 +55,21 @@ class Comparison(NamedTuple):
     num_test: int
 
 
-def compare(run: Path, train: Path, test: Path, score: Score) -> Comparison:
+def compare(
+    run: Path, train: Path, test: Path, score: Score, *, needs: int = 1, progress: Progress | None = None
+) -> Comparison:
     """Score a run's newest encoder, and the weights it started from, on the labelled images of two stores.
 
+    Args:
+        needs: labelled images of ``train`` that the score cannot do without.
+        progress: called with (images embedded, images in all).
+
     Raises:
-        RunError: no usable checkpoint. StoreError: no labels, or sizes or class names that differ.
+        RunError: no usable checkpoint.
+        StoreError: no labels or too few, class names that differ, or images of another size than the run's.
     """
     backbone, config, step = encoder_of(run)
-    train_store = labelled(train)
+    train_store = labelled(train, config.data.image_shape)
     test_store = labelled(test, train_store.image_shape)
     if train_store.class_names != test_store.class_names:
         raise StoreError(
@@ -56,10 +78,13 @@ def compare(run: Path, train: Path, test: Path, score: Score) -> Comparison:
     stores = (train_store, test_store)
     ids = [np.flatnonzero(store.labels >= 0) for store in stores]
     labels = [torch.from_numpy(store.labels[rows]).long() for store, rows in zip(stores, ids, strict=True)]
+    if len(ids[0]) < needs:
+        raise StoreError(f"{train} has {len(ids[0])} labelled images, {needs} are needed")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = _Count(2 * sum(map(len, ids)), progress)
     accuracies = []
     for encoder in (backbone, config.initial_method().backbone):
         encoder.to(device)
-        features = [extract(encoder, store, rows, device).cpu() for store, rows in zip(stores, ids, strict=True)]
+        features = [extract(encoder, store, rows, device, count).cpu() for store, rows in zip(stores, ids, strict=True)]
         accuracies.append(score(features[0], labels[0], features[1], labels[1]))
     return Comparison(accuracies[0], accuracies[1], step, len(ids[0]), len(ids[1]))

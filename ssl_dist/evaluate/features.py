@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +19,19 @@ CHUNK = 256
 
 
 @torch.no_grad()
-def extract(backbone: torch.nn.Module, store: ImageStore, ids: np.ndarray, device: torch.device) -> Tensor:
+def extract(
+    backbone: torch.nn.Module,
+    store: ImageStore,
+    ids: np.ndarray,
+    device: torch.device,
+    count: Callable[[int], None] | None = None,
+) -> Tensor:
     """Features of whole images (no augmentation) in evaluation mode.
 
     Args:
         backbone: ``[N, 3, H, W]`` in [0, 1] -> ``[N, D]``; its mode is put back afterwards.
         ids: int64 ``[n]``.
+        count: called with the number of images of each chunk, once it is done.
 
     Returns:
         float32 ``[n, D]`` on ``device``.
@@ -34,6 +42,8 @@ def extract(backbone: torch.nn.Module, store: ImageStore, ids: np.ndarray, devic
     for start in range(0, len(ids), CHUNK):
         pixels = torch.from_numpy(store.gather(ids[start : start + CHUNK])).to(device)
         chunks.append(backbone(pixels.permute(0, 3, 1, 2).float() / 255).float())
+        if count:
+            count(len(pixels))
     backbone.train(was_training)
     return torch.cat(chunks)
 
@@ -68,6 +78,6 @@ def labelled(path: str | Path, image_shape: tuple[int, int, int] | None = None) 
         raise StoreError(f"{path} has no labels: an evaluation needs a store built from class folders")
     if image_shape is not None and store.image_shape != image_shape:
         raise StoreError(
-            f"{path} holds images of {store.image_shape}, the other of {image_shape}: build both with one --size-px"
+            f"{path} holds {store.image_shape} images where {image_shape} is asked for: build it with that --size-px"
         )
     return store

@@ -1,4 +1,8 @@
-"""Online kNN: held-out labelled images of the pretraining store against others of it, while training goes on."""
+"""Online kNN while training goes on: labelled images of the pretraining store against others of it.
+
+Their labels are used nowhere else; the images are trained on like all others. For a figure on images that the encoder
+has never seen, see ``evaluate.compare``.
+"""
 
 from __future__ import annotations
 

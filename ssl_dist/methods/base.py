@@ -15,7 +15,7 @@ from ssl_dist.backbones import Backbone
 class MethodConfig(pydantic.BaseModel):
     """Base of the methods' settings; ``name`` chooses the method."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
 

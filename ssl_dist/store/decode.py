@@ -7,13 +7,11 @@ import io
 import numpy as np
 from PIL import Image, ImageOps
 
+from ssl_dist.errors import Unreadable
+
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
-
-
-class Unreadable(ValueError):
-    """This file is not an image that a store takes; the message says why."""
 
 
 def decode(content: bytes, size_px: int | None) -> np.ndarray:

@@ -58,7 +58,7 @@ class ImageStore:
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
         self._views: dict[int, np.ndarray] = {}
         self._labels: np.ndarray | None = None
-        self._lazy = verify == "lazy"
+        self._unchecked = np.full(len(self._batches), verify == "lazy")
         if verify == "full" and (damaged := self.verify()):
             raise StoreDamaged(f"{self.path}: {len(damaged)} damaged record batches, first {damaged[0]}")
 
@@ -68,6 +68,8 @@ class ImageStore:
     @property
     def labels(self) -> np.ndarray:
         """int32 ``[n]``: index into ``class_names``, -1 where an image has none."""
+        if self._labels is None and not self.class_names:
+            self._labels = np.full(len(self), NO_LABEL, dtype=np.int32)
         if self._labels is None:
             columns = [shard.batch(b).column("label").fill_null(NO_LABEL) for shard, b in self._checked_batches()]
             self._labels = np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns])
@@ -112,12 +114,15 @@ class ImageStore:
 
     def _check(self, batch: int) -> None:
         shard, index = self._batches[batch]
-        if self._lazy and not shard.is_intact(index):
+        if not self._unchecked[batch]:
+            return
+        if not shard.is_intact(index):
             name, _, (start, stop) = self._damage(batch)
             raise StoreDamaged(
                 f"{self.path / name}: record batch {index} (samples {start}..{stop - 1}) differs from its checksum:"
                 " `ssl-dist store verify` lists all damage; build the store again or restore the file"
             )
+        self._unchecked[batch] = False
 
     def _checked_batches(self) -> list[tuple[_MappedShard, int]]:
         for batch in range(len(self._batches)):

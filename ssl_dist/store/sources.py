@@ -75,9 +75,7 @@ def list_source(path: Path) -> Source:
         SourceError: nothing there, not a folder or tar, or no image file in it.
     """
     if path.is_dir():
-        names = sorted(
-            (Path(root) / name).relative_to(path).as_posix() for root, _, files in os.walk(path) for name in files
-        )
+        names = sorted(_files_below(path))
     elif path.is_file():
         names = [info.name for _, info in _regular_members(path)]
     else:
@@ -90,6 +88,19 @@ def list_source(path: Path) -> Source:
     common = _shared_length(min(parents), max(parents))
     classes = {parent[common] for parent in parents if len(parent) > common}
     return Source(path, keys, foreign, tuple(sorted(classes)), common)
+
+
+def _files_below(folder: Path) -> Iterator[str]:
+    """Paths of all files, also behind links to folders, each folder once."""
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{error.filename}: {error.strerror}")
+
+    seen = set()
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(root))
+        folders[:] = [name for name in folders if os.path.realpath(os.path.join(root, name)) not in seen]
+        yield from ((Path(root) / name).relative_to(folder).as_posix() for name in files)
 
 
 def _shared_length(first: tuple[str, ...], last: tuple[str, ...]) -> int:

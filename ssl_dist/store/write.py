@@ -1,30 +1,34 @@
 """Build a store: members of a source -> decoded, resized, checksummed Arrow shards -> manifest.
 
-The source is cut into chunks of SHARD_FILES files, one shard each, so the shards do not depend on the number of
-writer processes. The manifest is written when every shard is on disk; a build that dies leaves no store.
+The source is cut into chunks of SHARD_FILES files (or CHUNK_BYTES), one shard each, so the shards do not depend on the
+number of writer processes. The manifest is written when every shard is on disk; a build that dies leaves no store.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
+import fcntl
 import logging
 import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from ssl_dist.errors import ConfigError, SourceError, StoreError
-from ssl_dist.store.decode import Unreadable, decode, describe_resize
+from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable
+from ssl_dist.store.decode import decode, describe_resize
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, BatchEntry, Manifest, ShardEntry, checksum, shard_schema
 from ssl_dist.store.sources import NO_LABEL, Member, Source, list_source
 
 SHARD_FILES = 16 * BATCH_ROWS
+CHUNK_BYTES = 256 << 20  # of a tar's files, which wait in memory: a chunk ends there, if it comes first
+_BUILDING = ".building"  # locked by the process that builds; stays where it died
 _MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
 
 log = logging.getLogger(__name__)
@@ -81,10 +85,23 @@ def build(
     for key in listed.foreign:
         _leave_out(key, "not an image file", strict)
     shape = _image_shape(listed, size_px)
-    _claim(store)
+    with _claimed(store):
+        return _build(listed, store, split, shape, size_px, workers or os.cpu_count() or 1, strict, progress)
+
+
+def _build(
+    listed: Source,
+    store: Path,
+    split: str,
+    shape: tuple[int, int, int],
+    size_px: int | None,
+    workers: int,
+    strict: bool,
+    progress: Progress | None,
+) -> Manifest:
     shards: list[ShardEntry] = []
     skipped, done = len(listed.foreign), 0
-    for shard in _write_all(listed, store, shape, size_px, workers or os.cpu_count() or 1):
+    for shard in _write_all(listed, store, shape, size_px, workers):
         for key, reason in shard.skipped:
             _leave_out(key, reason, strict)
         skipped, done = skipped + len(shard.skipped), done + shard.files
@@ -92,7 +109,7 @@ def build(
         if progress:
             progress(done, len(listed.keys))
     if not shards:
-        raise SourceError(f"{source}: none of its {len(listed.keys)} image files could be read")
+        raise SourceError(f"{listed.path}: none of its {len(listed.keys)} image files could be read")
     manifest = Manifest(
         split=split,
         encoding="raw",
@@ -104,8 +121,15 @@ def build(
         skipped=skipped,
         shards=tuple(shards),
     )
-    manifest.write(store)
+    try:
+        manifest.write(store)
+    except OSError as error:
+        raise _unwritable(store, error) from None
     return manifest
+
+
+def _unwritable(store: Path, error: Exception) -> StoreError:
+    return StoreError(f"cannot write a store at {store}: {getattr(error, 'strerror', None) or error}")
 
 
 def _leave_out(key: str, reason: str, strict: bool) -> None:
@@ -127,20 +151,25 @@ def _image_shape(listed: Source, size_px: int | None) -> tuple[int, int, int]:
     raise SourceError(f"{listed.path}: none of its {len(listed.keys)} image files could be read")
 
 
-def _claim(store: Path) -> None:
-    """Make the destination ready, removing what an unfinished build left behind."""
+@contextlib.contextmanager
+def _claimed(store: Path) -> Iterator[None]:
+    """The destination, ready and this process' own; what an unfinished build left there is removed."""
     try:
         store.mkdir(parents=True, exist_ok=True)
         if (store / MANIFEST).exists():
             raise StoreError(f"{store} holds a store already: choose another destination, or delete it first")
-        found = list(store.iterdir())
-        leftovers = [path for path in found if path.match("shard-*.arrow") or path.match(f"{MANIFEST}.*.tmp")]
-        if len(leftovers) < len(found):
-            raise StoreError(f"{store} is not empty and not a store: choose another destination")
-        for path in leftovers:
-            path.unlink()
+        if any(store.iterdir()) and not (store / _BUILDING).exists():
+            raise StoreError(f"{store} is not empty and not an unfinished store: choose another destination")
+        with (store / _BUILDING).open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for path in store.glob("shard-*.arrow"):
+                path.unlink()
+            yield
+            (store / _BUILDING).unlink()
+    except BlockingIOError:
+        raise StoreError(f"{store} is being built by another process: wait for it, or choose another") from None
     except OSError as error:
-        raise StoreError(f"cannot write a store at {store}: {error.strerror}") from None
+        raise _unwritable(store, error) from None
 
 
 def _content(member: Member) -> bytes:
@@ -163,15 +192,22 @@ def _write_all(
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
-        except OSError as error:
-            raise StoreError(f"cannot write a store at {store}: {error.strerror or error}") from None
+        except (OSError, BrokenProcessPool) as error:
+            raise _unwritable(store, error) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _chunks(members: Iterable[Member]) -> Iterator[list[Member]]:
-    members = iter(members)
-    while chunk := list(itertools.islice(members, SHARD_FILES)):
+    chunk: list[Member] = []
+    size = 0
+    for member in members:
+        chunk.append(member)
+        size += len(member.content) if isinstance(member.content, bytes) else 0
+        if len(chunk) == SHARD_FILES or size >= CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
         yield chunk
 
 

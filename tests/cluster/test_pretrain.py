@@ -20,9 +20,11 @@ from rich.console import Console
 
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory
-from ssl_dist import checkpoint
+from ssl_dist import checkpoint, order, store
 from ssl_dist.config import RunConfig
-from ssl_dist.errors import ClusterError, Diverged, RunError
+from ssl_dist.errors import ClusterError, Diverged, RunError, StoreDamaged
+from ssl_dist.store import ImageStore
+from tests.conftest import write_images
 from tests.helpers import small_config
 
 EVERY_STEP = {"monitor__every_steps": 1, "probe": None, "epochs": 10 * 12 / 51, "checkpoint__every_epochs": 5 * 12 / 51}
@@ -47,6 +49,12 @@ def losses(run: Path) -> list[float]:
             found[values["step"]] = values["train/loss"]
     assert sorted(found) == list(range(1, 11))
     return [found[step] for step in range(1, 11)]
+
+
+def started_at(run: Path) -> list[int]:
+    """The step of each start of the workers."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "plan/total_steps" in line]
 
 
 def start(config: RunConfig, directory: Path) -> dict[str, Any]:
@@ -91,6 +99,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert len(re.findall(r"process \d+", (directory / "worker-1.log").read_text())) == 2, (
         "the worker was started twice"
     )
+    assert started_at(directory) == [0, 5]
     assert losses(directory) == losses(undisturbed)
     assert equal_checkpoints(directory, undisturbed)
 
@@ -111,8 +120,33 @@ def test_a_diverged_run_names_its_step_and_keeps_its_checkpoint(
 
 
 def test_more_than_the_cluster_has_is_refused(local_ray: None, small_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(ClusterError, match=r"cluster.workers 99 need 99 CPU, Ray has 4"):
+    with pytest.raises(ClusterError, match=r"cluster.workers 99 of 1 CPU each: Ray's 1 node\(s\) have room for 4"):
         start(small_config(small_store, cluster__workers=99, **EVERY_STEP), tmp_path / "run")
+
+
+def _first_to_meet_batch_1(seed: int) -> int | None:
+    """The rank whose share first holds a sample of 512..599, of 600; None for both at once."""
+    for step in range(75):
+        ids, _ = order.stream(seed, 8 * step, 8 * step + 8, 600)
+        meets = [bool((part >= 512).any()) for part in (ids[:4], ids[4:])]
+        if any(meets):
+            return None if all(meets) else meets.index(True)
+    raise AssertionError("an epoch holds every sample")
+
+
+def test_what_one_worker_alone_finds_ends_the_run_with_its_reason(local_ray: None, tmp_path: Path) -> None:
+    """Of two record batches one is damaged, and only worker 1 meets it first: the other must not wait for ever."""
+    write_images(tmp_path / "images", num_classes=2, per_class=300, size_px=8)
+    path = tmp_path / "store"
+    store.build(tmp_path / "images", path, workers=1)
+    config = small_config(path, cluster__workers=2, batch={"size": 8, "micro": 4}, probe=None, epochs=1)
+    seed = next(seed for seed in range(100) if _first_to_meet_batch_1(seed) == 1)
+    batch = ImageStore(path).manifest.shards[0].batches[1]
+    with (path / "shard-00000.arrow").open("r+b") as shard:
+        shard.seek(batch.offset + batch.length // 2)
+        shard.write(b"damage")
+    with pytest.raises(StoreDamaged, match=r"record batch 1 \(samples 512\.\.599\) differs from its checksum"):
+        start(config.model_copy(update={"seed": seed}), tmp_path / "run")
 
 
 def test_two_processes_do_not_share_a_run(undisturbed: Path, tmp_path: Path, small_store: Path) -> None:
@@ -130,16 +164,18 @@ def ssl_dist(*arguments: object) -> list[str]:
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
-    undisturbed: Path, small_store: Path, tmp_path: Path
+    undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped with 2 workers and ZeRO 1, finished with 1 worker and ZeRO 2, by the line that was printed."""
+    """On the cluster of RAY_ADDRESS: stopped with 2 workers and ZeRO 1; the printed line ends it with 1 and ZeRO 2."""
     directory = tmp_path / "run"
     config = small_config(small_store, cluster__workers=2, **EVERY_STEP)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(config.model_dump_json())  # JSON is YAML
-    child = subprocess.Popen(
-        ssl_dist("pretrain", recipe, "--run-dir", directory), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    command = ssl_dist("pretrain", recipe, "--run-dir", directory)
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = directory / "metrics.jsonl"
     while child.poll() is None and not (metrics.exists() and '"step": 2,' in metrics.read_text()):
         time.sleep(0.005)
@@ -154,6 +190,8 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
     settings = ["--set", "cluster.workers=1", "--set", "engine.zero_stage=2", "--json"]
     done = subprocess.run(ssl_dist(*resume.split(), *settings), capture_output=True, text=True, timeout=240, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["step"] == 10
+    assert started_at(directory) == [0, found.step]
+    assert f"going on from step {found.step}" in done.stdout
     # float32 sums in another order, ten steps: see tests/test_engine.py
     assert losses(directory) == pytest.approx(losses(undisturbed), rel=1e-5)
 

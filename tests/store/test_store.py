@@ -175,7 +175,7 @@ def test_pixel_formats_become_rgb_or_are_refused_by_name(tmp_path: Path, caplog:
 
 def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ssl_dist.store.decode.MAX_PIXELS", 63)
-    with pytest.raises(ValueError, match="8 x 8 pixels, the most is 63"):
+    with pytest.raises(SourceError, match="8 x 8 pixels, the most is 63"):
         store.write.decode(encoded(Image.new("RGB", (8, 8)), "PNG"), None)
 
 
@@ -221,8 +221,41 @@ def test_a_store_is_not_overwritten(small_store: Path, image_folder: Path, tmp_p
         store.build(image_folder, small_store)
     assert (small_store / "manifest.json").read_bytes() == before
     (tmp_path / "mine.txt").touch()
-    with pytest.raises(StoreError, match="is not empty and not a store"):
+    with pytest.raises(StoreError, match="is not empty and not an unfinished store"):
         store.build(image_folder, tmp_path)
+
+
+def test_files_of_others_are_never_deleted(image_folder: Path, tmp_path: Path) -> None:
+    theirs = tmp_path / "shard-mine.arrow"
+    theirs.write_text("precious")
+    with pytest.raises(StoreError, match="not an unfinished store"):
+        store.build(image_folder, tmp_path)
+    assert theirs.read_text() == "precious"
+
+
+def test_two_builds_do_not_share_a_destination(image_folder: Path, tmp_path: Path) -> None:
+    with write._claimed(tmp_path / "s"), pytest.raises(StoreError, match="is being built by another process"):
+        store.build(image_folder, tmp_path / "s")
+    assert store.build(image_folder, tmp_path / "s", workers=1).rows == 51
+
+
+def test_large_files_of_a_tar_make_smaller_shards(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tar's files wait in memory: what waits is bounded in bytes, too."""
+    monkeypatch.setattr(write, "CHUNK_BYTES", sum(path.stat().st_size for path in image_folder.rglob("*.png")) // 5)
+    manifest = store.build(tar_of(image_folder, tmp_path / "a.tar"), tmp_path / "s", workers=2)
+    assert 4 <= len(manifest.shards) <= 6
+    assert manifest.rows == 51
+
+
+def test_linked_class_folders_count_and_cycles_do_not(image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder / "class0", folder / "class0")
+    (folder / "linked").symlink_to(image_folder / "class1")
+    (folder / "class0" / "again").symlink_to(folder)
+    manifest = store.build(folder, tmp_path / "s", workers=1)
+    assert (manifest.rows, manifest.class_names) == (34, ("class0", "linked"))
 
 
 def test_any_arrow_reader_opens_a_shard(small_store: Path) -> None:

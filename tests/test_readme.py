@@ -1,0 +1,66 @@
+"""The README's commands run as they stand, on a small tar under CIFAR-10's name; its file tree is the repository's."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import write_images
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.partition("  #")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line.strip()
+]
+
+
+@pytest.mark.timeout(600)
+def test_the_commands_of_a_real_run(tmp_path: Path) -> None:
+    for seed, split in enumerate(("train", "test")):
+        write_images(tmp_path / split, num_classes=4, per_class=30, size_px=32, seed=seed)
+        with tarfile.open(tmp_path / f"cifar10-{split}.tar", "w") as archive:
+            archive.add(tmp_path / split, arcname=split)
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    ran = [command for command in COMMANDS if command.startswith("ssl-dist")]
+    for command in ran:
+        done = subprocess.run(
+            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    assert len(ran) >= 6
+    [logs] = [command.split()[-1] for command in COMMANDS if command.startswith("tensorboard")]
+    assert list((tmp_path / logs / "tensorboard").glob("events.*"))
+    assert (tmp_path / "runs" / "cifar10" / "report.png").is_file()
+
+
+def test_every_make_target_of_the_readme_exists() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = [command.split()[1] for command in COMMANDS if command.startswith("make ")]
+    assert {"demo", "test"} <= set(targets)
+    assert all(f"\n{target}:" in makefile for target in targets)
+
+
+def test_no_command_is_left_out() -> None:
+    assert {command.split()[0] for command in COMMANDS} == {"make", "ssl-dist", "tensorboard"}
+
+
+def test_the_file_tree_is_the_repositorys() -> None:
+    tree = README.split("## The house")[1].split("```")[1]
+    named = set(re.findall(r"^  (\S+?)/?\s", tree, re.MULTILINE))
+    present = {path.name for path in (ROOT / "ssl_dist").iterdir() if not path.name.startswith("__")}
+    assert named == present
+
+
+def test_pictures_and_pages_that_are_named_exist() -> None:
+    for name in re.findall(r"\((docs/\S+?)\)", README) + re.findall(r"^(docs/\S+)", README, re.MULTILINE):
+        assert (ROOT / name).is_file(), name
