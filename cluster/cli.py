@@ -41,7 +41,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder with Ray Train and DeepSpeed, on this machine or on the cluster of RAY_ADDRESS."""
     from cluster.run_directory import RunDirectory
-    from ssl_dist.config import parse_override
+    from ssl_dist.overrides import parse_override
 
     overrides = dict(parse_override(text) for text in settings or [])
     if (recipe is None) == (resume is None):
@@ -78,7 +78,8 @@ def _reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, R
     """A run to go on with; settings that may change are kept for the resume after this one."""
     from cluster.run_directory import RunDirectory
     from ssl_dist import checkpoint
-    from ssl_dist.config import RunConfig, put_override
+    from ssl_dist.config import RunConfig
+    from ssl_dist.overrides import put_override
 
     for key in overrides:
         if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
@@ -127,8 +128,8 @@ def demo(
 
     from cluster import digits
     from cluster.run_directory import RunDirectory
-    from ssl_dist.config import parse_override
     from ssl_dist.evaluate import knn_accuracy
+    from ssl_dist.overrides import parse_override
     from ssl_dist.store import build
 
     out = out / f"{datetime.now():%Y%m%d-%H%M%S}"

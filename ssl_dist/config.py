@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 import pydantic
 import torch
-import yaml
 
 from ssl_dist import backbones, methods
 from ssl_dist.augment import RECIPES, Recipe, View
 from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.methods import Method, MethodConfig
 from ssl_dist.optim import OptimConfig
-
-RECIPE_FOLDER = Path(__file__).parent / "recipes"
+from ssl_dist.overrides import explain, flatten, put_override, read_recipe
 
 
 class _Section(pydantic.BaseModel):
@@ -209,7 +205,7 @@ class RunConfig(_Section):
         Raises:
             ConfigError: no such recipe, a key that does not exist (with its nearest neighbour), a value out of range.
         """
-        tree = _read_yaml(find_recipe(path))
+        tree = read_recipe(path)
         for key, value in (overrides or {}).items():
             put_override(tree, key, value)
         return cls.from_tree(tree, str(path))
@@ -220,7 +216,7 @@ class RunConfig(_Section):
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
-            raise ConfigError(f"{origin}: {'; '.join(_explain(cls, one) for one in error.errors())}") from None
+            raise ConfigError(f"{origin}: {explain(error, list(_known_keys(cls, '')))}") from None
 
     def plan(self, num_samples: int) -> Plan:
         """Epochs to steps, for a store of ``num_samples`` images; what does not fill a last batch is left out.
@@ -245,77 +241,12 @@ class RunConfig(_Section):
 
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value, for hyperparameter tables."""
-        return dict(_flatten(self.model_dump(mode="json"), ""))
+        return dict(flatten(self.model_dump(mode="json")))
 
     def fingerprint(self) -> str:
         """Twelve hexadecimal digits of the whole config: two runs that differ in anything differ in it."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def find_recipe(path: str | os.PathLike[str]) -> Path:
-    """The file of a recipe given by path or by the name of one that comes with the package."""
-    shipped = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
-    file = RECIPE_FOLDER / f"{path}.yaml" if str(path) in shipped else Path(path)
-    if not file.is_file():
-        raise ConfigError(f"recipe {path}: no such file; recipes that come with the package: {', '.join(shipped)}")
-    return file
-
-
-def parse_override(text: str) -> tuple[str, Any]:
-    """``"optim.lr=0.3"`` -> ``("optim.lr", 0.3)``; the value is read as YAML."""
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {text}: write it as key=value, e.g. --set optim.lr=0.3")
-    try:
-        return key, _number(yaml.safe_load(value))
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: the value is not YAML") from None
-
-
-def _number(value: Any) -> Any:
-    """YAML 1.1 reads 1e-3 as text for want of a point; people mean the number."""
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
-
-
-def _read_yaml(file: Path) -> dict[str, Any]:
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"recipe {file} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(tree, dict):
-        raise ConfigError(f"recipe {file} is not a mapping of sections")
-    return tree
-
-
-def put_override(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set one dotted key of a nested mapping, in place."""
-    *sections, last = key.split(".")
-    for section in sections:
-        inner = tree.get(section)
-        tree[section] = tree = dict(inner) if isinstance(inner, Mapping) else {}
-    tree[last] = value
-
-
-def _explain(model: type[pydantic.BaseModel], error: Any) -> str:
-    """One clause for one pydantic error: dotted key, what is wrong, the nearest key where one was misspelt."""
-    key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = list(_known_keys(model, ""))
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or difflib.get_close_matches(
-            key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1, cutoff=0.6
-        )
-        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
-    message = error["msg"].removeprefix("Value error, ")
-    if error["type"] == "missing":
-        return f"{key} is missing: set it with --set {key}=..."
-    given = error.get("input")
-    return f"{key}: {message} (given {given!r})" if key and not isinstance(given, Mapping) else message
 
 
 def _known_keys(model: type[pydantic.BaseModel], prefix: str) -> Iterator[str]:
@@ -325,11 +256,3 @@ def _known_keys(model: type[pydantic.BaseModel], prefix: str) -> Iterator[str]:
         for kind in kinds if name != "method" else (methods.load("simclr").Config,):
             if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
                 yield from _known_keys(kind, f"{prefix}{name}.")
-
-
-def _flatten(value: Any, prefix: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
-            yield from _flatten(inner, f"{prefix}.{key}" if prefix else key)
-    else:
-        yield prefix, value

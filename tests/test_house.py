@@ -33,6 +33,7 @@ FLOORS = [
     "ssl_dist.backbones",
     "ssl_dist.methods",
     "ssl_dist.optim",
+    "ssl_dist.overrides",
     "ssl_dist.config",
     "ssl_dist.batches",
     "ssl_dist.batch_norm",

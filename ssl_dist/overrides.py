@@ -1,0 +1,89 @@
+"""Recipes as text: YAML files, dotted ``key=value`` overrides, errors that name the key and its nearest neighbour."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pydantic
+import yaml
+
+from ssl_dist.errors import ConfigError
+
+RECIPE_FOLDER = Path(__file__).parent / "recipes"
+
+
+def _find_recipe(path: str | os.PathLike[str]) -> Path:
+    shipped = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
+    file = RECIPE_FOLDER / f"{path}.yaml" if str(path) in shipped else Path(path)
+    if not file.is_file():
+        raise ConfigError(f"recipe {path}: no such file; recipes that come with the package: {', '.join(shipped)}")
+    return file
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """``"optim.lr=0.3"`` -> ``("optim.lr", 0.3)``; the value is read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: write it as key=value, e.g. --set optim.lr=0.3")
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ConfigError(f"--set {text}: the value is not YAML") from None
+
+
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The sections of a recipe given by path, or by the name of one that comes with the package.
+
+    Raises:
+        ConfigError: no such recipe, or not YAML of sections.
+    """
+    file = _find_recipe(path)
+    try:
+        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"recipe {file} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"recipe {file} is not a mapping of sections")
+    return tree
+
+
+def put_override(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Set one dotted key of a nested mapping, in place."""
+    *sections, last = key.split(".")
+    for section in sections:
+        inner = tree.get(section)
+        tree[section] = dict(inner) if isinstance(inner, Mapping) else {}
+        tree = tree[section]
+    tree[last] = value
+
+
+def explain(error: pydantic.ValidationError, known_keys: list[str]) -> str:
+    """All that is wrong in one line: dotted keys, values, and the nearest key where one was misspelt."""
+    return "; ".join(_explain_one(one, known_keys) for one in error.errors())
+
+
+def _explain_one(error: Any, known: list[str]) -> str:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or difflib.get_close_matches(
+            key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1, cutoff=0.6
+        )
+        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "missing":
+        return f"{key} is missing: set it with --set {key}=..."
+    given = error.get("input")
+    return f"{key}: {message} (given {given!r})" if key and not isinstance(given, Mapping) else message
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted key and value of every leaf of a nested mapping."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else key)
+    else:
+        yield prefix, value
