@@ -187,10 +187,10 @@ class RunConfig(_Section):
     def _possible(self) -> RunConfig:
         with torch.device("meta"):  # checks the options without making weights
             self.backbone.build()
-        if self.optim.name == "lars" and self.engine.zero_stage != 0:
+        if self.optim.name == "lars" and self.engine.zero_stage == 3:
             raise ValueError(
-                f"optim.name lars with engine.zero_stage {self.engine.zero_stage}: LARS needs whole parameters,"
-                " which ZeRO cuts up: set engine.zero_stage=0, or optim.name=sgd or adamw"
+                "optim.name lars with engine.zero_stage 3: LARS needs the norms of whole parameters,"
+                " which stage 3 cuts up for good: set engine.zero_stage to 0, 1 or 2"
             )
         return self
 

@@ -16,7 +16,7 @@ import logging
 import os
 import warnings
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.distributed as dist
@@ -28,6 +28,7 @@ from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
 from ssl_dist.methods import Method
+from ssl_dist.optim import LARS, Piece
 from ssl_dist.order import derive_seed
 
 
@@ -74,6 +75,8 @@ class Engine:
         # told (gradient_allreduce_op). Stage 3 can only average: 1/W, so the loss is multiplied by W. The division by
         # accumulation steps is never asked for (gradient_accumulation_steps 1, scale_wrt_gas False).
         self._undo_average = world.size if self._stage == 3 else 1
+        if isinstance(self._torch_optimizer, LARS) and self._stage:
+            self._torch_optimizer.shard(self._pieces(), world.sum_)
         if state is not None:
             self._load_optimizer(state.optimizer)
 
@@ -200,6 +203,15 @@ class Engine:
             self._deepspeed.optimizer if self._stage == 0 else self._deepspeed.optimizer.optimizer
         )
         return optimizer
+
+    def _pieces(self) -> dict[Tensor, list[Piece]]:
+        """Which slice of which parameter this rank's flat tensors hold, at stages 1 and 2."""
+        pieces: dict[Tensor, list[Piece]] = {}
+        for flat, parameters in self._partitions():
+            mappings = [(number, cast(Any, p)._hp_mapping) for number, p in enumerate(parameters)]
+            addresses = [(number, held.get_hp_fragment_address()) for number, held in mappings if held is not None]
+            pieces[flat] = [Piece(number, address.start, address.numel) for number, address in addresses]
+        return pieces
 
     def _partitions(self) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
         """What the torch optimizer holds as one tensor, and the parameters that it has (parts of)."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
 import torch
@@ -66,14 +66,27 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
+class Piece(NamedTuple):
+    """Elements [start, start + length) of a flat tensor belong to parameter number ``parameter`` of its group."""
+
+    parameter: int
+    start: int
+    length: int
+
+
+def _no_other_worker(values: Tensor) -> Tensor:
+    return values
+
+
 class LARS(torch.optim.Optimizer):
     """Layer-wise adaptive rate scaling.
 
         g' = g + weight_decay w      v <- momentum v + lr trust g'      w <- w - v
         trust = trust_coefficient |w| / |g'|, or 1 where either norm is 0 or the group has ``adapt`` False
 
-    The trust ratio holds with weight decay 0 too. Norms are of whole parameters: under ZeRO each rank holds slices, so
-    ``engine`` refuses it there.
+    The trust ratio holds with weight decay 0 too. Norms are of whole parameters, also where ZeRO 1 or 2 has put flat
+    slices in their place: ``shard`` says which slice is whose, and squared norms are added up over workers, in one
+    collective a step.
 
     Source: You et al., arXiv 1708.03888, algorithm 1, with weight decay inside the norm as google-research/simclr's
     lars_optimizer.py has it.
@@ -84,24 +97,48 @@ class LARS(torch.optim.Optimizer):
             raise ConfigError(f"momentum {momentum}: 0 <= momentum < 1")
         defaults = {"lr": 0.0, "momentum": momentum, "trust_coefficient": trust_coefficient, "adapt": True}
         super().__init__(groups, {**defaults, "weight_decay": 0.0})
+        for group in self.param_groups:
+            group["num_parameters"] = len(group["params"])
+        self._pieces: dict[Tensor, list[Piece]] = {}
+        self._sum: Callable[[Tensor], Tensor] = _no_other_worker
+
+    def shard(self, pieces: dict[Tensor, list[Piece]], sum_over_workers: Callable[[Tensor], Tensor]) -> None:
+        """The groups now hold flat tensors, of which other workers have the other slices.
+
+        Args:
+            pieces: of each flat tensor; what belongs to no parameter is padding.
+            sum_over_workers: adds a tensor up over the workers that share the parameters, in place.
+        """
+        self._pieces, self._sum = pieces, sum_over_workers
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """One update from the parameters' ``.grad``."""
         assert closure is None, "the loss is not evaluated again"
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
+            grads = {p: p.grad.add(p, alpha=group["weight_decay"]) for p in group["params"] if p.grad is not None}
+            if group["adapt"]:
+                self._scale(grads, group)
+            for parameter, grad in grads.items():
+                state = self.state[parameter]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(parameter)
+                velocity: Tensor = state["momentum_buffer"].mul_(group["momentum"]).add_(grad, alpha=group["lr"])
+                parameter.sub_(velocity)
 
-    def _update(self, parameter: Tensor, grad: Tensor, group: dict[str, Any]) -> None:
-        grad = grad.add(parameter, alpha=group["weight_decay"])
-        if group["adapt"]:
-            weight_norm, grad_norm = parameter.norm(), grad.norm()
-            trust = group["trust_coefficient"] * weight_norm / grad_norm
-            grad.mul_(torch.where((weight_norm > 0) & (grad_norm > 0), trust, 1.0))
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(parameter)
-        velocity: Tensor = state["momentum_buffer"].mul_(group["momentum"]).add_(grad, alpha=group["lr"])
-        parameter.sub_(velocity)
+    def _scale(self, grads: dict[Tensor, Tensor], group: dict[str, Any]) -> None:
+        """Multiply each parameter's part of the gradients by its trust ratio, in place."""
+        parts: list[tuple[int, Tensor, Tensor]] = []
+        for number, (tensor, grad) in enumerate(grads.items()):
+            for piece in self._pieces.get(tensor, [Piece(number, 0, tensor.numel())]):
+                where = slice(piece.start, piece.start + piece.length)
+                parts.append((piece.parameter, tensor.view(-1)[where], grad.view(-1)[where]))
+        squares = group["params"][0].new_zeros(2, group["num_parameters"])
+        for number, weight, grad in parts:
+            squares[0, number] += weight.square().sum()
+            squares[1, number] += grad.square().sum()
+        weight_norm, grad_norm = self._sum(squares).sqrt()
+        ratio = group["trust_coefficient"] * weight_norm / grad_norm
+        trust = torch.where((weight_norm > 0) & (grad_norm > 0), ratio, 1.0)
+        for number, _, grad in parts:
+            grad.mul_(trust[number])

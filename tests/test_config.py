@@ -53,7 +53,10 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
         ({"backbone__dropout": 0.5}, "backbone resnet8 has no dropout (given 0.5): only convnet has"),
         ({"augment__recipe": "x"}, "augment.recipe 'x': it is one of simclr, simclr-small"),
         ({"augment__crop_scale": [0, 1]}, "crop_scale (0.0, 1.0): two shares of the area"),
-        ({"optim__name": "lars"}, "optim.name lars with engine.zero_stage 1: LARS needs whole parameters"),
+        (
+            {"optim__name": "lars", "engine__zero_stage": 3},
+            "optim.name lars with engine.zero_stage 3: LARS needs the norms",
+        ),
         ({"engine__zero_stage": 4}, "engine.zero_stage: Input should be 0, 1, 2 or 3 (given 4)"),
         ({"cluster__workers": 0}, "cluster.workers: Input should be greater than or equal to 1 (given 0)"),
         ({"data": {}}, "data.store is missing: set it with --set data.store=..."),
