@@ -15,6 +15,8 @@ from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import SslDistError
 
+_OURS = ("cluster", "ssl_dist")  # packages whose news is logged; of others, warnings
+
 log = logging.getLogger(__name__)
 
 
@@ -65,6 +67,7 @@ def _report(metrics: dict[str, float], saved: Path) -> None:
 def _log_to(file: Path) -> None:
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OURS)
     logging.getLogger().addHandler(handler)
-    for package in ("cluster", "ssl_dist"):
+    for package in _OURS:
         logging.getLogger(package).setLevel(logging.INFO)
