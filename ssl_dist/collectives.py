@@ -26,8 +26,8 @@ class World:
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def share(self, count: int) -> range:
-        """This rank's part of ``count`` things: contiguous, in rank order, sizes differing by one at most."""
-        return range(count * self.rank // self.size, count * (self.rank + 1) // self.size)
+        """This rank's part of ``count`` things: contiguous, in rank order, as even as can be, rank 0's the largest."""
+        return range(-(-count * self.rank // self.size), -(-count * (self.rank + 1) // self.size))
 
     def any(self, flag: bool) -> bool:
         """True on every rank if it is on one."""

@@ -224,10 +224,19 @@ def test_every_worker_stops_before_the_update_of_a_step_that_is_not_finite(
 
 def test_a_batch_has_the_same_views_at_each_call(small_store: Path) -> None:
     config = small_config(small_store)
-    batch: Batch = Batches(ImageStore(small_store), config, World(1, 2), 0, 5).fetch(4)
-    assert (batch.micro_batches, batch.num_slots, len(batch.ids)) == (range(1, 3), 2, 8)
+    batch: Batch = Batches(ImageStore(small_store), config, World(0, 2), 0, 5).fetch(4)
+    assert (batch.micro_batches, batch.num_slots, len(batch.ids)) == (range(2), 2, 8)
     cpu = torch.device("cpu")
     assert torch.equal(batch.views(1, cpu), batch.views(1, cpu))
-    spare = Batches(ImageStore(small_store), config, World(0, 2), 0, 5).fetch(4)
-    assert (spare.micro_batches, spare.num_slots) == (range(1), 2)
+    spare = Batches(ImageStore(small_store), config, World(1, 2), 0, 5).fetch(4)
+    assert (spare.micro_batches, spare.num_slots) == (range(2, 3), 2)
     assert spare.views(1, cpu).abs().max() == 0
+
+
+@pytest.mark.parametrize("count", range(8))
+@pytest.mark.parametrize("workers", [1, 2, 3, 4])
+def test_shares_are_even_and_in_order(count: int, workers: int) -> None:
+    shares = [World(rank, workers).share(count) for rank in range(workers)]
+    assert [number for share in shares for number in share] == list(range(count))
+    assert max(map(len, shares)) == len(shares[0]) == -(-count // workers)
+    assert len(shares[0]) - min(map(len, shares)) <= 1
