@@ -77,11 +77,11 @@ def equal_checkpoints(a: Path, b: Path) -> bool:
 
 
 def kill_a_worker_after(step: int, directory: Path) -> None:
-    """kill -9 of worker 1 once the checkpoint of ``step`` and some line beyond it are there."""
+    """kill -9 of worker 1 as soon as the checkpoint of ``step`` is there, while it is being reported or soon after."""
     deadline = time.monotonic() + 120
-    log, metrics = directory / "worker-1.log", directory / "metrics.jsonl"
+    log = directory / "worker-1.log"
     while time.monotonic() < deadline:
-        if checkpoint.path_of(directory, step).exists() and f'"step": {step + 1},' in metrics.read_text():
+        if checkpoint.path_of(directory, step).exists():
             [pid] = re.findall(r"process (\d+)", log.read_text())
             return os.kill(int(pid), signal.SIGKILL)
         time.sleep(0.005)
@@ -177,7 +177,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
     command = ssl_dist("pretrain", recipe, "--run-dir", directory)
     child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = directory / "metrics.jsonl"
-    while child.poll() is None and not (metrics.exists() and '"step": 2,' in metrics.read_text()):
+    while child.poll() is None and not metrics.exists():  # the first line comes before the first step
         time.sleep(0.005)
     child.send_signal(signal.SIGINT)
     _, err = child.communicate(timeout=120)
@@ -186,7 +186,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
     [resume] = re.findall(r"go on with: ssl-dist (pretrain --resume \S+)", err)
     found = checkpoint.newest(directory)
     assert found is not None
-    assert 2 <= found.step < 10
+    assert 1 <= found.step < 10
     settings = ["--set", "cluster.workers=1", "--set", "engine.zero_stage=2", "--json"]
     done = subprocess.run(ssl_dist(*resume.split(), *settings), capture_output=True, text=True, timeout=240, check=True)
     assert json.loads(done.stdout.splitlines()[-1])["step"] == 10
