@@ -95,13 +95,14 @@ def views(
     sizes = {view.size_px or images.shape[1] for view in recipe}
     if len(sizes) != 1:
         raise ConfigError(f"views of different sizes {sorted(sizes)} in one recipe")
+    [size] = sizes
     images, ids = torch.as_tensor(images), torch.as_tensor(ids)
     epochs = torch.as_tensor(epoch, device=images.device).expand(len(ids))
     rows = _to_float(images, dtype)
     made = []
     for number, view in enumerate(recipe):
         state = fold(fold(fold(torch.zeros_like(ids), seed), epochs), ids)
-        made.append(_one_view(rows, view, _Draws(fold(state, number)), sizes.copy().pop()))
+        made.append(_one_view(rows, view, _Draws(fold(state, number)), size))
     return torch.stack(made)
 
 

@@ -201,7 +201,7 @@ def _poisoned(rank: int, size: int, config: RunConfig, what: str) -> tuple[str, 
     if what == "loss":
         engine.method.loss = lambda z: z.sum() * poison  # type: ignore[method-assign]
     else:
-        engine.method.loss = lambda z: z.abs().sqrt().sum() * 0 + (z - z.detach()).abs().sqrt().sum()  # type: ignore[method-assign]
+        engine.method.loss = lambda z: (z - z.detach()).abs().sqrt().sum()  # type: ignore[method-assign]
     try:
         engine.step(batch, 0.1)
     except Diverged as error:

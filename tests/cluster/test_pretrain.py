@@ -149,7 +149,7 @@ def test_what_one_worker_alone_finds_ends_the_run_with_its_reason(local_ray: Non
         start(config.model_copy(update={"seed": seed}), tmp_path / "run")
 
 
-def test_two_processes_do_not_share_a_run(undisturbed: Path, tmp_path: Path, small_store: Path) -> None:
+def test_two_processes_do_not_share_a_run(tmp_path: Path, small_store: Path) -> None:
     config = small_config(small_store)
     held = RunDirectory.create(tmp_path / "run", config)
     with pytest.raises(RunError, match="is being run by another process"):
