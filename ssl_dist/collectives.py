@@ -1,4 +1,4 @@
-"""The process group as the science sees it: who I am, and gathers of rows that ranks hold in uneven shares."""
+"""The process group as the science sees it: who I am, and rows that ranks hold in uneven shares."""
 
 from __future__ import annotations
 
@@ -52,38 +52,47 @@ class World:
         return values
 
 
-def rank_and_size(group: dist.ProcessGroup | None) -> tuple[int, int]:
-    """(rank, size) in a group; None: the default group, or (0, 1) where there is none."""
-    if not dist.is_initialized():
-        return 0, 1
-    return dist.get_rank(group), dist.get_world_size(group)
+@dataclass(frozen=True)
+class Shares:
+    """How many rows each rank of a group holds; they need not hold equally many, and some may hold none."""
 
+    counts: tuple[int, ...]
+    rank: int = 0
+    group: dist.ProcessGroup | None = None
 
-def gather_rows(rows: Tensor, group: dist.ProcessGroup | None = None) -> tuple[Tensor, int]:
-    """Rows of all ranks, in rank order; no gradient flows.
+    @classmethod
+    def of(cls, rows: Tensor, group: dist.ProcessGroup | None = None) -> Shares:
+        """Every rank calls, with its own ``[n, ...]``.
 
-    Args:
-        rows: ``[n, ...]``, n may differ between ranks and be 0; all else must not.
-        group: None: the default group, or this process alone where there is none.
+        Args:
+            group: None: the default group, or this process alone where there is none.
+        """
+        if not dist.is_initialized() or dist.get_world_size(group) == 1:
+            return cls((len(rows),))
+        count = torch.tensor([len(rows)], device=rows.device)
+        counts = count.new_empty(dist.get_world_size(group))
+        dist.all_gather_single(counts, count, group=group)
+        return cls(tuple(counts.tolist()), dist.get_rank(group), group)
 
-    Returns:
-        (``[sum of n, ...]``, the number of this rank's first row in it).
-    """
-    rank, size = rank_and_size(group)
-    rows = rows.detach().contiguous()
-    if size == 1:
-        return rows, 0
-    count = torch.tensor([len(rows)], device=rows.device)
-    counts_by_rank = count.new_empty(size)
-    dist.all_gather_single(counts_by_rank, count, group=group)
-    counts: list[int] = counts_by_rank.tolist()
-    longest = max(counts)
-    if longest == min(counts):
-        gathered = rows.new_empty(size * longest, *rows.shape[1:])
-        dist.all_gather_single(gathered, rows, group=group)
-        return gathered, rank * longest
-    padded = rows.new_zeros(longest, *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = rows.new_empty(size, longest, *rows.shape[1:])
-    dist.all_gather_single(parts.view(-1, *rows.shape[1:]), padded, group=group)
-    return torch.cat([part[:n] for part, n in zip(parts, counts, strict=True)]), sum(counts[:rank])
+    @property
+    def mine(self) -> range:
+        """Numbers of this rank's rows among all."""
+        first = sum(self.counts[: self.rank])
+        return range(first, first + self.counts[self.rank])
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """``[n, ...]`` of each rank -> ``[sum of n, ...]`` in rank order; no gradient flows."""
+        rows = rows.detach().contiguous()
+        if len(self.counts) == 1:
+            return rows
+        longest = max(self.counts)
+        padded = rows
+        if len(rows) < longest:
+            padded = rows.new_zeros(longest, *rows.shape[1:])
+            padded[: len(rows)] = rows
+        gathered = rows.new_empty(len(self.counts) * longest, *rows.shape[1:])
+        dist.all_gather_single(gathered, padded, group=self.group)
+        if longest == min(self.counts):
+            return gathered
+        parts = gathered.split(longest)
+        return torch.cat([part[:count] for part, count in zip(parts, self.counts, strict=True)])

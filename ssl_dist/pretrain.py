@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ssl_dist import checkpoint
 from ssl_dist.batches import Batch, Batches
-from ssl_dist.collectives import World, gather_rows
+from ssl_dist.collectives import Shares, World
 from ssl_dist.config import DataConfig, Plan, RunConfig
 from ssl_dist.engine import Engine, StepResult
 from ssl_dist.errors import RunError
@@ -117,7 +117,7 @@ def _begin(run: _Run, step: int, batch: Batch) -> None:
 
 
 def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_s: float) -> None:
-    embeddings, _ = gather_rows(result.embeddings)
+    embeddings = Shares.of(result.embeddings).gather(result.embeddings)
     rates = run.watch.lap(step, run.config.batch.size, waited_s)
     if run.monitor:
         run.metrics |= {

@@ -11,7 +11,7 @@ import torch
 
 from ssl_dist import order
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import World, gather_rows
+from ssl_dist.collectives import Shares, World
 from ssl_dist.config import ProbeConfig
 from ssl_dist.evaluate.features import extract
 from ssl_dist.evaluate.knn import knn_accuracy
@@ -42,7 +42,8 @@ class Probe:
         share = -(-len(self.ids) // world.size)
         padded = np.pad(self.ids, (0, share * world.size - len(self.ids)), mode="wrap")
         mine = padded[world.rank * share : (world.rank + 1) * share]
-        gathered, _ = gather_rows(extract(backbone, self._store, mine, world.device))
+        features = extract(backbone, self._store, mine, world.device)
+        gathered = Shares.of(features).gather(features)
         features = gathered[: len(self.ids)]
         labels = torch.from_numpy(self._store.labels[self.ids]).long().to(world.device)
         bank, queries = features[: self.num_bank], features[self.num_bank :]

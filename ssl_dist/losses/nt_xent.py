@@ -1,10 +1,13 @@
 """NT-Xent of the global batch, with the exact gradient for the local rows and nothing of size B x B.
 
-N local images, B global images, D embedding. Rows alternate between the two views of an image, so the positive of
-row r is row r XOR 1 on every rank.
+N local images, B global images, D embedding, T rows of a tile. Rows alternate between the two views of an image, so the
+positive of row r is row r XOR 1 on every rank.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Iterator
 
 import torch
 import torch.distributed as dist
@@ -12,26 +15,33 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import normalize
 
-from ssl_dist.collectives import gather_rows
+from ssl_dist.collectives import Shares
 from ssl_dist.errors import ConfigError
 
-TILE_BYTES = 32 << 20  # of one tile of logits
+# Of one square tile of logits; a few live at a time. On a CPU a tile stays in the cache, on a GPU it fills the device.
+TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
 def nt_xent(
-    z_a: Tensor, z_b: Tensor, *, temperature: float, similarity: str = "cosine", group: dist.ProcessGroup | None = None
+    z_a: Tensor,
+    z_b: Tensor,
+    *,
+    temperature: float | Tensor,
+    similarity: str = "cosine",
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Normalised temperature-scaled cross entropy, the mean over all 2B rows.
 
         s_ij = sim(z_i, z_j) / t        loss = 1/2B sum_i [ log sum_{j != i} exp(s_ij) - s_i,pos(i) ]
 
     Every other row of the global batch is a negative, also one of an equal image. Collectives: one gather of the
-    embeddings and one of the row log-sum-exps, none in the backward pass.
+    embeddings and one of the row log-sum-exps (and before them one of the counts), none in the backward pass.
 
     Args:
         z_a, z_b: ``[N, D]``, the two views' embeddings of this rank's images; N may differ between ranks. float32 or
             float64; bfloat16 and float16 are computed in float32.
-        temperature: t > 0.
+        temperature: t > 0; finite in float32 for logits of up to 1e4 at least. A scalar tensor is learnt: its gradient
+            is the part of this rank's rows, to be summed over ranks like that of any parameter.
         similarity: "cosine", or "dot" for embeddings taken as they are.
         group: None: the default group, or this process alone where there is none.
 
@@ -45,7 +55,7 @@ def nt_xent(
     Source: SimCLR, arXiv 2002.05709, equation 1 (google-research/simclr adds the two views' means: twice this value).
     """
     if not temperature > 0:
-        raise ConfigError(f"temperature {temperature}: it must be greater than 0")
+        raise ConfigError(f"temperature {float(temperature):g}: it must be greater than 0")
     if similarity not in ("cosine", "dot"):
         raise ConfigError(f"similarity {similarity!r}: it is 'cosine' or 'dot'")
     if z_a.shape != z_b.shape or z_a.dim() != 2:
@@ -55,51 +65,80 @@ def nt_xent(
         z = z.float()
     if similarity == "cosine":
         z = normalize(z, dim=2)
-    loss: Tensor = _NTXent.apply(z, temperature, group)
+    loss: Tensor = _NTXent.apply(z / temperature**0.5, group)  # so that s_ij = y_i . y_j
     return loss
 
 
 class _NTXent(torch.autograd.Function):
-    """dL/dz_i = 1/(t 2B) [ sum_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) z_j - 2 z_pos(i) ]: S is symmetric, so the
-    part of row i in other rows' losses needs only their log-sum-exps, which are gathered with the forward pass."""
+    """With y = z / sqrt(t):  dL/dy_i = 1/2B [ sum_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) y_j - 2 y_pos(i) ].
+
+    S is symmetric, so the part of row i in other rows' losses needs only their log-sum-exps, which are gathered with
+    the forward pass; and so is the bracket's weight of y_j, so a tile off the diagonal serves its rows and its columns.
+    """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, z: Tensor, temperature: float, group: dist.ProcessGroup | None) -> Tensor:
-        gathered, first = gather_rows(z, group)  # [B, 2, D]
-        if len(gathered) < 2:
-            raise ConfigError(f"NT-Xent needs 2 images or more in the global batch, it has {len(gathered)}")
-        z_all = gathered.flatten(0, 1)  # [2B, D]
-        rows = torch.arange(2 * first, 2 * (first + len(z)), device=z.device)
-        lse = torch.cat([_logits(z_all, tile, temperature).logsumexp(1) for tile in _tiles(rows, z_all)])
-        lse_all, _ = gather_rows(lse.view(-1, 2), group)
-        positive = (gathered[:, 0] * gathered[:, 1]).sum(1) / temperature  # [B]
-        ctx.save_for_backward(z_all, lse_all.flatten(), rows)
-        ctx.temperature = temperature  # type: ignore[attr-defined]
-        return lse_all.mean() - positive.mean()
+    def forward(ctx: FunctionCtx, y: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+        shares = Shares.of(y, group)
+        pairs = shares.gather(y)  # [B, 2, D]
+        if len(pairs) < 2:
+            raise ConfigError(f"NT-Xent needs 2 images or more in the global batch, it has {len(pairs)}")
+        y_all = pairs.flatten(0, 1)  # [2B, D]
+        mine = range(2 * shares.mine.start, 2 * shares.mine.stop)
+        lse = _log_sum_exp(y_all, mine)
+        lse_all = shares.gather(lse[mine.start : mine.stop].view(-1, 2))  # [B, 2]
+        ctx.save_for_backward(y_all, lse_all.flatten())
+        ctx.mine = mine  # type: ignore[attr-defined]
+        positive = (pairs[:, 0] * pairs[:, 1]).sum(1, keepdim=True)  # [B, 1]
+        return (lse_all - positive).mean()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None, None]:
-        z_all, lse, rows = ctx.saved_tensors  # type: ignore[attr-defined]
-        temperature: float = ctx.temperature  # type: ignore[attr-defined]
-        grad = z_all.new_empty(len(rows), z_all.shape[1])
-        done = 0
-        for tile in _tiles(rows, z_all):
-            logits = _logits(z_all, tile, temperature)
-            weight = (logits - lse[tile, None]).exp_().add_((logits - lse).exp_())
-            torch.matmul(weight, z_all, out=grad[done : done + len(tile)])
-            done += len(tile)
-        grad.sub_(z_all[rows ^ 1], alpha=2).mul_(grad_loss / (temperature * len(z_all)))
-        return grad.view(-1, 2, z_all.shape[1]), None, None
+    def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None]:
+        y, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        mine: range = ctx.mine  # type: ignore[attr-defined]
+        grad = torch.zeros_like(y)
+        for rows, columns, mirrored in _tiles(y, mine):
+            logits = _logits(y, rows, columns)
+            weight = (logits - lse[rows, None]).exp_().add_(logits.sub_(lse[columns]).exp_())
+            grad[rows].addmm_(weight, y[columns])
+            if mirrored:
+                grad[columns].addmm_(weight.T, y[rows])
+        positive = y.view(-1, 2, y.shape[1]).flip(1).flatten(0, 1)
+        local = slice(mine.start, mine.stop)
+        grad = grad[local].sub_(positive[local], alpha=2).mul_(grad_loss / len(y))
+        return grad.view(-1, 2, y.shape[1]), None
 
 
-def _tiles(rows: Tensor, z_all: Tensor) -> tuple[Tensor, ...]:
-    """Local row numbers cut so that one tile of logits takes TILE_BYTES at most."""
-    tiles: tuple[Tensor, ...] = rows.split(max(1, TILE_BYTES // (len(z_all) * z_all.element_size())))
-    return tiles
+def _log_sum_exp(y: Tensor, mine: range) -> Tensor:
+    """[2B], right for this rank's rows: log sum_{j != i} exp(s_ij), with the maximum taken out tile by tile."""
+    lse = y.new_full((len(y),), -torch.inf)
+    for rows, columns, mirrored in _tiles(y, mine):
+        logits = _logits(y, rows, columns)
+        lse[rows] = torch.logaddexp(lse[rows], logits.logsumexp(1))
+        if mirrored:
+            lse[columns] = torch.logaddexp(lse[columns], logits.logsumexp(0))
+    return lse
 
 
-def _logits(z_all: Tensor, rows: Tensor, temperature: float) -> Tensor:
-    """s_ij [rows, 2B], -inf where i = j by number: an equal image elsewhere stays a negative."""
-    logits = (z_all[rows] @ z_all.T).div_(temperature)
-    return logits.scatter_(1, rows[:, None], -torch.inf)
+def _tiles(y: Tensor, mine: range) -> Iterator[tuple[slice, slice, bool]]:
+    """Cut S[mine, all] into tiles of T x T at most, (rows, columns, mirrored). Of two tiles that mirror each other at
+    the diagonal only one comes, mirrored: it stands for (columns, rows) too."""
+    side = max(1, math.isqrt(TILE_BYTES[y.device.type] // y.element_size()))
+    inside = _cut(mine, side)
+    outside = _cut(range(mine.start), side) + _cut(range(mine.stop, len(y)), side)
+    for number, rows in enumerate(inside):
+        for columns in inside[number:] + outside:
+            yield rows, columns, rows.stop <= columns.start < mine.stop
+
+
+def _cut(numbers: range, length: int) -> list[slice]:
+    starts = range(numbers.start, numbers.stop, length)
+    return [slice(start, min(start + length, numbers.stop)) for start in starts]
+
+
+def _logits(y: Tensor, rows: slice, columns: slice) -> Tensor:
+    """s_ij of a tile, -inf where i = j by number: an equal image elsewhere stays a negative."""
+    logits = y[rows] @ y[columns].T
+    if rows == columns:
+        logits.fill_diagonal_(-torch.inf)
+    return logits

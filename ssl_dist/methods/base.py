@@ -40,7 +40,7 @@ class Method(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def embed(self, views: Tensor) -> Tensor:
-        """``[V, N, 3, S, S]`` -> ``[N, V, D]`` float32, with this micro-batch's own BatchNorm statistics."""
+        """``[V, N, 3, S, S]`` -> ``[N, V, D]`` float32 or float64, with this micro-batch's own BatchNorm statistics."""
 
     @abc.abstractmethod
     def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

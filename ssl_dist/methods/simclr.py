@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Literal
 
 import pydantic
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -41,7 +42,8 @@ class SimCLR(Method):
         """One forward pass of both views together: BatchNorm sees the 2N images of the micro-batch."""
         num_views, n = views.shape[:2]
         z = self.projection_head(self.backbone(views.flatten(0, 1)))  # [V * N, D]
-        embeddings: Tensor = z.float().view(num_views, n, -1).transpose(0, 1)
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        embeddings: Tensor = z.view(num_views, n, -1).transpose(0, 1)
         return embeddings
 
     def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Measurements beside peers, each a module: ``python -m benchmarks.NAME``."""

@@ -1,0 +1,82 @@
+"""The tests of NT-Xent see the faults that are found in other people's: each is put in, and they must fail."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WEIGHT = "weight = (logits - lse[rows, None]).exp_().add_(logits.sub_(lse[columns]).exp_())"
+OWN_LOSS_ONLY = "weight = (logits - lse[rows, None]).exp_()"
+MIRRORED = "grad[columns].addmm_(weight.T, y[rows])"
+MIRRORED_OWN_LOSS_ONLY = "grad[columns].addmm_((logits - lse[columns]).exp_().T, y[rows])"
+
+# fault -> (as it is, as it would be), in ssl_dist/losses/nt_xent.py
+FAULTS = {
+    "gradient divided by the number of ranks": [
+        ("grad_loss / len(y)", "grad_loss / len(y) / (dist.get_world_size() if dist.is_initialized() else 1)")
+    ],
+    "negatives detached": [(WEIGHT, OWN_LOSS_ONLY), (MIRRORED, MIRRORED_OWN_LOSS_ONLY)],
+    "own slice of the gathered rows not put back": [
+        (WEIGHT, OWN_LOSS_ONLY),
+        (MIRRORED, MIRRORED_OWN_LOSS_ONLY),
+        ("positive[local], alpha=2", "positive[local], alpha=1"),
+    ],
+    "positive without the rank's offset": [("sub_(positive[local]", "sub_(positive[: len(mine)]")],
+    "self masked by equality": [
+        ("if rows == columns:", "if True:"),
+        (
+            "logits.fill_diagonal_(-torch.inf)",
+            "logits.masked_fill_((y[rows][:, None] == y[columns]).all(2), -torch.inf)",
+        ),
+    ],
+    "maximum not taken out": [
+        ("logits.logsumexp(1)", "logits.exp().sum(1).log()"),
+        ("logits.logsumexp(0)", "logits.exp().sum(0).log()"),
+    ],
+    "tile's mirror forgotten": [(MIRRORED, "pass")],
+    "mean over this rank's rows": [("grad_loss / len(y)", "grad_loss / len(mine)")],
+}
+
+
+def _outcome(copy: Path) -> subprocess.CompletedProcess[str]:
+    """The tests but those of the traffic, which start eight workers and no fault here would change."""
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=120"]
+    selection = ["-k", "not send", "tests/losses/test_nt_xent.py"]
+    return subprocess.run([*command, *selection], cwd=copy, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository, as far as these tests need it."""
+    copy = tmp_path_factory.mktemp("copy")
+    for name in ("ssl_dist", "tests", "benchmarks"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", copy)
+    return copy
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_fault_is_seen(copy: Path, fault: str) -> None:
+    source = copy / "ssl_dist" / "losses" / "nt_xent.py"
+    right = wrong = source.read_text()
+    for old, new in FAULTS[fault]:
+        assert wrong.count(old) == 1, old
+        wrong = wrong.replace(old, new)
+    source.write_text(wrong)
+    try:
+        done = _outcome(copy)
+    finally:
+        source.write_text(right)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert re.search(r"^E +(AssertionError|assert )", done.stdout, re.MULTILINE), "failed by a check, not by a crash"
+
+
+def test_without_a_fault_they_pass(copy: Path) -> None:
+    done = _outcome(copy)
+    assert done.returncode == 0, done.stdout + done.stderr
