@@ -84,10 +84,11 @@ class _NTXent(torch.autograd.Function):
             raise ConfigError(f"NT-Xent needs 2 images or more in the global batch, it has {len(pairs)}")
         y_all = pairs.flatten(0, 1)  # [2B, D]
         mine = range(2 * shares.mine.start, 2 * shares.mine.stop)
-        lse = _log_sum_exp(y_all, mine)
+        shift = _shift(y_all)
+        lse = _log_sum_exp(y_all, mine, shift)
         lse_all = shares.gather(lse[mine.start : mine.stop].view(-1, 2))  # [B, 2]
         ctx.save_for_backward(y_all, lse_all.flatten())
-        ctx.mine = mine  # type: ignore[attr-defined]
+        ctx.mine, ctx.shift = mine, shift  # type: ignore[attr-defined]
         positive = (pairs[:, 0] * pairs[:, 1]).sum(1, keepdim=True)  # [B, 1]
         return (lse_all - positive).mean()
 
@@ -96,10 +97,10 @@ class _NTXent(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None]:
         y, lse = ctx.saved_tensors  # type: ignore[attr-defined]
         mine: range = ctx.mine  # type: ignore[attr-defined]
+        shift: float | None = ctx.shift  # type: ignore[attr-defined]
         grad = torch.zeros_like(y)
         for rows, columns, mirrored in _tiles(y, mine):
-            logits = _logits(y, rows, columns)
-            weight = (logits - lse[rows, None]).exp_().add_(logits.sub_(lse[columns]).exp_())
+            weight = _weight(_logits(y, rows, columns), lse[rows], lse[columns], shift)
             grad[rows].addmm_(weight, y[columns])
             if mirrored:
                 grad[columns].addmm_(weight.T, y[rows])
@@ -109,15 +110,37 @@ class _NTXent(torch.autograd.Function):
         return grad.view(-1, 2, y.shape[1]), None
 
 
-def _log_sum_exp(y: Tensor, mine: range) -> Tensor:
-    """[2B], right for this rank's rows: log sum_{j != i} exp(s_ij), with the maximum taken out tile by tile."""
+def _shift(y: Tensor) -> float | None:
+    """One number c for all rows with exp(s_ij - c) neither over- nor underflowing, which halves the exponentials: the
+    largest |y_i|^2, which no |s_ij| exceeds. None where the logits are too far apart: rows have maxima of their own."""
+    largest = float(y.square().sum(1).max())
+    return largest if 2 * largest < 0.9 * math.log(torch.finfo(y.dtype).max) else None
+
+
+def _log_sum_exp(y: Tensor, mine: range, shift: float | None) -> Tensor:
+    """[2B], right for this rank's rows: log sum_{j != i} exp(s_ij), tile by tile."""
     lse = y.new_full((len(y),), -torch.inf)
+    sums = y.new_zeros(len(y))
     for rows, columns, mirrored in _tiles(y, mine):
         logits = _logits(y, rows, columns)
-        lse[rows] = torch.logaddexp(lse[rows], logits.logsumexp(1))
-        if mirrored:
-            lse[columns] = torch.logaddexp(lse[columns], logits.logsumexp(0))
-    return lse
+        if shift is None:
+            lse[rows] = torch.logaddexp(lse[rows], logits.logsumexp(1))
+            if mirrored:
+                lse[columns] = torch.logaddexp(lse[columns], logits.logsumexp(0))
+        else:
+            logits.sub_(shift).exp_()
+            sums[rows] += logits.sum(1)
+            if mirrored:
+                sums[columns] += logits.sum(0)
+    return lse if shift is None else sums.log_().add_(shift)
+
+
+def _weight(logits: Tensor, lse_rows: Tensor, lse_columns: Tensor, shift: float | None) -> Tensor:
+    """exp(s_ij - lse_i) + exp(s_ij - lse_j) of a tile; ``logits`` is used up."""
+    if shift is None:
+        return (logits - lse_rows[:, None]).exp_().add_(logits.sub_(lse_columns).exp_())
+    scale_rows, scale_columns = (shift - lse_rows).exp_(), (shift - lse_columns).exp_()
+    return logits.sub_(shift).exp_().mul_(scale_rows[:, None] + scale_columns)
 
 
 def _tiles(y: Tensor, mine: range) -> Iterator[tuple[slice, slice, bool]]:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-WEIGHT = "weight = (logits - lse[rows, None]).exp_().add_(logits.sub_(lse[columns]).exp_())"
-OWN_LOSS_ONLY = "weight = (logits - lse[rows, None]).exp_()"
+WEIGHT = "weight = _weight(_logits(y, rows, columns), lse[rows], lse[columns], shift)"
+OWN_LOSS_ONLY = "weight = (_logits(y, rows, columns) - lse[rows, None]).exp_()"
 MIRRORED = "grad[columns].addmm_(weight.T, y[rows])"
-MIRRORED_OWN_LOSS_ONLY = "grad[columns].addmm_((logits - lse[columns]).exp_().T, y[rows])"
+MIRRORED_OWN_LOSS_ONLY = "grad[columns].addmm_((_logits(y, rows, columns) - lse[columns]).exp_().T, y[rows])"
 
 # fault -> (as it is, as it would be), in ssl_dist/losses/nt_xent.py
 FAULTS = {
@@ -40,6 +40,7 @@ FAULTS = {
         ("logits.logsumexp(0)", "logits.exp().sum(0).log()"),
     ],
     "tile's mirror forgotten": [(MIRRORED, "pass")],
+    "one shift for logits too far apart": [("if 2 * largest <", "if 0 * largest <")],
     "mean over this rank's rows": [("grad_loss / len(y)", "grad_loss / len(mine)")],
 }
 

@@ -111,21 +111,24 @@ def _mine(rank: int, size: int) -> list[Tensor]:
     return [z.detach()[first : first + shares[rank]].requires_grad_() for z in views]
 
 
-def _local(rank: int, size: int, similarity: str, tile_rows: int) -> tuple[float, Tensor, Tensor]:
+def _local(rank: int, size: int, similarity: str, temperature: float, tile_rows: int) -> tuple[float, Tensor, Tensor]:
     mine = _mine(rank, size)
     with mock.patch.dict(sys.modules["ssl_dist.losses.nt_xent"].TILE_BYTES, cpu=tile_rows**2 * 8):
-        loss = nt_xent(mine[0], mine[1], temperature=0.1, similarity=similarity)
+        loss = nt_xent(mine[0], mine[1], temperature=temperature, similarity=similarity)
         grad_a, grad_b = torch.autograd.grad(3 * loss, mine)  # 3: the incoming gradient counts
     return loss.item(), grad_a, grad_b
 
 
 @pytest.mark.parametrize("similarity", ["cosine", "dot"])
 @pytest.mark.parametrize("tile_rows", [1, 3, 4, 100])
+@pytest.mark.parametrize("temperature", [0.1, 0.002])  # logits within 20, which share a shift, and within 1000
 @pytest.mark.parametrize("world_size", [1, 2, 3, 4])
-def test_gathered_gradient_equals_one_process(gloo: Pools, world_size: int, tile_rows: int, similarity: str) -> None:
-    results = gloo(world_size).run(_local, similarity, tile_rows)
+def test_gathered_gradient_equals_one_process(
+    gloo: Pools, world_size: int, temperature: float, tile_rows: int, similarity: str
+) -> None:
+    results = gloo(world_size).run(_local, similarity, temperature, tile_rows)
     z_a, z_b = embeddings(sum(_shares(world_size)))
-    theirs = reference(z_a, z_b, 0.1, similarity)
+    theirs = reference(z_a, z_b, temperature, similarity)
     expected = torch.autograd.grad(3 * theirs, (z_a, z_b))
     losses = {loss for loss, _, _ in results}
     assert len(losses) == 1, "the loss is the same on every rank, bit for bit"
