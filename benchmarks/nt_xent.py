@@ -99,12 +99,12 @@ def _peak_here(name: str, rows: int, threads: int) -> int:
     _call(name, *_embeddings(32))  # libraries and their threads are there before
     z_a, z_b = _embeddings(rows // 2)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    before = _resident()
+    before = peak_resident()
     _call(name, z_a, z_b)
-    return _resident() - before
+    return peak_resident() - before
 
 
-def _resident() -> int:
+def peak_resident() -> int:
     """Peak resident bytes of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [peak] = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]

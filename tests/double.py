@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
 import torch
+from torch import Tensor
+
+from ssl_dist import augment, order
+from ssl_dist.batches import Batches
+from ssl_dist.collectives import World
+from ssl_dist.config import RunConfig
+from ssl_dist.engine import Engine
+from ssl_dist.methods import Method
+from ssl_dist.store import ImageStore
+from tests.helpers import smooth_method
 
 _MODULES = ("engine", "base_optimizer", "utils", "zero.stage_1_and_2", "zero.stage3", "zero.partition_parameters")
 
@@ -30,3 +40,41 @@ def deepspeed_in_double() -> Iterator[None]:
         accelerator = importlib.import_module("deepspeed.accelerator").get_accelerator()
         stack.enter_context(mock.patch.object(accelerator, "supported_dtypes", return_value=[torch.float64]))
         yield
+
+
+def double_method(config: RunConfig) -> Method:
+    """The initial method in float64, which takes float32 views."""
+    method = smooth_method(config).double()
+    method.register_forward_pre_hook(lambda _, arguments: (arguments[0].double(),))
+    return method
+
+
+def double_update(rank: int, size: int, config: RunConfig) -> dict[str, Tensor]:
+    """What one step of the engine at rate 1 takes off each weight: with plain SGD, the gradient."""
+    method = double_method(config)
+    before = {name: p.detach().clone() for name, p in method.named_parameters()}
+    world = World.current()
+    with deepspeed_in_double():
+        engine = Engine(method, config, world)
+        engine.step(Batches(ImageStore(config.data.store), config, world, 0, 1).fetch(0), learning_rate=1.0)
+        after = engine.state().model
+    return {name: weight - after[name] for name, weight in before.items()}
+
+
+def one_shot_gradient(config: RunConfig, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
+    """Micro-batches through the module one by one, all graphs kept, one loss of the two views, then autograd."""
+    method, images = double_method(config).train(), ImageStore(config.data.store)
+    ids, _ = order.stream(config.seed, 0, config.batch.size, len(images))
+    embedded = []
+    for part in torch.from_numpy(ids).split(config.batch.micro):
+        pixels = torch.from_numpy(images.gather(part.numpy()))
+        views = augment.views(pixels, part, seed=config.seed, epoch=0, recipe=config.augment.views())
+        embedded.append(method(views))
+    z_a, z_b = torch.cat(embedded).unbind(1)
+    loss(z_a, z_b).backward()
+    return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
+
+
+def worst_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Of any tensor, relative to its norm."""
+    return max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected)

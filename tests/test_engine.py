@@ -15,9 +15,8 @@ from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.engine import Engine
 from ssl_dist.errors import Diverged
-from ssl_dist.methods import Method
 from ssl_dist.store import ImageStore
-from tests.double import deepspeed_in_double
+from tests.double import double_method, double_update, one_shot_gradient, worst_difference
 from tests.gloo import GlooPool
 from tests.helpers import differences, save, small_config, smooth_method, train
 from tests.losses.test_nt_xent import reference
@@ -86,38 +85,6 @@ def test_dropout_does_not_depend_on_workers(gloo: Pools, small_store: Path, alon
     assert trace.losses[0] != alone(backbone={"name": "convnet"}).losses[0]
 
 
-def _double_update(rank: int, size: int, config: RunConfig) -> dict[str, torch.Tensor]:
-    """What one step of plain SGD at rate 1 takes off each weight, in float64."""
-    method = _double_method(config)
-    before = {name: p.detach().clone() for name, p in method.named_parameters()}
-    world = World.current()
-    with deepspeed_in_double():
-        engine = Engine(method, config, world)
-        engine.step(Batches(ImageStore(config.data.store), config, world, 0, 1).fetch(0), learning_rate=1.0)
-        after = engine.state().model
-    return {name: weight - after[name] for name, weight in before.items()}
-
-
-def _double_method(config: RunConfig) -> Method:
-    method = smooth_method(config).double()
-    method.register_forward_pre_hook(lambda _, arguments: (arguments[0].double(),))
-    return method
-
-
-def _dense_gradient(config: RunConfig) -> dict[str, torch.Tensor]:
-    """Micro-batches through the module one by one, then the paper's loss written out, then autograd."""
-    method, images = _double_method(config).train(), ImageStore(config.data.store)
-    ids, _ = order.stream(config.seed, 0, config.batch.size, len(images))
-    embedded = []
-    for part in torch.from_numpy(ids).split(config.batch.micro):
-        pixels = torch.from_numpy(images.gather(part.numpy()))
-        views = augment.views(pixels, part, seed=config.seed, epoch=0, recipe=config.augment.views())
-        embedded.append(method(views))
-    z_a, z_b = torch.cat(embedded).unbind(1)
-    reference(z_a, z_b, 0.2).backward()
-    return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}
-
-
 @pytest.mark.parametrize("micro", [12, 3])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2, 3])
@@ -127,11 +94,35 @@ def test_the_update_is_the_gradient_of_the_papers_loss(
     """One and four micro-batches, on workers of which some have fewer or none; float64 throughout."""
     plain = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0}
     config = small_config(small_store, optim=plain, batch__micro=micro, engine__zero_stage=zero_stage)
-    found = gloo(workers).run(_double_update, config)[0]
-    expected = _dense_gradient(config)
+    found = gloo(workers).run(double_update, config)[0]
+    expected = one_shot_gradient(config, lambda z_a, z_b: reference(z_a, z_b, 0.2))
     assert found.keys() == expected.keys()
-    worst = max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
-    assert worst <= 1e-12  # of any parameter: float64 sums in another order, and weights less updated weights
+    assert (
+        worst_difference(found, expected) <= 1e-12
+    )  # of any parameter: float64 sums in another order, and weights less updated weights
+
+
+@pytest.mark.parametrize("clip_norm", [0.5, 50.0])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_clipping_and_weight_decay_are_of_the_global_gradient(
+    gloo: Pools, small_store: Path, workers: int, zero_stage: int, clip_norm: float
+) -> None:
+    """The gradient's norm is about 5 here; decay spares biases and norms, and is not clipped."""
+    optim = {"name": "sgd", "momentum": 0.0, "weight_decay": 0.1, "warmup_epochs": 0, "clip_norm": clip_norm}
+    config = small_config(small_store, optim=optim, engine__zero_stage=zero_stage)
+    found = gloo(workers).run(double_update, config)[0]
+    gradient = one_shot_gradient(config, lambda z_a, z_b: reference(z_a, z_b, 0.2))
+    norm = torch.stack([one.norm() for one in gradient.values()]).norm()
+    assert 0.5 < norm < 50
+    factor = min(1.0, clip_norm / (norm + 1e-6))  # as torch.nn.utils.clip_grad_norm_ has it
+    weights = dict(double_method(config).named_parameters())
+    expected = {
+        name: factor * grad + (0.1 * weights[name].detach() if grad.dim() > 1 else 0.0)
+        for name, grad in gradient.items()
+    }
+    tolerance = 1e-7 if factor < 1 else 1e-12  # DeepSpeed rounds the norm to float32
+    assert worst_difference(found, expected) <= tolerance
 
 
 @pytest.mark.parametrize("workers", [1, 2, 3])

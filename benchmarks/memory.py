@@ -1,0 +1,84 @@
+"""Peak memory of training by the global batch, at one micro-batch: cached gradients keep it where it is.
+
+    python -m benchmarks.memory             # about two minutes; writes into docs/performance.md
+
+Peak resident size of a fresh process that trains the recipe simclr-cifar10 once over the same random images (Linux):
+one step of the largest batch, as many steps more of the others.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import torch
+import typer
+from PIL import Image
+
+from benchmarks import page
+from benchmarks.nt_xent import peak_resident
+from ssl_dist.batches import Batches
+from ssl_dist.collectives import World
+from ssl_dist.config import RunConfig
+from ssl_dist.engine import Engine
+from ssl_dist.store import ImageStore, build
+
+MICRO = 256
+
+
+def main(
+    sizes: Annotated[list[int], typer.Option(help="Global batches.")] = [256, 1024, 8192],  # noqa: B006
+    docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
+) -> None:
+    """Measure, print, write."""
+    with tempfile.TemporaryDirectory() as folder:
+        store = random_store(Path(folder), max(sizes))
+        peaks = {}
+        for size in sizes:
+            peaks[size] = peak_of_an_epoch(store, size)
+            print(json.dumps({"batch": size, "micro": MICRO, "peak_bytes": peaks[size]}), flush=True)
+    rows = [[f"{size:,}", f"{peak / 1e6:,.0f}", f"{peak / peaks[sizes[0]]:.3f}"] for size, peak in peaks.items()]
+    text = f"""
+`python -m benchmarks.memory`: one epoch of `simclr-cifar10` (ResNet-8, width 64, bf16, ZeRO 1) over {max(sizes):,}
+images of 32 px in a fresh process, micro-batches of {MICRO}. {page.machine()}
+
+{page.table(["global batch", "peak resident MB", f"in units of {sizes[0]:,}'s"], rows)}
+"""
+    page.write_section("Memory by global batch", text, docs)
+
+
+def random_store(folder: Path, images: int) -> Path:
+    """A store of random 32 px images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
+    (folder / "images").mkdir()
+    for number, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / "images" / f"{number:06d}.bmp")
+    build(folder / "images", folder / "store", workers=1)
+    return folder / "store"
+
+
+def peak_of_an_epoch(store: Path, size: int) -> int:
+    """Bytes, of a fresh process."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_epoch, store, size, torch.get_num_threads()).result()
+
+
+def _epoch(store: Path, size: int, threads: int) -> int:
+    torch.set_num_threads(threads)
+    overrides = {"data.store": str(store), "batch.size": size, "batch.micro": MICRO, "epochs": 1}
+    config = RunConfig.load("simclr-cifar10", overrides)
+    world = World.current()
+    engine = Engine(config.initial_method(), config, world)
+    images = ImageStore(store)
+    for batch in Batches(images, config, world, 0, config.plan(len(images)).total_steps):
+        engine.step(batch, learning_rate=0.001)
+    return peak_resident()
+
+
+if __name__ == "__main__":
+    typer.run(main)
