@@ -1,4 +1,4 @@
-"""The commands that train: pretrain and demo, added to those that need no cluster."""
+"""The commands that need Ray: pretrain, demo and doctor, added to those that need no cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from ssl_dist.cli import Json, app, comparison, console, print_json, show
 from ssl_dist.errors import ClusterError, ConfigError
@@ -115,6 +116,36 @@ def _train(run: RunDirectory, config: RunConfig, as_json: bool) -> dict[str, Any
     rows = {tag: f"{value:.6g}" if isinstance(value, float) else value for tag, value in metrics.items()}
     show(f"{run.path.name}", rows.items(), result, as_json)
     return result
+
+
+@app.command()
+def doctor(
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare every method's gradient from these workers with one process's.")
+    ] = False,
+    workers: Annotated[int, typer.Option(min=1, help="Workers to check.")] = 2,
+    gpu: Annotated[bool, typer.Option("--gpu", help="One GPU each.")] = False,
+    shared: Annotated[Path, typer.Option(help="Folder that all nodes see.")] = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Check this machine, or the cluster of RAY_ADDRESS; exit code 1 where a gradient depends on the workers."""
+    if not exact:
+        raise ConfigError("say what to check: --exact")
+    from cluster.doctor import exactness
+    from ssl_dist.config import ClusterConfig
+
+    with console.status(f"comparing gradients on {workers} worker(s)"):
+        findings = exactness(ClusterConfig(workers=workers, gpu=gpu), shared)
+    table = Table("method", "gradient of", "workers", "ratio", "error", "", title="beside one process")
+    for one in findings:
+        part = "loss, float64" if one.zero_stage is None else f"step, ZeRO {one.zero_stage}, float32"
+        verdict = "exact" if one.exact else f"[bold red]over {one.tolerance:g}[/]"
+        table.add_row(one.method, part, str(one.workers), f"{one.ratio:.9f}", f"{one.error:.1e}", verdict)
+    console.print(table)
+    if as_json:
+        print_json({"exact": [{**one._asdict(), "is_exact": one.exact} for one in findings]})
+    if not all(one.exact for one in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,9 +20,16 @@ from torch import Tensor
 from ssl_dist import augment, order
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.store import ImageStore
 
 _AHEAD = 2  # batches fetched before they are asked for
+
+
+class Images(Protocol):
+    """What is asked of an ``ImageStore`` here."""
+
+    def __len__(self) -> int: ...
+
+    def gather(self, ids: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -68,7 +76,7 @@ class Batches:
         waited_s: seconds that the consumer has waited for data so far.
     """
 
-    def __init__(self, store: ImageStore, config: RunConfig, world: World, first_step: int, total_steps: int) -> None:
+    def __init__(self, store: Images, config: RunConfig, world: World, first_step: int, total_steps: int) -> None:
         self._store, self._config, self._world = store, config, world
         self._steps = range(first_step, total_steps)
         self.waited_s = 0.0

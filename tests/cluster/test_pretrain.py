@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,17 +27,6 @@ from tests.conftest import write_images
 from tests.helpers import small_config
 
 EVERY_STEP = {"monitor__every_steps": 1, "probe": None, "epochs": 10 * 12 / 51, "checkpoint__every_epochs": 5 * 12 / 51}
-
-
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """One Ray for the runs of this module; `launch` uses the one that is there."""
-    import ray
-
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_CHDIR_TO_TRIAL_DIR="0")
-    ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
-    yield
-    ray.shutdown()
 
 
 def losses(run: Path) -> list[float]:

@@ -1,0 +1,142 @@
+"""Reach or start Ray, and start workers on it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import socket
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ssl_dist.config import ClusterConfig
+from ssl_dist.errors import ClusterError
+
+# Read by Ray when it is imported, or by the processes that it starts.
+_ENVIRONMENT = {
+    "RAY_AUTH_MODE": "disabled",  # unless the cluster sets one; unset, a local Ray would turn tokens on in the home
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead or finished worker is noticed
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+}
+_REACH_S = 10
+
+
+@contextlib.contextmanager
+def connected(cluster: ClusterConfig) -> Iterator[bool]:
+    """Connected to the cluster of RAY_ADDRESS (or of an earlier ray.init), or to a Ray started here (True).
+
+    Raises:
+        ClusterError: Ray cannot be reached or started, or has no room for the workers.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    if ray.is_initialized():
+        _check_resources(cluster)
+        yield False
+        return
+    address = os.environ.get("RAY_ADDRESS")
+    try:
+        if address:
+            _check_reachable(address)
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        else:
+            _check_port(cluster.dashboard_port)
+            # logical CPUs: more workers than cores are slow, not wrong
+            cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
+            dashboard = {"dashboard_host": "127.0.0.1", "dashboard_port": cluster.dashboard_port}
+            dashboard = dashboard if cluster.dashboard_port else {}
+            ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=bool(dashboard),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                **dashboard,
+            )
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = next(iter(str(error).splitlines()), repr(error))
+        where = (
+            f"the Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
+        )
+        raise ClusterError(f"{where}: {reason}") from None
+    try:
+        _check_resources(cluster)
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """A quick no where nobody listens; Ray itself would go on asking for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_REACH_S).close()
+
+
+def _check_port(port: int | None) -> None:
+    if port is None:
+        return
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            raise ClusterError(
+                f"cluster.dashboard_port {port}: {error.strerror}; choose another, or leave it out for no dashboard"
+            ) from None
+
+
+def _check_resources(cluster: ClusterConfig) -> None:
+    """Refuse what would wait for ever. A cluster that grows by itself must have grown as far as the run needs."""
+    import ray
+
+    need = _resources(cluster)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = sum(min(int(node.get(kind, 0.0) / number) for kind, number in need.items()) for node in nodes)
+    if room < cluster.workers:
+        each = " and ".join(f"{number:g} {kind}" for kind, number in need.items())
+        raise ClusterError(
+            f"cluster.workers {cluster.workers} of {each} each: Ray's {len(nodes)} node(s) have room for {room};"
+            " lower cluster.workers or cluster.cpus_per_worker, or add nodes"
+        )
+
+
+def trainer(
+    function: Callable[[dict[str, Any]], Any], settings: dict[str, Any], cluster: ClusterConfig, directory: Path
+) -> Any:
+    """A TorchTrainer of ``function(settings)`` on every worker.
+
+    Args:
+        directory: Ray's of the run and ours: checkpoints lie in it, and are reported where they are.
+    """
+    import ray.train
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
+        function,
+        train_loop_config=settings,
+        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=cluster.workers, use_gpu=cluster.gpu, resources_per_worker=_resources(cluster)
+        ),
+        run_config=ray.train.RunConfig(
+            name=directory.name,
+            storage_path=str(directory.parent),
+            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
+        ),
+    )
+
+
+def _resources(cluster: ClusterConfig) -> dict[str, float]:
+    """Of one worker."""
+    return {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})
