@@ -1,0 +1,50 @@
+"""The benchmarks compare like with like, and write a page that runs can be repeated into."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import page
+from benchmarks.contenders import LOSSES
+from tests.gloo import GlooPool
+
+
+def _value(rank: int, size: int, name: str) -> tuple[float, float]:
+    """(the loss, the gradient's norm over all ranks' rows) of 24 images."""
+    generator = torch.Generator().manual_seed(0)
+    views = torch.randn(2, 24, 8, generator=generator)
+    share = 24 // size
+    z_a, z_b = (view[rank * share : (rank + 1) * share].clone().requires_grad_() for view in views)
+    loss = LOSSES[name](z_a, z_b, 0.3)
+    squares = sum(grad.square().sum() for grad in torch.autograd.grad(loss, (z_a, z_b)))
+    total = torch.stack([loss.detach(), torch.as_tensor(squares)])
+    if size > 1:
+        torch.distributed.all_reduce(total)
+    mean, square = total.tolist()
+    return mean / size, square**0.5
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_contender_computes_the_same_loss(gloo: Callable[[int], GlooPool], name: str) -> None:
+    if name == "lightly":
+        pytest.importorskip("lightly")
+    loss, norm = _value(0, 1, "ours")
+    assert _value(0, 1, name) == pytest.approx((loss, norm), rel=1e-5)
+    if name != "dense autograd":  # the peers' losses are of their own rows, to be averaged like their gradients
+        unit = 1 if name == "ours" else 2
+        assert gloo(2).run(_value, name)[0] == pytest.approx((loss, norm * unit), rel=1e-5)
+
+
+def test_a_section_is_written_once(tmp_path: Path) -> None:
+    page.write_section("A", "first", tmp_path)
+    page.write_section("B", page.table(["x", "y"], [["1", "2"]]), tmp_path)
+    page.write_section("A", "second", tmp_path)
+    text = (tmp_path / "performance.md").read_text()
+    assert text.startswith("# Performance")
+    assert text.count("## A\n\nsecond\n") == 1
+    assert "first" not in text
+    assert text.endswith("## B\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n")
