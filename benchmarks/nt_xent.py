@@ -161,7 +161,8 @@ def _text(records: list[Record], sent: list[Record], repeats: int) -> str:
     traffic = [[name, *(f"{ratios[name, n]:.3f}" for n in counts)] for name in names]
     exponents = ", ".join(f"{name} {_exponent(records, name):.2f}" for name in LOSSES) if len(sizes) > 1 else "-"
     return f"""
-`python -m benchmarks.nt_xent`: D = {DIM}, t = {TEMPERATURE}, float32, medians of {repeats} calls that take turns.
+`python -m benchmarks.nt_xent`: D = {DIM}, t = {TEMPERATURE}, float32, medians of {repeats} calls that take turns, one process.
+solo-learn stands for its formula typed again, lightly for the package itself.
 {page.machine()}
 
 ![Time and memory](nt_xent.png)
@@ -170,13 +171,14 @@ Milliseconds (in units of ours):
 
 {page.table(["", *header], lines("seconds", lambda s: f"{1000 * s:,.0f}"))}
 
-Peak extra memory, MB (in units of ours):
+Peak extra memory, MB (in units of ours), one call in a fresh process each:
 
 {page.table(["", *header], lines("peak_extra_bytes", lambda b: f"{b / 1e6:,.1f}"))}
 
 Memory grows with the power of 2N: {exponents}.
 
-Bytes sent per rank, forward + backward, in units of (W - 1) x its embeddings (256 images a rank):
+Bytes sent per rank, forward + backward, in units of (W - 1) x its embeddings (256 images a rank): the collectives that
+were called, at the cost of the ring algorithms:
 
 {page.table(["", *(f"W = {n}" for n in counts)], traffic)}
 """

@@ -13,8 +13,8 @@ import torch
 DOCS = Path(__file__).parent.parent / "docs"
 _HEAD = """# Performance
 
-Written by the modules of `benchmarks/` (`make bench`), ours beside the peers in one run. Times are medians; only ratios
-within a table mean something elsewhere.
+Written by the modules of `benchmarks/` (`make bench`), ours beside the peers in one run. Only ratios within a table
+mean something elsewhere.
 """
 
 

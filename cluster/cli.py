@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -125,7 +126,6 @@ def doctor(
     ] = False,
     workers: Annotated[int, typer.Option(min=1, help="Workers to check.")] = 2,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU each.")] = False,
-    shared: Annotated[Path, typer.Option(help="Folder that all nodes see.")] = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Check this machine, or the cluster of RAY_ADDRESS; exit code 1 where a gradient depends on the workers."""
@@ -134,16 +134,17 @@ def doctor(
     from cluster.doctor import exactness
     from ssl_dist.config import ClusterConfig
 
-    with console.status(f"comparing gradients on {workers} worker(s)"):
-        findings = exactness(ClusterConfig(workers=workers, gpu=gpu), shared)
+    where = os.environ.get("RAY_ADDRESS", "a Ray started here")
+    with console.status(f"comparing gradients on {workers} worker(s) of {where}"):
+        findings = exactness(ClusterConfig(workers=workers, gpu=gpu))
     table = Table("method", "gradient of", "workers", "ratio", "error", "", title="beside one process")
     for one in findings:
-        part = "loss, float64" if one.zero_stage is None else f"step, ZeRO {one.zero_stage}, float32"
         verdict = "exact" if one.exact else f"[bold red]over {one.tolerance:g}[/]"
-        table.add_row(one.method, part, str(one.workers), f"{one.ratio:.9f}", f"{one.error:.1e}", verdict)
+        table.add_row(one.method, one.part, str(one.workers), f"{one.ratio:.9f}", f"{one.error:.1e}", verdict)
     console.print(table)
     if as_json:
-        print_json({"exact": [{**one._asdict(), "is_exact": one.exact} for one in findings]})
+        found = [{**one._asdict(), "exact": one.exact} for one in findings]
+        print_json({"exact": all(one.exact for one in findings), "findings": found})
     if not all(one.exact for one in findings):
         raise typer.Exit(1)
 

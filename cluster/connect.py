@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -46,23 +47,7 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        if address:
-            _check_reachable(address)
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        else:
-            _check_port(cluster.dashboard_port)
-            # logical CPUs: more workers than cores are slow, not wrong
-            cpus = max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker))
-            dashboard = {"dashboard_host": "127.0.0.1", "dashboard_port": cluster.dashboard_port}
-            dashboard = dashboard if cluster.dashboard_port else {}
-            ray.init(
-                address="local",
-                num_cpus=cpus,
-                include_dashboard=bool(dashboard),
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                **dashboard,
-            )
+        _join(address) if address else _start(cluster)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).splitlines()), repr(error))
         where = (
@@ -74,6 +59,29 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
         yield not address
     finally:
         ray.shutdown()
+
+
+def _join(address: str) -> None:
+    import ray
+
+    _check_reachable(address)
+    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _start(cluster: ClusterConfig) -> None:
+    import ray
+
+    _check_port(cluster.dashboard_port)
+    ray.init(
+        address="local",
+        # logical CPUs: more workers than cores are slow, not wrong
+        num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker)),
+        include_dashboard=cluster.dashboard_port is not None,
+        dashboard_host="127.0.0.1",
+        dashboard_port=cluster.dashboard_port,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
 
 
 def _check_reachable(address: str) -> None:
@@ -107,8 +115,41 @@ def _check_resources(cluster: ClusterConfig) -> None:
         each = " and ".join(f"{number:g} {kind}" for kind, number in need.items())
         raise ClusterError(
             f"cluster.workers {cluster.workers} of {each} each: Ray's {len(nodes)} node(s) have room for {room};"
-            " lower cluster.workers or cluster.cpus_per_worker, or add nodes"
+            " ask for fewer workers, or for fewer CPUs each, or add nodes"
         )
+
+
+class Background(threading.Thread):
+    """Calls a function beside the main thread, which Ray would else take Ctrl-C from.
+
+    Attributes:
+        result: what it returned.
+        error: what it raised instead.
+    """
+
+    def __init__(self, function: Callable[[], Any]) -> None:
+        super().__init__(name="ray", daemon=True)
+        self._function = function
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.result = self._function()
+        except BaseException as error:  # handed to the main thread
+            self.error = error
+
+
+def reason_of(error: BaseException) -> str:
+    """One line for whatever ended a fit: the first worker that did not merely lose its connection to another."""
+    failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
+    lines = [(rank, _last_line(reason)) for rank, reason in failures]
+    rank, line = next((one for one in lines if "onnection" not in one[1]), lines[0])
+    return f"worker {rank} failed ({line})"
+
+
+def _last_line(reason: BaseException) -> str:
+    return next((text.strip() for text in reversed(str(reason).splitlines()) if text.strip()), repr(reason))
 
 
 def trainer(

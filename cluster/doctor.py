@@ -2,39 +2,36 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from cluster.connect import connected, trainer
+from cluster.connect import Background, connected, reason_of, trainer
 from ssl_dist.config import ClusterConfig
-from ssl_dist.errors import ClusterError
+from ssl_dist.errors import Interrupted, SslDistError
 from ssl_dist.exactness import Finding
 
 
-def exactness(cluster: ClusterConfig, shared: Path) -> list[Finding]:
+def exactness(cluster: ClusterConfig) -> list[Finding]:
     """The world-size battery of ``ssl_dist.exactness`` on ``cluster.workers`` workers.
 
-    Args:
-        shared: a folder that all nodes see; what is written there is removed.
-
     Raises:
-        ClusterError: Ray cannot be reached, has no room for the workers, or a worker failed.
+        ClusterError: Ray cannot be reached, or has no room for the workers.
+        SslDistError: a worker failed.
+        Interrupted: Ctrl-C.
     """
-    from ray.train import TrainingFailedError
-
-    shared.mkdir(parents=True, exist_ok=True)
-    directory = Path(tempfile.mkdtemp(prefix="doctor-", dir=shared.absolute()))
-    try:
-        with connected(cluster):
-            found = trainer(_examine, {"gpu": cluster.gpu}, cluster, directory).fit().return_value
-    except TrainingFailedError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ClusterError(f"the workers of the battery failed: {reason}") from None
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    return [Finding(*values) for values in found]
+    once = cluster.model_copy(update={"max_failures": 0})
+    with tempfile.TemporaryDirectory() as folder, connected(once):
+        fit = Background(lambda: trainer(_examine, {"gpu": once.gpu}, once, Path(folder) / "doctor").fit().return_value)
+        fit.start()
+        try:
+            while fit.is_alive():
+                fit.join(timeout=0.25)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped: nothing was kept") from None
+    if fit.error:
+        raise SslDistError(f"the gradients could not be compared: {reason_of(fit.error)}")
+    return [Finding(*values) for values in fit.result]
 
 
 def _examine(settings: dict[str, Any]) -> list[tuple[Any, ...]]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import connected, trainer
+from cluster.connect import Background, connected, reason_of, trainer
 from cluster.run_directory import RunDirectory
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, SslDistError
@@ -34,16 +34,14 @@ def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, 
     with connected(config.cluster) as started_here, _interrupts(run, console) as interrupts:
         if started_here:
             console.print(f"local Ray, {config.cluster.workers} worker(s)", highlight=False)
-        outcome = _Fit(config, run)
-        outcome.start()
+        outcome = fit(config, run)
         _follow(outcome, run, console)
-    if error := run.read_error():
+    if error := ending(outcome, run):
         raise error
-    if outcome.error:
-        raise _explain(outcome.error, run)
     if interrupts.asked:
         raise Interrupted(f"stopped; go on with: {resume_command(run)}")
-    return outcome.metrics
+    metrics: dict[str, Any] = outcome.result
+    return metrics
 
 
 def resume_command(run: RunDirectory) -> str:
@@ -51,32 +49,33 @@ def resume_command(run: RunDirectory) -> str:
     return f"ssl-dist pretrain --resume {shlex.quote(str(run.path))}"
 
 
-class _Fit(threading.Thread):
-    """TorchTrainer.fit beside the main thread, which Ray would else take Ctrl-C from."""
+def fit(config: RunConfig, run: RunDirectory) -> Background:
+    """TorchTrainer at work on a run, in a thread; its result are rank 0's last metrics."""
+    from cluster.worker import train
 
-    def __init__(self, config: RunConfig, run: RunDirectory) -> None:
-        super().__init__(name="ray-train-fit", daemon=True)
-        self._config, self._run = config, run
-        self.error: BaseException | None = None
-        self.metrics: dict[str, Any] = {}
-
-    def run(self) -> None:
-        from cluster.worker import train
-
-        try:
-            settings = {"config": self._config.model_dump(mode="json"), "directory": str(self._run.path)}
-            self.metrics = trainer(train, settings, self._config.cluster, self._run.path).fit().return_value or {}
-        except BaseException as error:  # handed to the main thread
-            self.error = error
+    settings = {"config": config.model_dump(mode="json"), "directory": str(run.path)}
+    thread = Background(lambda: trainer(train, settings, config.cluster, run.path).fit().return_value or {})
+    thread.start()
+    return thread
 
 
-def _follow(fit: _Fit, run: RunDirectory, console: Console) -> None:
+def ending(outcome: Background, run: RunDirectory) -> SslDistError | None:
+    """What ended the workers, if it was an error."""
+    if error := run.read_error():
+        return error
+    if outcome.error:
+        reason = reason_of(outcome.error)
+        return SslDistError(f"{reason}: see {run.path}/worker-*.log, then {resume_command(run)}")
+    return None
+
+
+def _follow(outcome: Background, run: RunDirectory, console: Console) -> None:
     """The bar, until the fit ends."""
     from ssl_dist.monitor import ProgressBar
 
     with ProgressBar(run.path, console) as bar:
-        while fit.is_alive():
-            fit.join(timeout=_POLL_S)
+        while outcome.is_alive():
+            outcome.join(timeout=_POLL_S)
             bar.update()
 
 
@@ -111,15 +110,3 @@ def _interrupts(run: RunDirectory, console: Console) -> Iterator[_Interrupts]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
-
-
-def _explain(error: BaseException, run: RunDirectory) -> SslDistError:
-    """One line for whatever ended the fit: the first worker that did not merely lose its connection to another."""
-    failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
-    lines = [(rank, _last_line(reason)) for rank, reason in failures]
-    rank, line = next((one for one in lines if "onnection" not in one[1]), lines[0])
-    return SslDistError(f"worker {rank} failed ({line}): see {run.path}/worker-*.log, then {resume_command(run)}")
-
-
-def _last_line(reason: BaseException) -> str:
-    return next((text.strip() for text in reversed(str(reason).splitlines()) if text.strip()), repr(reason))

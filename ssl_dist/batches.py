@@ -21,8 +21,6 @@ from ssl_dist import augment, order
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 
-_AHEAD = 2  # batches fetched before they are asked for
-
 
 class Images(Protocol):
     """What is asked of an ``ImageStore`` here."""
@@ -82,17 +80,19 @@ class Batches:
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_AHEAD)
-        stop = threading.Event()
+        """One batch is fetched ahead: with that in use, two are in memory."""
+        ready: queue.Queue[Batch | BaseException] = queue.Queue()
+        wanted, stop = threading.Semaphore(1), threading.Event()
 
         def fetch() -> None:
             try:
                 for step in self._steps:
-                    _put(ready, self.fetch(step), stop)
+                    wanted.acquire()
                     if stop.is_set():
                         return
+                    ready.put(self.fetch(step))
             except BaseException as error:  # handed to the consumer, who raises it
-                _put(ready, error, stop)
+                ready.put(error)
 
         thread = threading.Thread(target=fetch, name="fetch-batches", daemon=True)
         thread.start()
@@ -100,12 +100,14 @@ class Batches:
             for _ in self._steps:
                 began = time.perf_counter()
                 batch = ready.get()
+                wanted.release()
                 self.waited_s += time.perf_counter() - began
                 if isinstance(batch, BaseException):
                     raise batch
                 yield batch
         finally:
             stop.set()
+            wanted.release()
             thread.join()
 
     def fetch(self, step: int) -> Batch:
@@ -125,14 +127,6 @@ class Batches:
             epochs=torch.from_numpy(epochs),
             config=self._config,
         )
-
-
-def _put(ready: queue.Queue[Batch | BaseException], item: Batch | BaseException, stop: threading.Event) -> None:
-    while not stop.is_set():
-        try:
-            return ready.put(item, timeout=0.1)
-        except queue.Full:
-            continue
 
 
 def _pinned(images: np.ndarray, device: torch.device) -> Tensor:

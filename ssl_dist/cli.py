@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -71,8 +72,16 @@ def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any],
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """One JSON object on a line of its own."""
-    typer.echo(json.dumps(result))
+    """One JSON object on a line of its own; what is not a finite number is null."""
+    typer.echo(json.dumps(_finite(result)))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @contextlib.contextmanager

@@ -82,6 +82,7 @@ class Shares:
 
     def gather(self, rows: Tensor) -> Tensor:
         """``[n, ...]`` of each rank -> ``[sum of n, ...]`` in rank order; no gradient flows."""
+        assert len(rows) == self.counts[self.rank], "as many rows as were counted"
         rows = rows.detach().contiguous()
         if len(self.counts) == 1:
             return rows

@@ -76,5 +76,8 @@ def one_shot_gradient(config: RunConfig, loss: Callable[[Tensor, Tensor], Tensor
 
 
 def worst_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Of any tensor, relative to its norm."""
-    return max(float((found[name] - expected[name]).norm() / expected[name].norm()) for name in expected)
+    """Of any tensor, relative to its norm; NaN if one is."""
+    assert found.keys() == expected.keys()
+    return float(
+        torch.stack([(found[name] - expected[name]).norm() / expected[name].norm() for name in expected]).max()
+    )

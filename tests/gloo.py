@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
+class WorkerFailed(Exception):
+    """A worker raised; the message holds the tracebacks."""
+
+
 class GlooPool:
     """W spawned processes in one gloo group; the group's file is its rendezvous, so no port is taken."""
 
@@ -33,7 +37,7 @@ class GlooPool:
         answers = [end.recv() for end in self._ends]
         failures = [text for failed, text in answers if failed]
         if failures:
-            raise AssertionError("a worker failed:\n" + "\n".join(failures))
+            raise WorkerFailed("\n".join(failures))
         return [result for _, result in answers]
 
     def close(self) -> None:

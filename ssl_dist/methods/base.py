@@ -44,4 +44,7 @@ class Method(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """``[N, V, D]`` of this worker -> the loss of the global batch, exact in its gradient for these rows."""
+        """``[N, V, D]`` of this worker -> the loss of the global batch, exact in its gradient for these rows.
+
+        A parameter that only the loss uses gets no gradient: what is learnt (a temperature too) belongs into ``embed``.
+        """

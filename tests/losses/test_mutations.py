@@ -15,6 +15,8 @@ WEIGHT = "weight = _weight(_logits(y, rows, columns), lse[rows], lse[columns], s
 OWN_LOSS_ONLY = "weight = (_logits(y, rows, columns) - lse[rows, None]).exp_()"
 MIRRORED = "grad[columns].addmm_(weight.T, y[rows])"
 MIRRORED_OWN_LOSS_ONLY = "grad[columns].addmm_((_logits(y, rows, columns) - lse[columns]).exp_().T, y[rows])"
+OWN_PULL_ONLY = ("sigmoid().view(-1, 2).sum(1).view(-1, 1, 1)", "sigmoid().view(-1, 2, 1)")
+POSITIVE = "positive = y[local].view(-1, 2, y.shape[1]).flip(1)"
 
 # fault -> (as it is, as it would be), in ssl_dist/losses/nt_xent.py
 FAULTS = {
@@ -25,15 +27,14 @@ FAULTS = {
     "own slice of the gathered rows not put back": [
         (WEIGHT, OWN_LOSS_ONLY),
         (MIRRORED, MIRRORED_OWN_LOSS_ONLY),
-        ("positive[local], alpha=2", "positive[local], alpha=1"),
+        OWN_PULL_ONLY,
     ],
-    "positive without the rank's offset": [("sub_(positive[local]", "sub_(positive[: len(mine)]")],
+    "positive without the rank's offset": [(POSITIVE, POSITIVE.replace("[local]", "[: len(mine)]"))],
     "self masked by equality": [
-        ("if rows == columns:", "if True:"),
         (
-            "logits.fill_diagonal_(-torch.inf)",
-            "logits.masked_fill_((y[rows][:, None] == y[columns]).all(2), -torch.inf)",
-        ),
+            "if rows == columns:",
+            "logits.masked_fill_((y[rows][:, None] == y[columns]).all(2), -torch.inf)\n    if rows == columns:",
+        )
     ],
     "maximum not taken out": [
         ("logits.logsumexp(1)", "logits.exp().sum(1).log()"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
+from benchmarks.contenders import LOSSES
 from benchmarks.traffic import Traffic
 from ssl_dist.errors import ConfigError
 from ssl_dist.losses import nt_xent
@@ -99,6 +100,30 @@ def test_collapsed_embeddings_give_the_log_of_the_number_of_others(
         assert torch.isfinite(grad).all()
 
 
+@pytest.mark.parametrize("temperature", [0.05, 0.1])
+def test_views_that_agree_keep_the_digits_of_their_gradient(temperature: float) -> None:
+    """Late in training the loss is near 0 and dense float32 loses the gradient in 1 - 1."""
+    generator = torch.Generator().manual_seed(0)
+    z_a = torch.randn(256, 64, generator=generator, dtype=torch.float64)
+    views = [z_a, z_a + 0.1 * torch.randn(256, 64, generator=generator, dtype=torch.float64)]
+    exact = [view.requires_grad_() for view in views]
+    theirs = reference(*exact, temperature)
+    expected = torch.autograd.grad(theirs, exact)
+    single = [view.detach().float().requires_grad_() for view in views]
+    ours = nt_xent(*single, temperature=temperature)
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-4)
+    for found, one in zip(torch.autograd.grad(ours, single), expected, strict=True):
+        assert relative(found.double(), one) <= 1e-5 / temperature  # float32 logits of up to 1 / t
+
+
+def test_autocast_changes_nothing() -> None:
+    z_a, z_b = (z.detach().float().requires_grad_() for z in embeddings(64))
+    plain = torch.autograd.grad(nt_xent(z_a, z_b, temperature=0.07), (z_a, z_b))
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = nt_xent(z_a, z_b, temperature=0.07)
+    assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, (z_a, z_b)), plain, strict=True))
+
+
 def _shares(world_size: int) -> list[int]:
     """Unequal, one of them empty where there are enough ranks."""
     return {1: [11], 2: [4, 7], 3: [5, 0, 6], 4: [1, 6, 0, 4]}[world_size]
@@ -155,11 +180,11 @@ def test_a_learnt_temperature_has_its_gradient_summed_over_ranks(gloo: Pools, wo
     assert relative(found, expected) <= 1e-12
 
 
-def _sent(rank: int, size: int) -> tuple[float, list[str], list[str]]:
+def _sent(rank: int, size: int, name: str) -> tuple[float, list[str], list[str]]:
     """(bytes sent per byte of local embeddings and other rank, collectives forward, collectives backward)"""
     z_a, z_b = (torch.randn(32, 128, requires_grad=True) for _ in range(2))
     with Traffic(size) as sent:
-        loss = nt_xent(z_a, z_b, temperature=0.1)
+        loss = LOSSES[name](z_a, z_b, 0.1)
         forward = list(sent.calls)
         loss.backward()
     return sent.bytes / ((size - 1) * 2 * z_a.numel() * 4), forward, sent.calls[len(forward) :]
@@ -167,10 +192,16 @@ def _sent(rank: int, size: int) -> tuple[float, list[str], list[str]]:
 
 @pytest.mark.parametrize("world_size", [2, 4, 8])
 def test_ranks_send_their_embeddings_once_and_nothing_in_the_backward_pass(gloo: Pools, world_size: int) -> None:
-    for ratio, forward, backward in gloo(world_size).run(_sent):
+    for ratio, forward, backward in gloo(world_size).run(_sent, "ours"):
         assert 1 < ratio <= 1.02
         assert forward == ["_allgather_base_"] * 3  # counts, embeddings, log-sum-exps
         assert backward == []
+
+
+def test_traffic_sees_what_others_send_in_the_backward_pass(gloo: Pools) -> None:
+    [(ratio, _, backward), _] = gloo(2).run(_sent, "solo-learn")
+    assert ratio >= 3
+    assert backward == ["allreduce_"]
 
 
 def test_bad_arguments_are_refused() -> None:
