@@ -161,8 +161,8 @@ def _text(records: list[Record], sent: list[Record], repeats: int) -> str:
     traffic = [[name, *(f"{ratios[name, n]:.3f}" for n in counts)] for name in names]
     exponents = ", ".join(f"{name} {_exponent(records, name):.2f}" for name in LOSSES) if len(sizes) > 1 else "-"
     return f"""
-`python -m benchmarks.nt_xent`: D = {DIM}, t = {TEMPERATURE}, float32, medians of {repeats} calls that take turns, one process.
-solo-learn stands for its formula typed again, lightly for the package itself.
+`python -m benchmarks.nt_xent`: D = {DIM}, t = {TEMPERATURE}, float32, medians of {repeats} calls that take turns,
+one process. solo-learn stands for its formula typed again, lightly for the package itself.
 {page.machine()}
 
 ![Time and memory](nt_xent.png)
