@@ -52,13 +52,13 @@ def pretrain(
         run, config = _reopen(resume, overrides)
     else:
         assert recipe is not None, "checked above"
-        config = _resolve(recipe, overrides)
+        config = resolve(recipe, overrides)
         name = f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
         run = RunDirectory.create(run_dir or out / name, config)
     _train(run, config, as_json)
 
 
-def _resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
+def resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
     """The recipe with its store opened once: what is wrong with it is said before anything starts."""
     from ssl_dist.config import RunConfig
 
@@ -171,7 +171,7 @@ def demo(
         for split, store in (("train", train), ("test", test)):
             build(Path(folder) / split, store, split=split, workers=1)
     overrides = {"data.store": str(train), **dict(parse_override(text) for text in settings or [])}
-    config = _resolve("simclr-digits", overrides)
+    config = resolve("simclr-digits", overrides)
     run = RunDirectory.create(out / "run", config)
     _train(run, config, False)
     result = comparison("kNN, k = 20", knn_accuracy, run.path, train, test, needs=20)

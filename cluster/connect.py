@@ -30,8 +30,11 @@ _REACH_S = 10
 
 
 @contextlib.contextmanager
-def connected(cluster: ClusterConfig) -> Iterator[bool]:
+def connected(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
     """Connected to the cluster of RAY_ADDRESS (or of an earlier ray.init), or to a Ray started here (True).
+
+    Args:
+        drivers: CPUs that are kept for the drivers of runs, beside the workers' (a Ray started here gets them on top).
 
     Raises:
         ClusterError: Ray cannot be reached or started, or has no room for the workers.
@@ -42,12 +45,12 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
-        _check_resources(cluster)
+        _check_resources(cluster, drivers)
         yield False
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        _join(address) if address else _start(cluster)
+        _join(address) if address else _start(cluster, drivers)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).splitlines()), repr(error))
         where = (
@@ -55,7 +58,7 @@ def connected(cluster: ClusterConfig) -> Iterator[bool]:
         )
         raise ClusterError(f"{where}: {reason}") from None
     try:
-        _check_resources(cluster)
+        _check_resources(cluster, drivers)
         yield not address
     finally:
         ray.shutdown()
@@ -68,15 +71,16 @@ def _join(address: str) -> None:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
-def _start(cluster: ClusterConfig) -> None:
+def _start(cluster: ClusterConfig, drivers: int) -> None:
     import ray
 
     _check_port(cluster.dashboard_port)
     ray.init(
         address="local",
         # logical CPUs: more workers than cores are slow, not wrong
-        num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker)),
-        include_dashboard=cluster.dashboard_port is not None,
+        num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker)) + drivers,
+        # without it Ray does not give back the workers' place of a run that another actor drives
+        include_dashboard=cluster.dashboard_port is not None or drivers > 0,
         dashboard_host="127.0.0.1",
         dashboard_port=cluster.dashboard_port,
         log_to_driver=False,
@@ -104,19 +108,30 @@ def _check_port(port: int | None) -> None:
             ) from None
 
 
-def _check_resources(cluster: ClusterConfig) -> None:
+def _check_resources(cluster: ClusterConfig, drivers: int) -> None:
     """Refuse what would wait for ever. A cluster that grows by itself must have grown as far as the run needs."""
     import ray
 
-    need = _resources(cluster)
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = sum(min(int(node.get(kind, 0.0) / number) for kind, number in need.items()) for node in nodes)
-    if room < cluster.workers:
-        each = " and ".join(f"{number:g} {kind}" for kind, number in need.items())
+    found = room(cluster, drivers)
+    if found < cluster.workers:
+        each = " and ".join(f"{number:g} {kind}" for kind, number in resources(cluster).items())
+        nodes = sum(node["Alive"] for node in ray.nodes())
+        kept = f" beside {drivers} CPU for drivers" if drivers else ""
         raise ClusterError(
-            f"cluster.workers {cluster.workers} of {each} each: Ray's {len(nodes)} node(s) have room for {room};"
+            f"cluster.workers {cluster.workers} of {each} each: Ray's {nodes} node(s) have room for {found}{kept};"
             " ask for fewer workers, or for fewer CPUs each, or add nodes"
         )
+
+
+def room(cluster: ClusterConfig, drivers: int = 0) -> int:
+    """Workers that the cluster connected to can hold at once, with ``drivers`` CPUs of one node kept free."""
+    import ray
+
+    need = resources(cluster)
+    nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+    largest = max(nodes, key=lambda node: node.get("CPU", 0.0))
+    largest["CPU"] = largest.get("CPU", 0.0) - drivers
+    return sum(max(0, min(int(node.get(kind, 0.0) / number) for kind, number in need.items())) for node in nodes)
 
 
 class Background(threading.Thread):
@@ -168,7 +183,7 @@ def trainer(
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.gpu, resources_per_worker=_resources(cluster)
+            num_workers=cluster.workers, use_gpu=cluster.gpu, resources_per_worker=resources(cluster)
         ),
         run_config=ray.train.RunConfig(
             name=directory.name,
@@ -178,6 +193,6 @@ def trainer(
     )
 
 
-def _resources(cluster: ClusterConfig) -> dict[str, float]:
+def resources(cluster: ClusterConfig) -> dict[str, float]:
     """Of one worker."""
     return {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})

@@ -49,12 +49,20 @@ def resume_command(run: RunDirectory) -> str:
     return f"ssl-dist pretrain --resume {shlex.quote(str(run.path))}"
 
 
-def fit(config: RunConfig, run: RunDirectory) -> Background:
-    """TorchTrainer at work on a run, in a thread; its result are rank 0's last metrics."""
+def fit(config: RunConfig, run: RunDirectory, *, here: bool = False) -> Background:
+    """The run's workers, from a thread; its result are rank 0's last metrics.
+
+    Args:
+        here: the only worker is this process, without Ray Train: it must have what a worker needs.
+    """
     from cluster.worker import train
 
-    settings = {"config": config.model_dump(mode="json"), "directory": str(run.path)}
-    thread = Background(lambda: trainer(train, settings, config.cluster, run.path).fit().return_value or {})
+    settings = {"config": config.model_dump(mode="json"), "directory": str(run.path), "here": here}
+    if here:
+        thread = Background(lambda: train(settings))
+    else:
+        work = trainer(train, settings, config.cluster, run.path)
+        thread = Background(lambda: work.fit().return_value or {})
     thread.start()
     return thread
 

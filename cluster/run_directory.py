@@ -22,7 +22,8 @@ from ssl_dist import errors
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import RunError, SslDistError
 
-_RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray's memory of checkpoints; ours is the directory itself
+# What an earlier start left; the last is Ray's memory of checkpoints, where ours is the directory itself.
+_STALE = ("stop", "error.json", "checkpoint_manager_snapshot.json")
 
 
 @dataclass
@@ -51,6 +52,27 @@ class RunDirectory:
         return run
 
     @classmethod
+    def enter(cls, path: Path, config: RunConfig) -> RunDirectory:
+        """A run of exactly this config, locked: new, or to go on with.
+
+        Raises:
+            RunError: another process drives it.
+        """
+        run = cls(path.absolute())
+        run.path.mkdir(parents=True, exist_ok=True)
+        run._claim()
+        for name in _STALE:
+            (run.path / name).unlink(missing_ok=True)
+        run.update(config)
+        return run
+
+    def leave(self) -> None:
+        """Let others have it."""
+        if self._lock:
+            self._lock.close()
+            self._lock = None
+
+    @classmethod
     def reopen(cls, path: Path) -> tuple[RunDirectory, RunConfig]:
         """A run to go on with, locked, and its config.
 
@@ -61,7 +83,7 @@ class RunDirectory:
         try:
             tree = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
             run._claim()
-            for name in ("stop", "error.json", _RAY_SNAPSHOT):
+            for name in _STALE:
                 (run.path / name).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a run that can go on ({error})") from None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,46 +30,65 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     started next find it and end at once.
 
     Args:
-        settings: ``config``, the run's config as plain values, and ``directory``, of the run.
+        settings: ``config``, the run's config as plain values; ``directory``, of the run; ``here``: this is the only
+            worker, and Ray Train did not start it.
     """
-    import ray.train
-
     from ssl_dist.pretrain import Launcher, pretrain
 
     config = RunConfig.from_tree(settings["config"], "the run's config")
     run = RunDirectory(Path(settings["directory"]))
-    rank = ray.train.get_context().get_world_rank()
-    _log_to(run.path / f"worker-{rank}.log")
-    log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
-    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    device = ray.train.torch.get_device() if config.cluster.gpu else torch.device("cpu")
-    launcher = Launcher(saved=_report, stop=lambda: rank == 0 and run.stop_asked())
+    rank = World.current().rank
     if run.read_error():
         return {}
-    try:
-        return pretrain(config, run.path, World.current(device), launcher)
-    except SslDistError as error:
-        run.write_error(error, final=rank == 0)
-        raise
-    except Exception:
-        log.exception("worker %d failed", rank)
-        raise
+    torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
+    world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
+    launcher = Launcher(saved=_nobody if settings["here"] else _report, stop=lambda: rank == 0 and run.stop_asked())
+    with _logging_to(run.path / f"worker-{rank}.log"):
+        log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
+        try:
+            return pretrain(config, run.path, world, launcher)
+        except SslDistError as error:
+            run.write_error(error, final=rank == 0)
+            raise
+        except Exception:
+            log.exception("worker %d failed", rank)
+            raise
+
+
+def _gpu(here: bool) -> torch.device:
+    """Untested without a GPU."""
+    if here:
+        return torch.device("cuda")
+    import ray.train.torch
+
+    device: torch.device = ray.train.torch.get_device()
+    return device
+
+
+def _nobody(metrics: dict[str, float], saved: Path) -> None:
+    """Without Ray Train nobody is told of checkpoints."""
 
 
 def _report(metrics: dict[str, float], saved: Path) -> None:
     """Tell Ray Train of a checkpoint, which lies in the run directory already; a barrier for all workers."""
     import ray.train
 
-    first = ray.train.get_context().get_world_rank() == 0
+    first = World.current().rank == 0
     checkpoint = ray.train.Checkpoint.from_directory(str(saved)) if first else None
     mode = ray.train.CheckpointUploadMode.NO_UPLOAD
     ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=mode)
 
 
-def _log_to(file: Path) -> None:
+@contextlib.contextmanager
+def _logging_to(file: Path) -> Iterator[None]:
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OURS)
     logging.getLogger().addHandler(handler)
     for package in _OURS:
         logging.getLogger(package).setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()

@@ -114,12 +114,19 @@ class EngineConfig(_Section):
 
 
 class ProbeConfig(_Section):
-    """Online kNN on labels of the pretraining store: ``queries`` samples against ``bank`` others (see evaluate.knn)."""
+    """What is measured while training goes on. ``knn`` and ``linear``: ``queries`` labelled images of the pretraining
+    store are classified by ``bank`` others. ``rankme`` and ``lidar``: effective rank of ``bank`` images, no labels."""
 
+    kind: Literal["knn", "linear", "rankme", "lidar"] = "knn"
     every_epochs: float = pydantic.Field(1, gt=0)
     bank: int = pydantic.Field(4096, ge=1)
     queries: int = pydantic.Field(1024, ge=1)
-    k: int = pydantic.Field(20, ge=1)
+    k: int = pydantic.Field(20, ge=1)  # knn
+
+    @property
+    def tag(self) -> str:
+        """Of its values among a run's numbers."""
+        return f"probe/{self.kind}"
 
 
 class CheckpointConfig(_Section):

@@ -24,7 +24,6 @@ from ssl_dist.config import Plan, RunConfig
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 _PICTURED = 8  # images whose views are drawn
-_HPARAM_METRICS = ("probe/knn", "train/loss")
 
 
 class Monitor:
@@ -44,7 +43,8 @@ class Monitor:
             key: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
             for key, value in config.flat().items()
         }
-        experiment, start, self._end = hparams(known, dict.fromkeys(_HPARAM_METRICS, 0.0))
+        measured = [config.probe.tag] if config.probe else []
+        experiment, start, self._end = hparams(known, dict.fromkeys([*measured, "train/loss"], 0.0))
         self._summary(experiment)
         self._summary(start)
 
@@ -136,7 +136,8 @@ class ProgressBar:
                 self.last.update(json.loads(line))
         if "plan/total_steps" not in self.last:
             return
-        shown = {"loss": "train/loss", "kNN": "probe/knn", "img/s": "speed/images_per_s"}
+        probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
+        shown = {"loss": "train/loss", **probes, "img/s": "speed/images_per_s"}
         numbers = "  ".join(f"{name} {self.last[tag]:.4g}" for name, tag in shown.items() if tag in self.last)
         total = self.last["plan/total_steps"]
         self._progress.update(

@@ -64,7 +64,7 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
     plan = config.plan(len(store))
     first_step, engine = _restore(config, directory, world)
     monitor = Monitor(directory, config, plan, first_step) if world.rank == 0 else None
-    probe = Probe(config.probe, store, config.seed) if config.probe else None
+    probe = Probe(config, store) if config.probe else None
     run = _Run(config, directory, world, launcher, plan, engine, probe, monitor)
     batches = Batches(store, config, world, first_step, plan.total_steps)
     step = first_step
@@ -130,12 +130,14 @@ def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_
 
 
 def _probe(run: _Run, step: int) -> None:
+    if not (run.probe and run.config.probe):
+        return
     with run.watch:
-        accuracy = run.probe.accuracy(run.engine.method.backbone, run.world) if run.probe else None
-        if accuracy is not None:
-            run.metrics["probe/knn"] = accuracy
+        value = run.probe.score(run.engine.method.backbone, run.world)
+        if value is not None:
+            run.metrics[run.config.probe.tag] = value
             if run.monitor:
-                run.monitor.scalars(step, {"probe/knn": accuracy})
+                run.monitor.scalars(step, {run.config.probe.tag: value})
 
 
 def _save(run: _Run, step: int) -> None:

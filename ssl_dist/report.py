@@ -16,7 +16,7 @@ from ssl_dist.monitor import METRICS
 
 _PANELS = (
     ("loss", ("train/loss",)),
-    ("online kNN accuracy", ("probe/knn",)),
+    ("online probe", ("probe/knn", "probe/linear", "probe/rankme", "probe/lidar")),
     ("embedding", ("embedding/alignment", "embedding/uniformity", "embedding/std")),
     ("images/s", ("speed/images_per_s",)),
 )
@@ -54,7 +54,7 @@ def draw(run: Path, picture: Path) -> None:
                 )
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
-        if len(tags) > 1:
+        if len(axis.lines) > 1:
             axis.legend()
     try:
         figure.savefig(picture, dpi=110)

@@ -54,13 +54,19 @@ FLOORS = [
     "cluster.digits",
     "cluster.cli",
     "tune",
+    "tune.space",
+    "tune.sweep",
+    "tune.trial",
+    "tune.drive",
+    "tune.results",
     "tune.cli",
 ]
 
 # Each library's only door.
 DOORS = {
     "deepspeed": {"ssl_dist.engine"},
-    "ray": {"cluster.worker", "cluster.connect", "cluster.doctor"},
+    "ray": {"cluster.worker", "cluster.connect", "cluster.doctor", "tune.trial", "tune.drive"},
+    "optuna": {"tune.space", "tune.results"},
     "tensorboard": set(),
     "torch.utils.tensorboard": {"ssl_dist.monitor"},
     "pyarrow": {"ssl_dist.store.schema", "ssl_dist.store.read", "ssl_dist.store.write"},

@@ -15,6 +15,7 @@ from ssl_dist.evaluate.embedding import embedding_statistics
 from ssl_dist.evaluate.features import encoder_of, extract, labelled
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
+from ssl_dist.evaluate.rank import lidar, rankme
 
 __all__ = [
     "Comparison",
@@ -24,7 +25,9 @@ __all__ = [
     "extract",
     "knn_accuracy",
     "labelled",
+    "lidar",
     "linear_accuracy",
+    "rankme",
 ]
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], float]  # bank features, labels, test features, labels -> accuracy

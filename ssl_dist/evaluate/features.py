@@ -18,7 +18,6 @@ from ssl_dist.store import ImageStore
 CHUNK = 256
 
 
-@torch.no_grad()
 def extract(
     backbone: torch.nn.Module,
     store: ImageStore,
@@ -36,14 +35,29 @@ def extract(
     Returns:
         float32 ``[n, D]`` on ``device``.
     """
+
+    def whole(ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(store.gather(ids)).to(device).permute(0, 3, 1, 2).float() / 255
+
+    return embed(backbone, ids, whole, count)
+
+
+@torch.no_grad()
+def embed(
+    backbone: torch.nn.Module,
+    ids: np.ndarray,
+    images: Callable[[np.ndarray], Tensor],
+    count: Callable[[int], None] | None = None,
+) -> Tensor:
+    """``extract`` of whatever ``images`` makes of sample ids, a chunk at a time."""
     was_training = backbone.training
     backbone.eval()
     chunks = []
     for start in range(0, len(ids), CHUNK):
-        pixels = torch.from_numpy(store.gather(ids[start : start + CHUNK])).to(device)
-        chunks.append(backbone(pixels.permute(0, 3, 1, 2).float() / 255).float())
+        part = ids[start : start + CHUNK]
+        chunks.append(backbone(images(part)).float())
         if count:
-            count(len(pixels))
+            count(len(part))
     backbone.train(was_training)
     return torch.cat(chunks)
 

@@ -1,50 +1,85 @@
-"""Online kNN while training goes on: labelled images of the pretraining store against others of it.
+"""The online probe: how good the encoder is while training goes on.
 
-Their labels are used nowhere else; the images are trained on like all others. For a figure on images that the encoder
-has never seen, see ``evaluate.compare``.
+``knn`` and ``linear`` hold labels out: labelled images of the pretraining store (the bank) classify others of it (the
+queries). Their labels are used nowhere else; the images are trained on like all others. ``rankme`` and ``lidar`` need
+no labels. For a figure on images that the encoder has never seen, see ``evaluate.compare``.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ssl_dist import order
+from ssl_dist import augment, order
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Shares, World
-from ssl_dist.config import ProbeConfig
-from ssl_dist.evaluate.features import extract
+from ssl_dist.config import RunConfig
+from ssl_dist.evaluate.features import embed, extract
 from ssl_dist.evaluate.knn import knn_accuracy
+from ssl_dist.evaluate.linear import linear_accuracy
+from ssl_dist.evaluate.rank import lidar, rankme
 from ssl_dist.store import ImageStore
 
 _STREAM = -1  # the "epoch" whose permutation chooses the probe's images: none that training uses
+_LIDAR_VIEWS = 10  # of each image
 
 
 class Probe:
-    """A fixed choice of bank and query images among the labelled ones, empty where there are none.
+    """A fixed choice of images: with labels for ``knn`` and ``linear``, any for ``rankme`` and ``lidar``.
 
     A store of fewer labelled images than asked for gives four fifths of them to the bank.
     """
 
-    def __init__(self, config: ProbeConfig, store: ImageStore, seed: int) -> None:
-        rows = np.flatnonzero(store.labels >= 0)
-        self.num_bank = min(config.bank, len(rows) * 4 // 5)
-        num_queries = min(config.queries, len(rows) - self.num_bank)
-        chosen = order.sample_ids(seed, _STREAM, 0, self.num_bank + num_queries, len(rows)) if len(rows) else rows
-        self.ids, self.k = rows[chosen], min(config.k, self.num_bank)
-        self._store = store
+    def __init__(self, config: RunConfig, store: ImageStore) -> None:
+        assert config.probe, "a run without a probe has none"
+        self.kind = config.probe.kind
+        self._store, self._seed, self._recipe = store, config.seed, config.augment.views()
+        with_labels = self.kind in ("knn", "linear")
+        rows = np.flatnonzero(store.labels >= 0) if with_labels else np.arange(len(store))
+        self.num_bank = min(config.probe.bank, len(rows) * 4 // 5 if with_labels else len(rows))
+        num_queries = min(config.probe.queries, len(rows) - self.num_bank) if with_labels else 0
+        chosen = (
+            order.sample_ids(config.seed, _STREAM, 0, self.num_bank + num_queries, len(rows)) if len(rows) else rows
+        )
+        self.ids, self.k = rows[chosen], min(config.probe.k, self.num_bank)
 
-    def accuracy(self, backbone: Backbone, world: World) -> float | None:
-        """kNN accuracy in [0, 1] on every rank; each calls and embeds its part. None: too few labelled images."""
-        if not self.num_bank or self.num_bank == len(self.ids):
+    @property
+    def possible(self) -> bool:
+        """Are there images to ask, and labels of them where they are needed?"""
+        return self.num_bank > 0 and (self.kind in ("rankme", "lidar") or self.num_bank < len(self.ids))
+
+    def score(self, backbone: Backbone, world: World) -> float | None:
+        """The probe's value on every rank: an accuracy in [0, 1], or an effective rank; higher is better. None where it
+        is not possible. Every rank calls and embeds its part."""
+        if not self.possible:
             return None
-        # equal parts, filled up with the first image: ZeRO-3 gathers weights in every forward pass, on all ranks
+        if self.kind == "lidar":
+            views = [self._features(backbone, world, view) for view in range(_LIDAR_VIEWS)]
+            return lidar(torch.stack(views, dim=1))
+        features = self._features(backbone, world, None)
+        if self.kind == "rankme":
+            return rankme(features)
+        labels = torch.from_numpy(self._store.labels[self.ids]).long().to(world.device)
+        bank, queries = features[: self.num_bank], features[self.num_bank :]
+        bank_labels, query_labels = labels[: self.num_bank], labels[self.num_bank :]
+        if self.kind == "linear":
+            return linear_accuracy(bank, bank_labels, queries, query_labels)
+        return knn_accuracy(bank, bank_labels, queries, query_labels, k=self.k)
+
+    def _features(self, backbone: Backbone, world: World, view: int | None) -> Tensor:
+        """[n, D] of all ``ids`` on every rank: of the whole images, or of one random view of each."""
+        # equal parts, filled up with the first images: ZeRO-3 gathers weights in every forward pass, on all ranks
         share = -(-len(self.ids) // world.size)
         padded = np.pad(self.ids, (0, share * world.size - len(self.ids)), mode="wrap")
         mine = padded[world.rank * share : (world.rank + 1) * share]
-        features = extract(backbone, self._store, mine, world.device)
-        gathered = Shares.of(features).gather(features)
-        features = gathered[: len(self.ids)]
-        labels = torch.from_numpy(self._store.labels[self.ids]).long().to(world.device)
-        bank, queries = features[: self.num_bank], features[self.num_bank :]
-        return knn_accuracy(bank, labels[: self.num_bank], queries, labels[self.num_bank :], k=self.k)
+        if view is None:
+            features = extract(backbone, self._store, mine, world.device)
+        else:
+            features = embed(backbone, mine, lambda ids: self._view(ids, view, world.device))
+        return Shares.of(features).gather(features)[: len(self.ids)]
+
+    def _view(self, ids: np.ndarray, view: int, device: torch.device) -> Tensor:
+        pixels = torch.from_numpy(self._store.gather(ids)).to(device)
+        numbers = torch.from_numpy(ids).to(device)
+        return augment.views(pixels, numbers, seed=self._seed, epoch=view, recipe=self._recipe[:1])[0]

@@ -11,11 +11,12 @@ import pytest
 import torch
 
 from ssl_dist.collectives import World
-from ssl_dist.config import ProbeConfig
+from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
-from ssl_dist.evaluate import embedding_statistics, extract, knn_accuracy, linear_accuracy
+from ssl_dist.evaluate import embedding_statistics, extract, knn_accuracy, lidar, linear_accuracy, rankme
 from ssl_dist.evaluate.probe import Probe
-from ssl_dist.store import ImageStore
+from ssl_dist.store import ImageStore, build
+from tests.conftest import write_images
 from tests.gloo import GlooPool
 from tests.helpers import small_config
 
@@ -100,23 +101,63 @@ def test_features_are_of_whole_images_in_evaluation_mode(small_store: Path) -> N
     torch.testing.assert_close(features, backbone.eval()(pixels))
 
 
-def _probe(rank: int, size: int, path: Path) -> float | None:
-    store = ImageStore(path)
-    backbone = small_config(path).initial_method().backbone
-    return Probe(ProbeConfig(bank=30, queries=12, k=3), store, seed=1).accuracy(backbone, World.current())
+def _probe(rank: int, size: int, config: RunConfig) -> float | None:
+    backbone = config.initial_method().backbone
+    return Probe(config, ImageStore(config.data.store)).score(backbone, World.current())
 
 
+@pytest.mark.parametrize("kind", ["knn", "linear", "rankme", "lidar"])
 def test_the_online_probe_is_the_same_on_any_number_of_workers(
-    gloo: Callable[[int], GlooPool], small_store: Path
+    gloo: Callable[[int], GlooPool], small_store: Path, kind: str
 ) -> None:
-    [alone] = gloo(1).run(_probe, small_store)
+    config = small_config(small_store, probe={"kind": kind, "bank": 30, "queries": 12, "k": 3})
+    [alone] = gloo(1).run(_probe, config)
     assert alone is not None
-    assert 0.4 < alone <= 1
+    low, high = (0.4, 1) if kind in ("knn", "linear") else (1, 30)
+    assert low < alone <= high
     for workers in (2, 3):
-        assert gloo(workers).run(_probe, small_store) == [alone] * workers
+        assert gloo(workers).run(_probe, config) == pytest.approx([alone] * workers, rel=1e-4)
 
 
 def test_the_probe_never_asks_what_it_was_told(small_store: Path) -> None:
-    probe = Probe(ProbeConfig(bank=1000, queries=1000), ImageStore(small_store), seed=0)
+    probe = Probe(small_config(small_store, probe={"bank": 1000, "queries": 1000}), ImageStore(small_store))
     assert len(probe.ids) == len(set(probe.ids.tolist())) == 51
     assert probe.num_bank == 40
+
+
+@pytest.mark.parametrize(("kind", "possible"), [("knn", False), ("linear", False), ("rankme", True), ("lidar", True)])
+def test_effective_ranks_need_no_labels(tmp_path: Path, kind: str, possible: bool) -> None:
+    write_images(tmp_path / "images", num_classes=1, per_class=12)
+    build(tmp_path / "images" / "class0", tmp_path / "store", workers=1)
+    config = small_config(tmp_path / "store", probe={"kind": kind})
+    value = Probe(config, ImageStore(tmp_path / "store")).score(config.initial_method().backbone, World())
+    assert (value is not None) == possible
+
+
+def test_rankme_counts_the_directions_that_are_used() -> None:
+    torch.manual_seed(0)
+    orthogonal = torch.linalg.qr(torch.randn(50, 8)).Q
+    assert rankme(orthogonal) == pytest.approx(8, rel=1e-5)
+    assert rankme(orthogonal[:, :3] @ torch.randn(3, 8).sign() * 2) <= 3.001
+    assert rankme(torch.ones(50, 8)) == pytest.approx(1, rel=1e-5)
+    sigma = torch.tensor([3.0, 1.0])
+    p = sigma / 4
+    assert rankme(torch.diag(sigma)) == pytest.approx(float(torch.exp(-(p * p.log()).sum())), rel=1e-6)
+
+
+def test_lidar_equals_the_discriminant_written_out_and_sees_collapse() -> None:
+    generator = torch.Generator().manual_seed(0)
+    n, q, dim = 40, 5, 6
+    features = torch.randn(n, 1, dim, generator=generator) * torch.arange(1, dim + 1) + 0.5 * torch.randn(
+        n, q, dim, generator=generator
+    )
+    f = features.double().numpy()
+    means = f.mean(1)
+    within = sum(np.outer(v - m, v - m) for views, m in zip(f, means, strict=True) for v in views) / (n * (q - 1))
+    discriminant = np.linalg.inv(within + 1e-4 * np.eye(dim)) @ np.cov(means.T)
+    eigenvalues = np.linalg.eigvals(discriminant).real
+    p = eigenvalues / eigenvalues.sum()
+    assert lidar(features) == pytest.approx(math.exp(-(p * np.log(p)).sum()), rel=1e-6)
+    assert lidar(torch.ones(n, q, dim)) == 1
+    one_direction = torch.randn(n, 1, 1, generator=generator) * torch.ones(dim)
+    assert lidar(one_direction + 0.1 * torch.randn(n, q, dim, generator=generator)) < 2

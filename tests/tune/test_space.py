@@ -1,0 +1,86 @@
+"""Spaces: what may be searched, by chance or on a grid, and what a sample makes of a recipe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_dist.errors import ConfigError
+from tests.helpers import small_config
+from tune import space as spaces
+from tune.space import Domain
+
+TEXT = """
+optim.lr: {log_uniform: [0.001, 0.1]}
+method.temperature: {uniform: [0.1, 0.5]}
+batch.size: {powers_of_two: [4, 40]}
+epochs: [1, 2, 4]
+"""
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> spaces.Space:
+    (tmp_path / "space.yaml").write_text(TEXT)
+    return spaces.load(tmp_path / "space.yaml")
+
+
+def test_samples_are_within_their_domains_and_the_same_for_the_same_seed(space: spaces.Space) -> None:
+    samples = spaces.draw(space, 200, seed=3)
+    assert samples == spaces.draw(space, 200, seed=3) != spaces.draw(space, 200, seed=4)
+    assert len(samples) == len({repr(sample) for sample in samples}) == 200
+    rates = np.array([sample["optim.lr"] for sample in samples])
+    assert rates.min() >= 0.001
+    assert rates.max() <= 0.1
+    assert 0.4 < (rates < 0.01).mean() < 0.6, "half of a log-uniform is below the geometric mean"
+    assert {sample["batch.size"] for sample in samples} == {4, 8, 16, 32}
+    assert {sample["epochs"] for sample in samples} == {1, 2, 4}
+
+
+def test_fewer_samples_where_there_are_not_so_many() -> None:
+    assert len(spaces.draw({"epochs": Domain(choice=(1, 2))}, 16, seed=0)) == 2
+
+
+def test_a_grid_has_every_combination() -> None:
+    space = {"epochs": Domain(choice=(1, 2)), "batch.size": Domain(powers_of_two=(4, 16))}
+    expected = [{"epochs": e, "batch.size": b} for e in (1, 2) for b in (4, 8, 16)]
+    assert spaces.grid(space) == expected
+
+
+def test_a_grid_refuses_what_has_no_end(space: spaces.Space) -> None:
+    with pytest.raises(ConfigError, match=r"try optim.lr: \[0.001, 0.01, 0.1\]"):
+        spaces.grid(space)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[1, 2]", "must map dotted keys to domains"),
+        ("optim.lr: {uniform: [2, 1]}", "optim.lr: uniform .* the first bound must be below the second"),
+        ("optim.lr: {log_uniform: [0, 1]}", "bounds must be above 0"),
+        ("optim.lr: {normal: [0, 1]}", "optim.lr: "),
+        ("optim.lr: {uniform: [0, 1], choice: [1]}", "exactly one of"),
+        ("optim.lr: []", "optim.lr: "),
+        ("batch.size: {powers_of_two: [5, 7]}", "there is none between them"),
+        ("a: {b", "cannot be read"),
+    ],
+)
+def test_bad_spaces_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "space.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        spaces.load(tmp_path / "space.yaml")
+
+
+def test_a_sample_is_a_dict_of_overrides_whose_micro_batch_is_made_to_fit(small_store: Path) -> None:
+    recipe = small_config(small_store, batch={"size": 12, "micro": 4})
+    assert spaces.apply(recipe, {"optim.lr": 0.5, "batch.size": 16}).optim.lr == 0.5
+    micro = {size: spaces.apply(recipe, {"batch.size": size}).batch.micro for size in (16, 2, 6, 10)}
+    assert micro == {16: 4, 2: 2, 6: 2, 10: 2}
+    with pytest.raises(ConfigError, match="not a multiple"):
+        spaces.apply(recipe, {"batch.size": 10, "batch.micro": 4})
+
+
+def test_a_misspelt_key_is_answered_with_its_neighbour(small_store: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean optim\.lr"):
+        spaces.apply(small_config(small_store), {"optim.lrr": 0.5})

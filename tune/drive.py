@@ -1,0 +1,223 @@
+"""Drive a sweep: Ray Tune in a thread beside, the bar, and everything on disk for the next start."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from cluster.connect import Background, connected, resources, room
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import Interrupted, SslDistError
+from tune.sweep import Sweep
+from tune.trial import path_of, read_outcome, read_points, trial, write_outcome
+
+_ENVIRONMENT = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own metrics
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # to end a step and write a checkpoint
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+_POLL_S = 1.0
+_DRIVER_CPUS = 0.01  # of a trial of several workers: its driver only waits, and they have the accelerators
+_RETRIES = 2  # of a trial whose driver's node dies; those of its workers are Ray Train's
+
+
+def drive(sweep: Sweep, directory: Path, console: Console, *, concurrency: int | None = None) -> None:
+    """Run the sweep's trials, or go on with them, to the end or until Ctrl-C.
+
+    Args:
+        concurrency: trials at once; None: as many as the cluster has room for.
+
+    Raises:
+        ClusterError: Ray cannot be reached, or has no room for one trial.
+        Interrupted: Ctrl-C; the message says how to go on.
+        SslDistError: every trial failed; the first one's reason.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    cluster = sweep.recipe.cluster
+    drivers = int(cluster.workers > 1)
+    with connected(cluster, drivers=drivers):
+        at_once = min(room(cluster, drivers) // cluster.workers, sweep.num_trials)
+        at_once = min(at_once, concurrency or at_once)
+        console.print(_announcement(sweep, at_once), highlight=False)
+        fit = Background(lambda: _fit(sweep, directory, at_once))
+        fit.start()
+        try:
+            _follow(fit, sweep, directory, console)
+        except KeyboardInterrupt:
+            raise Interrupted(
+                f"stopped; every trial goes on from its newest checkpoint with: {resume_command(directory)}"
+            ) from None
+    if fit.error:
+        raise fit.error
+    _close(sweep, directory, fit.result)
+
+
+def resume_command(directory: Path) -> str:
+    """The line that goes on with a sweep."""
+    return f"ssl-dist tune --resume {shlex.quote(str(directory))}"
+
+
+def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
+    """Tuner.fit; returns the failed trials' reasons by the names of their run directories."""
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    failures = {}
+    for result in _tuner(sweep, directory, at_once).fit():
+        if result.error and result.config:
+            name = path_of(directory, sweep.config(result.config.get("sample", result.config))).name
+            failures[name] = _last_line(result.error)
+    return failures
+
+
+def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
+    import ray.tune
+
+    settings = {"sweep": sweep.model_dump(mode="json"), "directory": str(directory.absolute())}
+    cluster = sweep.recipe.cluster
+    need = resources(cluster) if cluster.workers == 1 else {"CPU": _DRIVER_CPUS}  # one worker needs no driver beside it
+    trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, **settings), need)
+    state = directory.absolute() / "ray"
+    if ray.tune.Tuner.can_restore(str(state)):
+        return ray.tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True, resume_errored=True)
+    known = sweep.known_samples
+    return ray.tune.Tuner(
+        trainable,
+        param_space={"sample": ray.tune.grid_search(known)} if known else None,
+        tune_config=ray.tune.TuneConfig(
+            metric="objective",
+            mode="max",
+            scheduler=_scheduler(sweep),
+            search_alg=None if known else _optuna(sweep),
+            num_samples=1 if known else sweep.samples,
+            max_concurrent_trials=at_once,
+            # A process that has trained alone can train again. Of several workers it cannot: DeepSpeed keeps the first
+            # process group.
+            reuse_actors=cluster.workers == 1,
+        ),
+        run_config=ray.tune.RunConfig(
+            name=state.name,
+            storage_path=str(state.parent),
+            verbose=0,
+            failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
+        ),
+    )
+
+
+def _scheduler(sweep: Sweep) -> Any:
+    from ray.tune import schedulers
+
+    first = round(sweep.every_epochs * sweep.num_images)
+    if sweep.scheduler == "asha":
+        longest = round(sweep.longest_epochs * sweep.num_images)
+        return schedulers.ASHAScheduler(
+            time_attr="images",
+            grace_period=first,
+            max_t=max(longest, first + 1),
+            reduction_factor=sweep.reduction,
+            stop_last_trials=False,
+        )
+    if sweep.scheduler == "median":
+        return schedulers.MedianStoppingRule(time_attr="images", grace_period=first, min_samples_required=3)
+    return schedulers.FIFOScheduler()
+
+
+def _optuna(sweep: Sweep) -> Any:
+    from ray.tune.search.optuna import OptunaSearch
+
+    space = {key: domain.distribution() for key, domain in sweep.space.items()}
+    return OptunaSearch(space=space, metric="objective", mode="max", seed=sweep.seed)
+
+
+def _announcement(sweep: Sweep, at_once: int) -> str:
+    cluster = sweep.recipe.cluster
+    text = f"{sweep.num_trials} trials, {at_once} at once, {cluster.workers} worker(s) each"
+    configs = [sweep.config(sample) for sample in sweep.known_samples]
+    if configs:
+        most = sum(map(sweep.budget, configs))
+        text += f"; at most {most:,} images"
+        if sweep.scheduler == "asha":
+            text += f", about {sum(map(sweep.expected, configs)):,.0f} as ASHA stops trials"
+    return text
+
+
+def _follow(fit: Background, sweep: Sweep, directory: Path, console: Console) -> None:
+    """The bar over images, until the fit ends; what is to come is estimated anew as trials end."""
+    columns = (TextColumn("images"), BarColumn(), TextColumn("{task.fields[numbers]}"))
+    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
+        task = bar.add_task("images", total=None, numbers="starting")
+        while fit.is_alive():
+            fit.join(timeout=_POLL_S)
+            seen, expected, ended, best = _standing(sweep, directory)
+            numbers = f"{seen:,.0f} of about {expected:,.0f}  {ended} of {sweep.num_trials} trials ended"
+            if best is not None:
+                numbers += f"  best {sweep.objective} {best:.4f}"
+            bar.update(task, total=expected, completed=seen, numbers=numbers)
+
+
+def _standing(sweep: Sweep, directory: Path) -> tuple[float, float, int, float | None]:
+    """(images seen, images expected in all, trials ended, best objective of the finished ones) from what is on disk."""
+    seen = expected = 0.0
+    objectives, begun, ended = [], 0, 0
+    for run, config in begun_trials(sweep, directory):
+        begun += 1
+        here = images_seen(run, config)
+        seen += here
+        outcome = read_outcome(run)
+        ended += outcome is not None
+        expected += here if outcome else max(here, sweep.expected(config))
+        if outcome and outcome["status"] == "finished":
+            objectives.append(outcome["objective"])
+    known = [sweep.expected(sweep.config(sample)) for sample in sweep.known_samples]
+    mean = sum(known) / len(known) if known else sweep.expected(sweep.recipe)
+    expected += mean * max(0, sweep.num_trials - begun)
+    return seen, expected, ended, max(objectives, default=None)
+
+
+def begun_trials(sweep: Sweep, directory: Path) -> list[tuple[Path, RunConfig]]:
+    """Run directories and configs of the trials that have begun, oldest first."""
+    runs = sorted((directory / "trials").glob("*/config.json"), key=lambda file: (file.stat().st_ctime, file))
+    return [(file.parent, RunConfig.from_tree(json.loads(file.read_text()), str(file))) for file in runs]
+
+
+def images_seen(run: Path, config: RunConfig) -> int:
+    """By a trial so far, as its metrics tell."""
+    try:
+        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return 0
+    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
+    return max(steps, default=0) * config.batch.size
+
+
+def _close(sweep: Sweep, directory: Path, failures: dict[str, str]) -> None:
+    """The sweep has ended: a trial without an outcome failed, or was stopped by the scheduler.
+
+    Raises:
+        SslDistError: no trial came to anything.
+    """
+    ends = 0
+    for run, config in begun_trials(sweep, directory):
+        if run.name in failures:
+            write_outcome(run, {"status": "failed", "images": 0, "objective": 0.0, "reason": failures[run.name]})
+        elif read_outcome(run) is None:
+            points = read_points(sweep, config, run)
+            images, objective = points[-1] if points else (0, 0.0)
+            write_outcome(run, {"status": "stopped", "images": images, "objective": objective})
+        ends += run.name not in failures
+    if failures and not ends:
+        name, reason = next(iter(failures.items()))
+        raise SslDistError(f"all {len(failures)} trials failed, {directory / 'trials' / name}: {reason}")
+
+
+def _last_line(error: BaseException) -> str:
+    return next((text.strip() for text in reversed(str(error).splitlines()) if text.strip()), repr(error))

@@ -1,0 +1,178 @@
+"""What a sweep found: its trials, the winner, what mattered, a picture."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from ssl_dist.config import RunConfig
+from tune.drive import begun_trials, images_seen
+from tune.space import Sample
+from tune.sweep import Sweep
+from tune.trial import read_outcome, read_points
+
+_ENOUGH = 4  # trials, for an importance to mean something
+
+
+class Trial(NamedTuple):
+    """One trial.
+
+    Attributes:
+        status: finished, stopped (by the scheduler), diverged, failed, or unfinished.
+        images: at which ``objective`` was measured, of the rung; ``images_seen`` is what the trial cost.
+    """
+
+    run: Path
+    sample: Sample
+    status: str
+    images: int
+    images_seen: int
+    objective: float
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**self._asdict(), "run": str(self.run)}
+
+
+def read(sweep: Sweep, directory: Path) -> list[Trial]:
+    """The trials that have begun, best first; those that came to their end before the others."""
+    trials = []
+    for run, config in begun_trials(sweep, directory):
+        outcome = read_outcome(run)
+        if outcome is None:
+            points = read_points(sweep, config, run)
+            images, objective = points[-1] if points else (0, 0.0)
+            outcome = {"status": "unfinished", "images": images, "objective": objective}
+        trials.append(
+            Trial(
+                run,
+                sample_of(sweep, config),
+                outcome["status"],
+                outcome["images"],
+                images_seen(run, config),
+                outcome["objective"],
+            )
+        )
+    return sorted(trials, key=lambda one: (one.status == "finished", one.objective, -one.images), reverse=True)
+
+
+def sample_of(sweep: Sweep, config: RunConfig) -> Sample:
+    """What of a trial's config was searched."""
+    flat = config.flat()
+    return {key: flat[key] for key in sweep.space}
+
+
+def winner(trials: list[Trial]) -> Trial | None:
+    """The best objective among trials that came to their end; of equal ones the cheaper."""
+    return trials[0] if trials and trials[0].status == "finished" else None
+
+
+def conclude(sweep: Sweep, directory: Path) -> None:
+    """Write ``best`` (a link to the winner's run), ``best.yaml`` and ``parallel.png``, as far as there is a winner."""
+    trials = read(sweep, directory)
+    best = winner(trials)
+    if best is None:
+        return
+    link = directory / "best"
+    link.unlink(missing_ok=True)
+    link.symlink_to(best.run.relative_to(directory))
+    overrides = "  ".join(f"{key}={value}" for key, value in best.sample.items())
+    config = sweep.recipe_of(best.sample)
+    header = [
+        f"# Command:  ssl-dist pretrain {directory / 'best.yaml'}",
+        f"# Found:    {sweep.search} search with {sweep.scheduler}, {len(trials)} trials: {overrides}",
+        f"# Result:   {sweep.objective} {best.objective:.4f} on images of the pretraining store",
+    ]
+    tree = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    (directory / "best.yaml").write_text("\n".join(header) + "\n" + tree, encoding="utf-8")
+    draw(sweep, trials, directory / "parallel.png")
+
+
+def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
+    """Share of each setting in the objective's variance, by Optuna's fANOVA; empty where trials are too few."""
+    study = _study(sweep, trials)
+    if study is None:
+        return {}
+    import optuna
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: dict[str, float] = optuna.importance.get_param_importances(
+            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
+        )
+    return dict(found)
+
+
+def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
+    """Parallel coordinates: a line a trial, from setting to setting, coloured by its objective."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+    import numpy as np
+
+    shown = [one for one in trials if one.status in ("finished", "stopped")]
+    keys = [*sweep.space, sweep.objective]
+    scales = [_scale([one.sample[key] for one in shown], bool(sweep.space[key].log_uniform)) for key in sweep.space]
+    objectives = [one.objective for one in shown]
+    scales.append(_scale(objectives, False))
+    figure, axis = plt.subplots(figsize=(1.2 + 1.8 * len(keys), 3.6), layout="constrained")
+    colours = plt.get_cmap("viridis")(np.asarray(scales[-1].heights) * 0.9)
+    for number in reversed(range(len(shown))):  # the best on top
+        heights = [scale.heights[number] for scale in scales]
+        finished = shown[number].status == "finished"
+        axis.plot(
+            range(len(keys)), heights, color=colours[number], lw=2 if finished else 1, ls="-" if finished else ":"
+        )
+    for place, scale in enumerate(scales):
+        axis.axvline(place, color="0.7", lw=0.8, zorder=0)
+        for height, text in scale.ticks:
+            axis.annotate(text, (place, height), (4, 0), textcoords="offset points", fontsize=8, va="center")
+    axis.set(xticks=range(len(keys)), xticklabels=keys, yticks=[], ylim=(-0.05, 1.05), xlim=(-0.1, len(keys) - 0.6))
+    axis.spines[:].set_visible(False)
+    axis.set_title("solid: came to its end, dotted: stopped by the scheduler", fontsize=9, loc="left")
+    figure.savefig(picture, dpi=110)
+    plt.close(figure)
+
+
+class _Scale(NamedTuple):
+    """Heights of values in [0, 1], and where to write which."""
+
+    heights: list[float]
+    ticks: list[tuple[float, str]]
+
+
+def _scale(values: list[Any], logarithmic: bool) -> _Scale:
+    import numpy as np
+
+    distinct = sorted(set(values), key=lambda value: (str(type(value)), value))
+    if len(distinct) <= 6 or not all(isinstance(value, (int, float)) for value in distinct):
+        places = {value: number / max(1, len(distinct) - 1) for number, value in enumerate(distinct)}
+        return _Scale([places[value] for value in values], [(place, _text(value)) for value, place in places.items()])
+    numbers = np.log(np.asarray(values, float)) if logarithmic else np.asarray(values, float)
+    low, high = numbers.min(), numbers.max()
+    heights = ((numbers - low) / (high - low)).tolist()
+    marks = [low + (high - low) * part / 4 for part in range(5)]
+    return _Scale(heights, [(part / 4, _text(float(np.exp(m) if logarithmic else m))) for part, m in enumerate(marks)])
+
+
+def _text(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _study(sweep: Sweep, trials: list[Trial]) -> Any:
+    """An Optuna study of the trials that were measured, None where they are too few or all alike."""
+    shown = [one for one in trials if one.status in ("finished", "stopped", "diverged")]
+    if len(shown) < _ENOUGH or len({one.objective for one in shown}) == 1:
+        return None
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    space = {key: domain.distribution() for key, domain in sweep.space.items()}
+    for one in shown:
+        study.add_trial(optuna.trial.create_trial(params=one.sample, distributions=space, value=one.objective))
+    return study

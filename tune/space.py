@@ -1,0 +1,180 @@
+"""What a sweep searches: dotted config keys, each with a domain. A sample is a dict of overrides."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import numpy as np
+import pydantic
+import yaml
+
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import ConfigError
+from ssl_dist.overrides import put_override
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+Sample = dict[str, Any]  # dotted key -> value
+Interval = tuple[float, float]
+
+
+class Domain(pydantic.BaseModel):
+    """One of: ``choice`` of values; ``uniform`` or ``log_uniform`` between two bounds; ``powers_of_two`` between two.
+
+    In YAML a plain list is a choice.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    choice: Annotated[tuple[Any, ...], pydantic.Field(min_length=1)] | None = None
+    uniform: Interval | None = None
+    log_uniform: Interval | None = None
+    powers_of_two: tuple[int, int] | None = None
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _list_is_a_choice(cls, value: Any) -> Any:
+        return {"choice": value} if isinstance(value, list) else value
+
+    @pydantic.model_validator(mode="after")
+    def _is_one(self) -> Domain:
+        given = self.model_dump(exclude_none=True)
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        [(kind, bounds)] = given.items()
+        if kind != "choice" and not bounds[0] < bounds[1]:
+            raise ValueError(f"{kind} {list(bounds)}: the first bound must be below the second")
+        if kind == "log_uniform" and bounds[0] <= 0:
+            raise ValueError(f"log_uniform {list(bounds)}: bounds must be above 0")
+        if kind == "powers_of_two" and not self.values:
+            raise ValueError(f"powers_of_two {list(bounds)}: there is none between them")
+        return self
+
+    @property
+    def values(self) -> tuple[Any, ...] | None:
+        """All of them, where they can be counted."""
+        if self.powers_of_two:
+            low, high = self.powers_of_two
+            return tuple(2**k for k in range(32) if low <= 2**k <= high)
+        return self.choice
+
+    def draw(self, random: np.random.Generator) -> Any:
+        """One value, by chance."""
+        if self.values is not None:
+            return self.values[random.integers(len(self.values))]
+        if self.log_uniform:
+            low, high = map(math.log, self.log_uniform)
+            return _rounded(math.exp(random.uniform(low, high)))
+        assert self.uniform, "a domain is one of four"
+        return _rounded(random.uniform(*self.uniform))
+
+    def distribution(self) -> BaseDistribution:
+        """Optuna's."""
+        from optuna.distributions import CategoricalDistribution, FloatDistribution
+
+        if self.values is not None:
+            return CategoricalDistribution(self.values)
+        if self.log_uniform:
+            return FloatDistribution(*self.log_uniform, log=True)
+        assert self.uniform, "a domain is one of four"
+        return FloatDistribution(*self.uniform)
+
+
+Space = dict[str, Domain]
+
+DEFAULT: Space = {
+    "optim.lr": Domain(log_uniform=(3e-4, 1e-2)),
+    "method.temperature": Domain(log_uniform=(0.05, 1.0)),
+    "batch.size": Domain(powers_of_two=(128, 1024)),
+    "epochs": Domain(choice=(25, 50, 100)),
+}
+
+
+def load(path: Path | None) -> Space:
+    """A space from a YAML file of ``dotted.key: domain``; None: the default one.
+
+    Raises:
+        ConfigError: not such a file, or a domain that is none; the message names the key.
+    """
+    if path is None:
+        return DEFAULT
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"space {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, Mapping) or not tree:
+        raise ConfigError(
+            f"space {path}: it must map dotted keys to domains, e.g. optim.lr: {{log_uniform: [1e-4, 1e-2]}}"
+        )
+    space = {}
+    for key, value in tree.items():
+        try:
+            space[str(key)] = Domain.model_validate(value)
+        except pydantic.ValidationError as error:
+            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+            raise ConfigError(f"space {path}: {key}: {reason}") from None
+    return space
+
+
+def draw(space: Space, number: int, seed: int) -> list[Sample]:
+    """``number`` different samples by chance, the same for the same seed; fewer where there are not so many."""
+    random = np.random.default_rng(seed)
+    found: dict[str, Sample] = {}
+    for _ in range(100 * number):
+        sample = {key: domain.draw(random) for key, domain in space.items()}
+        found.setdefault(repr(sample), sample)
+        if len(found) == number:
+            break
+    return list(found.values())
+
+
+def grid(space: Space) -> list[Sample]:
+    """Every combination.
+
+    Raises:
+        ConfigError: a domain without end; the message says how to cut it.
+    """
+    for key, domain in space.items():
+        if domain.values is None:
+            low, high = domain.log_uniform or domain.uniform or (0.0, 0.0)
+            middle = math.sqrt(low * high) if domain.log_uniform else (low + high) / 2
+            raise ConfigError(
+                f"space: {key} has no end of values, a grid needs some: try {key}: [{low:g}, {middle:.3g}, {high:g}]"
+            )
+    values = [domain.values or () for domain in space.values()]
+    return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*values)]
+
+
+def apply(recipe: RunConfig, sample: Sample) -> RunConfig:
+    """A trial's config: the sample over the recipe, with ``batch.micro`` made to fit where the sample does not say it:
+    a batch that is not a multiple of the micro-batch gets the largest micro-batch that divides both.
+
+    Raises:
+        ConfigError: an unknown key, or values that no run could have.
+    """
+    tree: dict[str, Any] = recipe.model_dump(mode="json")
+    for key, value in sample.items():
+        put_override(tree, key, value)
+    size = tree["batch"].get("size") if isinstance(tree["batch"], dict) else None
+    if isinstance(size, int) and size > 0 and {"batch", "batch.micro"}.isdisjoint(sample):
+        put_override(tree, "batch.micro", math.gcd(size, recipe.batch.micro))
+    return RunConfig.from_tree(tree, f"sample {show(sample)}")
+
+
+def show(sample: Sample) -> str:
+    """On one line, keys shortened to their last part."""
+    return " ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sample.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _rounded(value: float) -> float:
+    """To four digits: what is read in a table is what was run."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,187 @@
+"""A sweep as data: what is searched, by what rule trials compete, where they lie. Knows nothing of Ray.
+
+Trials compete at equal numbers of images seen. Each trial's schedule is stretched to its own ``epochs``; its objective
+is measured every ``rung_epochs``, and ASHA's first rung is there, the next ones ``reduction`` times further on. The
+winner is the best objective among trials that came to their end.
+
+SWEEP/
+  sweep.json      this
+  trials/         a run directory a trial, named by the fingerprint of its whole config, with outcome.json at its end
+  ray/            Ray Tune's own state (pickled: resume only sweeps of your own)
+  best            link to the winner's run directory;   best.yaml  its recipe
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+
+from ssl_dist.config import CheckpointConfig, ProbeConfig, RunConfig
+from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.overrides import explain
+from tune import space as spaces
+from tune.space import Sample, Space
+
+Objective = Literal["knn", "linear", "rankme", "lidar"]
+
+
+class Sweep(pydantic.BaseModel):
+    """Everything that decides a sweep.
+
+    Attributes:
+        recipe: what trials have in common, with its store resolved.
+        samples: number of trials; a grid has as many as it has.
+        objective: ``knn`` or ``linear`` on held-out labels of the store, ``rankme`` or ``lidar`` without labels.
+        rung_epochs: the objective is measured every so many epochs; None: the largest ``epochs`` / reduction^2, or the
+            smallest ``epochs`` where that is less.
+        reduction: of ASHA; one in so many goes on at a rung.
+    """
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+
+    recipe: RunConfig
+    space: Space
+    search: Literal["random", "grid", "optuna"] = "random"
+    scheduler: Literal["asha", "median", "none"] = "asha"
+    samples: int = pydantic.Field(16, ge=1)
+    objective: Objective = "knn"
+    rung_epochs: float | None = pydantic.Field(None, gt=0)
+    reduction: int = pydantic.Field(3, ge=2)
+    seed: int = pydantic.Field(0, ge=0)
+
+    @classmethod
+    def make(cls, **options: Any) -> Sweep:
+        """From options as a person gives them.
+
+        Raises:
+            ConfigError: one of them is out of range; asked for the training loss, it says why not.
+        """
+        if str(options.get("objective")) in ("loss", "train/loss"):
+            raise ConfigError(
+                "--objective loss: NT-Xent depends on temperature and batch size, so it ranks settings by how easy they"
+                " make the task: choose knn or linear, or rankme or lidar without labels"
+            )
+        try:
+            return cls(**options)
+        except pydantic.ValidationError as error:
+            raise ConfigError(explain(error, [])) from None
+
+    @property
+    def known_samples(self) -> list[Sample]:
+        """All samples in their order; of Optuna none, for it makes the next one from the last results."""
+        if self.search == "grid":
+            return spaces.grid(self.space)
+        return spaces.draw(self.space, self.samples, self.seed) if self.search == "random" else []
+
+    @property
+    def num_trials(self) -> int:
+        return self.samples if self.search == "optuna" else len(self.known_samples)
+
+    @property
+    def every_epochs(self) -> float:
+        """Between two measurements of the objective."""
+        domain = self.space.get("epochs")
+        longest, shortest = self.recipe.epochs, self.recipe.epochs
+        if domain:
+            bounds = domain.values or domain.uniform or domain.log_uniform or ()
+            longest, shortest = max(bounds), min(bounds)
+        return self.rung_epochs or min(longest / self.reduction**2, shortest)
+
+    @property
+    def longest_epochs(self) -> float:
+        """Of any trial."""
+        domain = self.space.get("epochs")
+        return max(domain.values or domain.uniform or domain.log_uniform or ()) if domain else self.recipe.epochs
+
+    def config(self, sample: Sample) -> RunConfig:
+        """A trial's run: the sample over the recipe, measured at the rungs, with a checkpoint at each.
+
+        Raises:
+            ConfigError: no run could be so.
+        """
+        config = self.recipe_of(sample)
+        probe = (config.probe or ProbeConfig()).model_copy(
+            update={"kind": self.objective, "every_epochs": self.every_epochs}
+        )
+        often = min(config.checkpoint.every_epochs, self.every_epochs)
+        checkpoint = CheckpointConfig(every_epochs=often, keep=config.checkpoint.keep)
+        config = config.model_copy(update={"probe": probe, "checkpoint": checkpoint})
+        config.plan(self.num_images)
+        return config
+
+    def recipe_of(self, sample: Sample) -> RunConfig:
+        """The recipe with a sample in it, as a run of its own would have it.
+
+        Raises:
+            ConfigError: no run could be so.
+        """
+        return spaces.apply(self.recipe, sample)
+
+    @property
+    def num_images(self) -> int:
+        """Of the store."""
+        assert self.recipe.data.num_images, "the store was opened before"
+        return self.recipe.data.num_images
+
+    def check(self) -> None:
+        """Refuse what cannot run, before it costs anything.
+
+        Raises:
+            ConfigError: a sample (or, with Optuna, one of a hundred tried ones) that no run could have.
+        """
+        for sample in self.known_samples or spaces.draw(self.space, 100, self.seed):
+            self.config(sample)
+        if self.objective in ("knn", "linear") and not self._labelled():
+            raise ConfigError(
+                f"--objective {self.objective} needs labels, and {self.recipe.data.store} has none:"
+                " choose rankme or lidar, or a store built from class folders"
+            )
+
+    def _labelled(self) -> bool:
+        from ssl_dist.store import ImageStore
+
+        return bool((ImageStore(self.recipe.data.store).labels >= 0).any())
+
+    def budget(self, config: RunConfig) -> int:
+        """Images that a trial sees if nothing stops it."""
+        return round(config.epochs * self.num_images)
+
+    def expected(self, config: RunConfig) -> float:
+        """Images that the scheduler will let a trial see, before anything is known of it."""
+        budget = self.budget(config)
+        if self.scheduler != "asha":
+            return float(budget)
+        first = self.every_epochs * self.num_images
+        seen, rung, share = 0.0, first, 1.0
+        while rung < budget:
+            seen, rung, share = (
+                seen + share * (rung - (0 if rung == first else rung / self.reduction)),
+                (rung * self.reduction),
+                share / self.reduction,
+            )
+        last = 0.0 if rung == first else rung / self.reduction
+        return seen + share * (budget - last)
+
+    def write(self, directory: Path) -> None:
+        """To ``directory``/sweep.json."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "sweep.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
+
+    @classmethod
+    def read(cls, directory: Path) -> Sweep:
+        """Of a sweep's directory.
+
+        Raises:
+            RunError: it is none.
+        """
+        try:
+            tree: dict[str, Any] = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
+            tree["recipe"] = RunConfig.from_tree(tree["recipe"], str(directory / "sweep.json"))
+            return cls.model_validate(tree)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(
+                f"{directory} is not a sweep ({error}): give the directory that `ssl-dist tune` printed"
+            ) from None
