@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import os
@@ -26,7 +27,7 @@ _ENVIRONMENT = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
-_POLL_S = 1.0
+_POLL_S = 2.0
 _DRIVER_CPUS = 0.01  # of a trial of several workers: its driver only waits, and they have the accelerators
 _RETRIES = 2  # of a trial whose driver's node dies; those of its workers are Ray Train's
 
@@ -153,22 +154,25 @@ def _announcement(sweep: Sweep, at_once: int) -> str:
 def _follow(fit: Background, sweep: Sweep, directory: Path, console: Console) -> None:
     """The bar over images, until the fit ends; what is to come is estimated anew as trials end."""
     columns = (TextColumn("images"), BarColumn(), TextColumn("{task.fields[numbers]}"))
+    known = [sweep.expected(sweep.config(sample)) for sample in sweep.known_samples]
+    usual = sum(known) / len(known) if known else sweep.expected(sweep.recipe)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("images", total=None, numbers="starting")
         while fit.is_alive():
             fit.join(timeout=_POLL_S)
-            seen, expected, ended, best = _standing(sweep, directory)
+            seen, expected, ended, best = _standing(sweep, directory, usual)
             numbers = f"{seen:,.0f} of about {expected:,.0f}  {ended} of {sweep.num_trials} trials ended"
             if best is not None:
                 numbers += f"  best {sweep.objective} {best:.4f}"
             bar.update(task, total=expected, completed=seen, numbers=numbers)
 
 
-def _standing(sweep: Sweep, directory: Path) -> tuple[float, float, int, float | None]:
-    """(images seen, images expected in all, trials ended, best objective of the finished ones) from what is on disk."""
+def _standing(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float, int, float | None]:
+    """(images seen, images expected in all, trials ended, best objective of the finished ones) from what is on disk;
+    a trial that has not begun is expected to see the ``usual`` number."""
     seen = expected = 0.0
     objectives, begun, ended = [], 0, 0
-    for run, config in begun_trials(sweep, directory):
+    for run, config in begun_trials(directory):
         begun += 1
         here = images_seen(run, config)
         seen += here
@@ -177,16 +181,20 @@ def _standing(sweep: Sweep, directory: Path) -> tuple[float, float, int, float |
         expected += here if outcome else max(here, sweep.expected(config))
         if outcome and outcome["status"] == "finished":
             objectives.append(outcome["objective"])
-    known = [sweep.expected(sweep.config(sample)) for sample in sweep.known_samples]
-    mean = sum(known) / len(known) if known else sweep.expected(sweep.recipe)
-    expected += mean * max(0, sweep.num_trials - begun)
+    expected += usual * max(0, sweep.num_trials - begun)
     return seen, expected, ended, max(objectives, default=None)
 
 
-def begun_trials(sweep: Sweep, directory: Path) -> list[tuple[Path, RunConfig]]:
+def begun_trials(directory: Path) -> list[tuple[Path, RunConfig]]:
     """Run directories and configs of the trials that have begun, oldest first."""
     runs = sorted((directory / "trials").glob("*/config.json"), key=lambda file: (file.stat().st_ctime, file))
-    return [(file.parent, RunConfig.from_tree(json.loads(file.read_text()), str(file))) for file in runs]
+    return [(file.parent, _config(file)) for file in runs]
+
+
+@functools.cache
+def _config(file: Path) -> RunConfig:
+    """Of a trial, which never changes: its directory is named by it."""
+    return RunConfig.from_tree(json.loads(file.read_text(encoding="utf-8")), str(file))
 
 
 def images_seen(run: Path, config: RunConfig) -> int:
@@ -206,7 +214,7 @@ def _close(sweep: Sweep, directory: Path, failures: dict[str, str]) -> None:
         SslDistError: no trial came to anything.
     """
     ends = 0
-    for run, config in begun_trials(sweep, directory):
+    for run, config in begun_trials(directory):
         if run.name in failures:
             write_outcome(run, {"status": "failed", "images": 0, "objective": 0.0, "reason": failures[run.name]})
         elif read_outcome(run) is None:

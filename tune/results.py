@@ -40,7 +40,7 @@ class Trial(NamedTuple):
 def read(sweep: Sweep, directory: Path) -> list[Trial]:
     """The trials that have begun, best first; those that came to their end before the others."""
     trials = []
-    for run, config in begun_trials(sweep, directory):
+    for run, config in begun_trials(directory):
         outcome = read_outcome(run)
         if outcome is None:
             points = read_points(sweep, config, run)

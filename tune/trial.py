@@ -38,10 +38,15 @@ def trial(values: dict[str, Any], *, sweep: dict[str, Any], directory: str) -> N
     config = plan.config(values.get("sample", values))
     run = RunDirectory.enter(path_of(Path(directory), config), config)
     workers = None if read_outcome(run.path) else fit(config, run, here=config.cluster.workers == 1)
+    point: Point | None = None
     try:
         for point in _points(plan, config, run, workers):
             ray.tune.report({**point._asdict(), "run": run.path.name})
-    finally:  # also where the scheduler ends the trial, in the middle of a report
+    except SystemExit:  # the scheduler ends the trial, in the middle of a report
+        if point and not read_outcome(run.path):
+            write_outcome(run.path, {"status": "stopped", **point._asdict()})
+        raise
+    finally:
         run.ask_to_stop()
         if workers:
             workers.join()
