@@ -78,22 +78,12 @@ def tune_run(
         directory, sweep = resume, Sweep.read(resume)
     else:
         assert recipe is not None, "checked above"
-        sweep = Sweep.make(
-            recipe=_base(recipe, settings),
-            space=spaces.load(space),
-            search=search,
-            scheduler=scheduler,
-            samples=samples,
-            objective=objective,
-            rung_epochs=rung_epochs,
-            reduction=reduction,
-            seed=seed,
-        )
+        options = {"search": search, "scheduler": scheduler, "samples": samples, "objective": objective}
+        rule = {"rung_epochs": rung_epochs, "reduction": reduction, "seed": seed}
+        sweep = Sweep.make(recipe=_base(recipe, settings), space=spaces.load(space), **options, **rule)
         sweep.check()
         directory = sweep_dir or out / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        if directory.exists() and any(directory.iterdir()):
-            raise RunError(f"{directory} is not empty: go on with it by --resume {directory}, or choose another")
-        sweep.write(directory)
+        _write(sweep, directory)
     console.print(f"sweep directory {directory}", markup=False, highlight=False, soft_wrap=True)
     console.print(
         f"watch it with: tensorboard --logdir {shlex.quote(str(directory))}",
@@ -104,6 +94,12 @@ def tune_run(
     drive(sweep, directory, console, concurrency=concurrency)
     conclude(sweep, directory)
     _show(sweep, directory, as_json)
+
+
+def _write(sweep: Sweep, directory: Path) -> None:
+    if directory.exists() and any(directory.iterdir()):
+        raise RunError(f"{directory} is not empty: go on with it by --resume {directory}, or choose another")
+    sweep.write(directory)
 
 
 def _base(recipe: str, settings: list[str] | None) -> Any:
