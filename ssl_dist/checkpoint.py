@@ -92,6 +92,25 @@ def save(run: Path, step: int, config: RunConfig, state: State, keep: int) -> Pa
     return final
 
 
+def adopt(run: Path, source: Path) -> Checkpoint:
+    """Let a run that has no checkpoint go on from a copy of another run's (one process calls).
+
+    Raises:
+        CheckpointError: the other is damaged.
+        RunError: it cannot be copied.
+    """
+    found = verify(source)
+    final = path_of(run, found.step)
+    aside = final.with_name(f".{final.name}.tmp")
+    try:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        aside.rename(final)
+    except OSError as error:
+        raise RunError(f"checkpoint {source} cannot be copied to {final} ({error})") from None
+    return Checkpoint(final, found.step, found.config)
+
+
 def newest(run: Path) -> Checkpoint | None:
     """The newest checkpoint of a run that verifies, None where it has none; damaged ones are named in the log.
 

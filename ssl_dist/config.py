@@ -137,9 +137,10 @@ class CheckpointConfig(_Section):
 
 
 class MonitorConfig(_Section):
-    """How often scalars are written."""
+    """How often scalars are written, and which settings TensorBoard's HParams shows (None: all)."""
 
     every_steps: int = pydantic.Field(10, ge=1)
+    hparams: tuple[str, ...] | None = None
 
 
 class ClusterConfig(_Section):

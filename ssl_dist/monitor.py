@@ -42,6 +42,7 @@ class Monitor:
         known = {
             key: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
             for key, value in config.flat().items()
+            if config.monitor.hparams is None or key in config.monitor.hparams
         }
         measured = [config.probe.tag] if config.probe else []
         experiment, start, self._end = hparams(known, dict.fromkeys([*measured, "train/loss"], 0.0))

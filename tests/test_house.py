@@ -56,6 +56,9 @@ FLOORS = [
     "tune",
     "tune.space",
     "tune.sweep",
+    "tune.record",
+    "tune.rule",
+    "tune.population",
     "tune.trial",
     "tune.drive",
     "tune.results",
@@ -65,7 +68,15 @@ FLOORS = [
 # Each library's only door.
 DOORS = {
     "deepspeed": {"ssl_dist.engine"},
-    "ray": {"cluster.worker", "cluster.connect", "cluster.doctor", "tune.trial", "tune.drive"},
+    "ray": {
+        "cluster.worker",
+        "cluster.connect",
+        "cluster.doctor",
+        "tune.trial",
+        "tune.rule",
+        "tune.population",
+        "tune.drive",
+    },
     "optuna": {"tune.space", "tune.results"},
     "tensorboard": set(),
     "torch.utils.tensorboard": {"ssl_dist.monitor"},

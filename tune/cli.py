@@ -45,7 +45,7 @@ def tune_run(
     ] = None,
     settings: Set = None,
     search: Annotated[str, typer.Option(help="random, grid or optuna.")] = "random",
-    scheduler: Annotated[str, typer.Option(help="asha, median or none.")] = "asha",
+    scheduler: Annotated[str, typer.Option(help="asha, median, pbt or none.")] = "asha",
     samples: Annotated[int, typer.Option(min=1, help="Trials; a grid has as many as it has.")] = 16,
     objective: Annotated[str, typer.Option(help="knn, linear; without labels rankme, lidar.")] = "knn",
     rung_epochs: Annotated[
@@ -129,12 +129,16 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
 
     trials = read(sweep, directory)
     keys = list(sweep.space)
-    table = Table("trial", *(key.rpartition(".")[2] for key in keys), "images", sweep.objective, "")
+    origin = ["goes on from"] if sweep.scheduler == "pbt" else []
+    table = Table("trial", *(key.rpartition(".")[2] for key in keys), "images", sweep.objective, "", *origin)
     for one in trials:
         values = [
             f"{one.sample[key]:.4g}" if isinstance(one.sample[key], float) else str(one.sample[key]) for key in keys
         ]
-        table.add_row(one.run.name, *values, f"{one.images:,}", f"{one.objective:.4f}", one.status)
+        parent = f"{one.parent} at step {one.parent_step}" if one.parent else ""
+        table.add_row(
+            one.run.name, *values, f"{one.images:,}", f"{one.objective:.4f}", one.status, *(origin and [parent])
+        )
     console.print(table)
     weights = importances(sweep, trials)
     if weights:

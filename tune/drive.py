@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import json
 import logging
 import os
 import shlex
@@ -14,10 +12,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.connect import Background, connected, resources, room
-from ssl_dist.config import RunConfig
-from ssl_dist.errors import Interrupted, SslDistError
+from ssl_dist.errors import ConfigError, Interrupted, SslDistError
+from tune.record import (
+    NO_POINT,
+    begun_trials,
+    images_seen,
+    path_of,
+    read_origin,
+    read_outcome,
+    read_points,
+    write_outcome,
+)
 from tune.sweep import Sweep
-from tune.trial import path_of, read_outcome, read_points, trial, write_outcome
+from tune.trial import trial
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own metrics
@@ -30,6 +37,7 @@ _ENVIRONMENT = {
 _POLL_S = 2.0
 _DRIVER_CPUS = 0.01  # of a trial of several workers: its driver only waits, and they have the accelerators
 _RETRIES = 2  # of a trial whose driver's node dies; those of its workers are Ray Train's
+_HANDED_OVER = 4  # checkpoints that Tune keeps of a member of a population
 
 
 def drive(sweep: Sweep, directory: Path, console: Console, *, concurrency: int | None = None) -> None:
@@ -50,6 +58,11 @@ def drive(sweep: Sweep, directory: Path, console: Console, *, concurrency: int |
     with connected(cluster, drivers=drivers):
         at_once = min(room(cluster, drivers) // cluster.workers, sweep.num_trials)
         at_once = min(at_once, concurrency or at_once)
+        if sweep.scheduler == "pbt" and drivers and at_once < sweep.num_trials:
+            raise ConfigError(
+                f"--scheduler pbt with trials of {cluster.workers} workers runs all of them at once, and there is room"
+                f" for {at_once}: set --samples {at_once}, or cluster.workers=1, whose trials take turns"
+            )
         console.print(_announcement(sweep, at_once), highlight=False)
         fit = Background(lambda: _fit(sweep, directory, at_once))
         fit.start()
@@ -76,7 +89,7 @@ def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
     for result in _tuner(sweep, directory, at_once).fit():
         if result.error and result.config:
             name = path_of(directory, sweep.config(result.config.get("sample", result.config))).name
-            failures[name] = _last_line(result.error)
+            failures[(result.metrics or {}).get("run", name)] = _last_line(result.error)
     return failures
 
 
@@ -97,10 +110,10 @@ def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
         tune_config=ray.tune.TuneConfig(
             metric="objective",
             mode="max",
-            scheduler=_scheduler(sweep),
+            scheduler=_scheduler(sweep, directory.absolute()),
             search_alg=None if known else _optuna(sweep),
             num_samples=1 if known else sweep.samples,
-            max_concurrent_trials=at_once,
+            max_concurrent_trials=None if sweep.scheduler == "pbt" else at_once,  # members wait for each other
             # A process that has trained alone can train again. Of several workers it cannot: DeepSpeed keeps the first
             # process group.
             reuse_actors=cluster.workers == 1,
@@ -110,26 +123,23 @@ def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
             storage_path=str(state.parent),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
+            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=_HANDED_OVER),
         ),
     )
 
 
-def _scheduler(sweep: Sweep) -> Any:
-    from ray.tune import schedulers
+def _scheduler(sweep: Sweep, directory: Path) -> Any:
+    from ray.tune.schedulers import FIFOScheduler
 
-    first = round(sweep.every_epochs * sweep.num_images)
-    if sweep.scheduler == "asha":
-        longest = round(sweep.longest_epochs * sweep.num_images)
-        return schedulers.ASHAScheduler(
-            time_attr="images",
-            grace_period=first,
-            max_t=max(longest, first + 1),
-            reduction_factor=sweep.reduction,
-            stop_last_trials=False,
-        )
-    if sweep.scheduler == "median":
-        return schedulers.MedianStoppingRule(time_attr="images", grace_period=first, min_samples_required=3)
-    return schedulers.FIFOScheduler()
+    if sweep.scheduler == "none":
+        return FIFOScheduler()
+    if sweep.scheduler == "pbt":
+        from tune.population import Population
+
+        return Population(sweep)
+    from tune.rule import ByNumber
+
+    return ByNumber(sweep, directory)
 
 
 def _optuna(sweep: Sweep) -> Any:
@@ -173,58 +183,40 @@ def _standing(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float
     seen = expected = 0.0
     objectives, begun, ended = [], 0, 0
     for run, config in begun_trials(directory):
-        begun += 1
-        here = images_seen(run, config)
+        outcome, origin = read_outcome(run), read_origin(run)
+        here, before = images_seen(run, config), origin["step"] * config.batch.size if origin else 0
         seen += here
-        outcome = read_outcome(run)
-        ended += outcome is not None
-        expected += here if outcome else max(here, sweep.expected(config))
+        expected += here if outcome else max(here, sweep.expected(config) - before)
+        begun += not before
+        ended += outcome is not None and outcome["status"] != "replaced"
         if outcome and outcome["status"] == "finished":
             objectives.append(outcome["objective"])
     expected += usual * max(0, sweep.num_trials - begun)
     return seen, expected, ended, max(objectives, default=None)
 
 
-def begun_trials(directory: Path) -> list[tuple[Path, RunConfig]]:
-    """Run directories and configs of the trials that have begun, oldest first."""
-    runs = sorted((directory / "trials").glob("*/config.json"), key=lambda file: (file.stat().st_ctime, file))
-    return [(file.parent, _config(file)) for file in runs]
-
-
-@functools.cache
-def _config(file: Path) -> RunConfig:
-    """Of a trial, which never changes: its directory is named by it."""
-    return RunConfig.from_tree(json.loads(file.read_text(encoding="utf-8")), str(file))
-
-
-def images_seen(run: Path, config: RunConfig) -> int:
-    """By a trial so far, as its metrics tell."""
-    try:
-        lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return 0
-    steps = [json.loads(line)["step"] for line in lines if line.endswith("}")]
-    return max(steps, default=0) * config.batch.size
-
-
 def _close(sweep: Sweep, directory: Path, failures: dict[str, str]) -> None:
-    """The sweep has ended: a trial without an outcome failed, or was stopped by the scheduler.
+    """The sweep has ended: a trial without an outcome failed, or was stopped by the scheduler; one that trained on
+    while it was judged is taken back to where it was stopped.
 
     Raises:
         SslDistError: no trial came to anything.
     """
-    ends = 0
-    for run, config in begun_trials(directory):
+    trials = begun_trials(directory)
+    for run, config in trials:
         if run.name in failures:
-            write_outcome(run, {"status": "failed", "images": 0, "objective": 0.0, "reason": failures[run.name]})
+            write_outcome(run, "failed", NO_POINT, failures[run.name])
         elif read_outcome(run) is None:
             points = read_points(sweep, config, run)
-            images, objective = points[-1] if points else (0, 0.0)
-            write_outcome(run, {"status": "stopped", "images": images, "objective": objective})
-        ends += run.name not in failures
-    if failures and not ends:
+            write_outcome(run, "stopped", points[-1] if points else NO_POINT)
+    if failures and len(failures) == len(trials):
         name, reason = next(iter(failures.items()))
         raise SslDistError(f"all {len(failures)} trials failed, {directory / 'trials' / name}: {reason}")
+    if sweep.scheduler in ("asha", "median"):
+        from tune.rule import ByNumber
+
+        for run, point in ByNumber(sweep, directory).stopped().items():
+            write_outcome(run, "stopped", point)  # also where it came to its end before it was judged
 
 
 def _last_line(error: BaseException) -> str:

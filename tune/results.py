@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,10 +10,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from ssl_dist.config import RunConfig
-from tune.drive import begun_trials, images_seen
+from tune.record import NO_POINT, begun_trials, images_seen, read_origin, read_outcome, read_points
 from tune.space import Sample
 from tune.sweep import Sweep
-from tune.trial import read_outcome, read_points
 
 _ENOUGH = 4  # trials, for an importance to mean something
 
@@ -21,8 +21,9 @@ class Trial(NamedTuple):
     """One trial.
 
     Attributes:
-        status: finished, stopped (by the scheduler), diverged, failed, or unfinished.
+        status: finished, stopped (by the scheduler), replaced (in a population), diverged, failed, or unfinished.
         images: at which ``objective`` was measured, of the rung; ``images_seen`` is what the trial cost.
+        parent: name of the run from whose checkpoint after ``parent_step`` steps it went on, in a population.
     """
 
     run: Path
@@ -31,6 +32,8 @@ class Trial(NamedTuple):
     images: int
     images_seen: int
     objective: float
+    parent: str | None
+    parent_step: int
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
@@ -41,22 +44,32 @@ def read(sweep: Sweep, directory: Path) -> list[Trial]:
     """The trials that have begun, best first; those that came to their end before the others."""
     trials = []
     for run, config in begun_trials(directory):
-        outcome = read_outcome(run)
+        outcome, origin = read_outcome(run), read_origin(run) or {"run": "", "step": 0}
         if outcome is None:
             points = read_points(sweep, config, run)
-            images, objective = points[-1] if points else (0, 0.0)
-            outcome = {"status": "unfinished", "images": images, "objective": objective}
+            outcome = {"status": "unfinished", **(points[-1] if points else NO_POINT)._asdict()}
         trials.append(
             Trial(
-                run,
-                sample_of(sweep, config),
-                outcome["status"],
-                outcome["images"],
-                images_seen(run, config),
-                outcome["objective"],
+                run=run,
+                sample=sample_of(sweep, config),
+                status=outcome["status"],
+                images=outcome["images"],
+                images_seen=images_seen(run, config),
+                objective=outcome["objective"],
+                parent=origin["run"] or None,
+                parent_step=origin["step"],
             )
         )
     return sorted(trials, key=lambda one: (one.status == "finished", one.objective, -one.images), reverse=True)
+
+
+def lineage(trials: list[Trial], last: Trial) -> list[Trial]:
+    """A trial and those it went on from, the first one first; but in a population only itself."""
+    by_name = {one.run.name: one for one in trials}
+    line = [last]
+    while line[0].parent:
+        line.insert(0, by_name[line[0].parent])
+    return line
 
 
 def sample_of(sweep: Sweep, config: RunConfig) -> Sample:
@@ -79,20 +92,29 @@ def conclude(sweep: Sweep, directory: Path) -> None:
     link = directory / "best"
     link.unlink(missing_ok=True)
     link.symlink_to(best.run.relative_to(directory))
-    overrides = "  ".join(f"{key}={value}" for key, value in best.sample.items())
     config = sweep.recipe_of(best.sample)
     header = [
         f"# Command:  ssl-dist pretrain {directory / 'best.yaml'}",
-        f"# Found:    {sweep.search} search with {sweep.scheduler}, {len(trials)} trials: {overrides}",
+        f"# Found:    {sweep.search} search with {sweep.scheduler}, {len(trials)} trials: {_overrides(best)}",
         f"# Result:   {sweep.objective} {best.objective:.4f} on images of the pretraining store",
     ]
+    line = lineage(trials, best)
+    for one, following in itertools.pairwise(line):
+        header.append(f"#           that run had {_overrides(one)} until step {following.parent_step}")
     tree = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     (directory / "best.yaml").write_text("\n".join(header) + "\n" + tree, encoding="utf-8")
     draw(sweep, trials, directory / "parallel.png")
 
 
+def _overrides(trial: Trial) -> str:
+    return "  ".join(f"{key}={value}" for key, value in trial.sample.items())
+
+
 def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
-    """Share of each setting in the objective's variance, by Optuna's fANOVA; empty where trials are too few."""
+    """Share of each setting in the objective's variance, by Optuna's fANOVA; empty where trials are too few, and in a
+    population, whose settings change on the way."""
+    if sweep.scheduler == "pbt":
+        return {}
     study = _study(sweep, trials)
     if study is None:
         return {}

@@ -73,6 +73,11 @@ class Domain(pydantic.BaseModel):
         assert self.uniform, "a domain is one of four"
         return _rounded(random.uniform(*self.uniform))
 
+    def clip(self, value: Any) -> Any:
+        """The value of the domain that is nearest to a number; of a countable one ``value`` itself."""
+        bounds = self.log_uniform or self.uniform
+        return _rounded(min(max(value, bounds[0]), bounds[1])) if bounds else value
+
     def distribution(self) -> BaseDistribution:
         """Optuna's."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution

@@ -2,11 +2,13 @@
 
 Trials compete at equal numbers of images seen. Each trial's schedule is stretched to its own ``epochs``; its objective
 is measured every ``rung_epochs``, and ASHA's first rung is there, the next ones ``reduction`` times further on. The
-winner is the best objective among trials that came to their end.
+winner is the best objective among trials that came to their end. In a population (pbt) none ends early: one that falls
+behind goes on from a better one's checkpoint with its settings moved, in a run directory of its own.
 
 SWEEP/
   sweep.json      this
   trials/         a run directory a trial, named by the fingerprint of its whole config, with outcome.json at its end
+                  (and origin.json in a population)
   ray/            Ray Tune's own state (pickled: resume only sweeps of your own)
   best            link to the winner's run directory;   best.yaml  its recipe
 """
@@ -19,11 +21,13 @@ from typing import Any, Literal
 
 import pydantic
 
-from ssl_dist.config import CheckpointConfig, ProbeConfig, RunConfig
+from ssl_dist.config import ProbeConfig, RunConfig
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.overrides import explain
 from tune import space as spaces
 from tune.space import Sample, Space
+
+_FIXED = ("optim.name", "method.name")  # in a population: the optimizer's state must fit
 
 Objective = Literal["knn", "linear", "rankme", "lidar"]
 
@@ -45,7 +49,7 @@ class Sweep(pydantic.BaseModel):
     recipe: RunConfig
     space: Space
     search: Literal["random", "grid", "optuna"] = "random"
-    scheduler: Literal["asha", "median", "none"] = "asha"
+    scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
     samples: int = pydantic.Field(16, ge=1)
     objective: Objective = "knn"
     rung_epochs: float | None = pydantic.Field(None, gt=0)
@@ -90,6 +94,14 @@ class Sweep(pydantic.BaseModel):
             longest, shortest = max(bounds), min(bounds)
         return self.rung_epochs or min(longest / self.reduction**2, shortest)
 
+    def rung(self, number: int) -> int:
+        """Images at the ``number``-th measurement."""
+        return round(number * self.every_epochs * self.num_images)
+
+    def num_rungs(self, images: int) -> int:
+        """Measurements until then."""
+        return round(images / (self.every_epochs * self.num_images))
+
     @property
     def longest_epochs(self) -> float:
         """Of any trial."""
@@ -107,8 +119,11 @@ class Sweep(pydantic.BaseModel):
             update={"kind": self.objective, "every_epochs": self.every_epochs}
         )
         often = min(config.checkpoint.every_epochs, self.every_epochs)
-        checkpoint = CheckpointConfig(every_epochs=often, keep=config.checkpoint.keep)
-        config = config.model_copy(update={"probe": probe, "checkpoint": checkpoint})
+        if self.scheduler == "pbt":  # at a point, others go on from its checkpoint
+            often = self.every_epochs
+        checkpoint = config.checkpoint.model_copy(update={"every_epochs": often})
+        monitor = config.monitor.model_copy(update={"hparams": tuple(self.space)})
+        config = config.model_copy(update={"probe": probe, "checkpoint": checkpoint, "monitor": monitor})
         config.plan(self.num_images)
         return config
 
@@ -132,13 +147,30 @@ class Sweep(pydantic.BaseModel):
         Raises:
             ConfigError: a sample (or, with Optuna, one of a hundred tried ones) that no run could have.
         """
-        for sample in self.known_samples or spaces.draw(self.space, 100, self.seed):
-            self.config(sample)
+        configs = [self.config(sample) for sample in self.known_samples or spaces.draw(self.space, 100, self.seed)]
+        if self.scheduler == "pbt":
+            self._check_population(configs)
         if self.objective in ("knn", "linear") and not self._labelled():
             raise ConfigError(
                 f"--objective {self.objective} needs labels, and {self.recipe.data.store} has none:"
                 " choose rankme or lidar, or a store built from class folders"
             )
+
+    def _check_population(self, configs: list[RunConfig]) -> None:
+        """Every member must be able to go on from any other's checkpoint."""
+        if self.search == "optuna":
+            raise ConfigError("--scheduler pbt changes settings by itself: take it with --search random or grid")
+        if len(configs) < 2:
+            raise ConfigError("--scheduler pbt needs a population: --samples 2 or more")
+        for key in self.space:
+            if key in _FIXED or key.partition(".")[0] not in ("optim", "method", "augment"):
+                raise ConfigError(
+                    f"--scheduler pbt cannot search {key}: it changes settings while training goes on from another's"
+                    " checkpoint, so only optim.*, method.* and augment.* that leave the weights' shapes alone"
+                )
+        for config in configs[1:]:
+            if _shapes(config) != _shapes(configs[0]):
+                raise ConfigError("--scheduler pbt: some samples have weights of other shapes than others")
 
     def _labelled(self) -> bool:
         from ssl_dist.store import ImageStore
@@ -153,7 +185,7 @@ class Sweep(pydantic.BaseModel):
         """Images that the scheduler will let a trial see, before anything is known of it."""
         budget = self.budget(config)
         if self.scheduler != "asha":
-            return float(budget)
+            return float(budget)  # what median stopping saves is seen as it goes
         first = self.every_epochs * self.num_images
         seen, rung, share = 0.0, first, 1.0
         while rung < budget:
@@ -185,3 +217,10 @@ class Sweep(pydantic.BaseModel):
             raise RunError(
                 f"{directory} is not a sweep ({error}): give the directory that `ssl-dist tune` printed"
             ) from None
+
+
+def _shapes(config: RunConfig) -> dict[str, Any]:
+    import torch
+
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in config.initial_method().state_dict().items()}

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ssl_dist.config import RunConfig
 from tests.helpers import RECIPE
@@ -24,6 +28,10 @@ SPACE = """
 method.temperature: [0.1, 0.5]
 optim.lr: [0.005, 1.0e+30]
 """
+MANY = """
+method.temperature: [0.1, 0.2, 0.5]
+optim.lr: [0.005, 0.002, 1.0e+30]
+"""
 PROBE = "probe={kind: knn, bank: 30, queries: 12, k: 3}"
 
 
@@ -31,11 +39,11 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "tune.cli", "tune", *map(str, arguments)]
 
 
-def sweep_command(store: Path, folder: Path, sweep: Path) -> list[str]:
-    """Two temperatures, each with a rate that learns and one that diverges; 8 steps a trial, a rung after 4."""
+def sweep_command(store: Path, folder: Path, sweep: Path, space: str = SPACE, epochs: int = 2) -> list[str]:
+    """Temperatures, each with rates that learn and one that diverges; 4 steps an epoch, a rung after the first."""
     (folder / "recipe.yaml").write_text(RECIPE)
-    (folder / "space.yaml").write_text(SPACE)
-    settings = ("--set", f"data.store={store}", "--set", PROBE, "--set", "epochs=2")
+    (folder / "space.yaml").write_text(space)
+    settings = ("--set", f"data.store={store}", "--set", PROBE, "--set", f"epochs={epochs}")
     rule = ("--search", "grid", "--rung-epochs", 1)
     return command(
         folder / "recipe.yaml", "--space", folder / "space.yaml", *settings, *rule, "--sweep-dir", sweep, "--json"
@@ -85,7 +93,37 @@ def test_the_winner_is_ready_for_use(undisturbed: tuple[Path, dict[str, Any]], t
     assert (directory / "best.yaml").read_text().startswith("# Command:  ssl-dist pretrain ")
     assert (directory / "parallel.png").stat().st_size > 10_000
     assert sum(importances(sweep, trials).values()) == pytest.approx(1)
-    assert list((directory / "best" / "tensorboard").glob("events.*"))
+    events = EventAccumulator(str(directory / "best" / "tensorboard")).Reload()
+    assert "probe/knn" in events.Tags()["scalars"]
+    shown = HParamsPluginData.FromString(events.summary_metadata["_hparams_/session_start_info"].plugin_data.content)
+    assert set(shown.session_start_info.hparams) == {"method.temperature", "optim.lr"}
+
+
+def ended(sweep: Path) -> dict[Path, list[int]]:
+    """How often those trials that have ended were started, and from which steps."""
+    return {file.parent: starts(file.parent) for file in sweep.glob("trials/*/outcome.json")}
+
+
+def kill_when(driver: subprocess.Popen[bytes], moment: Callable[[], object], after_s: float = 0) -> None:
+    deadline = time.monotonic() + 200
+    while not moment():
+        assert driver.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(after_s)
+    os.kill(driver.pid, signal.SIGKILL)
+    driver.wait()
+
+
+def expect_the_same(sweep: Path, result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
+    """No trial lost, none run from its beginning again, the same verdicts and figures of every one."""
+    keys = ("sample", "status", "objective", "images")
+    found, expected = (sorted(repr([one[k] for k in keys]) for one in r["trials"]) for r in (result, undisturbed))
+    assert found == expected
+    assert result["best"]["sample"] == undisturbed["best"]["sample"]
+    for trial in (sweep / "trials").iterdir():
+        steps = starts(trial)
+        assert steps == sorted(steps)
 
 
 @pytest.mark.timeout(600)
@@ -93,26 +131,50 @@ def test_a_killed_sweep_goes_on_with_every_trial_and_finds_the_same_winner(
     undisturbed: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path
 ) -> None:
     sweep = tmp_path / "sweep"
-    driver = subprocess.Popen(
-        sweep_command(small_store, tmp_path, sweep), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
-    deadline = time.monotonic() + 200
-    while not (ended := list(sweep.glob("trials/*/outcome.json"))):
-        assert driver.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
-    os.kill(driver.pid, signal.SIGKILL)
-    driver.wait()
-    before = {file: file.stat().st_mtime_ns for file in ended}
+    first = sweep_command(small_store, tmp_path, sweep)
+    driver = subprocess.Popen(first, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kill_when(driver, lambda: ended(sweep))
+    before = ended(sweep)
     result = run(command("--resume", sweep, "--json"))
-    expected = undisturbed[1]
-    assert {file: file.stat().st_mtime_ns for file in before} == before, "a trial that had ended was run again"
-    for file in before:
-        assert starts(file.parent) == [0]
-    assert {str(one["sample"]) for one in result["trials"]} == {str(one["sample"]) for one in expected["trials"]}
-    assert len(result["trials"]) == 4
-    assert result["best"]["sample"] == expected["best"]["sample"]
-    assert result["best"]["objective"] == expected["best"]["objective"]
+    assert ended(sweep).items() >= before.items(), "a trial that had ended was run again"
+    expect_the_same(sweep, result, undisturbed[1])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_a_sweep_killed_at_three_random_moments(small_store: Path, tmp_path: Path) -> None:
+    """And once more a trial's own process alone, as if its node died: it is tried again from its checkpoint."""
+    (tmp_path / "calm").mkdir()
+    calm = run(sweep_command(small_store, tmp_path / "calm", tmp_path / "calm" / "sweep", MANY, epochs=6))
+    assert len(calm["trials"]) == 9
+    assert {one["status"] for one in calm["trials"]} == {"finished", "stopped", "diverged"}
+    sweep, before = tmp_path / "sweep", dict[Path, list[int]]()
+    arguments = sweep_command(small_store, tmp_path, sweep, MANY, epochs=6)
+    for moment in [random.uniform(0, 12) for _ in range(3)]:
+        driver = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        begun = all_starts(sweep)
+        kill_when(driver, lambda: all_starts(sweep) > begun, after_s=moment)  # noqa: B023  # called here and now
+        print(f"killed after {moment:.1f} s, {len(ended(sweep))} trials had ended")
+        assert ended(sweep).items() >= before.items(), "a trial that had ended was run again"
+        arguments, before = command("--resume", sweep, "--json"), ended(sweep)
+    driver = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    begun = all_starts(sweep)
+    while all_starts(sweep) == begun:
+        time.sleep(0.1)
+    os.kill(newest_process(sweep), signal.SIGKILL)
+    output, _ = driver.communicate(timeout=280)
+    assert driver.returncode == 0
+    expect_the_same(sweep, json.loads(output.splitlines()[-1]), calm)
+    assert ended(sweep).items() >= before.items()
+
+
+def all_starts(sweep: Path) -> int:
+    return sum(len(starts(run)) for run in sweep.glob("trials/*") if (run / "worker-0.log").exists())
+
+
+def newest_process(sweep: Path) -> int:
+    lines = [line for log in sweep.glob("trials/*/worker-0.log") for line in log.read_text().splitlines()]
+    return int(max(re.findall(r"(\S+ \S+) INFO .* worker 0: process (\d+) on", "\n".join(lines)))[1])
 
 
 def test_optuna_and_median_stopping_on_an_objective_without_labels(small_store: Path, tmp_path: Path) -> None:
@@ -124,6 +186,32 @@ def test_optuna_and_median_stopping_on_an_objective_without_labels(small_store: 
     result = run(command(recipe, "--space", space, *settings, *rules, "--sweep-dir", tmp_path / "sweep", "--json"))
     assert len({one["sample"]["method.temperature"] for one in result["trials"]}) == 3
     assert result["best"]["objective"] == max(one["objective"] for one in result["trials"]) > 1
+
+
+@pytest.mark.timeout(400)
+def test_a_population_goes_on_from_its_better_members(small_store: Path, tmp_path: Path) -> None:
+    """A member whose temperature is too high takes the place, weights and optimizer, of one with a better objective."""
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    (tmp_path / "space.yaml").write_text("method.temperature: {log_uniform: [0.05, 20.0]}\noptim.lr: [0.002, 0.01]")
+    settings = ("--set", f"data.store={small_store}", "--set", PROBE, "--set", "epochs=8", "--set", "optim.name=adamw")
+    rules = ("--scheduler", "pbt", "--rung-epochs", 2, "--samples", 4, "--objective", "rankme")
+    recipe, space, sweep = tmp_path / "recipe.yaml", tmp_path / "space.yaml", tmp_path / "sweep"
+    result = run(command(recipe, "--space", space, *settings, *rules, "--sweep-dir", sweep, "--json"))
+    ends = [one for one in result["trials"] if one["status"] == "finished"]
+    assert len(ends) == 4
+    assert {one["status"] for one in result["trials"]} == {"finished", "replaced"}
+    runs = {Path(one["run"]).name: Path(one["run"]) for one in result["trials"]}
+    adopted = [one for one in result["trials"] if one["parent"]]
+    assert len(adopted) == len(runs) - 4 >= 1
+    for one in adopted:
+        run_directory = runs[Path(one["run"]).name]
+        assert starts(run_directory)[0] == one["parent_step"] > 0
+        assert 0.05 <= one["sample"]["method.temperature"] <= 20
+        first = json.loads((run_directory / "metrics.jsonl").read_text().splitlines()[1])
+        assert first["step"] > one["parent_step"]
+        assert one["images_seen"] <= 8 * 51 - one["parent_step"] * 12
+    assert result["importance"] == {}
+    assert run(command("--resume", sweep, "--json")) == result
 
 
 @pytest.mark.slow

@@ -11,9 +11,9 @@ from ssl_dist import store
 from ssl_dist.errors import ConfigError, RunError
 from tests.conftest import write_images
 from tests.helpers import small_config
+from tune.record import Point, path_of, read_points
 from tune.space import Domain
 from tune.sweep import Sweep
-from tune.trial import Point, path_of, read_points
 
 SPACE = {"method.temperature": Domain(choice=(0.1, 0.2)), "epochs": Domain(choice=(2, 18))}
 
@@ -83,4 +83,4 @@ def test_points_are_at_the_rungs_whatever_the_batch_size(small_store: Path, tmp_
     assert steps == 12
     lines = [f'{{"step": {step}, "probe/knn": 0.{step}}}' for step in (0, 6, 11, 12)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 12, "probe/k')
-    assert read_points(sweep, config, tmp_path) == [Point(102, 0.6), Point(204, 0.11), Point(255, 0.12)]
+    assert read_points(sweep, config, tmp_path) == [Point(102, 0.6, 6), Point(204, 0.11, 11), Point(255, 0.12, 12)]
