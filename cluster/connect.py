@@ -8,6 +8,7 @@ import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _REACH_S = 10
+_DRAIN_POLL_S = 2.0
 
 
 @contextlib.contextmanager
@@ -78,7 +80,7 @@ def _start(cluster: ClusterConfig, drivers: int) -> None:
     ray.init(
         address="local",
         # logical CPUs: more workers than cores are slow, not wrong
-        num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers * cluster.cpus_per_worker)) + drivers,
+        num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers.max * cluster.cpus_per_worker)) + drivers,
         # without it Ray does not give back the workers' place of a run that another actor drives
         include_dashboard=cluster.dashboard_port is not None or drivers > 0,
         dashboard_host="127.0.0.1",
@@ -113,12 +115,12 @@ def _check_resources(cluster: ClusterConfig, drivers: int) -> None:
     import ray
 
     found = room(cluster, drivers)
-    if found < cluster.workers:
+    if found < cluster.workers.min:
         each = " and ".join(f"{number:g} {kind}" for kind, number in resources(cluster).items())
         nodes = sum(node["Alive"] for node in ray.nodes())
         kept = f" beside {drivers} CPU for drivers" if drivers else ""
         raise ClusterError(
-            f"cluster.workers {cluster.workers} of {each} each: Ray's {nodes} node(s) have room for {found}{kept};"
+            f"cluster.workers {cluster.workers.min} of {each} each: Ray's {nodes} node(s) have room for {found}{kept};"
             " ask for fewer workers, or for fewer CPUs each, or add nodes"
         )
 
@@ -132,6 +134,25 @@ def room(cluster: ClusterConfig, drivers: int = 0) -> int:
     largest = max(nodes, key=lambda node: node.get("CPU", 0.0))
     largest["CPU"] = largest.get("CPU", 0.0) - drivers
     return sum(max(0, min(int(node.get(kind, 0.0) / number) for kind, number in need.items())) for node in nodes)
+
+
+class Leaving:
+    """Nodes that the cluster is about to take away (a spot machine's notice, ``ray drain-node``, scaling down)."""
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._asked = 0.0
+
+    def new(self) -> list[str]:
+        """Names of those that were not named before; asks the cluster every other second at most."""
+        import ray
+
+        if time.monotonic() - self._asked < _DRAIN_POLL_S:
+            return []
+        self._asked = time.monotonic()
+        found = set(ray._private.state.state.get_draining_nodes()) - self._known
+        self._known |= found
+        return sorted(node["NodeName"] for node in ray.nodes() if node["NodeID"] in found)
 
 
 class Background(threading.Thread):
@@ -183,7 +204,12 @@ def trainer(
         train_loop_config=settings,
         torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers, use_gpu=cluster.gpu, resources_per_worker=resources(cluster)
+            num_workers=cluster.workers.max
+            if cluster.workers.min == cluster.workers.max
+            else (cluster.workers.min, cluster.workers.max),
+            use_gpu=cluster.gpu,
+            resources_per_worker=resources(cluster),
+            elastic_resize_monitor_interval_s=cluster.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
             name=directory.name,

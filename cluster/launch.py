@@ -12,7 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import Background, connected, reason_of, trainer
+from cluster.connect import Background, Leaving, connected, reason_of, trainer
 from cluster.run_directory import RunDirectory
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, SslDistError
@@ -33,7 +33,7 @@ def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, 
     """
     with connected(config.cluster) as started_here, _interrupts(run, console) as interrupts:
         if started_here:
-            console.print(f"local Ray, {config.cluster.workers} worker(s)", highlight=False)
+            console.print(f"local Ray, {config.cluster.workers.max} worker(s)", highlight=False)
         outcome = fit(config, run)
         _follow(outcome, run, console)
     if error := ending(outcome, run):
@@ -81,10 +81,14 @@ def _follow(outcome: Background, run: RunDirectory, console: Console) -> None:
     """The bar, until the fit ends."""
     from ssl_dist.monitor import ProgressBar
 
+    leaving = Leaving()
     with ProgressBar(run.path, console) as bar:
         while outcome.is_alive():
             outcome.join(timeout=_POLL_S)
             bar.update()
+            if nodes := leaving.new():
+                run.ask_to_save()
+                console.print(f"node {', '.join(nodes)} is about to leave: a checkpoint is written", highlight=False)
 
 
 class _Interrupts:

@@ -5,7 +5,8 @@ RUN/
   checkpoints/  tensorboard/  metrics.jsonl     see ssl_dist.checkpoint and ssl_dist.monitor
   worker-N.log    prose of worker N
   error.json      the last error raised on purpose; gone when the run goes on
-  stop            asks the workers to end after this step
+  stop            asks the workers to end after this step, with a checkpoint
+  save            asks them for a checkpoint after this step
   lock            held by the process that drives the run
 """
 
@@ -22,8 +23,8 @@ from ssl_dist import errors
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import RunError, SslDistError
 
-# What an earlier start left; the last is Ray's memory of checkpoints, where ours is the directory itself.
-_STALE = ("stop", "error.json", "checkpoint_manager_snapshot.json")
+# What an earlier start left.
+_STALE = ("stop", "save", "error.json")
 
 
 @dataclass
@@ -112,6 +113,17 @@ class RunDirectory:
 
     def stop_asked(self) -> bool:
         return (self.path / "stop").exists()
+
+    def ask_to_save(self) -> None:
+        (self.path / "save").touch()
+
+    def save_asked(self) -> bool:
+        """Once for each time that it was asked for."""
+        try:
+            (self.path / "save").unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def write_error(self, error: SslDistError, *, final: bool) -> None:
         """Leave an error for the driver. A final one replaces another, which else stays."""

@@ -42,7 +42,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         return {}
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
-    launcher = Launcher(saved=_nobody if settings["here"] else _report, stop=lambda: rank == 0 and run.stop_asked())
+    launcher = Launcher(stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked())
     with _logging_to(run.path / f"worker-{rank}.log"):
         log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
         try:
@@ -63,20 +63,6 @@ def _gpu(here: bool) -> torch.device:
 
     device: torch.device = ray.train.torch.get_device()
     return device
-
-
-def _nobody(metrics: dict[str, float], saved: Path) -> None:
-    """Without Ray Train nobody is told of checkpoints."""
-
-
-def _report(metrics: dict[str, float], saved: Path) -> None:
-    """Tell Ray Train of a checkpoint, which lies in the run directory already; a barrier for all workers."""
-    import ray.train
-
-    first = World.current().rank == 0
-    checkpoint = ray.train.Checkpoint.from_directory(str(saved)) if first else None
-    mode = ray.train.CheckpointUploadMode.NO_UPLOAD
-    ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=mode)
 
 
 @contextlib.contextmanager

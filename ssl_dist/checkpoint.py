@@ -3,10 +3,10 @@
     RUN/checkpoints/step-00000500/
       model.safetensors       parameters and buffers, whole
       optimizer.safetensors   optimizer state, whole, by "parameter/key"
-      checkpoint.json         step, config, checksums of the two files and of itself
+      checkpoint.json         step, config, the probe's score, checksums of the two files and of itself
 
 Written aside, fsynced, renamed: a directory of that name is complete or damaged, never half written. The newest that
-verifies is the one to resume. No pickle.
+verifies is the one to resume. No pickle. Kept are the newest, and the best by the online probe.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ import safetensors
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from ssl_dist.config import RunConfig
+from ssl_dist.config import CheckpointConfig, RunConfig
 from ssl_dist.engine import State
 from ssl_dist.errors import CheckpointError, RunError
 
@@ -34,11 +35,12 @@ log = logging.getLogger(__name__)
 
 
 class Checkpoint(NamedTuple):
-    """A verified checkpoint: ``step`` steps are done."""
+    """A verified checkpoint: ``step`` steps are done; ``score`` is the online probe's value there, if it was taken."""
 
     path: Path
     step: int
     config: RunConfig
+    score: float | None
 
     def load(self) -> State:
         """Tensors on the CPU.
@@ -58,8 +60,46 @@ def path_of(run: Path, step: int) -> Path:
     return run / FOLDER / f"step-{step:08d}"
 
 
-def save(run: Path, step: int, config: RunConfig, state: State, keep: int) -> Path:
-    """Write a checkpoint (one process calls) and delete all but the newest ``keep`` of its run.
+class Writer:
+    """Writes a run's checkpoints behind the step: one at a time, in a thread, from tensors that nobody changes."""
+
+    def __init__(self, run: Path, config: RunConfig) -> None:
+        self._run, self._config = run, config
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[Path] | None = None
+        for torn in (run / FOLDER).glob(".step-*.tmp"):  # a kill left it
+            shutil.rmtree(torn, ignore_errors=True)
+
+    def write(self, step: int, state: State, score: float | None) -> None:
+        """Begin to write; waits for the one before, and does nothing where that one failed."""
+        if self._last:
+            wait([self._last])
+        if self.failed:
+            return
+        self._last = self._thread.submit(save, self._run, step, self._config, state, score)
+
+    @property
+    def failed(self) -> bool:
+        """Could the last one not be written, as far as is known?"""
+        return self._last is not None and self._last.done() and self._last.exception() is not None
+
+    def wait(self) -> None:
+        """Until the last one is written.
+
+        Raises:
+            RunError: it could not be.
+        """
+        if self._last:
+            self._last.result()
+
+    def close(self) -> None:
+        """Wait until all is written, or has failed."""
+        self._thread.shutdown()
+
+
+def save(run: Path, step: int, config: RunConfig, state: State, score: float | None = None) -> Path:
+    """Write a checkpoint (one process calls) and delete the others of its run, but the newest ``keep`` and the best
+    ``keep_best`` by score, of ``config.checkpoint``.
 
     Raises:
         RunError: it cannot be written; older checkpoints are as they were.
@@ -75,7 +115,8 @@ def save(run: Path, step: int, config: RunConfig, state: State, keep: int) -> Pa
             save_file(tensors, file)
             _fsync(file)
             checksums[file.name] = _checksum(file)
-        meta: dict[str, Any] = {"step": step, "config": config.model_dump(mode="json"), "xxh3": checksums}
+        meta: dict[str, Any] = {"step": step, "score": score, "config": config.model_dump(mode="json")}
+        meta["xxh3"] = checksums
         (aside / _META).write_text(json.dumps({**meta, "self": _seal(meta)}, indent=1), encoding="utf-8")
         _fsync(aside / _META)
         _fsync(aside)
@@ -85,11 +126,25 @@ def save(run: Path, step: int, config: RunConfig, state: State, keep: int) -> Pa
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise RunError(f"checkpoint {final} cannot be written ({error}): older checkpoints are untouched") from None
-    found = _found(run)
-    beyond = [path for path in found if path.name > final.name]  # damaged, or the run would not have gone back
-    for old in beyond + found[len(beyond) :][keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+    _delete_others(final, found(run), config.checkpoint)
     return final
+
+
+def _delete_others(last: Path, there: list[Path], kept: CheckpointConfig) -> None:
+    beyond = [path for path in there if path.name > last.name]  # damaged, or the run would not have gone back
+    scores = {path: score for path in there if path not in beyond and (score := _score(path)) is not None}
+    best = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)[: kept.keep_best]
+    for path in beyond + [path for path in there[len(beyond) :][kept.keep :] if path not in best]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _score(path: Path) -> float | None:
+    """As its file says; damage there loses a best one, not the newest."""
+    try:
+        score = json.loads((path / _META).read_text(encoding="utf-8"))["score"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return score if isinstance(score, float) else None
 
 
 def adopt(run: Path, source: Path) -> Checkpoint:
@@ -99,8 +154,8 @@ def adopt(run: Path, source: Path) -> Checkpoint:
         CheckpointError: the other is damaged.
         RunError: it cannot be copied.
     """
-    found = verify(source)
-    final = path_of(run, found.step)
+    whole = verify(source)
+    final = path_of(run, whole.step)
     aside = final.with_name(f".{final.name}.tmp")
     try:
         shutil.rmtree(aside, ignore_errors=True)
@@ -108,7 +163,7 @@ def adopt(run: Path, source: Path) -> Checkpoint:
         aside.rename(final)
     except OSError as error:
         raise RunError(f"checkpoint {source} cannot be copied to {final} ({error})") from None
-    return Checkpoint(final, found.step, found.config)
+    return whole._replace(path=final)
 
 
 def newest(run: Path) -> Checkpoint | None:
@@ -117,15 +172,15 @@ def newest(run: Path) -> Checkpoint | None:
     Raises:
         CheckpointError: there are some, and none of them verifies: a run does not start over in silence.
     """
-    found = _found(run)
-    for path in found:
+    there = found(run)
+    for path in there:
         try:
             return verify(path)
         except CheckpointError as error:
             log.warning("%s: passed over", error)
-    if found:
+    if there:
         raise CheckpointError(
-            f"none of the {len(found)} checkpoints in {run / FOLDER} verifies, newest {found[0].name}: restore one,"
+            f"none of the {len(there)} checkpoints in {run / FOLDER} verifies, newest {there[0].name}: restore one,"
             " or delete them to start the run over"
         )
     return None
@@ -146,13 +201,14 @@ def verify(path: Path) -> Checkpoint:
             file = path / f"{name}.safetensors"
             if _checksum(file) != meta["xxh3"][file.name]:
                 raise CheckpointError(f"{file} differs from its checksum")
-        return Checkpoint(path, meta["step"], RunConfig.from_tree(meta["config"], str(path / _META)))
+        config = RunConfig.from_tree(meta["config"], str(path / _META))
+        return Checkpoint(path, meta["step"], config, meta["score"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error!r})") from None
 
 
-def _found(run: Path) -> list[Path]:
-    """Checkpoint directories, newest first."""
+def found(run: Path) -> list[Path]:
+    """Checkpoint directories of a run, whole or not, newest first."""
     return sorted((run / FOLDER).glob("step-*"), reverse=True)
 
 

@@ -29,13 +29,13 @@ class World:
         """This rank's part of ``count`` things: contiguous, in rank order, as even as can be, rank 0's the largest."""
         return range(-(-count * self.rank // self.size), -(-count * (self.rank + 1) // self.size))
 
-    def any(self, flag: bool) -> bool:
-        """True on every rank if it is on one."""
+    def any(self, *flags: bool) -> tuple[bool, ...]:
+        """Each true on every rank if it is on one."""
         if self.size == 1:
-            return flag
-        votes = torch.tensor([float(flag)], device=self.device)
+            return flags
+        votes = torch.tensor(flags, dtype=torch.float32, device=self.device)
         dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return bool(votes.item())
+        return tuple(vote > 0 for vote in votes.tolist())
 
     def from_first(self, number: int) -> int:
         """Rank 0's number, on every rank."""

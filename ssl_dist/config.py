@@ -130,10 +130,12 @@ class ProbeConfig(_Section):
 
 
 class CheckpointConfig(_Section):
-    """Whole-state checkpoints: how often (one more at the end), and how many of the newest are kept."""
+    """Whole-state checkpoints: how often (one more at the end), how many of the newest are kept, and how many of the
+    best by the online probe beside them."""
 
     every_epochs: float = pydantic.Field(1, gt=0)
     keep: int = pydantic.Field(2, ge=1)
+    keep_best: int = pydantic.Field(1, ge=0)
 
 
 class MonitorConfig(_Section):
@@ -143,13 +145,33 @@ class MonitorConfig(_Section):
     hparams: tuple[str, ...] | None = None
 
 
-class ClusterConfig(_Section):
-    """What Ray is asked for. ``workers`` only decides how fast a run is."""
+class Workers(_Section):
+    """How many; in recipes a plain number is both."""
 
-    workers: int = pydantic.Field(1, ge=1)
+    min: int = pydantic.Field(1, ge=1)
+    max: int = pydantic.Field(1, ge=1)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _number_is_both(cls, value: Any) -> Any:
+        return value if isinstance(value, (Mapping, Workers)) else {"min": value, "max": value}
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_range(self) -> Workers:
+        if self.max < self.min:
+            raise ValueError(f"cluster.workers {{min: {self.min}, max: {self.max}}}: max must not be below min")
+        return self
+
+
+class ClusterConfig(_Section):
+    """What Ray is asked for. ``workers`` only decides how fast a run is: a number, or ``{min: 1, max: 4}``, with which
+    a run goes on from its newest checkpoint with as many as there is room for, whenever one is lost or a node joins."""
+
+    workers: Workers = Workers()
     cpus_per_worker: float = pydantic.Field(1, gt=0)
     gpu: bool = False
     max_failures: int = pydantic.Field(3, ge=0)  # restarts of the worker group before the run gives up
+    resize_every_s: float = pydantic.Field(60, gt=0)  # how often elastic workers look for more room
     dashboard_port: int | None = pydantic.Field(None, ge=1, le=65535)  # of the Ray started here; None: no dashboard
 
 

@@ -21,26 +21,22 @@ from ssl_dist.store import ImageStore
 log = logging.getLogger(__name__)
 
 
-def _nothing(metrics: dict[str, float], saved: Path) -> None:
-    """Nobody is told of checkpoints."""
-
-
 def _never() -> bool:
     return False
 
 
 @dataclass(frozen=True)
 class Launcher:
-    """Who started the workers, as seen from inside: ``saved(metrics, checkpoint directory)`` is called on every worker
-    after each checkpoint; ``stop()``, true on any worker, ends the run after this step with a checkpoint."""
+    """Who started the workers, as seen from inside, asked on every worker after each step; true on any worker:
+    ``stop()`` ends the run with a checkpoint, ``save()`` writes one."""
 
-    saved: Callable[[dict[str, float], Path], None] = _nothing
     stop: Callable[[], bool] = _never
+    save: Callable[[], bool] = _never
 
 
 @dataclass
 class _Run:
-    """What the loop holds."""
+    """What the loop holds; monitor and writer on rank 0 only."""
 
     config: RunConfig
     directory: Path
@@ -50,6 +46,7 @@ class _Run:
     engine: Engine
     probe: Probe | None
     monitor: Monitor | None
+    writer: checkpoint.Writer | None
     watch: Stopwatch = field(default_factory=Stopwatch)
     metrics: dict[str, float] = field(default_factory=dict)
 
@@ -64,31 +61,51 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
     plan = config.plan(len(store))
     first_step, engine = _restore(config, directory, world)
     monitor = Monitor(directory, config, plan, first_step) if world.rank == 0 else None
+    writer = checkpoint.Writer(directory, config) if world.rank == 0 else None
     probe = Probe(config, store) if config.probe else None
-    run = _Run(config, directory, world, launcher, plan, engine, probe, monitor)
+    run = _Run(config, directory, world, launcher, plan, engine, probe, monitor, writer)
     batches = Batches(store, config, world, first_step, plan.total_steps)
     step = first_step
     run.watch.start(step)
-    for batch in batches:
-        if step == first_step:
-            _begin(run, step, batch)
-        learning_rate = config.optim.learning_rate(
-            step, batch_size=config.batch.size, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
-        )
-        result = engine.step(batch, learning_rate)
-        step += 1
-        ending = world.any(launcher.stop()) or step == plan.total_steps
-        if ending or step % config.monitor.every_steps == 0:
-            _log(run, step, learning_rate, result, batches.waited_s)
-        if config.probe and plan.is_time(step, config.probe.every_epochs):
-            _probe(run, step)
-        if ending or plan.is_time(step, config.checkpoint.every_epochs):
-            _save(run, step)
-        if ending:
-            break
-    if monitor:
-        monitor.close()
+    try:
+        for batch in batches:
+            if step == first_step:
+                _begin(run, step, batch)
+            learning_rate = config.optim.learning_rate(
+                step, batch_size=config.batch.size, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+            )
+            result = engine.step(batch, learning_rate)
+            step += 1
+            stop, save = _asked(run)
+            ending = stop or step == plan.total_steps
+            if ending or step % config.monitor.every_steps == 0:
+                _log(run, step, learning_rate, result, batches.waited_s)
+            score = None
+            if config.probe and plan.is_time(step, config.probe.every_epochs):
+                score = _probe(run, step)
+            if ending or save or plan.is_time(step, config.checkpoint.every_epochs):
+                _save(run, step, score)
+            if ending:
+                break
+    finally:
+        _close(run)
+    _asked(run)
     return {**run.metrics, "step": step}
+
+
+def _asked(run: _Run) -> tuple[bool, bool]:
+    """What any worker's launcher asks for: to stop, to save.
+
+    Raises:
+        RunError: on every rank alike, where a checkpoint could not be written behind the steps.
+    """
+    failed = run.writer is not None and run.writer.failed
+    stop, save, failed = run.world.any(run.launcher.stop(), run.launcher.save(), failed)
+    if failed:  # all leave together: none is left waiting in a collective
+        if run.writer:
+            run.writer.wait()
+        raise RunError("worker 0 could not write a checkpoint")
+    return stop, save
 
 
 def _open_store(config: RunConfig) -> ImageStore:
@@ -129,27 +146,29 @@ def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_
         run.monitor.scalars(step, {tag: value for tag, value in run.metrics.items() if not tag.startswith("probe/")})
 
 
-def _probe(run: _Run, step: int) -> None:
+def _probe(run: _Run, step: int) -> float | None:
     if not (run.probe and run.config.probe):
-        return
+        return None
     with run.watch:
         value = run.probe.score(run.engine.method.backbone, run.world)
         if value is not None:
             run.metrics[run.config.probe.tag] = value
             if run.monitor:
                 run.monitor.scalars(step, {run.config.probe.tag: value})
+    return value
 
 
-def _save(run: _Run, step: int) -> None:
+def _save(run: _Run, step: int, score: float | None) -> None:
+    """Take a snapshot; it is written behind the next steps."""
     with run.watch:
         state = run.engine.state()
-        path = checkpoint.path_of(run.directory, step)
-        failed: RunError | None = None
-        if run.world.rank == 0:
-            try:
-                checkpoint.save(run.directory, step, run.config, state, run.config.checkpoint.keep)
-            except RunError as error:
-                failed = error
-        if run.world.any(failed is not None):  # all leave together: none is left waiting in a collective
-            raise failed or RunError(f"worker 0 could not write the checkpoint of step {step}")
-        run.launcher.saved({**run.metrics, "step": step}, path)
+        if run.writer:
+            run.writer.write(step, state, score)
+
+
+def _close(run: _Run) -> None:
+    """Wait for the last checkpoint, and close the files."""
+    if run.writer:
+        run.writer.close()
+    if run.monitor:
+        run.monitor.close()

@@ -66,7 +66,7 @@ def train(
 
 
 def save(state: State, run: Path, step: int, config: RunConfig) -> None:
-    checkpoint.save(run, step, config, state, keep=5)
+    checkpoint.save(run, step, config, state)
 
 
 def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ def state(step: int) -> State:
     return State(model, {"w/exp_avg": torch.randn(3, 2, generator=generator), "w/step": torch.tensor(float(step))})
 
 
-def save(run: Path, step: int, config: RunConfig, keep: int = 2) -> Path:
-    return checkpoint.save(run, step, config, state(step), keep)
+def save(run: Path, step: int, config: RunConfig, score: float | None = None) -> Path:
+    return checkpoint.save(run, step, config, state(step), score)
 
 
 def test_what_is_saved_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: Path, config: RunConfig) -> None:
@@ -126,11 +127,11 @@ def test_a_full_disk_leaves_older_checkpoints(
 def test_what_lies_beyond_goes_and_does_not_count(tmp_path: Path, config: RunConfig) -> None:
     """Two damaged checkpoints, a run that went back before them: its own are kept, theirs are not."""
     for step in (6, 8, 10):
-        path = save(tmp_path, step, config, keep=3)
+        path = checkpoint.save(tmp_path, step, keeping(config, keep=3), state(step), score=0.9)
         if step > 6:
             (path / "model.safetensors").write_bytes(b"")
     for step in (7, 9):
-        save(tmp_path, step, config, keep=2)
+        save(tmp_path, step, keeping(config, keep_best=0))
         assert checkpoint.verify(checkpoint.path_of(tmp_path, step)).step == step
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000007", "step-00000009"]
 
@@ -144,3 +145,49 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: P
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path) is None
+
+
+def keeping(config: RunConfig, **changes: int) -> RunConfig:
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update=changes)})
+
+
+def test_the_best_by_the_probe_is_kept_beside_the_newest(tmp_path: Path, config: RunConfig) -> None:
+    for step, score in ((1, 0.2), (2, 0.7), (3, None), (4, 0.7), (5, 0.1), (6, None), (7, 0.3)):
+        save(tmp_path, step, config, score)
+    kept = [checkpoint.verify(path) for path in checkpoint.found(tmp_path)]
+    assert [(one.step, one.score) for one in kept] == [(7, 0.3), (6, None), (4, 0.7)]
+    save(tmp_path, 8, keeping(config, keep=1, keep_best=2), 0.5)
+    assert [path.name[-1] for path in checkpoint.found(tmp_path)] == ["8", "4"]
+
+
+def test_a_writer_works_behind_the_step_and_says_when_it_failed(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torn = tmp_path / "checkpoints" / ".step-00000003.tmp"
+    torn.mkdir(parents=True)
+    writer, go, save_file = checkpoint.Writer(tmp_path, config), threading.Event(), checkpoint.save_file
+    assert not torn.exists()
+
+    def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        assert go.wait(60)
+        save_file(tensors, file)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    writer.write(5, state(5), 0.5)
+    assert not writer.failed
+    assert checkpoint.newest(tmp_path) is None
+    go.set()
+    writer.wait()
+    assert checkpoint.verify(checkpoint.path_of(tmp_path, 5)).score == 0.5
+
+    def full(tensors: object, file: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    writer.write(10, state(10), None)
+    writer.write(15, state(15), None)  # waits, and writes nothing
+    assert writer.failed
+    with pytest.raises(RunError, match="step-00000010 cannot be written"):
+        writer.wait()
+    writer.close()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]

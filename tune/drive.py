@@ -54,14 +54,14 @@ def drive(sweep: Sweep, directory: Path, console: Console, *, concurrency: int |
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cluster = sweep.recipe.cluster
-    drivers = int(cluster.workers > 1)
+    drivers = int(cluster.workers.max > 1)
     with connected(cluster, drivers=drivers):
-        at_once = min(room(cluster, drivers) // cluster.workers, sweep.num_trials)
+        at_once = min(room(cluster, drivers) // cluster.workers.max, sweep.num_trials)
         at_once = min(at_once, concurrency or at_once)
         if sweep.scheduler == "pbt" and drivers and at_once < sweep.num_trials:
             raise ConfigError(
-                f"--scheduler pbt with trials of {cluster.workers} workers runs all of them at once, and there is room"
-                f" for {at_once}: set --samples {at_once}, or cluster.workers=1, whose trials take turns"
+                f"--scheduler pbt with trials of {cluster.workers.max} workers runs all of them at once, and there is"
+                f" room for {at_once}: set --samples {at_once}, or cluster.workers=1, whose trials take turns"
             )
         console.print(_announcement(sweep, at_once), highlight=False)
         fit = Background(lambda: _fit(sweep, directory, at_once))
@@ -98,7 +98,9 @@ def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
 
     settings = {"sweep": sweep.model_dump(mode="json"), "directory": str(directory.absolute())}
     cluster = sweep.recipe.cluster
-    need = resources(cluster) if cluster.workers == 1 else {"CPU": _DRIVER_CPUS}  # one worker needs no driver beside it
+    need = (
+        resources(cluster) if cluster.workers.max == 1 else {"CPU": _DRIVER_CPUS}
+    )  # one worker needs no driver beside it
     trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, **settings), need)
     state = directory.absolute() / "ray"
     if ray.tune.Tuner.can_restore(str(state)):
@@ -116,7 +118,7 @@ def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
             max_concurrent_trials=None if sweep.scheduler == "pbt" else at_once,  # members wait for each other
             # A process that has trained alone can train again. Of several workers it cannot: DeepSpeed keeps the first
             # process group.
-            reuse_actors=cluster.workers == 1,
+            reuse_actors=cluster.workers.max == 1,
         ),
         run_config=ray.tune.RunConfig(
             name=state.name,
@@ -151,7 +153,7 @@ def _optuna(sweep: Sweep) -> Any:
 
 def _announcement(sweep: Sweep, at_once: int) -> str:
     cluster = sweep.recipe.cluster
-    text = f"{sweep.num_trials} trials, {at_once} at once, {cluster.workers} worker(s) each"
+    text = f"{sweep.num_trials} trials, {at_once} at once, {cluster.workers.max} worker(s) each"
     configs = [sweep.config(sample) for sample in sweep.known_samples]
     if configs:
         most = sum(map(sweep.budget, configs))

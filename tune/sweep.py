@@ -148,6 +148,8 @@ class Sweep(pydantic.BaseModel):
             ConfigError: a sample (or, with Optuna, one of a hundred tried ones) that no run could have.
         """
         configs = [self.config(sample) for sample in self.known_samples or spaces.draw(self.space, 100, self.seed)]
+        if self.recipe.cluster.workers.min < self.recipe.cluster.workers.max:
+            raise ConfigError("a sweep shares the cluster out evenly: set cluster.workers to a number")
         if self.scheduler == "pbt":
             self._check_population(configs)
         if self.objective in ("knn", "linear") and not self._labelled():

@@ -27,7 +27,7 @@ def trial(values: dict[str, Any], *, sweep: dict[str, Any], directory: str) -> N
     plan = Sweep.model_validate(sweep)
     config = plan.config(values.get("sample", values))
     run = _enter(plan, config, Path(directory))
-    workers = None if read_outcome(run.path) else fit(config, run, here=config.cluster.workers == 1)
+    workers = None if read_outcome(run.path) else fit(config, run, here=config.cluster.workers.max == 1)
     point: Point | None = None
     try:
         for point in _points(plan, config, run, workers):
