@@ -1,12 +1,19 @@
-"""Drive a run: workers in a thread beside, the bar, a good end on Ctrl-C, one line for what went wrong."""
+"""Drive a run: workers in a thread beside, the bar, a good end on Ctrl-C, one line for what went wrong.
+
+Also the script of `ray submit CLUSTER.yaml cluster/launch.py -- RECIPE ...`, which Ray copies to the head and runs:
+its arguments are those of `ssl-dist pretrain`, or begin with another command (`tune`, `doctor`).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 import signal
+import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -122,3 +129,16 @@ def _interrupts(run: RunDirectory, console: Console) -> Iterator[_Interrupts]:
     finally:
         for number, old in before.items():
             signal.signal(number, old)
+
+
+def on_the_head(arguments: list[str]) -> list[str]:
+    """The command line that runs there, beside the Python that has this package."""
+    commands = ("pretrain", "tune", "doctor", "store", "evaluate", "report", "checkpoint", "demo")
+    given = arguments if arguments and arguments[0] in commands else ["pretrain", *arguments]
+    return [str(Path(sys.executable).with_name("ssl-dist")), *given]
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("RAY_ADDRESS", "auto")
+    command = on_the_head(sys.argv[1:])
+    os.execv(command[0], command)
