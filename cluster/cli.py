@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
 
 from ssl_dist.cli import Json, app, comparison, console, print_json, show
 from ssl_dist.errors import ClusterError, ConfigError
@@ -121,32 +119,58 @@ def _train(run: RunDirectory, config: RunConfig, as_json: bool) -> dict[str, Any
 
 @app.command()
 def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe for a dry run of 20 steps; without one, only the cluster is checked.")
+    ] = None,
+    settings: Set = None,
+    storage: Annotated[Path, typer.Option(help="Folder that all nodes share, for stores and runs.")] = Path("runs"),
+    hosts: Annotated[str, typer.Option(help="Addresses or names that should be in the cluster, with commas.")] = "",
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare every method's gradient from these workers with one process's.")
+        bool, typer.Option("--exact", help="Compare every method's gradient from the workers with one process's.")
     ] = False,
-    workers: Annotated[int, typer.Option(min=1, help="Workers to check.")] = 2,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers. Default: the recipe's, or 2.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU each.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Check this machine, or the cluster of RAY_ADDRESS; exit code 1 where a gradient depends on the workers."""
-    if not exact:
-        raise ConfigError("say what to check: --exact")
-    from cluster.doctor import exactness
+    """Check this machine, or the cluster of RAY_ADDRESS, before it costs money; exit code 1 where it is not well."""
+    from cluster import doctor as checks
+    from cluster.inspection import complaints
+    from cluster.report import show_checks
     from ssl_dist.config import ClusterConfig
+    from ssl_dist.overrides import parse_override
 
-    where = os.environ.get("RAY_ADDRESS", "a Ray started here")
-    with console.status(f"comparing gradients on {workers} worker(s) of {where}"):
-        findings = exactness(ClusterConfig(workers=workers, gpu=gpu))
-    table = Table("method", "gradient of", "workers", "ratio", "error", "", title="beside one process")
-    for one in findings:
-        verdict = "exact" if one.exact else f"[bold red]over {one.tolerance:g}[/]"
-        table.add_row(one.method, one.part, str(one.workers), f"{one.ratio:.9f}", f"{one.error:.1e}", verdict)
-    console.print(table)
+    overrides = dict(parse_override(text) for text in settings or [])
+    if workers is not None:
+        overrides["cluster.workers"] = workers
+    if gpu:
+        overrides["cluster.gpu"] = True
+    config = resolve(recipe, overrides) if recipe else None
+    cluster = config.cluster if config else ClusterConfig.model_validate({"workers": workers or 2, "gpu": gpu})
+    found: dict[str, Any] = {"link": None, "dry_run": None, "findings": []}
+    with checks.on(cluster) as started_here, console.status("asking the nodes") as status:
+        found["nodes"] = checks.nodes(storage.absolute())
+        expected = [host for host in hosts.split(",") if host]
+        found["complaints"] = complaints(found["nodes"], expected, str(storage.absolute()), alone=started_here)
+        status.update(f"adding up on {cluster.workers.max} workers")
+        found["link"] = checks.link(cluster)
+        if exact:
+            status.update(f"comparing gradients on {cluster.workers.max} workers")
+            found["findings"] = checks.exactness(cluster)
+        if config:
+            status.update("dry run of 20 steps")
+            found["dry_run"] = checks.dry_run(config, storage.absolute())
+    healthy = show_checks(console, found)
     if as_json:
-        found = [{**one._asdict(), "exact": one.exact} for one in findings]
-        print_json({"exact": all(one.exact for one in findings), "findings": found})
-    if not all(one.exact for one in findings):
+        plain = {key: _plain(value) for key, value in found.items()}
+        print_json({"healthy": healthy, **plain})
+    if not healthy:
         raise typer.Exit(1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [one._asdict() for one in value]
+    return value._asdict() if value else None
 
 
 @app.command()

@@ -1,46 +1,202 @@
-"""Checks of a cluster, run on its own workers."""
+"""Checks of a cluster before money is spent on it, run on its own nodes and workers."""
 
 from __future__ import annotations
 
+import contextlib
+import statistics
 import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from cluster.connect import Background, connected, reason_of, trainer
-from ssl_dist.config import ClusterConfig
-from ssl_dist.errors import Interrupted, SslDistError
+from cluster.inspection import Node, look
+from cluster.launch import ending, fit
+from cluster.run_directory import RunDirectory
+from ssl_dist.config import ClusterConfig, RunConfig
+from ssl_dist.errors import Interrupted, RunError, SslDistError
 from ssl_dist.exactness import Finding
+
+_NODE_S = 60  # in which a node must answer
+_REDUCED = 1 << 24  # float32 that workers add up, 64 MiB
+_STEPS = 20  # of the dry run
+_WARM_UP = 5  # of these
+
+
+class Link(NamedTuple):
+    """Between workers: seconds of an all-reduce of one number, and bytes/s of one of 64 MiB (a rank's, by its size)."""
+
+    workers: int
+    latency_s: float
+    rate: float
+
+
+class DryRun(NamedTuple):
+    """Twenty steps of a recipe: the last fifteen count."""
+
+    images_per_s: float
+    peak_mb: float  # of worker 0, which has the largest share: resident memory, or its GPU's
+    whole_run_s: float  # as it would last at this rate, without probes and checkpoints
+
+
+def nodes(storage: Path) -> list[Node]:
+    """Ask every node of the cluster connected to.
+
+    Raises:
+        RunError: the storage cannot be written from here.
+        SslDistError: a node does not answer.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    marker = f".doctor-{uuid.uuid4().hex}"
+    try:
+        storage.mkdir(parents=True, exist_ok=True)
+        (storage / marker).touch()
+    except OSError as error:
+        raise RunError(f"storage {storage} cannot be written from here: {error.strerror}") from None
+    found = []
+    try:
+        for node in (one for one in ray.nodes() if one["Alive"]):
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            asked = ray.remote(num_cpus=0, max_retries=0)(_timed_look).options(scheduling_strategy=there)
+            ray.get(asked.remote(str(storage), marker, time.time()), timeout=_NODE_S)  # its process has to start first
+            answer, spent = _asked(asked, str(storage), marker)
+            found.append(answer._replace(address=node["NodeManagerAddress"], clock_s=answer.clock_s - spent))
+    except ray.exceptions.GetTimeoutError:
+        raise SslDistError(f"node {node['NodeName']} has not answered within {_NODE_S} s: see its ray logs") from None
+    except ray.exceptions.RayError as error:
+        raise SslDistError(f"node {node['NodeName']} cannot answer: {reason_of(error)}") from None
+    finally:
+        (storage / marker).unlink()
+    return found
+
+
+def _timed_look(storage: str, marker: str, asked_at: float) -> tuple[Node, float]:
+    began = time.perf_counter()
+    return look(storage, marker, asked_at), time.perf_counter() - began
+
+
+def _asked(remote: Any, storage: str, marker: str) -> tuple[Node, float]:
+    """An answer, and half of the time that it was under way."""
+    import ray
+
+    began = time.perf_counter()
+    answer, at_work = ray.get(remote.remote(storage, marker, time.time()), timeout=_NODE_S)
+    return answer, max(0.0, time.perf_counter() - began - at_work) / 2
+
+
+def link(cluster: ClusterConfig) -> Link:
+    """All-reduce between the cluster's workers.
+
+    Raises:
+        SslDistError: a worker failed.
+    """
+    latency_s, rate = _on_workers(_reduce, cluster)
+    return Link(cluster.workers.max, latency_s, rate)
 
 
 def exactness(cluster: ClusterConfig) -> list[Finding]:
-    """The world-size battery of ``ssl_dist.exactness`` on ``cluster.workers`` workers.
+    """The world-size battery of ``ssl_dist.exactness`` on the cluster's workers.
+
+    Raises:
+        SslDistError: a worker failed.
+    """
+    return [Finding(*values) for values in _on_workers(_examine, cluster)]
+
+
+def dry_run(config: RunConfig, folder: Path) -> DryRun:
+    """Twenty steps of a recipe, in a run directory that goes when they are done.
+
+    Raises:
+        SslDistError: they failed.
+    """
+    from ssl_dist.report import read_metrics
+
+    assert config.data.num_images, "the store was opened before"
+    plan = config.plan(config.data.num_images)
+    monitor = config.monitor.model_copy(update={"every_steps": _WARM_UP})
+    steps = min(_STEPS, plan.total_steps)
+    short = config.model_copy(update={"monitor": monitor, "probe": None, "epochs": steps / plan.steps_per_epoch + 1e-9})
+    with tempfile.TemporaryDirectory(dir=folder, prefix="doctor-") as place:
+        run = RunDirectory.create(Path(place) / "run", short)
+        work = fit(short, run)
+        _wait(work)
+        if error := ending(work, run):
+            raise error
+        laps = [line for line in read_metrics(run.path) if "speed/images_per_s" in line]
+    rate = statistics.median(lap["speed/images_per_s"] for lap in laps[1:] or laps)
+    return DryRun(rate, laps[-1]["memory/peak_mb"], plan.total_steps * config.batch.size / rate)
+
+
+@contextlib.contextmanager
+def on(cluster: ClusterConfig) -> Iterator[bool]:
+    """Connected for checks; true where Ray was started for them.
 
     Raises:
         ClusterError: Ray cannot be reached, or has no room for the workers.
-        SslDistError: a worker failed.
         Interrupted: Ctrl-C.
     """
-    once = cluster.model_copy(update={"max_failures": 0})
-    with tempfile.TemporaryDirectory() as folder, connected(once):
-        fit = Background(lambda: trainer(_examine, {"gpu": once.gpu}, once, Path(folder) / "doctor").fit().return_value)
-        fit.start()
+    with connected(cluster) as started_here:
         try:
-            while fit.is_alive():
-                fit.join(timeout=0.25)
+            yield started_here
         except KeyboardInterrupt:
             raise Interrupted("stopped: nothing was kept") from None
-    if fit.error:
-        raise SslDistError(f"the gradients could not be compared: {reason_of(fit.error)}")
-    return [Finding(*values) for values in fit.result]
+
+
+def _on_workers(function: Callable[[dict[str, Any]], Any], cluster: ClusterConfig) -> Any:
+    once = cluster.model_copy(update={"max_failures": 0})
+    with tempfile.TemporaryDirectory() as folder:
+        work = Background(
+            lambda: trainer(function, {"gpu": once.gpu}, once, Path(folder) / "doctor").fit().return_value
+        )
+        work.start()
+        _wait(work)
+    if work.error:
+        raise SslDistError(f"the workers could not be checked: {reason_of(work.error)}")
+    return work.result
+
+
+def _wait(work: Background) -> None:
+    while work.is_alive():
+        work.join(timeout=0.25)
 
 
 def _examine(settings: dict[str, Any]) -> list[tuple[Any, ...]]:
     """On every worker; rank 0's is what comes back, as plain values."""
-    import ray.train.torch
-    import torch
-
     from ssl_dist.collectives import World
     from ssl_dist.exactness import examine
 
-    device = ray.train.torch.get_device() if settings["gpu"] else torch.device("cpu")
-    return [tuple(finding) for finding in examine(World.current(device))]
+    return [tuple(finding) for finding in examine(World.current(_device(settings)))]
+
+
+def _reduce(settings: dict[str, Any]) -> tuple[float, float]:
+    """On every worker: medians of 30 small and 5 large ones."""
+    import torch
+
+    from ssl_dist.collectives import World
+
+    world = World.current(_device(settings))
+
+    def seconds(numbers: int, repeats: int) -> float:
+        values, times = torch.zeros(numbers, device=world.device), []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            world.sum_(values)
+            values[0].item()  # waits for the device
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[1:])
+
+    return seconds(1, 30), 4 * _REDUCED / seconds(_REDUCED, 5)
+
+
+def _device(settings: dict[str, Any]) -> Any:
+    import torch
+
+    if not settings["gpu"]:
+        return torch.device("cpu")
+    import ray.train.torch
+
+    return ray.train.torch.get_device()

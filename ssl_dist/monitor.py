@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
@@ -93,12 +95,20 @@ class Stopwatch:
         rates = {
             "speed/images_per_s": (step - self._steps) * batch_size / busy,
             "speed/data_wait_share": (waited_s - self._waited) / busy,
+            "memory/peak_mb": peak_mb(),
         }
         self._began, self._paused, self._steps, self._waited = now, 0.0, step, waited_s
         return rates
 
     def start(self, step: int) -> None:
         self._began, self._paused, self._steps = time.perf_counter(), 0.0, step
+
+
+def peak_mb() -> float:
+    """Of this process: of its GPU's memory where it uses one (untested), of resident memory otherwise."""
+    if torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class ProgressBar:

@@ -76,7 +76,7 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
             )
             result = engine.step(batch, learning_rate)
             step += 1
-            stop, save = _asked(run)
+            stop, save = _vote(run, launcher.stop(), launcher.save())
             ending = stop or step == plan.total_steps
             if ending or step % config.monitor.every_steps == 0:
                 _log(run, step, learning_rate, result, batches.waited_s)
@@ -89,23 +89,23 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
                 break
     finally:
         _close(run)
-    _asked(run)
+    _vote(run)
     return {**run.metrics, "step": step}
 
 
-def _asked(run: _Run) -> tuple[bool, bool]:
-    """What any worker's launcher asks for: to stop, to save.
+def _vote(run: _Run, *wishes: bool) -> tuple[bool, ...]:
+    """Each wish true where a worker has it.
 
     Raises:
         RunError: on every rank alike, where a checkpoint could not be written behind the steps.
     """
     failed = run.writer is not None and run.writer.failed
-    stop, save, failed = run.world.any(run.launcher.stop(), run.launcher.save(), failed)
+    failed, *granted = run.world.any(failed, *wishes)
     if failed:  # all leave together: none is left waiting in a collective
         if run.writer:
             run.writer.wait()
         raise RunError("worker 0 could not write a checkpoint")
-    return stop, save
+    return tuple(granted)
 
 
 def _open_store(config: RunConfig) -> ImageStore:

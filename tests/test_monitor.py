@@ -13,6 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
+from ssl_dist import checkpoint
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import RunError, StoreError
@@ -30,6 +31,7 @@ TAGS = {
     "embedding/std",
     "speed/images_per_s",
     "speed/data_wait_share",
+    "memory/peak_mb",
     "probe/knn",
 }
 
@@ -60,10 +62,9 @@ def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert first["step"] == 3
     with (directory / "metrics.jsonl").open("a") as file:
         file.write('{"step": 4, "train/loss": 99}\n{"step": 5, "tr')  # beyond the checkpoint, and torn
-    saved: list[Path] = []
-    last = pretrain(config, directory, World(), Launcher(saved=lambda metrics, path: saved.append(path)))
+    last = pretrain(config, directory, World(), Launcher())
     assert last["step"] == 8
-    assert saved[-1].name == "step-00000008"
+    assert checkpoint.found(directory)[0].name == "step-00000008"
     return directory
 
 
@@ -150,7 +151,9 @@ def test_the_stopwatch_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> Non
     watch.start(step=5)
     with watch:
         pass
-    assert watch.lap(step=8, batch_size=4, waited_s=3.0) == {"speed/images_per_s": 12 / 6, "speed/data_wait_share": 0.5}
+    rates = watch.lap(step=8, batch_size=4, waited_s=3.0)
+    assert rates.pop("memory/peak_mb") > 50
+    assert rates == {"speed/images_per_s": 12 / 6, "speed/data_wait_share": 0.5}
 
 
 def test_a_new_monitor_drops_what_lies_beyond_its_first_step(config: RunConfig, tmp_path: Path) -> None:
@@ -168,3 +171,21 @@ def test_a_new_monitor_drops_what_lies_beyond_its_first_step(config: RunConfig, 
         (4, 0),
         (5, 4),
     ]
+
+
+def test_a_checkpoint_is_written_when_it_is_asked_for(config: RunConfig, tmp_path: Path) -> None:
+    asked = iter([False, True, *[False] * 6])
+    rarely = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_epochs": 100})})
+    pretrain(rarely, tmp_path, World(), Launcher(save=lambda: next(asked)))
+    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000008", "step-00000002"]
+
+
+def test_a_full_disk_behind_the_steps_ends_the_run_with_its_reason(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: object, file: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    with pytest.raises(RunError, match=r"step-0000000\d cannot be written .*No space left"):
+        pretrain(config, tmp_path, World(), Launcher())

@@ -1,9 +1,10 @@
-"""`ssl-dist doctor` on workers that Ray Train started."""
+"""`ssl-dist doctor`: what it asks, and what it says of the answers."""
 
 from __future__ import annotations
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,38 +12,60 @@ from typer.testing import CliRunner
 
 from cluster import doctor
 from cluster.cli import app
-from ssl_dist import methods
-from ssl_dist.errors import ClusterError, ConfigError, SslDistError
+from cluster.inspection import Node, complaints, look
+from ssl_dist import __version__, methods
+from ssl_dist.errors import ClusterError, RunError, SslDistError
 from ssl_dist.exactness import Finding
+from tests.helpers import RECIPE
 
 
-def test_exact_prints_the_gradient_ratio_of_every_method(local_ray: None) -> None:
-    result = CliRunner().invoke(app, ["doctor", "--exact", "--workers", "2", "--json"])
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["doctor", *map(str, arguments)])
+
+
+def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    settings = ("--set", f"data.store={small_store}", "--workers", 2, "--storage", tmp_path / "shared")
+    result = invoke(tmp_path / "recipe.yaml", *settings, "--exact", "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.output.splitlines()[-1])
-    assert found["exact"] is True
+    assert found["healthy"] is True
+    [node] = found["nodes"]
+    assert node["versions"]["ssl_dist"] == __version__
+    assert abs(node["clock_s"]) < 0.5
+    assert node["storage_seen"]
+    assert min(node["write_rate"], node["read_rate"], node["disk_free"], node["shared_memory"]) > 1e6
+    assert found["link"]["workers"] == 2
+    assert 0 < found["link"]["latency_s"] < 0.5
+    assert 1e6 < found["link"]["rate"] < 1e12
     assert {one["method"] for one in found["findings"]} == set(methods.names())
-    assert all(one["exact"] and one["ratio"] == pytest.approx(1, abs=1e-5) for one in found["findings"])
-    assert {one["workers"] for one in found["findings"]} == {1, 2}
+    assert all(one["ratio"] == pytest.approx(1, abs=1e-5) for one in found["findings"])
+    run = found["dry_run"]
+    assert run["whole_run_s"] == pytest.approx(100 * 51 / run["images_per_s"], rel=0.01)
+    assert 50 < run["peak_mb"] < 20_000
+    assert list((tmp_path / "shared").iterdir()) == [], "nothing stays"
 
 
 @pytest.mark.parametrize("error", [0.5, math.nan])
-def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(monkeypatch: pytest.MonkeyPatch, error: float) -> None:
+def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, local_ray: None, tmp_path: Path, error: float
+) -> None:
     finding = Finding("simclr", "step, ZeRO 1, float32", 2, 0.5, error, 1e-4)
     monkeypatch.setattr(doctor, "exactness", lambda _: [finding])
-    result = CliRunner().invoke(app, ["doctor", "--exact", "--json"])
+    monkeypatch.setattr(doctor, "link", lambda _: doctor.Link(2, 1e-3, 1e9))
+    result = invoke("--exact", "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     assert "over 0.0001" in result.output
     found = json.loads(result.output.splitlines()[-1])
-    assert found["exact"] is False
+    assert found["healthy"] is False
     assert found["findings"][0]["error"] == (None if math.isnan(error) else error)
 
 
-def test_a_worker_that_fails_is_named(local_ray: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor, "_examine", _fail)
-    result = CliRunner().invoke(app, ["doctor", "--exact", "--workers", "1"])
+def test_a_worker_that_fails_is_named(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "_reduce", _fail)
+    result = invoke("--workers", 1, "--storage", tmp_path)
     assert isinstance(result.exception, SslDistError)
-    assert str(result.exception) == "the gradients could not be compared: worker 0 failed (no such device)"
+    assert str(result.exception) == "the workers could not be checked: worker 0 failed (no such device)"
     assert result.exception.exit_code == 1
 
 
@@ -50,12 +73,55 @@ def _fail(settings: dict[str, Any]) -> None:
     raise ValueError("no such device")
 
 
-def test_more_workers_than_there_is_room_for_are_refused(local_ray: None) -> None:
-    result = CliRunner().invoke(app, ["doctor", "--exact", "--workers", "999"])
+def test_mistakes_are_refused(local_ray: None, tmp_path: Path) -> None:
+    result = invoke("--workers", 999, "--storage", tmp_path)
     assert isinstance(result.exception, ClusterError)
     assert "have room for 4" in str(result.exception)
+    (tmp_path / "file").touch()
+    result = invoke("--storage", tmp_path / "file")
+    assert isinstance(result.exception, RunError)
+    assert "cannot be written from here" in str(result.exception)
 
 
-def test_a_check_must_be_chosen() -> None:
-    result = CliRunner().invoke(app, ["doctor"])
-    assert isinstance(result.exception, ConfigError)
+def healthy(name: str, **changes: Any) -> Node:
+    versions = {"python": "3.11.7", "ssl_dist": "1", "ray": "2", "torch": "2", "deepspeed": "0", "pyarrow": "20"}
+    well = Node(name, f"10.0.0.{name[-1]}", versions, 0.01, 10**11, 2**33, 1e8, 1e9, "", True, True)
+    return well._replace(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what", "mend", "grave"),
+    [
+        ({"clock_s": -61.0}, "its clock is -61.0 s off", "chrony", True),
+        ({"disk_free": 10**9}, "1.0 GB are free in /tmp", "--temp-dir", True),
+        ({"shared_memory": 2**26}, "/dev/shm has 0.1 GB", "--shm-size", False),
+        ({"storage_error": "Read-only file system"}, "/s cannot be written: Read-only file system", "mount it", True),
+        ({"storage_seen": False}, "/s is another folder there", "same shared file system", True),
+        ({"token": False}, "runs without token authentication", "RAY_AUTH_MODE=token", False),
+        ({"versions": {"python": "3.11.7"}}, "torch is none, elsewhere 2", "constraints.txt", True),
+    ],
+)
+def test_each_fault_is_named_with_its_host_and_its_mend(
+    changes: dict[str, Any], what: str, mend: str, grave: bool
+) -> None:
+    nodes = [healthy("host1"), healthy("host2", **changes), healthy("host3")]
+    found = [one for one in complaints(nodes, [], "/s") if one.what == what]
+    assert [(one.where, one.grave) for one in found] == [("host2", grave)]
+    assert mend in found[0].mend
+    assert {one.where for one in complaints(nodes, [], "/s")} == {"host2"}
+
+
+def test_hosts_that_are_missing_are_named() -> None:
+    nodes = [healthy("host1"), healthy("host2")]
+    assert complaints(nodes, ["host1", "10.0.0.2"], "/s") == []
+    [one] = complaints(nodes, ["host1", "10.0.0.3"], "/s")
+    assert (one.where, one.what) == ("10.0.0.3", "is not in the cluster")
+    assert "auth_token" in one.mend
+    assert complaints([healthy("host1", token=False)], [], "/s", alone=True) == []
+
+
+def test_a_storage_that_cannot_be_written_is_an_answer(tmp_path: Path) -> None:
+    answer = look(str(tmp_path / "nowhere"), "marker", 0.0)
+    assert answer.storage_error == "No such file or directory"
+    assert not answer.storage_seen
+    assert answer.clock_s > 1e9
