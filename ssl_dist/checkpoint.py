@@ -202,9 +202,16 @@ def verify(path: Path) -> Checkpoint:
             if _checksum(file) != meta["xxh3"][file.name]:
                 raise CheckpointError(f"{file} differs from its checksum")
         config = RunConfig.from_tree(meta["config"], str(path / _META))
-        return Checkpoint(path, meta["step"], config, meta["score"])
+        return Checkpoint(path, meta["step"], config, meta.get("score"))  # older ones have none
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error!r})") from None
+
+
+def describe(path: Path) -> dict[str, Any]:
+    """``name``, ``step``, ``score``, ``bytes``, ``written`` (seconds since 1970); nothing is checked."""
+    size = sum(file.stat().st_size for file in path.iterdir())
+    step = int(path.name.rpartition("-")[2])
+    return {"name": path.name, "step": step, "score": _score(path), "bytes": size, "written": path.stat().st_mtime}
 
 
 def found(run: Path) -> list[Path]:

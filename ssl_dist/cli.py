@@ -1,4 +1,4 @@
-"""The commands that need no cluster: store and evaluate. Heavy imports happen inside commands."""
+"""The commands that need no cluster: store, checkpoint, evaluate, report. Heavy imports happen inside commands."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ssl_dist.errors import SslDistError
+from ssl_dist.errors import RunError, SslDistError
 
 if TYPE_CHECKING:
     from ssl_dist.evaluate import Comparison, Score
@@ -30,7 +31,9 @@ Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="Build, look at and check image stores.")
 evaluate_app = typer.Typer(no_args_is_help=True, help="Measure a run's frozen features beside random weights.")
+checkpoint_app = typer.Typer(no_args_is_help=True, help="Look at and check a run's checkpoints.")
 app.add_typer(store_app, name="store")
+app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(evaluate_app, name="evaluate")
 
 console = Console()
@@ -166,6 +169,49 @@ def store_verify(store: Annotated[Path, typer.Argument(help="Folder of the store
         print_json({"store": str(store), "rows": len(opened), "damaged": [damage._asdict() for damage in damaged]})
     if damaged:
         raise typer.Exit(1)
+
+
+@checkpoint_app.command("list")
+def checkpoint_list(run: Run, as_json: Json = False) -> None:
+    """What can be gone on from, newest first. Reads no tensors: see `verify`."""
+    from ssl_dist import checkpoint
+
+    rows = [checkpoint.describe(path) for path in checkpoint.found(run)]
+    _show_checkpoints(run, rows, as_json)
+
+
+@checkpoint_app.command("verify")
+def checkpoint_verify(run: Run, as_json: Json = False) -> None:
+    """Check every byte against its checksum; exit code 1 where a checkpoint is damaged."""
+    from ssl_dist import checkpoint
+    from ssl_dist.errors import CheckpointError
+
+    rows, whole = [], True
+    for path in checkpoint.found(run):
+        row = checkpoint.describe(path)
+        try:
+            checkpoint.verify(path)
+            row["state"] = "whole"
+        except CheckpointError as error:
+            row["state"], whole = f"damaged: {error}", False
+        rows.append(row)
+    _show_checkpoints(run, rows, as_json)
+    if not whole:
+        raise typer.Exit(1)
+
+
+def _show_checkpoints(run: Path, rows: list[dict[str, Any]], as_json: bool) -> None:
+    if not rows:
+        raise RunError(f"{run} has no checkpoints: give the directory of a run that has written one")
+    checked = ["state"] if "state" in rows[0] else []
+    table = Table("checkpoint", "score", "MB", "written", *checked)
+    for row in rows:
+        score = "" if row["score"] is None else f"{row['score']:.4f}"
+        written = datetime.fromtimestamp(row["written"]).strftime("%Y-%m-%d %H:%M:%S")
+        table.add_row(row["name"], score, f"{row['bytes'] / 1e6:,.1f}", written, *(row[key] for key in checked))
+    console.print(table)
+    if as_json:
+        print_json({"run": str(run), "checkpoints": rows})
 
 
 @app.command()

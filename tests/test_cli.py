@@ -61,6 +61,22 @@ def finished(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return run
 
 
+def test_checkpoint_list_and_verify(command: Command, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    outcome = command("checkpoint", "list", run, "--json")
+    [one] = outcome.json["checkpoints"]
+    assert (outcome.code, one["name"], one["step"], one["score"]) == (0, "step-00000002", 2, None)
+    assert one["bytes"] > 100_000
+    outcome = command("checkpoint", "verify", run, "--json")
+    assert (outcome.code, outcome.json["checkpoints"][0]["state"]) == (0, "whole")
+    (run / "checkpoints" / "step-00000002" / "model.safetensors").write_bytes(b"rubbish")
+    outcome = command("checkpoint", "verify", run, "--json")
+    assert outcome.code == 1
+    assert "model.safetensors differs from its checksum" in outcome.json["checkpoints"][0]["state"]
+    refused(command("checkpoint", "list", tmp_path / "nowhere"), "has no checkpoints")
+
+
 def test_store_build_info_and_verify(command: Command, image_folder: Path, tmp_path: Path) -> None:
     built = command(
         "store", "build", image_folder, tmp_path / "s", "--size-px", 8, "--split", "all", "--workers", 1, "--json"

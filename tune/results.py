@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from ssl_dist.config import RunConfig
-from tune.record import NO_POINT, begun_trials, images_seen, read_origin, read_outcome, read_points
+from tune.record import NO_POINT, begun_trials, curve_of, images_seen, read_origin, read_outcome, read_points
 from tune.space import Sample
 from tune.sweep import Sweep
 
@@ -112,20 +112,33 @@ def _overrides(trial: Trial) -> str:
 
 def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
     """Share of each setting in the objective's variance, by Optuna's fANOVA; empty where trials are too few, and in a
-    population, whose settings change on the way."""
-    if sweep.scheduler == "pbt":
-        return {}
-    study = _study(sweep, trials)
-    if study is None:
+    population, whose settings change on the way. Where trials were stopped early, their objectives are compared at the
+    images that all of them have seen."""
+    shown = [one for one in trials if one.status in ("finished", "stopped", "diverged")]
+    values = _comparable(sweep, shown)
+    if sweep.scheduler == "pbt" or len(shown) < _ENOUGH or len(set(values)) == 1:
         return {}
     import optuna
 
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    space = {key: domain.distribution() for key, domain in sweep.space.items()}
+    for one, value in zip(shown, values, strict=True):
+        study.add_trial(optuna.trial.create_trial(params=one.sample, distributions=space, value=value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found: dict[str, float] = optuna.importance.get_param_importances(
             study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
         )
     return dict(found)
+
+
+def _comparable(sweep: Sweep, trials: list[Trial]) -> list[float]:
+    if all(one.status != "stopped" for one in trials):
+        return [one.objective for one in trials]
+    common = min(one.images for one in trials if one.status != "diverged")
+    curves = [curve_of(sweep, one.run).points for one in trials]
+    return [max([p for p in points if p.images <= common], default=NO_POINT).objective for points in curves]
 
 
 def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
@@ -183,18 +196,3 @@ def _scale(values: list[Any], logarithmic: bool) -> _Scale:
 
 def _text(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _study(sweep: Sweep, trials: list[Trial]) -> Any:
-    """An Optuna study of the trials that were measured, None where they are too few or all alike."""
-    shown = [one for one in trials if one.status in ("finished", "stopped", "diverged")]
-    if len(shown) < _ENOUGH or len({one.objective for one in shown}) == 1:
-        return None
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(direction="maximize")
-    space = {key: domain.distribution() for key, domain in sweep.space.items()}
-    for one in shown:
-        study.add_trial(optuna.trial.create_trial(params=one.sample, distributions=space, value=one.objective))
-    return study

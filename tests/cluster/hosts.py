@@ -131,6 +131,13 @@ class Hosts:
         options = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
         return self.type("ssh", "-i", str(self.key), *options, f"root@{self.address(host)}", command, check=check)
 
+    def inside(self, host: int) -> list[str]:
+        """What to put before a command that changes a host's mounts."""
+        [first] = subprocess.run(
+            ["pgrep", "-P", str(self._processes[host].pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        return ["nsenter", "--target", first, "--mount", "--pid", "--net", "--uts", "--ipc"]
+
     def type(
         self, *command: str, check: bool = True, timeout: float = 600, **environment: str
     ) -> subprocess.CompletedProcess[str]:

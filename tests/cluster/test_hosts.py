@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +77,6 @@ class Cluster:
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    import sys
-
     folder = tmp_path_factory.mktemp("cluster")
     with Hosts(folder / "hosts", 3) as hosts:
         found = Cluster(hosts, folder, Path(sys.prefix))
@@ -138,3 +138,151 @@ def test_a_lost_host_costs_nothing_but_time(cluster: Cluster, recipe: Path, undi
     for step, loss in losses(run).items():
         assert loss == pytest.approx(losses(undisturbed)[step], rel=1e-5), step
     cluster.hosts.start(3)
+
+
+def wait_for(what: Callable[[], object], seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_workers_leave_with_a_notice_and_come_back(cluster: Cluster, recipe: Path) -> None:
+    """A drained host leaves a checkpoint, although none was due; when it is gone two workers go on from there, and with
+    it back three."""
+    restart(cluster, 3)
+    wait_for(lambda: cluster.num_nodes() == 3)
+    run, ended = cluster.folder / "elastic", list[dict[str, Any]]()
+    elastic = ("--set", "cluster.workers={min:2,max:3}", "--set", "cluster.resize_every_s=5")
+    rarely = ("--set", "epochs=100000", "--set", "checkpoint.every_epochs=100000")
+    person = threading.Thread(
+        target=lambda: ended.append(cluster.submit(recipe, *elastic, *rarely, "--run-dir", run)), daemon=True
+    )
+    person.start()
+    wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) > 5)
+    nodes = json.loads(cluster.on_the_head("ray list nodes --format json").partition("[")[2].join(["[", ""]))
+    [third] = [
+        node["node_id"] for node in nodes if node["node_ip"] == cluster.hosts.address(3) and node["state"] == "ALIVE"
+    ]
+    why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message spot --deadline-remaining-seconds 60"
+    cluster.on_the_head(f"ray drain-node --address {cluster.hosts.address(1)}:6379 --node-id {third} {why}")
+    wait_for(lambda: checkpoint.newest(run))
+    cluster.hosts.kill(3)
+    wait_for(lambda: len(starts(run, 0)) == 2)
+    assert starts(run, 0)[1] > 5
+    cluster.hosts.start(3)
+    restart(cluster, 3)
+    wait_for(lambda: len(starts(run, 2)) == 2)
+    (run / "stop").touch()
+    person.join()
+    steps = [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+    assert sorted(set(steps)) == list(range(ended[0]["step"] + 1)), "every step once"
+
+
+def starts(run: Path, worker: int) -> list[int]:
+    """From which steps a worker began."""
+    log = run / f"worker-{worker}.log"
+    return [int(step) for step in re.findall(r"going on from step (\d+)", log.read_text())] if log.exists() else []
+
+
+def test_ray_submit_sweeps(cluster: Cluster, recipe: Path) -> None:
+    space = cluster.folder / "space.yaml"
+    space.write_text("method.temperature: [0.1, 0.5]\noptim.lr: [0.002, 0.005]\n")
+    sweep, probe = cluster.folder / "sweep", "probe={kind:knn,bank:30,queries:12,k:3}"
+    settings = ("--set", "epochs=2", "--set", probe, "--search", "grid", "--rung-epochs", 1)
+    result = cluster.submit("tune", recipe, "--space", space, *settings, "--sweep-dir", sweep)
+    assert len(result["trials"]) == 4
+    assert result["best"]["status"] == "finished"
+    text = "".join(log.read_text() for log in sweep.glob("trials/*/worker-0.log"))
+    assert len(set(re.findall(r"process \d+ on (\S+)", text))) == 3, "all hosts were used"
+
+
+def test_ray_job_submit_pretrains_and_nobody_without_the_token(cluster: Cluster, recipe: Path) -> None:
+    """On the head, where the dashboard listens on loopback only."""
+    run = cluster.folder / "job"
+    command = f"ssl-dist pretrain {recipe} --set epochs=1 --set cluster.workers=2 --run-dir {run}"
+    job = f"RAY_ADDRESS=http://127.0.0.1:8265 ray job submit -- {command}"
+    assert "succeeded" in cluster.on_the_head(job)
+    assert len(losses(run)) == 5
+    for page in ("/api/jobs/", "/api/version", "/nodes?view=summary", "/api/cluster_status"):
+        ask = f"curl -s -o /dev/null -w %{{http_code}} http://127.0.0.1:8265{page}"
+        token = '-H "Authorization: Bearer $(cat ~/.ray/auth_token)"'
+        assert cluster.on_the_head(ask) == "401", page
+        assert cluster.on_the_head(f"{ask} -H 'Authorization: Bearer 0123'") in ("401", "403"), page
+        assert cluster.on_the_head(f"{ask} {token}") == "200", page
+    refused = cluster.on_the_head(f"RAY_AUTH_MODE=disabled {job}", check=False)
+    assert "succeeded" not in refused
+    elsewhere = f"curl -s -m 5 -o /dev/null http://{cluster.hosts.address(1)}:8265/api/version"
+    assert cluster.hosts.ssh(2, elsewhere, check=False).returncode == 7, "the dashboard is on loopback only"
+
+
+def doctor(cluster: Cluster) -> dict[str, Any]:
+    hosts = ",".join(cluster.hosts.address(host) for host in (1, 2, 3))
+    out = cluster.on_the_head(
+        f"RAY_ADDRESS=auto ssl-dist doctor --workers 3 --hosts {hosts} --storage {cluster.folder}/shared --json",
+        check=False,
+    )
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
+    return result
+
+
+def test_doctor_of_healthy_hosts(cluster: Cluster) -> None:
+    found = doctor(cluster)
+    assert found["healthy"], found
+    assert sorted(node["name"] for node in found["nodes"]) == ["host1", "host2", "host3"]
+    assert all(node["storage_seen"] and node["token"] for node in found["nodes"])
+    assert found["link"]["workers"] == 3
+
+
+RESTART = "source ~/.bashrc; ray stop; {before} ray start --address={head}:6379 --num-cpus=1 2>&1"
+
+
+def restart(cluster: Cluster, host: int, before: str = "") -> None:
+    """Ray on a host, with something else first."""
+    command = RESTART.format(before=before, head=cluster.hosts.address(1))
+    cluster.hosts.ssh(host, command, check=False)
+
+
+def faults(cluster: Cluster, host: int) -> list[str]:
+    found = doctor(cluster)
+    assert not found["healthy"]
+    names = {f"host{host}", cluster.hosts.address(host)}
+    assert {one["where"] for one in found["complaints"] if one["grave"]} == names & {
+        one["where"] for one in found["complaints"]
+    }
+    return [one["what"] for one in found["complaints"] if one["where"] in names]
+
+
+def test_doctor_names_a_host_without_the_storage(cluster: Cluster) -> None:
+    """Another folder is mounted in its place."""
+    shared = cluster.folder / "shared"
+    inside = cluster.hosts.inside(3)
+    subprocess.run([*inside, "mount", "-t", "tmpfs", "tmpfs", str(shared)], check=True)
+    assert f"{shared} is another folder there" in faults(cluster, 3)
+    subprocess.run([*inside, "umount", str(shared)], check=True)
+
+
+def test_doctor_names_a_host_with_another_version(cluster: Cluster) -> None:
+    file = "~/ssl_dist/ssl_dist/__init__.py"
+    cluster.hosts.ssh(3, f"cp {file} ~/kept; sed -i 's/__version__ = .*/__version__ = \"0.0.9\"/' {file}")
+    restart(cluster, 3)
+    assert any(what.startswith("ssl_dist is 0.0.9, elsewhere") for what in faults(cluster, 3))
+    cluster.hosts.ssh(3, f"cp ~/kept {file}")
+
+
+def test_doctor_names_a_host_with_another_clock(cluster: Cluster) -> None:
+    """Its processes are told a time that is an hour ahead, from the interpreter's start on."""
+    site = "~/ssl_dist/sitecustomize.py"
+    cluster.hosts.ssh(3, f"echo 'import time; _time = time.time; time.time = lambda: _time() + 3600' > {site}")
+    restart(cluster, 3)
+    assert any(re.match(r"its clock is \+3(600|599)\.\d s off", what) for what in faults(cluster, 3))
+    cluster.hosts.ssh(3, f"rm {site}")
+
+
+def test_doctor_names_a_host_with_another_token(cluster: Cluster) -> None:
+    """Ray does not let it in."""
+    cluster.hosts.ssh(3, "cp ~/.ray/auth_token ~/kept; echo 0123456789abcdef0123456789abcdef > ~/.ray/auth_token")
+    restart(cluster, 3)
+    assert faults(cluster, 3) == ["is not in the cluster"]
+    cluster.hosts.ssh(3, "cp ~/kept ~/.ray/auth_token")
+    restart(cluster, 3)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import random
 import re
 import signal
 import subprocess
@@ -90,6 +92,40 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert started_at(directory) == [0, 5]
     assert losses(directory) == losses(undisturbed)
     assert equal_checkpoints(directory, undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("number", range(5))
+def test_ten_kills_at_random_moments(
+    local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, number: int
+) -> None:
+    """Of one worker or the other: while they start, train, or write a checkpoint, which they do at every step."""
+    often = {"checkpoint__every_epochs": 12 / 51, "cluster__max_failures": 30}
+    directory = tmp_path / "run"
+    killer = threading.Thread(target=_kill_at_random, args=(directory, 10))
+    killer.start()
+    result = start(small_config(small_store, cluster__workers=2, **{**EVERY_STEP, **often}), directory)
+    killer.join()
+    assert result["step"] == 10
+    assert losses(directory) == losses(undisturbed)
+    assert equal_checkpoints(directory, undisturbed)
+
+
+def _kill_at_random(directory: Path, times: int) -> None:
+    """Until so many have been killed, or the run has ended without being hit."""
+    killed: set[int] = set()
+    while len(killed) < times and not checkpoint.path_of(directory, 10).exists():
+        rank = random.randrange(2)
+        log = directory / f"worker-{rank}.log"
+        pids = [int(pid) for pid in re.findall(r"process (\d+) on", log.read_text())] if log.exists() else []
+        if pids and pids[-1] not in killed:
+            time.sleep(random.choice([0, 0.2, 1, 3]) * random.random())
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pids[-1], signal.SIGKILL)
+                killed.add(pids[-1])
+        time.sleep(0.02)
+    print(f"{len(killed)} kills")
 
 
 def test_a_diverged_run_names_its_step_and_keeps_its_checkpoint(

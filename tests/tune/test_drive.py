@@ -211,7 +211,7 @@ def test_a_population_goes_on_from_its_better_members(small_store: Path, tmp_pat
         assert first["step"] > one["parent_step"]
         assert one["images_seen"] <= 8 * 51 - one["parent_step"] * 12
     assert result["importance"] == {}
-    assert run(command("--resume", sweep, "--json")) == result
+    assert run(command("results", sweep, "--json")) == result
 
 
 @pytest.mark.slow
