@@ -51,7 +51,10 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 
 def test_no_command_is_left_out() -> None:
-    assert {command.split()[0] for command in COMMANDS} == {"make", "ssl-dist", "tensorboard"}
+    assert {command.split()[0] for command in COMMANDS} == {"make", "ssl-dist", "tensorboard", "ray"}
+    hosts = (ROOT / "tests" / "cluster" / "test_hosts.py").read_text()
+    for command in (command.split()[1] for command in COMMANDS if command.startswith("ray ")):
+        assert f'ray("{command}"' in hosts, "make test-cluster runs it on hosts"
 
 
 def test_the_file_tree_is_the_repositorys() -> None:

@@ -139,15 +139,16 @@ class Hosts:
         return ["nsenter", "--target", first, "--mount", "--pid", "--net", "--uts", "--ipc"]
 
     def type(
-        self, *command: str, check: bool = True, timeout: float = 600, **environment: str
+        self, *command: str, check: bool = True, typed: str | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command of the person's."""
+        """A command of the person's, and what is typed into it."""
         done = subprocess.run(
             [self._tool("ip"), "netns", "exec", self._netns(0), *command],
             capture_output=True,
             text=True,
+            input=typed or "",
             check=False,
-            timeout=timeout,
+            timeout=600,
             env={**os.environ, **environment},
         )
         if check and done.returncode:

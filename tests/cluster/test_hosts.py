@@ -53,9 +53,9 @@ class Cluster:
         self.file = folder / "cluster.yaml"
         self.file.write_text(yaml.safe_dump(config))
 
-    def ray(self, *arguments: object, check: bool = True) -> str:
+    def ray(self, *arguments: object, typed: str | None = None) -> str:
         command = [str(self._bin / "ray"), *map(str, arguments)]
-        done = self.hosts.type("env", "--chdir", str(ROOT), *command, check=check, **self._environment)
+        done = self.hosts.type("env", "--chdir", str(ROOT), *command, typed=typed, **self._environment)
         return done.stdout + done.stderr
 
     def submit(self, *arguments: object) -> dict[str, Any]:
@@ -120,6 +120,14 @@ def test_ray_submit_pretrains_over_three_hosts(undisturbed: Path) -> None:
     assert hosts == {"host1", "host2", "host3"}
     events = EventAccumulator(str(undisturbed / "tensorboard")).Reload()
     assert len(events.Scalars("train/loss")) == 40
+
+
+def test_a_person_looks_at_the_run(cluster: Cluster, undisturbed: Path) -> None:
+    """`ray exec` runs a command on the head, `ray attach` opens a shell there."""
+    listed = cluster.ray("exec", cluster.file, f"ls {undisturbed}/tensorboard")
+    assert "events.out" in listed
+    shell = cluster.ray("attach", cluster.file, typed=f"ls {undisturbed}/tensorboard\nexit\n")
+    assert "events.out" in shell
 
 
 def test_a_lost_host_costs_nothing_but_time(cluster: Cluster, recipe: Path, undisturbed: Path) -> None:
