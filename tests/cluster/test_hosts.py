@@ -161,7 +161,7 @@ def test_workers_leave_with_a_notice_and_come_back(cluster: Cluster, recipe: Pat
     restart(cluster, 3)
     wait_for(lambda: cluster.num_nodes() == 3)
     run, ended = cluster.folder / "elastic", list[dict[str, Any]]()
-    elastic = ("--set", "cluster.workers={min:2,max:3}", "--set", "cluster.resize_every_s=5")
+    elastic = ("--set", "cluster.workers.min=2", "--set", "cluster.workers.max=3", "--set", "cluster.resize_every_s=5")
     rarely = ("--set", "epochs=100000", "--set", "checkpoint.every_epochs=100000")
     person = threading.Thread(
         target=lambda: ended.append(cluster.submit(recipe, *elastic, *rarely, "--run-dir", run)), daemon=True
@@ -196,9 +196,10 @@ def starts(run: Path, worker: int) -> list[int]:
 def test_ray_submit_sweeps(cluster: Cluster, recipe: Path) -> None:
     space = cluster.folder / "space.yaml"
     space.write_text("method.temperature: [0.1, 0.5]\noptim.lr: [0.002, 0.005]\n")
-    sweep, probe = cluster.folder / "sweep", "probe={kind:knn,bank:30,queries:12,k:3}"
-    settings = ("--set", "epochs=2", "--set", probe, "--search", "grid", "--rung-epochs", 1)
-    result = cluster.submit("tune", recipe, "--space", space, *settings, "--sweep-dir", sweep)
+    sweep, probed = cluster.folder / "sweep", cluster.folder / "probed.yaml"
+    probed.write_text(recipe.read_text().replace("probe: null", "probe: {kind: knn, bank: 30, queries: 12, k: 3}"))
+    settings = ("--set", "epochs=2", "--search", "grid", "--rung-epochs", 1)
+    result = cluster.submit("tune", probed, "--space", space, *settings, "--sweep-dir", sweep)
     assert len(result["trials"]) == 4
     assert result["best"]["status"] == "finished"
     text = "".join(log.read_text() for log in sweep.glob("trials/*/worker-0.log"))
