@@ -88,9 +88,17 @@ def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
     failures = {}
     for result in _tuner(sweep, directory, at_once).fit():
         if result.error and result.config:
-            name = path_of(directory, sweep.config(result.config.get("sample", result.config))).name
-            failures[(result.metrics or {}).get("run", name)] = _last_line(result.error)
+            failures[_run_of(sweep, directory, result)] = _last_line(result.error)
     return failures
+
+
+def _run_of(sweep: Sweep, directory: Path, result: Any) -> str:
+    """Name of the run in which a trial ended; in a population, the last that its member has begun."""
+    for run, _ in begun_trials(directory):
+        origin = read_origin(run)
+        if origin and origin["trial"] in result.path and read_outcome(run) is None:
+            return run.name
+    return path_of(directory, sweep.config(result.config.get("sample", result.config))).name
 
 
 def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:

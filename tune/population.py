@@ -88,7 +88,7 @@ def enter(sweep: Sweep, config: RunConfig, directory: Path, member: str, handed:
             if (read_outcome(run.path) or {}).get("status") == "replaced":  # Tune's memory is from before that
                 (run.path / OUTCOME).unlink()
             return run
-        [source] = Path(folder).glob("step-*")
+        source = Path(folder) / giver["checkpoint"]  # Tune may have put it into the folder of an older one
         step = checkpoint.verify(source).step
         text = json.dumps([config.fingerprint(), member, giver["run"], step])
         run = RunDirectory.enter(directory / "trials" / hashlib.sha256(text.encode()).hexdigest()[:12], config)
@@ -118,5 +118,6 @@ def handed_over(run: Path, point: Point, member: str) -> Iterator[Checkpoint | N
         except (OSError, shutil.Error):
             yield None
             return
-        (Path(folder) / _GIVER).write_text(json.dumps({"member": member, "run": run.name}), encoding="utf-8")
+        giver = {"member": member, "run": run.name, "checkpoint": source.name}
+        (Path(folder) / _GIVER).write_text(json.dumps(giver), encoding="utf-8")
         yield Checkpoint.from_directory(folder)

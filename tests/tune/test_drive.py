@@ -188,6 +188,7 @@ def test_optuna_and_median_stopping_on_an_objective_without_labels(small_store: 
     assert result["best"]["objective"] == max(one["objective"] for one in result["trials"]) > 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_population_goes_on_from_its_better_members(small_store: Path, tmp_path: Path) -> None:
     """A member whose temperature is too high takes the place, weights and optimizer, of one with a better objective."""

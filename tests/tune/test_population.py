@@ -45,7 +45,8 @@ def test_a_member_goes_on_from_anothers_weights_and_optimizer(
     sweep, good, bad = members
     with handed_over(path_of(tmp_path, good), Point(51, 0.5, 3), "good") as handed:
         assert isinstance(handed, Checkpoint)
-        kept = shutil.copytree(handed.path, tmp_path / "kept")  # as Tune does
+        (tmp_path / "kept" / "step-00000001").mkdir(parents=True)  # what was handed over before
+        kept = shutil.copytree(handed.path, tmp_path / "kept", dirs_exist_ok=True)  # as Tune does
     shutil.rmtree(path_of(tmp_path, good) / "checkpoints")  # the giver has trained on and deleted it
     run = enter(sweep, bad, tmp_path, "bad", Checkpoint.from_directory(str(kept)))
     run.leave()
