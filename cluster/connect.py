@@ -179,12 +179,13 @@ class Background(threading.Thread):
 def reason_of(error: BaseException) -> str:
     """One line for whatever ended a fit: the first worker that did not merely lose its connection to another."""
     failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
-    lines = [(rank, _last_line(reason)) for rank, reason in failures]
+    lines = [(rank, last_line(reason)) for rank, reason in failures]
     rank, line = next((one for one in lines if "onnection" not in one[1]), lines[0])
     return f"worker {rank} failed ({line})"
 
 
-def _last_line(reason: BaseException) -> str:
+def last_line(reason: BaseException) -> str:
+    """Of an error's text, which for Ray's is what the remote side raised."""
     return next((text.strip() for text in reversed(str(reason).splitlines()) if text.strip()), repr(reason))
 
 

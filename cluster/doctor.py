@@ -61,9 +61,9 @@ def nodes(storage: Path) -> list[Node]:
     try:
         for node in (one for one in ray.nodes() if one["Alive"]):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            asked = ray.remote(num_cpus=0, max_retries=0)(_timed_look).options(scheduling_strategy=there)
-            ray.get(asked.remote(str(storage), marker, time.time()), timeout=_NODE_S)  # its process has to start first
-            answer, spent = _asked(asked, str(storage), marker)
+            task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)
+            ray.get(task(_awake).remote(), timeout=_NODE_S)  # its process has to start first
+            answer, spent = _asked(task(_timed_look), str(storage), marker)
             found.append(answer._replace(address=node["NodeManagerAddress"], clock_s=answer.clock_s - spent))
     except ray.exceptions.GetTimeoutError:
         raise SslDistError(f"node {node['NodeName']} has not answered within {_NODE_S} s: see its ray logs") from None
@@ -72,6 +72,10 @@ def nodes(storage: Path) -> list[Node]:
     finally:
         (storage / marker).unlink()
     return found
+
+
+def _awake() -> None:
+    """With all that answers need imported."""
 
 
 def _timed_look(storage: str, marker: str, asked_at: float) -> tuple[Node, float]:

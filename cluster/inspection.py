@@ -15,7 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-PACKAGES = ("ssl_dist", "ray", "torch", "deepspeed", "pyarrow")
+from ssl_dist import __version__
+
+PACKAGES = ("ray", "torch", "deepspeed", "pyarrow")
 _PROBE_BYTES = 32 << 20  # written to the storage and read again
 _CLOCK_S = 2.0  # apart: logs and file times are confusing, certificates and tokens may fail
 _DISK_BYTES = 5 << 30
@@ -26,7 +28,7 @@ class Node(NamedTuple):
     """One node's answers.
 
     Attributes:
-        versions: of Python and ``PACKAGES``.
+        versions: of Python, this package and ``PACKAGES``.
         clock_s: its clock less the asker's, in the middle of the question.
         disk_free, shared_memory: bytes, of Ray's temporary folder and of /dev/shm.
         write_rate, read_rate: bytes/s of the storage; 0 where it cannot be written, for ``storage_error``.
@@ -67,14 +69,10 @@ def look(storage: str, marker: str, asked_at: float) -> Node:
     clock_s = time.time() - asked_at
     folder = Path(storage)
     write_rate, read_rate, error = _rates(folder)
-    versions = {"python": platform.python_version()}
+    versions = {"python": platform.python_version(), "ssl_dist": __version__}  # as imported, not as installed
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    with contextlib.suppress(ImportError):  # an editable install may be another copy than the one that is imported
-        import ssl_dist
-
-        versions["ssl_dist"] = ssl_dist.__version__
     shm = Path("/dev/shm")
     return Node(
         name=socket.gethostname(),
@@ -92,17 +90,20 @@ def look(storage: str, marker: str, asked_at: float) -> Node:
 
 
 def _rates(folder: Path) -> tuple[float, float, str]:
-    """Bytes/s written and read again, and why not."""
-    file = folder / f".doctor-{uuid.uuid4().hex}"
+    """Bytes/s written and read again, from the storage where the system can be told to forget; and why not."""
+    file, content = folder / f".doctor-{uuid.uuid4().hex}", os.urandom(_PROBE_BYTES)
     try:
         began = time.perf_counter()
         with file.open("wb") as target:
-            target.write(os.urandom(_PROBE_BYTES))
+            target.write(content)
             target.flush()
             os.fsync(target.fileno())
-        written = time.perf_counter()
+            written = time.perf_counter()
+            if hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(target.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        reading = time.perf_counter()
         file.read_bytes()
-        return _PROBE_BYTES / (written - began), _PROBE_BYTES / (time.perf_counter() - written), ""
+        return _PROBE_BYTES / (written - began), _PROBE_BYTES / (time.perf_counter() - reading), ""
     except OSError as error:
         return 0.0, 0.0, error.strerror or repr(error)
     finally:
@@ -134,7 +135,7 @@ def complaints(nodes: Sequence[Node], hosts: Sequence[str], storage: str, *, alo
 
 def _of(node: Node, nodes: Sequence[Node], storage: str) -> list[tuple[str, str, bool]]:
     found = []
-    for package in ("python", *PACKAGES):
+    for package in ("python", "ssl_dist", *PACKAGES):
         usual = Counter(other.versions.get(package, "none") for other in nodes).most_common(1)[0][0]
         here = node.versions.get(package, "none")
         if here != usual:

@@ -25,6 +25,7 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, SslDistError
 
 _POLL_S = 0.25
+COMMANDS = ("pretrain", "tune", "doctor", "store", "evaluate", "report", "checkpoint", "demo")  # of `ssl-dist`
 
 
 def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, Any]:
@@ -133,8 +134,7 @@ def _interrupts(run: RunDirectory, console: Console) -> Iterator[_Interrupts]:
 
 def on_the_head(arguments: list[str]) -> list[str]:
     """The command line that runs there, beside the Python that has this package."""
-    commands = ("pretrain", "tune", "doctor", "store", "evaluate", "report", "checkpoint", "demo")
-    given = arguments if arguments and arguments[0] in commands else ["pretrain", *arguments]
+    given = arguments if arguments and arguments[0] in COMMANDS else ["pretrain", *arguments]
     return [str(Path(sys.executable).with_name("ssl-dist")), *given]
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cluster.connect import Background, connected, resources, room
+from cluster.connect import Background, connected, last_line, resources, room
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from tune.record import (
     NO_POINT,
@@ -88,7 +88,7 @@ def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
     failures = {}
     for result in _tuner(sweep, directory, at_once).fit():
         if result.error and result.config:
-            failures[_run_of(sweep, directory, result)] = _last_line(result.error)
+            failures[_run_of(sweep, directory, result)] = last_line(result.error)
     return failures
 
 
@@ -106,9 +106,8 @@ def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
 
     settings = {"sweep": sweep.model_dump(mode="json"), "directory": str(directory.absolute())}
     cluster = sweep.recipe.cluster
-    need = (
-        resources(cluster) if cluster.workers.max == 1 else {"CPU": _DRIVER_CPUS}
-    )  # one worker needs no driver beside it
+    alone = cluster.workers.max == 1  # the worker is the trial's own process
+    need = resources(cluster) if alone else {"CPU": _DRIVER_CPUS}
     trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, **settings), need)
     state = directory.absolute() / "ray"
     if ray.tune.Tuner.can_restore(str(state)):
@@ -126,7 +125,7 @@ def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
             max_concurrent_trials=None if sweep.scheduler == "pbt" else at_once,  # members wait for each other
             # A process that has trained alone can train again. Of several workers it cannot: DeepSpeed keeps the first
             # process group.
-            reuse_actors=cluster.workers.max == 1,
+            reuse_actors=alone,
         ),
         run_config=ray.tune.RunConfig(
             name=state.name,
@@ -226,8 +225,5 @@ def _close(sweep: Sweep, directory: Path, failures: dict[str, str]) -> None:
         from tune.rule import ByNumber
 
         for run, point in ByNumber(sweep, directory).stopped().items():
-            write_outcome(run, "stopped", point)  # also where it came to its end before it was judged
-
-
-def _last_line(error: BaseException) -> str:
-    return next((text.strip() for text in reversed(str(error).splitlines()) if text.strip()), repr(error))
+            if run.name not in failures:
+                write_outcome(run, "stopped", point)  # also where it came to its end before it was judged

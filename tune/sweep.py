@@ -87,12 +87,7 @@ class Sweep(pydantic.BaseModel):
     @property
     def every_epochs(self) -> float:
         """Between two measurements of the objective."""
-        domain = self.space.get("epochs")
-        longest, shortest = self.recipe.epochs, self.recipe.epochs
-        if domain:
-            bounds = domain.values or domain.uniform or domain.log_uniform or ()
-            longest, shortest = max(bounds), min(bounds)
-        return self.rung_epochs or min(longest / self.reduction**2, shortest)
+        return self.rung_epochs or min(self.longest_epochs / self.reduction**2, *self._epochs)
 
     def rung(self, number: int) -> int:
         """Images at the ``number``-th measurement."""
@@ -105,8 +100,13 @@ class Sweep(pydantic.BaseModel):
     @property
     def longest_epochs(self) -> float:
         """Of any trial."""
+        return max(self._epochs)
+
+    @property
+    def _epochs(self) -> tuple[float, ...]:
+        """Those of trials, or their bounds."""
         domain = self.space.get("epochs")
-        return max(domain.values or domain.uniform or domain.log_uniform or ()) if domain else self.recipe.epochs
+        return (domain.values or domain.uniform or domain.log_uniform or ()) if domain else (self.recipe.epochs,)
 
     def config(self, sample: Sample) -> RunConfig:
         """A trial's run: the sample over the recipe, measured at the rungs, with a checkpoint at each.

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.launch import on_the_head
+from cluster.launch import COMMANDS, on_the_head
+from tune.cli import app
 
 ROOT = Path(__file__).parents[2]
 FILES = ("ray_cluster.yaml", "cluster/local.yaml")
@@ -68,3 +69,5 @@ def test_what_is_submitted_is_a_pretraining_unless_it_says_otherwise() -> None:
     assert on_the_head(["recipe", "--set", "epochs=1"])[1:] == ["pretrain", "recipe", "--set", "epochs=1"]
     assert on_the_head(["tune", "recipe"])[1:] == ["tune", "recipe"]
     assert on_the_head([])[0].endswith("ssl-dist")
+    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
+    assert set(COMMANDS) == known | {group.name for group in app.registered_groups}
