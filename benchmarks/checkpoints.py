@@ -98,7 +98,7 @@ class _Training:
 
     def behind(self, step: int) -> None:
         """As ``pretrain`` does."""
-        self._writer.write(step, self._engine.state(), None)
+        self._writer.write(step, self._engine.state, None)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_dist.cli import Json, app, comparison, console, print_json, show
-from ssl_dist.errors import ClusterError, ConfigError
+from ssl_dist.errors import ClusterError, ConfigError, RunError
 
 if TYPE_CHECKING:
     from cluster.run_directory import RunDirectory
@@ -35,7 +35,11 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder in which the run gets a directory of its own.")] = Path("runs"),
     run_dir: Annotated[Path | None, typer.Option(help="The run's directory itself; must be new or empty.")] = None,
     resume: Annotated[
-        Path | None, typer.Option(metavar="RUN_DIR", help="Go on with this run from its newest valid checkpoint.")
+        str | None,
+        typer.Option(
+            metavar="RUN_DIR",
+            help="Go on with this run from its newest valid checkpoint; or with what s3://.../RUN has, a run's mirror.",
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -47,7 +51,10 @@ def pretrain(
     if (recipe is None) == (resume is None):
         raise ConfigError("give either a recipe, or --resume RUN_DIR")
     if resume is not None:
-        run, config = _reopen(resume, overrides)
+        if run_dir:
+            raise ConfigError("--run-dir is for a new run: a resumed one has its directory")
+        directory = _restored(resume, out) if "://" in resume else Path(resume)
+        run, config = _reopen(directory, overrides)
     else:
         assert recipe is not None, "checked above"
         config = resolve(recipe, overrides)
@@ -66,12 +73,36 @@ def resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
 def _with_store(config: RunConfig, origin: str) -> RunConfig:
     """The config with its store's absolute path, number and size of images."""
     from ssl_dist.config import RunConfig
+    from ssl_dist.mirror import Mirror
     from ssl_dist.store import ImageStore
 
     store = ImageStore(config.data.store)
     config.plan(len(store))
+    if config.checkpoint.mirror:
+        Mirror(config.checkpoint.mirror).expect_writable()
     data = {"store": str(store.path.absolute()), "num_images": len(store), "image_shape": store.image_shape}
     return RunConfig.from_tree({**config.model_dump(), "data": data}, origin)
+
+
+def _restored(uri: str, out: Path) -> Path:
+    """The directory, made anew, of a run of which a mirror is all that is left."""
+    from cluster.run_directory import RunDirectory
+    from ssl_dist import checkpoint
+    from ssl_dist.config import RunConfig
+    from ssl_dist.mirror import Mirror, above
+    from ssl_dist.overrides import put_override
+
+    place, name = above(uri)
+    directory = out / name
+    if directory.exists():
+        raise RunError(f"{directory} is there: go on with it by --resume {directory}, or choose another --out")
+    found = checkpoint.newest(directory, Mirror(uri))
+    if found is None:
+        raise RunError(f"{uri} holds no checkpoint: give RUN of checkpoint.mirror/RUN")
+    tree = found.config.model_dump()
+    put_override(tree, "checkpoint.mirror", place)
+    RunDirectory.enter(directory, RunConfig.from_tree(tree, uri)).leave()
+    return directory
 
 
 def _reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, RunConfig]:
@@ -91,7 +122,7 @@ def _reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, R
         put_override(tree, key, value)
     config = _with_store(RunConfig.from_tree(tree, str(directory)), str(directory))
     before.data.expect(config.data)
-    found = checkpoint.newest(run.path)
+    found = checkpoint.newest(run.path, checkpoint.mirror_of(run.path, config))
     _say(f"going on from step {found.step}" if found else "no checkpoint yet: starting from step 0")
     run.update(config)
     return run, config
@@ -133,8 +164,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine, or the cluster of RAY_ADDRESS, before it costs money; exit code 1 where it is not well."""
-    from cluster import doctor as checks
-    from cluster.inspection import complaints
+    from cluster.doctor import check
     from cluster.report import show_checks
     from ssl_dist.config import ClusterConfig
     from ssl_dist.overrides import parse_override
@@ -146,24 +176,13 @@ def doctor(
         overrides["cluster.gpu"] = True
     config = resolve(recipe, overrides) if recipe else None
     cluster = config.cluster if config else ClusterConfig.model_validate({"workers": workers or 2, "gpu": gpu})
-    found: dict[str, Any] = {"link": None, "dry_run": None, "findings": []}
-    with checks.on(cluster) as started_here, console.status("asking the nodes") as status:
-        found["nodes"] = checks.nodes(storage.absolute())
-        expected = [host for host in hosts.split(",") if host]
-        found["complaints"] = complaints(found["nodes"], expected, str(storage.absolute()), alone=started_here)
-        status.update(f"adding up on {cluster.workers.max} workers")
-        found["link"] = checks.link(cluster)
-        if exact:
-            status.update(f"comparing gradients on {cluster.workers.max} workers")
-            found["findings"] = checks.exactness(cluster)
-        if config:
-            status.update("dry run of 20 steps")
-            found["dry_run"] = checks.dry_run(config, storage.absolute())
-    healthy = show_checks(console, found)
+    expected = [host for host in hosts.split(",") if host]
+    with console.status("reaching Ray") as status:
+        found = check(cluster, storage.absolute(), expected, exact=exact, config=config, say=status.update)
+    show_checks(console, found)
     if as_json:
-        plain = {key: _plain(value) for key, value in found.items()}
-        print_json({"healthy": healthy, **plain})
-    if not healthy:
+        print_json({"healthy": found.healthy, **{key: _plain(value) for key, value in found._asdict().items()}})
+    if not found.healthy:
         raise typer.Exit(1)
 
 

@@ -41,13 +41,20 @@ def connected(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
     Raises:
         ClusterError: Ray cannot be reached or started, or has no room for the workers.
     """
+    with reached(cluster, drivers=drivers) as started_here:
+        _check_resources(cluster, drivers)
+        yield started_here
+
+
+@contextlib.contextmanager
+def reached(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
+    """As ``connected``, whether it has room or not."""
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
     if ray.is_initialized():
-        _check_resources(cluster, drivers)
         yield False
         return
     address = os.environ.get("RAY_ADDRESS")
@@ -60,7 +67,6 @@ def connected(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
         )
         raise ClusterError(f"{where}: {reason}") from None
     try:
-        _check_resources(cluster, drivers)
         yield not address
     finally:
         ray.shutdown()

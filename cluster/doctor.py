@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import statistics
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.connect import Background, connected, reason_of, trainer
-from cluster.inspection import Node, look
+from cluster.connect import Background, reached, reason_of, room, trainer
+from cluster.inspection import Complaint, Node, complaints, look
 from cluster.launch import ending, fit
 from cluster.run_directory import RunDirectory
 from ssl_dist.config import ClusterConfig, RunConfig
@@ -23,6 +22,7 @@ _NODE_S = 60  # in which a node must answer
 _REDUCED = 1 << 24  # float32 that workers add up, 64 MiB
 _STEPS = 20  # of the dry run
 _WARM_UP = 5  # of these
+_MEND_ROOM = "ask for fewer workers, or for fewer CPUs each, or add nodes"
 
 
 class Link(NamedTuple):
@@ -39,6 +39,82 @@ class DryRun(NamedTuple):
     images_per_s: float
     peak_mb: float  # of worker 0, which has the largest share: resident memory, or its GPU's
     whole_run_s: float  # as it would last at this rate, without probes and checkpoints
+
+
+class Report(NamedTuple):
+    """All that was found; what could not be tried is None or empty, and a complaint says why."""
+
+    nodes: list[Node]
+    complaints: list[Complaint]
+    link: Link | None
+    findings: list[Finding]
+    dry_run: DryRun | None
+
+    @property
+    def healthy(self) -> bool:
+        return not any(one.grave for one in self.complaints) and all(one.exact for one in self.findings)
+
+
+def check(
+    cluster: ClusterConfig,
+    storage: Path,
+    hosts: Sequence[str] = (),
+    *,
+    exact: bool = False,
+    config: RunConfig | None = None,
+    say: Callable[[str], None],
+) -> Report:
+    """Ask the nodes, then try the workers.
+
+    Args:
+        storage: absolute; folder that all nodes share.
+        hosts: names or addresses of nodes that must be there.
+        exact: compare gradients, too.
+        config: of a dry run.
+        say: is told what is being done.
+
+    Raises:
+        ClusterError: Ray cannot be reached.
+        RunError: the storage cannot be written from here.
+        SslDistError: a node does not answer.
+        Interrupted: Ctrl-C.
+    """
+    try:
+        with reached(cluster) as started_here:
+            say("asking the nodes")
+            there = nodes(storage)
+            report = Report(there, complaints(there, hosts, str(storage), alone=started_here), None, [], None)
+            if (found := room(cluster)) < cluster.workers.min:
+                short = Complaint("the cluster", f"has room for {found} of {cluster.workers.min} workers", _MEND_ROOM)
+                return report._replace(complaints=[*report.complaints, short])
+            try:
+                return _try(report, cluster, storage, exact, config, say)
+            except SslDistError as error:
+                failed = Complaint(
+                    "the workers", f"failed: {error}", "mend what else is named here, then see Ray's logs"
+                )
+                return report._replace(complaints=[*report.complaints, failed])
+    except KeyboardInterrupt:
+        raise Interrupted("stopped: nothing was kept") from None
+
+
+def _try(
+    report: Report,
+    cluster: ClusterConfig,
+    storage: Path,
+    exact: bool,
+    config: RunConfig | None,
+    say: Callable[[str], None],
+) -> Report:
+    say(f"adding up on {cluster.workers.max} workers")
+    report = report._replace(link=link(cluster))
+    if exact:
+        say(f"comparing gradients on {cluster.workers.max} workers")
+        report = report._replace(findings=exactness(cluster))
+    if config:
+        say(f"dry run of {_STEPS} steps")
+        report = report._replace(dry_run=dry_run(config, storage))
+    return report
 
 
 def nodes(storage: Path) -> list[Node]:
@@ -133,21 +209,6 @@ def dry_run(config: RunConfig, folder: Path) -> DryRun:
         laps = [line for line in read_metrics(run.path) if "speed/images_per_s" in line]
     rate = statistics.median(lap["speed/images_per_s"] for lap in laps[1:] or laps)
     return DryRun(rate, laps[-1]["memory/peak_mb"], plan.total_steps * config.batch.size / rate)
-
-
-@contextlib.contextmanager
-def on(cluster: ClusterConfig) -> Iterator[bool]:
-    """Connected for checks; true where Ray was started for them.
-
-    Raises:
-        ClusterError: Ray cannot be reached, or has no room for the workers.
-        Interrupted: Ctrl-C.
-    """
-    with connected(cluster) as started_here:
-        try:
-            yield started_here
-        except KeyboardInterrupt:
-            raise Interrupted("stopped: nothing was kept") from None
 
 
 def _on_workers(function: Callable[[dict[str, Any]], Any], cluster: ClusterConfig) -> Any:

@@ -130,6 +130,10 @@ def complaints(nodes: Sequence[Node], hosts: Sequence[str], storage: str, *, alo
         if not (node.token or alone):
             mend = "export RAY_AUTH_MODE=token before ray start"
             found.append(Complaint(node.name, "runs without token authentication", mend, grave=False))
+    for (name, address), times in Counter((node.name, node.address) for node in nodes).items():
+        if times > 1:
+            what = f"is in the cluster {times} times, with its CPUs counted as often ({address})"
+            found.append(Complaint(name, what, "ray stop there, then start Ray once", grave=False))
     return found
 
 

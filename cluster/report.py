@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.doctor import DryRun, Link
+from cluster.doctor import DryRun, Link, Report
 from cluster.inspection import Complaint, Node
 from ssl_dist.exactness import Finding
 
 
-def show_checks(console: Console, found: dict[str, Any]) -> bool:
-    """Print ``nodes``, ``link``, ``findings``, ``dry_run`` and ``complaints``; is all well?"""
-    _nodes(console, found["nodes"])
-    _numbers(console, found["link"], found["dry_run"])
-    _findings(console, found["findings"])
-    _complaints(console, found["complaints"])
-    grave = any(one.grave for one in found["complaints"])
-    return not grave and all(one.exact for one in found["findings"])
+def show_checks(console: Console, report: Report) -> None:
+    """Print it."""
+    _nodes(console, report.nodes)
+    if report.link:
+        _link(console, report.link)
+    if report.dry_run:
+        _dry_run(console, report.dry_run)
+    _findings(console, report.findings)
+    _complaints(console, report.complaints)
 
 
 def _nodes(console: Console, nodes: Sequence[Node]) -> None:
@@ -35,15 +35,17 @@ def _nodes(console: Console, nodes: Sequence[Node]) -> None:
     console.print(table)
 
 
-def _numbers(console: Console, link: Link, dry_run: DryRun | None) -> None:
+def _link(console: Console, link: Link) -> None:
     latency = f"all-reduce of one number {link.latency_s * 1e3:.2f} ms, of 64 MiB {link.rate / 1e6:,.0f} MB/s"
     console.print(f"{link.workers} workers: {latency}", highlight=False)
-    if dry_run:
-        console.print(
-            f"dry run: {dry_run.images_per_s:,.0f} images/s, {dry_run.peak_mb:,.0f} MB in worker 0;"
-            f" the whole run would take {_duration(dry_run.whole_run_s)} and what probes and checkpoints need",
-            highlight=False,
-        )
+
+
+def _dry_run(console: Console, dry_run: DryRun) -> None:
+    console.print(
+        f"dry run: {dry_run.images_per_s:,.0f} images/s, {dry_run.peak_mb:,.0f} MB in worker 0;"
+        f" the whole run would take {_duration(dry_run.whole_run_s)} and what probes and checkpoints need",
+        highlight=False,
+    )
 
 
 def _findings(console: Console, findings: Sequence[Finding]) -> None:

@@ -6,15 +6,18 @@
       checkpoint.json         step, config, the probe's score, checksums of the two files and of itself
 
 Written aside, fsynced, renamed: a directory of that name is complete or damaged, never half written. The newest that
-verifies is the one to resume. No pickle. Kept are the newest, and the best by the online probe.
+verifies is the one to resume. No pickle. Kept are the newest, and the best by the online probe. Where the config names
+a mirror (see ``mirror.py``), each is copied there, and a run that has lost its own goes on from there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from ssl_dist.config import CheckpointConfig, RunConfig
 from ssl_dist.engine import State
 from ssl_dist.errors import CheckpointError, RunError
+from ssl_dist.mirror import Mirror, below
 
 FOLDER = "checkpoints"
 _FILES = ("model", "optimizer")
@@ -61,22 +65,33 @@ def path_of(run: Path, step: int) -> Path:
 
 
 class Writer:
-    """Writes a run's checkpoints behind the step: one at a time, in a thread, from tensors that nobody changes."""
+    """Writes a run's checkpoints behind the step: one at a time, in a thread, from a snapshot of the tensors."""
 
     def __init__(self, run: Path, config: RunConfig) -> None:
-        self._run, self._config = run, config
+        self._run, self._config, self._mirror = run, config, mirror_of(run, config)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[Path] | None = None
+        self._snapshot: State | None = None
         for torn in (run / FOLDER).glob(".step-*.tmp"):  # a kill left it
             shutil.rmtree(torn, ignore_errors=True)
 
-    def write(self, step: int, state: State, score: float | None) -> None:
-        """Begin to write; waits for the one before, and does nothing where that one failed."""
+    def write(self, step: int, take: Callable[[State | None], State], score: float | None) -> None:
+        """Take a snapshot and begin to write it; waits for the one before.
+
+        Args:
+            take: returns the tensors, in the memory of an earlier snapshot where it is given one.
+        """
         if self._last:
             wait([self._last])
-        if self.failed:
-            return
-        self._last = self._thread.submit(save, self._run, step, self._config, state, score)
+        self._snapshot = take(self._snapshot)
+        if not self.failed:
+            self._last = self._thread.submit(self._save, step, self._snapshot, score)
+
+    def _save(self, step: int, state: State, score: float | None) -> Path:
+        path = save(self._run, step, self._config, state, score)
+        if self._mirror:
+            _copy_to(self._mirror, path, self._config.checkpoint)
+        return path
 
     @property
     def failed(self) -> bool:
@@ -126,23 +141,43 @@ def save(run: Path, step: int, config: RunConfig, state: State, score: float | N
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise RunError(f"checkpoint {final} cannot be written ({error}): older checkpoints are untouched") from None
-    _delete_others(final, found(run), config.checkpoint)
+    for name in _superfluous(final.name, {path.name: _score(path) for path in found(run)}, config.checkpoint):
+        shutil.rmtree(final.with_name(name), ignore_errors=True)
     return final
 
 
-def _delete_others(last: Path, there: list[Path], kept: CheckpointConfig) -> None:
-    beyond = [path for path in there if path.name > last.name]  # damaged, or the run would not have gone back
-    scores = {path: score for path in there if path not in beyond and (score := _score(path)) is not None}
-    best = sorted(scores, key=lambda path: (scores[path], path.name), reverse=True)[: kept.keep_best]
-    for path in beyond + [path for path in there[len(beyond) :][kept.keep :] if path not in best]:
-        shutil.rmtree(path, ignore_errors=True)
+def _copy_to(mirror: Mirror, path: Path, kept: CheckpointConfig) -> None:
+    """A run does not end because its mirror cannot be reached: the next checkpoint is copied again."""
+    try:
+        mirror.put(path, last=_META)
+        scores = {name: _score_in(mirror.read(name, _META)) for name in mirror.names()}
+        for name in _superfluous(path.name, scores, kept):
+            mirror.delete(name)
+    except OSError as error:
+        log.warning("%s could not be copied to %s (%s)", path, mirror.uri, error)
+
+
+def _superfluous(last: str, scores: Mapping[str, float | None], kept: CheckpointConfig) -> list[str]:
+    """Names of checkpoints, in any order with their scores, that are not to be kept beside the ``last`` written."""
+    beyond = [name for name in scores if name > last]  # damaged, or the run would not have gone back
+    names = sorted((name for name in scores if name <= last), reverse=True)
+    ranked = sorted(((score, name) for name in names if (score := scores[name]) is not None), reverse=True)
+    best = [name for _, name in ranked[: kept.keep_best]]
+    return beyond + [name for name in names[kept.keep :] if name not in best]
 
 
 def _score(path: Path) -> float | None:
     """As its file says; damage there loses a best one, not the newest."""
     try:
-        score = json.loads((path / _META).read_text(encoding="utf-8"))["score"]
-    except (OSError, ValueError, KeyError, TypeError):
+        return _score_in((path / _META).read_bytes())
+    except OSError:
+        return None
+
+
+def _score_in(meta: bytes) -> float | None:
+    try:
+        score = json.loads(meta)["score"]
+    except (ValueError, KeyError, TypeError):
         return None
     return score if isinstance(score, float) else None
 
@@ -166,24 +201,63 @@ def adopt(run: Path, source: Path) -> Checkpoint:
     return whole._replace(path=final)
 
 
-def newest(run: Path) -> Checkpoint | None:
-    """The newest checkpoint of a run that verifies, None where it has none; damaged ones are named in the log.
+def mirror_of(run: Path, config: RunConfig) -> Mirror | None:
+    """Where copies of a run's checkpoints lie, if anywhere.
+
+    Raises:
+        ConfigError: ``config.checkpoint.mirror`` is not a URI.
+    """
+    uri = config.checkpoint.mirror
+    return Mirror(below(uri, run.name)) if uri else None
+
+
+def newest(run: Path, mirror: Mirror | None = None) -> Checkpoint | None:
+    """The newest checkpoint of a run that verifies, None where it has none; damaged ones are named in the log. From
+    the mirror where the run's directory lacks it or has it damaged.
 
     Raises:
         CheckpointError: there are some, and none of them verifies: a run does not start over in silence.
+        RunError: the mirror cannot be read.
     """
-    there = found(run)
-    for path in there:
+    try:
+        names = {path.name for path in found(run)} | set(mirror.names() if mirror else ())
+    except OSError as error:
+        raise RunError(f"{mirror.uri if mirror else run} cannot be read ({error})") from None
+    there = sorted(names, reverse=True)
+    for name in there:
         try:
-            return verify(path)
+            return fetch(run, name, mirror)
         except CheckpointError as error:
             log.warning("%s: passed over", error)
     if there:
         raise CheckpointError(
-            f"none of the {len(there)} checkpoints in {run / FOLDER} verifies, newest {there[0].name}: restore one,"
+            f"none of the {len(there)} checkpoints in {run / FOLDER} verifies, newest {there[0]}: restore one,"
             " or delete them to start the run over"
         )
     return None
+
+
+def fetch(run: Path, name: str, mirror: Mirror | None) -> Checkpoint:
+    """A checkpoint of a run by its directory's name, brought from the mirror if it must be.
+
+    Raises:
+        CheckpointError: it is damaged, here and there.
+    """
+    here = run / FOLDER / name
+    try:
+        return verify(here)
+    except CheckpointError:
+        if mirror is None:
+            raise
+    try:
+        with mirror.fetched(name, here.parent) as copy:
+            verify(copy)
+            shutil.rmtree(here, ignore_errors=True)
+            with contextlib.suppress(OSError):  # another worker of this machine was first
+                copy.rename(here)
+    except OSError as error:
+        raise CheckpointError(f"{mirror.uri}/{name} cannot be read ({error})") from None
+    return verify(here)
 
 
 def verify(path: Path) -> Checkpoint:

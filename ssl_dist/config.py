@@ -131,11 +131,12 @@ class ProbeConfig(_Section):
 
 class CheckpointConfig(_Section):
     """Whole-state checkpoints: how often (one more at the end), how many of the newest are kept, and how many of the
-    best by the online probe beside them."""
+    best by the online probe beside them; ``mirror``: a URI (``s3://bucket/folder``) for copies under the run's name."""
 
     every_epochs: float = pydantic.Field(1, gt=0)
     keep: int = pydantic.Field(2, ge=1)
     keep_best: int = pydantic.Field(1, ge=0)
+    mirror: str | None = None
 
 
 class MonitorConfig(_Section):

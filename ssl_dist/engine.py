@@ -147,13 +147,19 @@ class Engine:
             raise Diverged(f"step {step}: the gradient is not finite; nothing was updated")
         return float(self._deepspeed.get_global_grad_norm()) if norm is None else norm
 
-    def state(self) -> State:
-        """Whole tensors on the CPU, complete on rank 0; every rank calls."""
+    def state(self, into: State | None = None) -> State:
+        """Whole tensors on the CPU, complete on rank 0; every rank calls.
+
+        Args:
+            into: what an earlier call returned, to be written over: new memory takes longer than the copy.
+        """
         from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_optimizer_state
 
         with GatheredParameters(list(self.method.parameters()), enabled=self._stage == 3):
-            model = {name: _copy(tensor) for name, tensor in self.method.state_dict().items()}
+            held = into.model if into else {}
+            model = {name: _copy(tensor, held.get(name)) for name, tensor in self.method.state_dict().items()}
+        held = into.optimizer if into else {}
         optimizer = {}
         self._link_state()
         for flat, parameters in self._partitions():
@@ -163,7 +169,8 @@ class Engine:
                     value = state[key]
                     if value.dim() and self._stage:
                         value = safe_get_full_optimizer_state(parameter, key)
-                    optimizer[f"{self._names[parameter]}/{key}"] = _copy(value)
+                    name = f"{self._names[parameter]}/{key}"
+                    optimizer[name] = _copy(value, held.get(name))
         return State(model, optimizer)
 
     def _load_optimizer(self, saved: dict[str, Tensor]) -> None:
@@ -224,8 +231,10 @@ class Engine:
             yield from zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
 
 
-def _copy(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", copy=True).contiguous()
+def _copy(tensor: Tensor, into: Tensor | None) -> Tensor:
+    if into is None:
+        return tensor.detach().to("cpu", copy=True).contiguous()
+    return into.copy_(tensor.detach())
 
 
 def _slice(whole: Tensor, parameter: Any, world: World) -> Tensor:

@@ -116,11 +116,12 @@ def _open_store(config: RunConfig) -> ImageStore:
 
 def _restore(config: RunConfig, directory: Path, world: World) -> tuple[int, Engine]:
     """The engine at the newest checkpoint that rank 0 finds valid, the same on all ranks."""
-    found = checkpoint.newest(directory) if world.rank == 0 else None
+    mirror = checkpoint.mirror_of(directory, config)
+    found = checkpoint.newest(directory, mirror) if world.rank == 0 else None
     step = world.from_first(found.step if found else 0)
     log.info("going on from step %d", step)
     if step and found is None:
-        found = checkpoint.verify(checkpoint.path_of(directory, step))
+        found = checkpoint.fetch(directory, checkpoint.path_of(directory, step).name, mirror)
     return step, Engine(config.initial_method(), config, world, found.load() if found else None)
 
 
@@ -161,9 +162,10 @@ def _probe(run: _Run, step: int) -> float | None:
 def _save(run: _Run, step: int, score: float | None) -> None:
     """Take a snapshot; it is written behind the next steps."""
     with run.watch:
-        state = run.engine.state()
         if run.writer:
-            run.writer.write(step, state, score)
+            run.writer.write(step, run.engine.state, score)
+        else:
+            run.engine.state()  # gathers with rank 0
 
 
 def _close(run: _Run) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow import fs
 
 from ssl_dist import store
 from tests.gloo import GlooPool
@@ -63,3 +65,18 @@ def gloo() -> Iterator[Callable[[int], GlooPool]]:
     yield pool
     for one in pools.values():
         one.close()
+
+
+@pytest.fixture(scope="session")
+def bucket() -> Iterator[str]:
+    """A URI on an S3 server of this process."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    _, port = server.get_host_and_port()
+    options = f"scheme=http&endpoint_override=127.0.0.1:{port}&region=us-east-1"
+    fs.FileSystem.from_uri(f"s3://key:secret@bucket?{options}&allow_bucket_creation=true")[0].create_dir("bucket")
+    yield f"s3://key:secret@bucket/runs?{options}"
+    server.stop()

@@ -61,8 +61,11 @@ def train(
     world = World.current()
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
     batches = Batches(ImageStore(config.data.store), config, world, first_step, last_step)
-    results = [engine.step(batch, config.optim.lr) for batch in batches]
-    return Trace([r.loss for r in results], [r.grad_norm for r in results], engine.state())
+    results, snapshot = [], None
+    for batch in batches:
+        results.append(engine.step(batch, config.optim.lr))
+        snapshot = snapshot or engine.state()
+    return Trace([r.loss for r in results], [r.grad_norm for r in results], engine.state(into=snapshot))
 
 
 def save(state: State, run: Path, step: int, config: RunConfig) -> None:

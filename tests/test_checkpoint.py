@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -180,7 +181,7 @@ def test_a_writer_works_behind_the_step_and_says_when_it_failed(
         save_file(tensors, file)
 
     monkeypatch.setattr(checkpoint, "save_file", slow)
-    writer.write(5, state(5), 0.5)
+    writer.write(5, lambda _: state(5), 0.5)
     assert not writer.failed
     assert checkpoint.newest(tmp_path) is None
     go.set()
@@ -191,10 +192,35 @@ def test_a_writer_works_behind_the_step_and_says_when_it_failed(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "save_file", full)
-    writer.write(10, state(10), None)
-    writer.write(15, state(15), None)  # waits, and writes nothing
+    writer.write(10, lambda _: state(10), None)
+    writer.write(15, lambda _: state(15), None)  # waits, and writes nothing
     assert writer.failed
     with pytest.raises(RunError, match="step-00000010 cannot be written"):
         writer.wait()
     writer.close()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
+
+
+def test_a_snapshot_is_written_over_only_when_it_is_on_disk(
+    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer, save_file = checkpoint.Writer(tmp_path, config), checkpoint.save_file
+
+    def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        time.sleep(0.2)
+        save_file(tensors, file)
+
+    def over(into: State | None) -> State:
+        assert into is not None
+        for held, new in zip(into, state(10), strict=True):
+            for name, tensor in held.items():
+                tensor.copy_(new[name])
+        return into
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    writer.write(5, lambda _: state(5), None)
+    writer.write(10, over, None)
+    writer.close()
+    for step in (5, 10):
+        for ours, theirs in zip(checkpoint.verify(checkpoint.path_of(tmp_path, step)).load(), state(step), strict=True):
+            assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

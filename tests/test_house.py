@@ -38,6 +38,7 @@ FLOORS = [
     "ssl_dist.batches",
     "ssl_dist.batch_norm",
     "ssl_dist.engine",
+    "ssl_dist.mirror",
     "ssl_dist.checkpoint",
     "ssl_dist.monitor",
     "ssl_dist.evaluate",
@@ -82,7 +83,7 @@ DOORS = {
     "optuna": {"tune.space", "tune.results"},
     "tensorboard": set(),
     "torch.utils.tensorboard": {"ssl_dist.monitor"},
-    "pyarrow": {"ssl_dist.store.schema", "ssl_dist.store.read", "ssl_dist.store.write"},
+    "pyarrow": {"ssl_dist.store.schema", "ssl_dist.store.read", "ssl_dist.store.write", "ssl_dist.mirror"},
 }
 
 

@@ -14,7 +14,7 @@ from cluster import doctor
 from cluster.cli import app
 from cluster.inspection import Node, complaints, look
 from ssl_dist import __version__, methods
-from ssl_dist.errors import ClusterError, RunError, SslDistError
+from ssl_dist.errors import RunError
 from ssl_dist.exactness import Finding
 from tests.helpers import RECIPE
 
@@ -61,22 +61,30 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
     assert found["findings"][0]["error"] == (None if math.isnan(error) else error)
 
 
-def test_a_worker_that_fails_is_named(local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_fails_is_named_beside_what_the_nodes_said(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(doctor, "_reduce", _fail)
-    result = invoke("--workers", 1, "--storage", tmp_path)
-    assert isinstance(result.exception, SslDistError)
-    assert str(result.exception) == "the workers could not be checked: worker 0 failed (no such device)"
-    assert result.exception.exit_code == 1
+    result = invoke("--workers", 1, "--storage", tmp_path, "--json")
+    assert result.exit_code == 1
+    found = json.loads(result.output.splitlines()[-1])
+    assert len(found["nodes"]) == 1
+    assert found["link"] is None
+    [grave] = [one for one in found["complaints"] if one["grave"]]
+    assert grave["what"] == "failed: the workers could not be checked: worker 0 failed (no such device)"
 
 
 def _fail(settings: dict[str, Any]) -> None:
     raise ValueError("no such device")
 
 
-def test_mistakes_are_refused(local_ray: None, tmp_path: Path) -> None:
+def test_a_cluster_that_is_too_small_is_looked_at_all_the_same(local_ray: None, tmp_path: Path) -> None:
     result = invoke("--workers", 999, "--storage", tmp_path)
-    assert isinstance(result.exception, ClusterError)
-    assert "have room for 4" in str(result.exception)
+    assert result.exit_code == 1
+    assert "the cluster has room for 4 of 999 workers: ask for fewer" in " ".join(result.output.split())
+
+
+def test_mistakes_are_refused(local_ray: None, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     result = invoke("--storage", tmp_path / "file")
     assert isinstance(result.exception, RunError)
@@ -118,6 +126,12 @@ def test_hosts_that_are_missing_are_named() -> None:
     assert (one.where, one.what) == ("10.0.0.3", "is not in the cluster")
     assert "auth_token" in one.mend
     assert complaints([healthy("host1", token=False)], [], "/s", alone=True) == []
+
+
+def test_a_host_on_which_ray_runs_twice_is_named() -> None:
+    [one] = complaints([healthy("host1"), healthy("host2"), healthy("host2")], [], "/s")
+    assert (one.where, one.grave) == ("host2", False)
+    assert "in the cluster 2 times" in one.what
 
 
 def test_a_storage_that_cannot_be_written_is_an_answer(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +25,7 @@ from cluster.run_directory import RunDirectory
 from ssl_dist import checkpoint, order, store
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ClusterError, Diverged, RunError, StoreDamaged
+from ssl_dist.mirror import Mirror, below
 from ssl_dist.store import ImageStore
 from tests.conftest import write_images
 from tests.helpers import small_config
@@ -213,6 +215,31 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
     assert f"going on from step {found.step}" in done.stdout
     # float32 sums in another order, ten steps: see tests/test_engine.py
     assert losses(directory) == pytest.approx(losses(undisturbed), rel=1e-5)
+
+
+def test_a_run_goes_on_from_its_mirror_on_another_machine(
+    local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that is left of it is its checkpoint of step 5 on S3."""
+    place = below(bucket, tmp_path.name)
+    config = small_config(small_store, cluster__workers=2, **EVERY_STEP, checkpoint__mirror=place)
+    start(config, tmp_path / "run")
+    mirror = Mirror(below(place, "run"))
+    assert mirror.names() == ["step-00000010", "step-00000005"]
+    mirror.delete("step-00000010")
+    shutil.rmtree(tmp_path / "run")
+    import ray
+
+    monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
+    command = ssl_dist("pretrain", "--resume", below(place, "run"), "--out", tmp_path / "elsewhere")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    assert "going on from step 5" in done.stdout
+    assert started_at(tmp_path / "elsewhere" / "run") == [5]
+    assert equal_checkpoints(tmp_path / "elsewhere" / "run", undisturbed)
+    assert mirror.names()[0] == "step-00000010"
+    again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert again.returncode == 2
+    assert "is there: go on with it by --resume" in again.stderr
 
 
 def test_the_demo_beats_random_weights(tmp_path: Path) -> None:
