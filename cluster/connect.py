@@ -8,7 +8,6 @@ import math
 import os
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +27,6 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _REACH_S = 10
-_DRAIN_POLL_S = 2.0
 
 
 @contextlib.contextmanager
@@ -142,25 +140,6 @@ def room(cluster: ClusterConfig, drivers: int = 0) -> int:
     return sum(max(0, min(int(node.get(kind, 0.0) / number) for kind, number in need.items())) for node in nodes)
 
 
-class Leaving:
-    """Nodes that the cluster is about to take away (a spot machine's notice, ``ray drain-node``, scaling down)."""
-
-    def __init__(self) -> None:
-        self._known: set[str] = set()
-        self._asked = 0.0
-
-    def new(self) -> list[str]:
-        """Names of those that were not named before; asks the cluster every other second at most."""
-        import ray
-
-        if time.monotonic() - self._asked < _DRAIN_POLL_S:
-            return []
-        self._asked = time.monotonic()
-        found = set(ray._private.state.state.get_draining_nodes()) - self._known
-        self._known |= found
-        return sorted(node["NodeName"] for node in ray.nodes() if node["NodeID"] in found)
-
-
 class Background(threading.Thread):
     """Calls a function beside the main thread, which Ray would else take Ctrl-C from.
 
@@ -204,12 +183,14 @@ def trainer(
         directory: Ray's of the run and ours: checkpoints lie in it, and are reported where they are.
     """
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchTrainer
+
+    from cluster.backend import HeedingTorchConfig
 
     return TorchTrainer(
         function,
         train_loop_config=settings,
-        torch_config=TorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        torch_config=HeedingTorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers.max
             if cluster.workers.min == cluster.workers.max

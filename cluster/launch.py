@@ -19,7 +19,8 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import Background, Leaving, connected, reason_of, trainer
+from cluster.connect import Background, connected, reason_of, trainer
+from cluster.leaving import DrainedNodes
 from cluster.run_directory import RunDirectory
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, SslDistError
@@ -89,7 +90,7 @@ def _follow(outcome: Background, run: RunDirectory, console: Console) -> None:
     """The bar, until the fit ends."""
     from ssl_dist.monitor import ProgressBar
 
-    leaving = Leaving()
+    leaving = DrainedNodes()
     with ProgressBar(run.path, console) as bar:
         while outcome.is_alive():
             outcome.join(timeout=_POLL_S)

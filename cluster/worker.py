@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from cluster.leaving import sigterm
 from cluster.run_directory import RunDirectory
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.errors import SslDistError
+from ssl_dist.errors import Preempted, SslDistError
 
 _OURS = ("cluster", "ssl_dist")  # packages whose news is logged; of others, warnings
 
@@ -42,11 +43,16 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         return {}
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
-    launcher = Launcher(stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked())
+    launcher = Launcher(
+        stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), leave=sigterm
+    )
     with _logging_to(run.path / f"worker-{rank}.log"):
         log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
         try:
             return pretrain(config, run.path, world, launcher)
+        except Preempted:  # Ray starts all anew
+            log.warning("worker %d leaves its place", rank)
+            raise
         except SslDistError as error:
             run.write_error(error, final=rank == 0)
             raise

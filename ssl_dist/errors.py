@@ -11,6 +11,7 @@ SslDistError               its message is one line a person can act on; the comm
 ├── StoreDamaged           bytes of a store differ from its checksums: exit code 1
 ├── CheckpointError        a checkpoint is damaged or of another model: exit code 1
 ├── Diverged               the loss is not finite; nothing was updated: exit code 1
+├── Preempted              a worker has to go, and a checkpoint is written: the others go on without it
 └── Interrupted            Ctrl-C; the message says how to go on: exit code 130
 """
 
@@ -61,6 +62,10 @@ class CheckpointError(SslDistError):
 
 class Diverged(SslDistError):
     """The loss is not finite; the step was not applied."""
+
+
+class Preempted(SslDistError):
+    """A worker was told to go; a checkpoint of the last step is written."""
 
 
 class Interrupted(SslDistError):

@@ -12,7 +12,7 @@ from ssl_dist.batches import Batch, Batches
 from ssl_dist.collectives import Shares, World
 from ssl_dist.config import DataConfig, Plan, RunConfig
 from ssl_dist.engine import Engine, StepResult
-from ssl_dist.errors import RunError
+from ssl_dist.errors import Preempted, RunError
 from ssl_dist.evaluate import embedding_statistics
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.monitor import Monitor, Stopwatch
@@ -28,10 +28,11 @@ def _never() -> bool:
 @dataclass(frozen=True)
 class Launcher:
     """Who started the workers, as seen from inside, asked on every worker after each step; true on any worker:
-    ``stop()`` ends the run with a checkpoint, ``save()`` writes one."""
+    ``stop()`` ends the run with a checkpoint, ``save()`` writes one, ``leave()`` writes one and raises Preempted."""
 
     stop: Callable[[], bool] = _never
     save: Callable[[], bool] = _never
+    leave: Callable[[], bool] = _never
 
 
 @dataclass
@@ -56,6 +57,9 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
 
     Returns:
         The last metrics and ``step``; fewer steps than planned where ``launcher.stop`` ended it.
+
+    Raises:
+        Preempted: on every worker, where one has to leave.
     """
     store = _open_store(config)
     plan = config.plan(len(store))
@@ -65,7 +69,7 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
     probe = Probe(config, store) if config.probe else None
     run = _Run(config, directory, world, launcher, plan, engine, probe, monitor, writer)
     batches = Batches(store, config, world, first_step, plan.total_steps)
-    step = first_step
+    step, preempted = first_step, False
     run.watch.start(step)
     try:
         for batch in batches:
@@ -76,20 +80,23 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
             )
             result = engine.step(batch, learning_rate)
             step += 1
-            stop, save = _vote(run, launcher.stop(), launcher.save())
+            stop, save, leave = _vote(run, launcher.stop(), launcher.save(), launcher.leave())
             ending = stop or step == plan.total_steps
+            preempted = leave and not ending
             if ending or step % config.monitor.every_steps == 0:
                 _log(run, step, learning_rate, result, batches.waited_s)
             score = None
             if config.probe and plan.is_time(step, config.probe.every_epochs):
                 score = _probe(run, step)
-            if ending or save or plan.is_time(step, config.checkpoint.every_epochs):
+            if ending or save or leave or plan.is_time(step, config.checkpoint.every_epochs):
                 _save(run, step, score)
-            if ending:
+            if ending or preempted:
                 break
     finally:
         _close(run)
     _vote(run)
+    if preempted:
+        raise Preempted(f"a worker was told to go after step {step}")
     return {**run.metrics, "step": step}
 
 

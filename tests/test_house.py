@@ -48,6 +48,8 @@ FLOORS = [
     "ssl_dist.cli",
     "cluster",
     "cluster.run_directory",
+    "cluster.leaving",
+    "cluster.backend",
     "cluster.connect",
     "cluster.worker",
     "cluster.launch",
@@ -72,6 +74,8 @@ FLOORS = [
 DOORS = {
     "deepspeed": {"ssl_dist.engine"},
     "ray": {
+        "cluster.leaving",
+        "cluster.backend",
         "cluster.worker",
         "cluster.connect",
         "cluster.doctor",

@@ -96,6 +96,32 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert equal_checkpoints(directory, undisturbed)
 
 
+def test_a_worker_that_is_told_to_go_leaves_a_checkpoint(local_ray: None, small_store: Path, tmp_path: Path) -> None:
+    """SIGTERM where no checkpoint is due: no step is done twice."""
+    rarely = {**EVERY_STEP, "epochs": 200 * 12 / 51, "checkpoint__every_epochs": 1e6}
+    directory, killed = tmp_path / "run", list[int]()
+
+    def tell() -> None:
+        while not (directory / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        [pid] = re.findall(r"process (\d+)", (directory / "worker-1.log").read_text())
+        os.kill(int(pid), signal.SIGTERM)
+        killed.append(int(pid))
+
+    person = threading.Thread(target=tell)
+    person.start()
+    result = start(small_config(small_store, cluster__workers=2, **rarely), directory)
+    person.join()
+    assert killed
+    assert result["step"] == 200
+    first, second = started_at(directory)
+    assert first == 0 < second < 200
+    assert "leaves its place" in (directory / "worker-1.log").read_text()
+    lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    steps = [line["step"] for line in lines if "train/loss" in line]
+    assert steps == list(range(1, 201)), "each once"
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 @pytest.mark.parametrize("number", range(5))
