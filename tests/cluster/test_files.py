@@ -1,25 +1,41 @@
-"""The cluster files: valid by Ray's own checks, and what they must not forget."""
+"""The cluster files: valid by Ray's own checks and by KubeRay's types, and what they must not forget."""
 
 from __future__ import annotations
 
 import copy
+import shlex
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import click
 import pytest
 import yaml
+from pydantic import ValidationError
+from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
+from typer.main import get_command
 
 from cluster.launch import COMMANDS, on_the_head
+from ssl_dist.config import RunConfig
+from ssl_dist.overrides import parse_override
+from tests.cluster.kuberay_schema import RESOURCE
 from tune.cli import app
 
 ROOT = Path(__file__).parents[2]
 FILES = ("ray_cluster.yaml", "cluster/local.yaml")
+KUBERAY = ("cluster/kuberay/raycluster.yaml", "cluster/kuberay/rayjob.yaml")
 
 
 def load(name: str) -> dict[str, Any]:
     config: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
     return config
+
+
+def cluster_spec(resource: dict[str, Any]) -> dict[str, Any]:
+    """Of a RayCluster, or of the one inside a RayJob."""
+    spec: dict[str, Any] = resource["spec"].get("rayClusterSpec", resource["spec"])
+    return spec
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -50,19 +66,76 @@ def test_aws_has_spot_workers_and_a_head_without_any() -> None:
     assert types["gpu"]["node_config"]["InstanceMarketOptions"] == {"MarketType": "spot"}
 
 
-@pytest.mark.parametrize("name", ["raycluster", "rayjob"])
-def test_kubernetes_pods_share_a_folder_and_a_token(name: str) -> None:
-    resource = load(f"cluster/kuberay/{name}.yaml")
-    assert resource["apiVersion"] == "ray.io/v1"
-    spec = resource["spec"] if resource["kind"] == "RayCluster" else resource["spec"]["rayClusterSpec"]
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kuberay_takes_the_file(name: str) -> None:
+    RESOURCE.validate_python(load(name))
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+@pytest.mark.parametrize(
+    ("path", "value", "complaint"),
+    [
+        ("enableAutoscaling", True, "Extra inputs are not permitted"),
+        ("authOptions.mode", "tokens", "'disabled' or 'token'"),
+        ("rayVersion", 2.6, "valid string"),
+        ("headGroupSpec.rayStartParams.num-cpus", 0, "valid string"),
+        ("headGroupSpec.rayStartParams.num-cpus", "none", "not a valid integer"),
+        ("headGroupSpec.rayStartParams.num-cpu", "0", "No such option"),
+        ("headGroupSpec.template.spec.restartpolicy", "Never", "'restartpolicy' was unexpected"),
+        ("workerGroupSpecs.0.maxReplicas", "4", "valid integer"),
+        ("workerGroupSpecs.0.minReplicas", 5, "not between"),
+        ("workerGroupSpecs.0.template.spec.terminationGracePeriodSeconds", "60", "not of type 'integer'"),
+        ("workerGroupSpecs.0.template.spec.containers.0.resources.limit", {}, "'limit' was unexpected"),
+        ("workerGroupSpecs.0.template.spec.containers.0.resources.limits.memory", "32 GB", "not a quantity"),
+        ("workerGroupSpecs.0.template.spec.containers.0.volumeMounts.0.mountPath", None, "not of type 'string'"),
+    ],
+)
+def test_kuberay_refuses(name: str, path: str, value: Any, complaint: str) -> None:
+    resource = load(name)
+    *way, last = path.split(".")
+    place: Any = cluster_spec(resource)
+    for step in way:
+        place = place[int(step) if step.isdigit() else step]
+    place[last] = value
+    with pytest.raises(ValidationError, match=complaint):
+        RESOURCE.validate_python(resource)
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kubernetes_pods_share_a_folder_a_token_and_a_ray(name: str) -> None:
+    spec = cluster_spec(load(name))
     assert spec["authOptions"] == {"mode": "token"}
-    pods = [spec["headGroupSpec"], *spec["workerGroupSpecs"]]
-    for pod in pods:
-        assert all(isinstance(value, str) for value in pod["rayStartParams"].values()), "strings, by the schema"
+    assert f"ray=={spec['rayVersion']}" in (ROOT / "constraints.txt").read_text().splitlines()
+    for pod in [spec["headGroupSpec"], *spec["workerGroupSpecs"]]:
         inside = pod["template"]["spec"]
         mounted = {mount["name"] for container in inside["containers"] for mount in container["volumeMounts"]}
-        assert "shared" in mounted
-        assert mounted == {volume["name"] for volume in inside["volumes"]}
+        assert mounted == {volume["name"] for volume in inside["volumes"]} == {"shared"}
+
+
+@pytest.mark.parametrize("name", KUBERAY)
+def test_kubernetes_has_room_for_a_worker_and_lets_it_go_in_peace(name: str) -> None:
+    """As Ray's autoscaler reads the file: no worker beside the driver, a GPU each, and one before a run asks."""
+    metadata = {"name": "ssl-dist", "namespace": "default"}
+    read = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": cluster_spec(load(name))})
+    head, gpu = (read["available_node_types"][group] for group in ("headgroup", "gpu"))
+    assert head["resources"]["CPU"] == 0
+    assert gpu["resources"]["GPU"] == 1
+    assert gpu["min_workers"] >= 1
+    for group in cluster_spec(load(name))["workerGroupSpecs"]:
+        grace_s = group["template"]["spec"]["terminationGracePeriodSeconds"]
+        assert grace_s > RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S, "or Kubernetes kills what still tells the run"
+
+
+def test_a_job_of_kubernetes_reaches_its_cluster_and_fills_it() -> None:
+    job = load("cluster/kuberay/rayjob.yaml")["spec"]
+    spec = job["rayClusterSpec"]
+    assert spec["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0", "the submitter is another pod"
+    assert shlex.split(job["entrypoint"])[:2] == ["ssl-dist", "pretrain"]
+    command = cast(click.Group, get_command(app)).commands["pretrain"]
+    given = command.make_context("pretrain", shlex.split(job["entrypoint"])[2:]).params
+    cluster = RunConfig.load(given["recipe"], dict(map(parse_override, given["settings"]))).cluster
+    assert cluster.gpu
+    assert [group["replicas"] for group in spec["workerGroupSpecs"]] == [cluster.workers.max]
 
 
 def test_what_is_submitted_is_a_pretraining_unless_it_says_otherwise() -> None:
