@@ -1,6 +1,6 @@
 """The stall that a checkpoint puts on training: written behind the step beside written in it.
 
-    python -m benchmarks.checkpoints        # about two minutes; writes into docs/performance.md
+    python -m benchmarks.checkpoints        # about three minutes; writes into docs/performance.md
 
 One process trains (SimCLR, ResNet-50, AdamW, random images) and writes a checkpoint of 300 MB every few steps, to a
 folder of the machine's disk. The stall is what such steps last longer than without checkpoints, the slower steps that
@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import torch
 import typer
@@ -34,7 +34,7 @@ _BATCH = 32
 
 def main(
     steps: Annotated[int, typer.Option(help="Steps of a round, with one checkpoint after the first.")] = 4,
-    rounds: Annotated[int, typer.Option(help="Of each kind.")] = 5,
+    rounds: Annotated[int, typer.Option(help="Of each kind.")] = 9,
     backbone: Annotated[str, typer.Option(help="Network.")] = "resnet50",
     docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
 ) -> None:
@@ -45,24 +45,36 @@ def main(
         training = _Training(store, backbone, Path(folder) / "run")
         training.round(2, lambda step: None)  # warm-up
         kinds = {"none": training.nothing, "in the step": training.in_the_step, "behind it": training.behind}
-        times: dict[str, list[float]] = {kind: [] for kind in kinds}
+        times: dict[str, list[_Round]] = {kind: [] for kind in kinds}
         for _ in range(rounds):
             for kind, save in kinds.items():
                 times[kind].append(training.round(steps, save))
         size = sum(file.stat().st_size for file in checkpoint.found(training.run)[0].iterdir())
-    base = statistics.median(times["none"])
-    stalls = {kind: statistics.median(times[kind]) - base for kind in ("in the step", "behind it")}
-    share = stalls["behind it"] / stalls["in the step"]
-    print(json.dumps({"bytes": size, "round_s": base, "stall_s": stalls, "share": share}), flush=True)
-    rows = [[kind, f"{stall * 1e3:,.0f}", f"{stall / stalls['in the step']:.2f}"] for kind, stall in stalls.items()]
+    base = statistics.median(one.seconds for one in times["none"])
+    noise = statistics.median(abs(one.seconds - base) for one in times["none"])
+    whole = {kind: statistics.median(one.seconds for one in found) - base for kind, found in times.items()}
+    calls = {kind: statistics.median(one.call_s for one in found) for kind, found in times.items()}
+    shares = {"call": calls["behind it"] / calls["in the step"], "round": whole["behind it"] / whole["in the step"]}
+    figures = {"bytes": size, "round_s": base, "noise_s": noise, "stall_s": whole, "call_s": calls, "share": shares}
+    print(json.dumps(figures), flush=True)
+    rows = [
+        [kind, f"{calls[kind] * 1e3:,.0f}", f"{whole[kind] * 1e3:,.0f}"] for kind in ("in the step", "behind it")
+    ] + [["behind it, in units of a write in the step", f"{shares['call']:.2f}", f"{shares['round']:.2f}"]]
     text = f"""
 `python -m benchmarks.checkpoints`: {backbone} with AdamW, a checkpoint of {size / 1e6:,.0f} MB after the first of
-{steps} steps ({base:.1f} s without it); medians of {rounds} rounds. Behind the step, what is left is the copy of the
-tensors, and the writer's use of memory. {page.machine()}
+{steps} steps. "The call" is what the step itself waits for: behind the step, a copy of the tensors into memory that is
+there. "The round" is what the {steps} steps last longer than without a checkpoint ({base:.2f} s; the median round is
+{noise * 1e3:.0f} ms off that), so the writer's use of memory and disk is in it. Medians of {rounds} rounds that take
+turns. {page.machine()}
 
-{page.table(["checkpoint written", "stall, ms", "in units of a write in the step"], rows)}
+{page.table(["checkpoint written", "the call, ms", "the round, ms"], rows)}
 """
     page.write_section("Checkpoints", text, docs)
+
+
+class _Round(NamedTuple):
+    seconds: float
+    call_s: float
 
 
 class _Training:
@@ -78,16 +90,18 @@ class _Training:
         self._writer = checkpoint.Writer(run, self._config)
         self.run = run
 
-    def round(self, steps: int, save: Callable[[int], None]) -> float:
-        """Seconds of ``steps`` steps with ``save`` after the first; the writer is idle before and after."""
-        began = time.perf_counter()
+    def round(self, steps: int, save: Callable[[int], None]) -> _Round:
+        """``steps`` steps with ``save`` after the first; the writer is idle before and after."""
+        began, call_s = time.perf_counter(), 0.0
         for step in range(steps):
             self._engine.step(self._batches.fetch(step % 4), 1e-3)
             if step == 0:
+                called = time.perf_counter()
                 save(step)
+                call_s = time.perf_counter() - called
         seconds = time.perf_counter() - began
         self._writer.wait()
-        return seconds
+        return _Round(seconds, call_s)
 
     def nothing(self, step: int) -> None:
         """No checkpoint."""
