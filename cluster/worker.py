@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cluster.leaving import sigterm
+from cluster.leaving import told, training
 from cluster.run_directory import RunDirectory
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
@@ -44,9 +44,9 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
     launcher = Launcher(
-        stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), leave=sigterm
+        stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), leave=told
     )
-    with _logging_to(run.path / f"worker-{rank}.log"):
+    with training(), _logging_to(run.path / f"worker-{rank}.log"):
         log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
         try:
             return pretrain(config, run.path, world, launcher)
