@@ -1,63 +1,168 @@
-"""Backbones: their sizes, stems and shapes."""
+"""Backbones: their sizes, stems and shapes; what they refuse."""
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
-from torch import nn
+import torchvision
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
 
 from ssl_dist import backbones
+from ssl_dist.backbones import Backbone, ConvolutionalBackbone, Stem, own
+from ssl_dist.backbones.own import PreActivationBlock
 from ssl_dist.errors import ConfigError
 
+# One of each kind that torchvision has, and a size of images that it takes.
+TORCHVISION = {
+    "resnet18": 33,
+    "vgg11": 32,
+    "vit_b_16": 32,
+    "convnext_tiny": 32,
+    "efficientnet_b0": 32,
+    "efficientnet_v2_s": 32,
+    "densenet121": 32,
+    "mobilenet_v2": 32,
+    "mobilenet_v3_small": 32,
+    "squeezenet1_1": 32,
+    "shufflenet_v2_x0_5": 32,
+    "mnasnet0_5": 32,
+    "regnet_y_400mf": 32,
+    "swin_t": 32,
+    "swin_v2_t": 32,
+    "alexnet": 63,
+    "googlenet": 32,
+    "inception_v3": 75,
+    "maxvit_t": 224,
+}
+SIZES = {**dict.fromkeys(own.NAMES, 32), **TORCHVISION}
 
-@pytest.mark.parametrize(
-    ("name", "dim", "parameters"),
-    [
-        # torchvision's counts less the 1000-way classifier; He et al. give ResNet-20 0.27 M
-        ("resnet18", 512, 11_689_512 - 513_000),
-        ("resnet34", 512, 21_797_672 - 513_000),
-        ("resnet50", 2048, 25_557_032 - 2_049_000),
-        ("resnet101", 2048, 44_549_160 - 2_049_000),
-        ("convnet", 512, 3 * 9 * 128 + 128 + 3 * (128 * 9 * 128 + 128)),
-    ],
-)
-def test_known_networks_have_their_known_sizes(name: str, dim: int, parameters: int) -> None:
-    with torch.device("meta"):
-        network = backbones.build(name)
-    assert (network.dim, sum(p.numel() for p in network.parameters())) == (dim, parameters)
 
-
-@pytest.mark.parametrize("name", backbones.NAMES)
-@pytest.mark.parametrize("size", [32, 33])
-def test_features_have_dim_and_every_weight_takes_part(name: str, size: int) -> None:
+@cache
+def made(name: str) -> Backbone:
     torch.manual_seed(0)
-    network = backbones.build(name)
-    features = network(torch.rand(2, 3, size, size))
+    return backbones.build(name, image_size=SIZES[name])
+
+
+def convolutions(network: nn.Module) -> list[nn.Conv2d]:
+    return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
+
+
+def test_names_are_ours_and_torchvisions() -> None:
+    found = backbones.names()
+    assert found[:5] == ["convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder"]
+    assert set(found[5:]) == set(torchvision.models.list_models(module=torchvision.models))
+    assert len(found) == len(set(found))
+    assert set(SIZES) <= set(found)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_features_have_dim_and_every_weight_takes_part(name: str) -> None:
+    network = made(name).train()
+    features = network(torch.rand(2, 3, SIZES[name], SIZES[name]))
     assert features.shape == (2, network.dim)
     features.square().sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+    assert [p for p in network.parameters() if p.grad is None or not torch.isfinite(p.grad).all()] == []
+    network.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize(("stem", "side"), [("small", 32), ("half", 16), ("standard", 8)])
-@pytest.mark.parametrize("name", ["resnet18", "resnet8"])
-def test_the_stem_sets_the_size_of_the_first_maps(name: str, stem: backbones.Stem, side: int) -> None:
-    network = backbones.build(name, stem=stem)
+@pytest.mark.parametrize("name", SIZES)
+def test_an_images_features_do_not_depend_on_the_others_in_evaluation(name: str) -> None:
+    network, images = made(name).eval(), torch.rand(2, 3, SIZES[name], SIZES[name])
+    images[1] *= torch.linspace(0, 1, SIZES[name])
+    with torch.no_grad():
+        features, turned = network(images), network(images.flip(0))
+    largest = features.abs().max()
+    rounding = 1e-5 * largest  # float32 sums, 100 layers deep
+    assert (turned - features.flip(0)).abs().max() <= rounding
+    assert (features[0] - features[1]).abs().max() > 10 * rounding
+
+
+@pytest.mark.parametrize("name", [*TORCHVISION, "resnet50", "wide_resnet50_2", "vit_l_32"])
+def test_torchvisions_networks_lose_their_classifier_and_nothing_else(name: str) -> None:
+    # RegNets compute their widths with tensors, which have no values on the meta device
+    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+        network = backbones.build(name)
+    parameters = sum(p.numel() for p in network.parameters())
+    published = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
+    bias = 0 if name == "maxvit_t" else 1000
+    # torchvision counts the auxiliary classifier of Inception: 768 -> 128 -> 768 channels, BatchNorms, 1000 classes
+    auxiliary = 768 * 128 + 2 * 128 + 128 * 768 * 25 + 2 * 768 + 769_000 if name == "inception_v3" else 0
+    assert parameters == published - 1000 * network.dim - bias - auxiliary
+
+
+@pytest.mark.parametrize(("name", "dim"), [("convnet", 512), ("resnet8", 64), ("wrn45-2", 128), ("autoencoder", 2048)])
+def test_our_networks_have_their_known_dims(name: str, dim: int) -> None:
+    assert made(name).dim == dim
+
+
+@pytest.mark.parametrize("stem", ["standard", "small", "half"])
+def test_the_wide_resnet_has_45_convolutions(stem: Stem) -> None:
+    network = backbones.build("wrn45-2", stem=stem)
+    blocks = [module for module in network.modules() if isinstance(module, PreActivationBlock)]
+    assert len(convolutions(network)) == 45
+    assert [block.skip is not None for block in blocks] == 4 * [True, False, False, False, False]
+    assert [block.residual[0].out_channels for block in blocks[::5]] == [16, 32, 64, 128]  # type: ignore[union-attr]
+    assert sum(isinstance(module, nn.LeakyReLU) for module in network.modules()) == 2 * len(blocks) + 1
+    assert {module.negative_slope for module in network.modules() if isinstance(module, nn.LeakyReLU)} == {0.1}
+
+
+def test_a_pre_activation_block_is_what_it_says() -> None:
+    torch.manual_seed(0)
+    block, x = PreActivationBlock(4, 6, stride=2, convolved_skip=True).eval(), torch.randn(2, 4, 6, 6)
+    scale = 1 / (1 + 1e-5) ** 0.5  # BatchNorm as it is initialised
+
+    def activated(features: Tensor) -> Tensor:
+        return torch.where(features > 0, features, 0.1 * features) * scale
+
+    conv = nn.functional.conv2d
+    first, _, _, second = block.residual.children()
+    inner = conv(activated(x), first.weight, stride=2, padding=1)  # type: ignore[arg-type]
+    assert block.skip is not None
+    expected = conv(activated(x), block.skip.weight, stride=2) + conv(activated(inner), second.weight, padding=1)  # type: ignore[arg-type]
+    torch.testing.assert_close(block(x), expected)
+    identity = PreActivationBlock(4, 4, stride=1, convolved_skip=False).eval()
+    nn.init.zeros_(identity.residual[-1].weight)  # type: ignore[arg-type]
+    assert torch.equal(identity(x), x), "the skip of the other blocks takes what is not activated"
+
+
+@pytest.mark.parametrize(("stem", "stride"), [("small", 1), ("half", 2), ("standard", 4)])
+@pytest.mark.parametrize("name", ["resnet18", "resnet8", "resnet20", "wrn45-2", "resnext50_32x4d"])
+def test_the_stem_sets_the_size_of_the_first_maps(name: str, stem: Stem, stride: int) -> None:
+    network = backbones.build(name, stem=stem).eval()
+    kinds = (BasicBlock, PreActivationBlock, torchvision.models.resnet.Bottleneck)
     sides: list[int] = []
-    first_block = next(m for m in network.modules() if isinstance(m, backbones.BasicBlock))
+    first_block = next(m for m in network.modules() if isinstance(m, kinds))
     first_block.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
-    network.eval()(torch.rand(1, 3, 32, 32))
-    assert sides == [side]
+    images = torch.rand(1, 3, 32, 32)
+    network(images)
+    assert sides == [32 // stride]
+    if isinstance(network, ConvolutionalBackbone):
+        assert network.map(images).shape[-1] == 32 // network.stride
+
+
+@pytest.mark.parametrize("name", own.NAMES)
+def test_our_networks_pool_their_map(name: str) -> None:
+    network, images = made(name).eval(), torch.rand(2, 3, 64, 64)
+    assert isinstance(network, ConvolutionalBackbone)
+    features = network.map(images)
+    assert features.shape == (2, network.channels, 64 // network.stride, 64 // network.stride)
+    pooled = nn.functional.adaptive_avg_pool2d(features, int((network.dim // network.channels) ** 0.5)).flatten(1)
+    torch.testing.assert_close(network(images), pooled)
+
+
+def test_at_32_px_the_autoencoders_features_are_its_latents() -> None:
+    network, images = made("autoencoder").eval(), torch.rand(2, 3, 32, 32)
+    assert isinstance(network, ConvolutionalBackbone)
+    assert torch.equal(network(images), network.map(images).flatten(1))
 
 
 def test_width_and_dropout_do_what_they_say() -> None:
     assert backbones.build("resnet8", width=32).dim == 128
-    assert (
-        sum(
-            isinstance(m, nn.Conv2d) and m.kernel_size == (3, 3)
-            for m in backbones.build("resnet20", stem="small").modules()
-        )
-        == 19
-    )
+    small = backbones.build("resnet20", stem="small")
+    assert sum(module.kernel_size == (3, 3) for module in convolutions(small)) == 19
     network = backbones.build("convnet", dropout=0.5)
     images = torch.rand(4, 3, 32, 32)
     assert not torch.equal(network(images), network(images))
@@ -67,12 +172,28 @@ def test_width_and_dropout_do_what_they_say() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"name": "resnet19"}, "backbone 'resnet19'"),
+        ({"name": "resnet19"}, "backbone 'resnet19': .*did you mean resnet1"),
+        ({"name": "fcn_resnet50"}, "it is one of convnet, resnet8"),
         ({"name": "convnet", "stem": "small"}, "convnet has no stem"),
+        ({"name": "autoencoder", "stem": "half"}, "autoencoder has no stem"),
+        ({"name": "vgg11", "stem": "small"}, "vgg11 has no stem"),
         ({"name": "resnet18", "width": 8}, "resnet18 has one width"),
+        ({"name": "wrn45-2", "width": 8}, "wrn45-2 has one width"),
         ({"name": "resnet18", "dropout": 0.1}, "resnet18 has no dropout"),
+        ({"name": "vit_b_16", "image_size": 40}, "vit_b_16 takes images of a multiple of 16 px: these have 40"),
+        ({"name": "vit_h_14", "image_size": 32}, "vit_h_14 takes images of a multiple of 14 px: these have 32"),
+        ({"name": "maxvit_t", "image_size": 96}, "maxvit_t takes images of a multiple of 224 px: these have 96"),
+        ({"name": "alexnet", "image_size": 32}, "alexnet takes images of 63 px or more: these have 32"),
+        ({"name": "inception_v3", "image_size": 32}, "inception_v3 takes images of 75 px or more"),
     ],
 )
-def test_options_that_a_backbone_does_not_have_are_refused(options: dict[str, object], message: str) -> None:
+def test_what_a_backbone_does_not_have_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         backbones.build(**options)  # type: ignore[arg-type]
+
+
+def test_a_transformer_of_one_size_refuses_others() -> None:
+    with pytest.raises(ConfigError, match="vit_b_16 takes images of one size: these have 32, 64 px"):
+        backbones.check("vit_b_16", image_sizes=(64, 32, 64))
+    with pytest.raises(ConfigError, match=r"made for images of 32 px was given 48 x 32: views \(augment\.size_px\)"):
+        made("vit_b_16")(torch.rand(1, 3, 48, 32))

@@ -1,0 +1,61 @@
+"""What a backbone is: images in, one feature vector an image out; convolutional ones of ours also give their map."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ssl_dist.errors import ConfigError
+
+Stem = Literal["standard", "small", "half"]
+
+
+class Backbone(nn.Module):
+    """``[N, 3, H, W]`` in [0, 1] -> ``[N, dim]``.
+
+    Attributes:
+        dim: number of features.
+        image_size: of images that are taken, pixels a side; None: any.
+    """
+
+    def __init__(self, body: nn.Module, dim: int, image_size: int | None = None) -> None:
+        super().__init__()
+        self.body = body
+        self.dim = dim
+        self.image_size = image_size
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        if self.image_size not in (None, height) or self.image_size not in (None, width):
+            raise ConfigError(
+                f"a backbone made for images of {self.image_size} px was given {height} x {width}: views"
+                " (augment.size_px) and stored images (store build --size-px) need one size"
+            )
+        features: Tensor = self.body(_channels_last(images))
+        return features
+
+
+class ConvolutionalBackbone(Backbone):
+    """Layers whose last map is pooled to ``pool`` x ``pool`` and flattened: dim = channels * pool**2.
+
+    Attributes:
+        channels: of the map.
+        stride: pixels of the image for one of the map, along a side.
+    """
+
+    def __init__(self, layers: list[nn.Module], channels: int, stride: int, pool: int = 1) -> None:
+        super().__init__(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(pool), nn.Flatten()), channels * pool**2)
+        self.channels, self.stride = channels, stride
+
+    def map(self, images: Tensor) -> Tensor:
+        """``[N, channels, h, w]``, before it is pooled; h = H / stride where that divides."""
+        features = _channels_last(images)
+        for layer in list(self.body.children())[:-2]:
+            features = layer(features)
+        return features
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    return images.contiguous(memory_format=torch.channels_last)  # twice as fast on CPU

@@ -1,0 +1,110 @@
+"""Backbones that are made here: CIFAR ResNets, a wide ResNet, the ConvNet, an autoencoder's encoder."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision.models.resnet import BasicBlock
+
+from ssl_dist.backbones.base import ConvolutionalBackbone, Stem
+
+NAMES = ("convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder")
+_STEM_STRIDES = {"standard": 4, "small": 1, "half": 2}
+_SLOPE = 0.1  # of the wide ResNet's LeakyReLU below 0
+
+
+def build(name: str, *, stem: Stem, width: int | None, dropout: float) -> ConvolutionalBackbone:
+    if name == "convnet":
+        return _convnet(dropout)
+    if name == "autoencoder":
+        return _autoencoder()
+    if name == "wrn45-2":
+        return _wide_resnet(stem)
+    return _cifar_resnet({"resnet8": 1, "resnet20": 3}[name], width or 16, stem)
+
+
+def stem_layers(stem: Stem, channels: int) -> tuple[nn.Conv2d, list[nn.Module]]:
+    """The first convolution, and the pooling that follows it or not."""
+    kernel, stride = {"standard": (7, 2), "small": (3, 1), "half": (3, 2)}[stem]
+    convolution = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
+    return convolution, [nn.MaxPool2d(3, 2, padding=1)] if stem == "standard" else []
+
+
+def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
+    """Three stages of basic blocks, with a 1 x 1 convolution on the shortcut where the shape changes."""
+    convolution, pool = stem_layers(stem, width)
+    layers, channels = [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool], width
+    for stage in range(3):
+        for block in range(blocks):
+            out, stride = width << stage, 2 if stage and not block else 1
+            shortcut = None
+            if stride != 1 or out != channels:
+                shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+            layers.append(BasicBlock(channels, out, stride, shortcut))
+            channels = out
+    return _initialised(ConvolutionalBackbone(layers, channels, 4 * _STEM_STRIDES[stem]))
+
+
+def _wide_resnet(stem: Stem) -> ConvolutionalBackbone:
+    """Four network blocks of five basic blocks, 16, 32, 64 and 128 channels, the last three of stride 2: 45
+    convolutions, of which one is the stem and one is on the skip of each network block's first basic block."""
+    convolution, pool = stem_layers(stem, 16)
+    layers, channels = [convolution, *pool], 16
+    for stage in range(4):
+        for block in range(5):
+            first, out = block == 0, 16 << stage
+            layers.append(PreActivationBlock(channels, out, stride=2 if stage and first else 1, convolved_skip=first))
+            channels = out
+    layers += _activation(channels)
+    return _initialised(ConvolutionalBackbone(layers, channels, 8 * _STEM_STRIDES[stem]), _SLOPE)
+
+
+class PreActivationBlock(nn.Module):
+    """Twice BatchNorm, LeakyReLU and a 3 x 3 convolution, beside a skip.
+
+    Source: He et al., "Identity Mappings in Deep Residual Networks", arXiv 1603.05027 (the order); Zagoruyko and
+    Komodakis, "Wide Residual Networks", arXiv 1605.07146 (where the skip is a convolution, it takes what is activated).
+    """
+
+    def __init__(self, channels: int, out: int, stride: int, convolved_skip: bool) -> None:
+        super().__init__()
+        self.activation = nn.Sequential(*_activation(channels))
+        self.residual = nn.Sequential(
+            nn.Conv2d(channels, out, 3, stride, padding=1, bias=False),
+            *_activation(out),
+            nn.Conv2d(out, out, 3, padding=1, bias=False),
+        )
+        self.skip = nn.Conv2d(channels, out, 1, stride, bias=False) if convolved_skip else None
+
+    def forward(self, features: Tensor) -> Tensor:
+        activated = self.activation(features)
+        kept = features if self.skip is None else self.skip(activated)
+        out: Tensor = kept + self.residual(activated)
+        return out
+
+
+def _activation(channels: int) -> list[nn.Module]:
+    return [nn.BatchNorm2d(channels), nn.LeakyReLU(_SLOPE, inplace=True)]
+
+
+def _initialised(network: ConvolutionalBackbone, slope: float = 0.0) -> ConvolutionalBackbone:
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, slope, mode="fan_out", nonlinearity="leaky_relu")
+    return network
+
+
+def _convnet(dropout: float) -> ConvolutionalBackbone:
+    """Four blocks of conv 3 x 3 (128 channels, stride 2), ReLU, dropout; a 2 x 2 map, flattened: 512."""
+    layers: list[nn.Module] = []
+    for channels in (3, 128, 128, 128):
+        layers += [nn.Conv2d(channels, 128, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+    return ConvolutionalBackbone(layers, 128, stride=16, pool=2)
+
+
+def _autoencoder() -> ConvolutionalBackbone:
+    """G-SimCLR's encoder for CIFAR-10: three blocks of conv 3 x 3, BatchNorm, ReLU and max-pooling, of 32, 64 and 128
+    channels; a 4 x 4 map, flattened: 2048 latents."""
+    layers: list[nn.Module] = []
+    for channels, out in ((3, 32), (32, 64), (64, 128)):
+        layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+    return ConvolutionalBackbone(layers, 128, stride=8, pool=4)
