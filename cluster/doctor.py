@@ -69,7 +69,7 @@ def check(
     Args:
         storage: absolute; folder that all nodes share.
         hosts: names or addresses of nodes that must be there.
-        exact: compare gradients, too.
+        exact: compare gradients, too: the config's method's, or without one every method's.
         config: of a dry run.
         say: is told what is being done.
 
@@ -110,7 +110,7 @@ def _try(
     report = report._replace(link=link(cluster))
     if exact:
         say(f"comparing gradients on {cluster.workers.max} workers")
-        report = report._replace(findings=exactness(cluster))
+        report = report._replace(findings=exactness(cluster, config.method.name if config else None))
     if config:
         say(f"dry run of {_STEPS} steps")
         report = report._replace(dry_run=dry_run(config, storage))
@@ -178,13 +178,13 @@ def link(cluster: ClusterConfig) -> Link:
     return Link(cluster.workers.max, latency_s, rate)
 
 
-def exactness(cluster: ClusterConfig) -> list[Finding]:
-    """The world-size battery of ``ssl_dist.exactness`` on the cluster's workers.
+def exactness(cluster: ClusterConfig, method: str | None) -> list[Finding]:
+    """The world-size battery of ``ssl_dist.exactness`` on the cluster's workers, of one method or of all.
 
     Raises:
         SslDistError: a worker failed.
     """
-    return [Finding(*values) for values in _on_workers(_examine, cluster)]
+    return [Finding(*values) for values in _on_workers(_examine, cluster, method=method)]
 
 
 def dry_run(config: RunConfig, folder: Path) -> DryRun:
@@ -195,8 +195,8 @@ def dry_run(config: RunConfig, folder: Path) -> DryRun:
     """
     from ssl_dist.report import read_metrics
 
-    assert config.data.num_images, "the store was opened before"
-    plan = config.plan(config.data.num_images)
+    assert config.data.num_samples, "the store was opened before"
+    plan = config.plan(config.data.num_samples)
     monitor = config.monitor.model_copy(update={"every_steps": _WARM_UP})
     steps = min(_STEPS, plan.total_steps)
     short = config.model_copy(update={"monitor": monitor, "probe": None, "epochs": steps / plan.steps_per_epoch + 1e-9})
@@ -211,11 +211,11 @@ def dry_run(config: RunConfig, folder: Path) -> DryRun:
     return DryRun(rate, laps[-1]["memory/peak_mb"], plan.total_steps * config.batch.size / rate)
 
 
-def _on_workers(function: Callable[[dict[str, Any]], Any], cluster: ClusterConfig) -> Any:
+def _on_workers(function: Callable[[dict[str, Any]], Any], cluster: ClusterConfig, **settings: Any) -> Any:
     once = cluster.model_copy(update={"max_failures": 0})
     with tempfile.TemporaryDirectory() as folder:
         work = Background(
-            lambda: trainer(function, {"gpu": once.gpu}, once, Path(folder) / "doctor").fit().return_value
+            lambda: trainer(function, {"gpu": once.gpu, **settings}, once, Path(folder) / "doctor").fit().return_value
         )
         work.start()
         _wait(work)
@@ -234,7 +234,8 @@ def _examine(settings: dict[str, Any]) -> list[tuple[Any, ...]]:
     from ssl_dist.collectives import World
     from ssl_dist.exactness import examine
 
-    return [tuple(finding) for finding in examine(World.current(_device(settings)))]
+    names = [settings["method"]] if settings["method"] else None
+    return [tuple(finding) for finding in examine(World.current(_device(settings)), names)]
 
 
 def _reduce(settings: dict[str, Any]) -> tuple[float, float]:

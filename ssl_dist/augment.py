@@ -15,6 +15,7 @@ tries, then the centre) and antialiased bilinear resize. Hue turns the colour ab
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pydantic
@@ -40,9 +41,11 @@ class View(pydantic.BaseModel):
     flip_p: float = pydantic.Field(0.5, ge=0, le=1)
     jitter_p: float = pydantic.Field(0.8, ge=0, le=1)
     jitter_strength: float = pydantic.Field(1.0, ge=0, le=1.25)  # times 0.8 brightness, contrast, saturation; 0.2 hue
+    jitter_saturation: float | None = pydantic.Field(None, ge=0, le=1)  # in place of 0.8 times the strength
     grey_p: float = pydantic.Field(0.2, ge=0, le=1)
     blur_p: float = pydantic.Field(0.5, ge=0, le=1)
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the output
+    solarise_p: float = pydantic.Field(0.0, ge=0, le=1)  # values of 0.5 and more are turned round
 
     @pydantic.model_validator(mode="after")
     def _ranges(self) -> View:
@@ -60,6 +63,47 @@ Recipe = tuple[View, ...]
 RECIPES: dict[str, Recipe] = {
     "simclr": (View(), View()),
     "simclr-small": (View(jitter_strength=0.5, blur_p=0.0),) * 2,  # google-research/simclr's setting for CIFAR-10
+    "mocov2": (View(crop_scale=(0.2, 1.0), jitter_strength=0.5),) * 2,  # arXiv 2003.04297 and its code
+    # BYOL, arXiv 2006.07733, table 6; Barlow Twins has the same
+    "byol": (
+        View(jitter_strength=0.5, jitter_saturation=0.2, blur_p=1.0),
+        View(jitter_strength=0.5, jitter_saturation=0.2, blur_p=0.1, solarise_p=0.2),
+    ),
+    # for 32 px: BYOL's without blur
+    "byol-small": (
+        View(jitter_strength=0.5, jitter_saturation=0.2, blur_p=0.0),
+        View(jitter_strength=0.5, jitter_saturation=0.2, blur_p=0.0, solarise_p=0.2),
+    ),
+    # FixMatch, arXiv 2001.07685: a weak and a strong view, without its RandAugment
+    "weak-strong": (
+        View(crop_scale=(0.75, 1.0), crop_ratio=(1.0, 1.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0),
+        View(crop_scale=(0.5, 1.0), jitter_p=0.8, solarise_p=0.2),
+    ),
+    "weak": (View(crop_scale=(0.75, 1.0), crop_ratio=(1.0, 1.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0),),
+    "none": (View(crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip_p=0.0, jitter_p=0.0, grey_p=0.0, blur_p=0.0),),
+}
+
+
+def swav(
+    size: int,
+    small: int,
+    num_small: int,
+    *,
+    scale: tuple[float, float] = (0.14, 1.0),
+    small_scale: tuple[float, float] = (0.05, 0.14),
+    strength: float = 1.0,
+    blur_p: float = 0.5,
+) -> Recipe:
+    """SwAV's multi-crop (arXiv 2006.09882, section 4.1): two large views and ``num_small`` small ones."""
+    large = View(size_px=size, crop_scale=scale, jitter_strength=strength, blur_p=blur_p)
+    return (large,) * 2 + (large.model_copy(update={"size_px": small, "crop_scale": small_scale}),) * num_small
+
+
+RECIPES |= {
+    "swav": swav(224, 96, 6),
+    "swav-96": swav(96, 48, 4),
+    # for 32 px, where 5 % of an image would be 7 x 7 pixels: the shares that IMC-SwAV (arXiv 2103.07368) has for CIFAR
+    "swav-small": swav(32, 16, 4, scale=(0.2, 1.0), small_scale=(0.08, 0.4), strength=0.5, blur_p=0.0),
 }
 
 
@@ -88,22 +132,38 @@ def views(
     Raises:
         ConfigError: unknown recipe, or views of different sizes.
     """
+    made = crops(images, ids, seed=seed, epoch=epoch, recipe=recipe, dtype=dtype)
+    if len(made) != 1:
+        raise ConfigError(f"views of different sizes {sorted({part.shape[-1] for part in made})} in one recipe")
+    return made[0]
+
+
+def crops(
+    images: Tensor,
+    ids: Tensor,
+    *,
+    seed: int,
+    epoch: int | Tensor,
+    recipe: str | Recipe,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Tensor, ...]:
+    """``views`` of a recipe whose sizes differ: ``[V_i, N, 3, S_i, S_i]`` for each run of views of one size."""
     if isinstance(recipe, str):
         if recipe not in RECIPES:
             raise ConfigError(f"augment recipe {recipe!r}: it is one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
-    sizes = {view.size_px or images.shape[1] for view in recipe}
-    if len(sizes) != 1:
-        raise ConfigError(f"views of different sizes {sorted(sizes)} in one recipe")
-    [size] = sizes
     images, ids = torch.as_tensor(images), torch.as_tensor(ids)
     epochs = torch.as_tensor(epoch, device=images.device).expand(len(ids))
     rows = _to_float(images, dtype)
-    made = []
-    for number, view in enumerate(recipe):
-        state = fold(fold(fold(torch.zeros_like(ids), seed), epochs), ids)
-        made.append(_one_view(rows, view, _Draws(fold(state, number)), size))
-    return torch.stack(made)
+    made, number = [], 0
+    for size, alike in itertools.groupby(view.size_px or images.shape[1] for view in recipe):
+        part = []
+        for _ in alike:
+            state = fold(fold(fold(torch.zeros_like(ids), seed), epochs), ids)
+            part.append(_one_view(rows, recipe[number], _Draws(fold(state, number)), size))
+            number += 1
+        made.append(torch.stack(part))
+    return tuple(made)
 
 
 def _to_float(images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -147,6 +207,9 @@ def _one_view(rows: Tensor, view: View, draws: _Draws, size: int) -> Tensor:
     crop = torch.bmm(horizontal.to(rows.dtype), half).view(n, size * size, 3)  # [N, S * S, 3], columns before rows
     colour = colour_matrices(draws, view, crop.mean(1, dtype=torch.float32)).to(rows.dtype)  # [N, 3, 4]
     out = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], crop.transpose(1, 2)).clamp_(0, 1)  # [N, 3, S * S]
+    if view.solarise_p > 0:
+        turned = draws.happens(view.solarise_p)[:, None, None] & (out >= 0.5)
+        out = torch.where(turned, 1 - out, out)
     return out.view(n, 3, size, size).transpose(2, 3)
 
 
@@ -231,7 +294,10 @@ def colour_matrices(draws: _Draws, view: View, mean: Tensor) -> Tensor:
     strength = view.jitter_strength
     reach = 0.8 * strength
     low = max(0.0, 1 - reach)
-    brightness, contrast, saturation = (draws.uniform(low, 1 + reach) for _ in range(3))
+    brightness, contrast = (draws.uniform(low, 1 + reach) for _ in range(2))
+    if view.jitter_saturation is not None:
+        low, reach = 1 - view.jitter_saturation, view.jitter_saturation
+    saturation = draws.uniform(low, 1 + reach)
     hue = draws.uniform(-0.2 * strength, 0.2 * strength)[:, 0]
     order = draws.uniform(columns=_COLOUR_OPERATIONS).argsort(1)  # [N, 4]
     jittered, greyed = draws.happens(view.jitter_p), draws.happens(view.grey_p)

@@ -1,11 +1,15 @@
 """BatchNorm's running statistics as part of the result: one update a step, from all micro-batches of all workers.
 
-With momentum 1 a training forward pass leaves its own statistics in the buffers. They are added up over the
-micro-batches of this worker and over workers, and the mean moves the running statistics once a step, so these do not
-depend on how micro-batches are shared out.
+With momentum 1 a training forward pass leaves its own statistics in the buffers. They are added up over the forward
+passes of this worker's micro-batches and over workers, and their mean moves the running statistics once a step, so
+these do not depend on how micro-batches are shared out. A layer that a micro-batch passes several times (crops of
+several sizes) counts each time; one that no micro-batch passed keeps its statistics.
 """
 
 from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -14,38 +18,69 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssl_dist.collectives import World
 
 
+class _Layer:
+    """One BatchNorm and its statistics, means and variances as ``[2, C]``."""
+
+    def __init__(self, layer: _BatchNorm) -> None:
+        assert layer.momentum, "a cumulative average depends on how the batch was cut"
+        self.layer, self.momentum = layer, float(layer.momentum)
+        layer.momentum = 1.0
+        self.running = self.latest()
+        self.total, self.passes = torch.zeros_like(self.running), 0
+
+    def latest(self) -> Tensor:
+        """What the buffers hold: of the last forward pass in training mode."""
+        assert self.layer.running_mean is not None
+        assert self.layer.running_var is not None
+        return torch.stack([self.layer.running_mean, self.layer.running_var])
+
+    def move(self, total: Tensor, passes: float) -> None:
+        """The running statistics, towards the mean over all workers' forward passes, and into the buffers."""
+        if passes:
+            self.running.lerp_(total / passes, self.momentum)
+        for buffer, value in zip((self.layer.running_mean, self.layer.running_var), self.running, strict=True):
+            assert buffer is not None
+            buffer.copy_(value)
+        if self.layer.num_batches_tracked is not None:
+            self.layer.num_batches_tracked.fill_(0)  # counts forward passes, which depend on the worker count
+        self.total.zero_()
+        self.passes = 0
+
+
 class RunningStatistics:
     """Takes over the running statistics of every BatchNorm in a module (those of momentum None are refused)."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self._momentum = [float(layer.momentum or 0.0) for layer in self._layers]
-        for layer in self._layers:
-            assert layer.momentum, "a cumulative average depends on how the batch was cut"
-            layer.momentum = 1.0
-        self._running = [buffer.clone() for buffer in self._buffers()]
-        self._sums = [torch.zeros_like(buffer) for buffer in self._running]
+        found = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        self._layers = {layer: _Layer(layer) for layer in found}
+        self._collecting = False
+        for layer in found:
+            layer.register_forward_hook(self._add)
 
-    def _buffers(self) -> list[Tensor]:
-        pairs = [(layer.running_mean, layer.running_var) for layer in self._layers]
-        return [buffer for pair in pairs for buffer in pair if buffer is not None]
-
-    def collect(self) -> None:
-        """Add the statistics that the last forward pass left."""
-        for total, buffer in zip(self._sums, self._buffers(), strict=True):
-            total.add_(buffer)
+    @contextlib.contextmanager
+    def collecting(self, wanted: bool) -> Iterator[None]:
+        """Do forward passes in this block count?"""
+        self._collecting = wanted
+        try:
+            yield
+        finally:
+            self._collecting = False
 
     @torch.no_grad()
-    def update(self, num_micro: int, world: World) -> None:
-        """One step: the mean over the ``num_micro`` micro-batches of all workers moves the running statistics."""
+    def _add(self, layer: nn.Module, inputs: object, output: object) -> None:
+        if self._collecting and layer.training:
+            known = self._layers[layer]  # type: ignore[index]
+            known.total += known.latest()
+            known.passes += 1
+
+    @torch.no_grad()
+    def update(self, world: World) -> None:
+        """One step: the mean over all forward passes that counted, of all workers, moves the running statistics."""
         if not self._layers:
             return
-        flat = world.sum_(torch.cat([total.flatten() for total in self._sums])).div_(num_micro)
-        means = flat.split([total.numel() for total in self._sums])
-        for index, (running, mean, buffer) in enumerate(zip(self._running, means, self._buffers(), strict=True)):
-            running.lerp_(mean.view_as(running), self._momentum[index // 2])
-            buffer.copy_(running)
-            self._sums[index].zero_()
-        for layer in self._layers:
-            if layer.num_batches_tracked is not None:
-                layer.num_batches_tracked.fill_(0)  # counts forward passes, which depend on the worker count
+        layers = list(self._layers.values())
+        passes = layers[0].total.new_tensor([layer.passes for layer in layers])
+        flat = world.sum_(torch.cat([passes, *(layer.total.flatten() for layer in layers)]))
+        passes, *totals = flat.split([len(layers), *(layer.total.numel() for layer in layers)])
+        for layer, total, count in zip(layers, totals, passes.tolist(), strict=True):
+            layer.move(total.view_as(layer.total), count)

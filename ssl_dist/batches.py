@@ -1,7 +1,8 @@
 """This worker's part of each global batch: which micro-batches, their pixels fetched ahead, their views on demand.
 
 M micro-batches of m images a step, W workers. Each worker has ``num_slots`` = ceil(M / W) slots, the same number
-everywhere so that collectives match; a slot without a micro-batch is embedded with zero weight.
+everywhere so that collectives match; a slot without a micro-batch is embedded with zero weight. Where a method learns
+from some labels, the first images of every micro-batch are from the labelled ones.
 """
 
 from __future__ import annotations
@@ -11,23 +12,17 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_dist import augment, order
+from ssl_dist import augment
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-
-
-class Images(Protocol):
-    """What is asked of an ``ImageStore`` here."""
-
-    def __len__(self) -> int: ...
-
-    def gather(self, ids: np.ndarray) -> np.ndarray: ...
+from ssl_dist.methods import Progress, Views
+from ssl_dist.order import derive_seed
+from ssl_dist.samples import Images, Samples
 
 
 @dataclass(frozen=True)
@@ -40,6 +35,8 @@ class Batch:
         num_slots: at least ``len(micro_batches)``, equal on all workers.
         images: uint8 ``[n, H, W, 3]``, n = m * len(micro_batches).
         ids, epochs: int64 ``[n]``.
+        labels: int64 ``[n]``, -1 where there is none that the method may see.
+        progress: before the step.
     """
 
     step: int
@@ -50,21 +47,32 @@ class Batch:
     epochs: Tensor
     config: RunConfig
 
+    labels: Tensor
+    progress: Progress
+
     @property
     def size(self) -> int:
         """Images of a micro-batch."""
         return self.config.batch.micro
 
-    def views(self, slot: int, device: torch.device) -> Tensor:
-        """Views ``[V, m, 3, S, S]`` of the slot's micro-batch, the same at each call; zeros where it has none."""
+    def noise_seed(self, slot: int) -> int:
+        """For what is random in the slot's micro-batch, the same on whichever worker it is."""
+        number = self.micro_batches[slot] if slot < len(self.micro_batches) else self.config.batch.num_micro
+        return derive_seed(self.config.seed, self.step, number)
+
+    def views(self, slot: int, device: torch.device) -> Views:
+        """Views and labels of the slot's micro-batch, the same at each call; zeros where it has none."""
         recipe = self.config.augment.views()
-        if slot >= len(self.micro_batches):
-            side = recipe[0].size_px or self.images.shape[1]
-            return torch.zeros(len(recipe), self.size, 3, side, side, device=device)
-        rows = slice(slot * self.size, (slot + 1) * self.size)
-        images, ids, epochs = (x[rows].to(device, non_blocking=True) for x in (self.images, self.ids, self.epochs))
+        real = slot < len(self.micro_batches)
+        rows = slice(slot * self.size, (slot + 1) * self.size) if real else slice(0, 0)
+        given = (self.images, self.ids, self.epochs, self.labels)
+        images, ids, epochs, labels = (x[rows].to(device, non_blocking=True) for x in given)
         # float32 whatever the precision of training: the views cost little
-        return augment.views(images, ids, seed=self.config.seed, epoch=epochs, recipe=recipe)
+        crops = augment.crops(images, ids, seed=self.config.seed, epoch=epochs, recipe=recipe)
+        if not real:
+            crops = tuple(part.new_zeros(len(part), self.size, *part.shape[2:]) for part in crops)
+            labels = labels.new_full((self.size,), -1)
+        return Views(crops, labels)
 
 
 class Batches:
@@ -77,6 +85,7 @@ class Batches:
     def __init__(self, store: Images, config: RunConfig, world: World, first_step: int, total_steps: int) -> None:
         self._store, self._config, self._world = store, config, world
         self._steps = range(first_step, total_steps)
+        self._samples = Samples(config, store)
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -114,10 +123,7 @@ class Batches:
         """This worker's share of one step."""
         sizes = self._config.batch
         mine = self._world.share(sizes.num_micro)
-        start = step * sizes.size
-        ids, epochs = order.stream(
-            self._config.seed, start + mine.start * sizes.micro, start + mine.stop * sizes.micro, len(self._store)
-        )
+        ids, epochs, labels = self._samples.of(step, mine)
         return Batch(
             step=step,
             micro_batches=mine,
@@ -126,6 +132,8 @@ class Batches:
             ids=torch.from_numpy(ids),
             epochs=torch.from_numpy(epochs),
             config=self._config,
+            labels=torch.from_numpy(labels),
+            progress=Progress(step, self._steps.stop, step * (sizes.size - sizes.labelled) / self._samples.count),
         )
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Literal
 
 import pydantic
@@ -25,12 +25,20 @@ class _Section(pydantic.BaseModel):
 
 
 class DataConfig(_Section):
-    """``store``: folder of the store to pretrain on. The rest is filled in when a run starts and checked whenever it
-    goes on: with other images it would be another run."""
+    """``store``: folder of the store to pretrain on; ``label_file``: a .npy of one whole number an image (-1: none), in
+    place of its labels; ``stratified``: a batch (its labelled images, where the method sees labels) has as many images
+    of each label, or up to two more of one than of another where their number is no multiple of that of labels.
+
+    The rest is filled in when a run starts and checked whenever it goes on: with other images it would be another run.
+    """
 
     store: str
+    label_file: str | None = None
+    stratified: bool = False
     num_images: int | None = None
+    num_samples: int | None = None  # images of an epoch, see ``Samples``
     image_shape: tuple[int, int, int] | None = None
+    label_digest: str | None = None
 
     def expect(self, found: DataConfig) -> None:
         """Refuse a store of other images than the run began with.
@@ -38,11 +46,12 @@ class DataConfig(_Section):
         Raises:
             StoreError: their number or size differs.
         """
-        for name in ("num_images", "image_shape"):
+        for name in ("num_images", "num_samples", "image_shape", "label_digest"):
             began, now = getattr(self, name), getattr(found, name)
             if began is not None and began != now:
+                key = "data.label_file" if name == "label_digest" else "data.store"
                 raise StoreError(
-                    f"{found.store} has {name} {now} where the run began with {began}: set data.store to that"
+                    f"{found.store} has {name} {now} where the run began with {began}: set {key} to what it was"
                 )
 
 
@@ -59,6 +68,8 @@ class AugmentConfig(_Section):
     grey_p: float | None = None
     blur_p: float | None = None
     blur_sigma: tuple[float, float] | None = None
+    solarise_p: float | None = None
+    jitter_saturation: float | None = None
 
     @pydantic.model_validator(mode="after")
     def _is_a_recipe(self) -> AugmentConfig:
@@ -81,15 +92,20 @@ class BackboneConfig(_Section):
     width: int | None = pydantic.Field(None, ge=1)
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
 
-    def build(self) -> backbones.Backbone:
-        return backbones.build(self.name, stem=self.stem, width=self.width, dropout=self.dropout)
+    def build(self, image_size: int | None = None) -> backbones.Backbone:
+        return backbones.build(image_size=image_size, **self.model_dump())
+
+    def check(self, image_sizes: Collection[int]) -> None:
+        backbones.check(image_sizes=image_sizes, **self.model_dump())
 
 
 class BatchConfig(_Section):
-    """``size`` images make a step; they are embedded ``micro`` at a time, each with its own BatchNorm statistics."""
+    """``size`` images make a step; they are embedded ``micro`` at a time, each with its own BatchNorm statistics.
+    ``labelled`` of them come from the labelled ones, for methods that learn from some labels."""
 
     size: int = pydantic.Field(256, ge=2)
     micro: int = pydantic.Field(256, ge=1)
+    labelled: int = pydantic.Field(0, ge=0)
 
     @pydantic.model_validator(mode="after")
     def _divides(self) -> BatchConfig:
@@ -98,6 +114,11 @@ class BatchConfig(_Section):
             tries = ([f"batch.size={size}"] if size else []) + [f"batch.micro={micro}"]
             raise ValueError(
                 f"batch.size {self.size} is not a multiple of batch.micro {self.micro}: try {' or '.join(tries)}"
+            )
+        if self.labelled * self.micro % self.size:
+            raise ValueError(
+                f"batch.labelled {self.labelled}: each of {self.num_micro} micro-batches takes as many, so it is a"
+                f" multiple of {self.num_micro}"
             )
         return self
 
@@ -216,14 +237,39 @@ class RunConfig(_Section):
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> RunConfig:
-        with torch.device("meta"):  # checks the options without making weights
-            self.backbone.build()
+        self.backbone.check(self.view_sizes)
         if self.optim.name == "lars" and self.engine.zero_stage == 3:
             raise ValueError(
                 "optim.name lars with engine.zero_stage 3: LARS needs the norms of whole parameters,"
                 " which stage 3 cuts up for good: set engine.zero_stage to 0, 1 or 2"
             )
+        method = methods.load(self.method.name)
+        if method.needs_map and self.backbone.name not in backbones.with_map():
+            raise ValueError(
+                f"method {self.method.name} decodes the backbone's map, which backbone {self.backbone.name} does not"
+                f" give: set backbone.name to one of {', '.join(backbones.with_map())}"
+            )
+        some = method.uses_labels == "some"
+        if some and not 0 < self.batch.labelled < self.batch.size:
+            raise ValueError(
+                f"batch.labelled {self.batch.labelled}: method {self.method.name} learns from some labelled images of"
+                f" each batch, so it is 1 or more, and less than batch.size {self.batch.size}"
+            )
+        if self.batch.labelled and not some:
+            raise ValueError(f"batch.labelled {self.batch.labelled}: method {self.method.name} takes none by label")
         return self
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """Pixels a side of each view; none of views of the stored size, as long as no store was opened."""
+        stored = self.data.image_shape[0] if self.data.image_shape else None
+        return tuple(size for view in self.augment.views() if (size := view.size_px or stored))
+
+    @property
+    def num_labelled(self) -> int:
+        """Images of a step whose labels the method sees."""
+        every = methods.load(self.method.name).uses_labels == "all"
+        return self.batch.size if every else self.batch.labelled
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -247,20 +293,24 @@ class RunConfig(_Section):
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
-            raise ConfigError(f"{origin}: {explain(error, list(_known_keys(cls, '')))}") from None
+            method = tree.get("method")
+            name = method.get("name") if isinstance(method, Mapping) else None
+            known = _known_keys(cls, "", name if name in methods.names() else "simclr")
+            raise ConfigError(f"{origin}: {explain(error, list(known))}") from None
 
     def plan(self, num_samples: int) -> Plan:
-        """Epochs to steps, for a store of ``num_samples`` images; what does not fill a last batch is left out.
+        """Epochs of ``num_samples`` images (``Samples.count``) to steps; what does not fill a last batch is left out.
 
         Raises:
             ConfigError: less than one step.
         """
-        steps_per_epoch = num_samples / self.batch.size
-        total = math.floor(self.epochs * num_samples / self.batch.size)
+        batch = self.batch.size - self.batch.labelled
+        steps_per_epoch = num_samples / batch
+        total = math.floor(self.epochs * num_samples / batch)
         if total < 1:
             raise ConfigError(
-                f"epochs {self.epochs:g} of {num_samples} images are less than one batch of {self.batch.size}:"
-                f" raise epochs to {self.batch.size / num_samples:g} or more, or lower batch.size"
+                f"epochs {self.epochs:g} of {num_samples} images are less than one batch of {batch}:"
+                f" raise epochs to {batch / num_samples:g} or more, or lower batch.size"
             )
         warmup = min(round(self.optim.warmup_epochs * steps_per_epoch), total)
         return Plan(num_samples=num_samples, total_steps=total, warmup_steps=warmup, steps_per_epoch=steps_per_epoch)
@@ -268,7 +318,8 @@ class RunConfig(_Section):
     def initial_method(self) -> Method:
         """The method with the weights that a run starts from, the same wherever it is called."""
         torch.manual_seed(self.seed)
-        return methods.load(self.method.name)(self.backbone.build(), self.method)
+        backbone = self.backbone.build(next(iter(self.view_sizes), None))
+        return methods.load(self.method.name)(backbone, self.method)
 
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value, for hyperparameter tables."""
@@ -280,10 +331,10 @@ class RunConfig(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def _known_keys(model: type[pydantic.BaseModel], prefix: str) -> Iterator[str]:
+def _known_keys(model: type[pydantic.BaseModel], prefix: str, method: str) -> Iterator[str]:
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
         kinds = (info.annotation, *getattr(info.annotation, "__args__", ()))
-        for kind in kinds if name != "method" else (methods.load("simclr").Config,):
+        for kind in kinds if name != "method" else (methods.load(method).Config,):
             if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
-                yield from _known_keys(kind, f"{prefix}{name}.")
+                yield from _known_keys(kind, f"{prefix}{name}.", method)

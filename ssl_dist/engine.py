@@ -29,7 +29,6 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
 from ssl_dist.methods import Method
 from ssl_dist.optim import LARS, Piece
-from ssl_dist.order import derive_seed
 
 
 class StepResult(NamedTuple):
@@ -61,7 +60,7 @@ class Engine:
 
     def __init__(self, method: Method, config: RunConfig, world: World, state: State | None = None) -> None:
         deepspeed = _import_deepspeed(world)
-        self._config, self._world = config, world
+        self._world = world
         self.method = method.to(world.device)
         if state is not None:
             self.method.load_state_dict(state.model)
@@ -89,6 +88,7 @@ class Engine:
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
         self.method.train()
+        self.method.before_step(batch.progress)
         cached = batch.num_slots > 1
         with torch.set_grad_enabled(not cached):
             embedded = [self._embed(batch, slot, collect=True) for slot in range(batch.num_slots)]
@@ -104,17 +104,17 @@ class Engine:
                     one = self._embed(batch, slot) if cached else embedded[slot]
                     self._push(one, grad[slot * batch.size : (slot + 1) * batch.size])
         grad_norm = self._update(batch.step)
-        self._statistics.update(self._config.batch.num_micro, self._world)
+        self._statistics.update(self._world)
+        with self._whole_parameters():
+            self.method.after_step(z.detach(), batch.progress)
         return StepResult(loss.item(), grad_norm, z.detach())
 
     def _embed(self, batch: Batch, slot: int, collect: bool = False) -> Tensor:
         """[m, V, D] of one slot; noise is a function of (seed, step, micro-batch)."""
         real = slot < len(batch.micro_batches)
-        number = batch.micro_batches[slot] if real else self._config.batch.num_micro
-        torch.manual_seed(derive_seed(self._config.seed, batch.step, number))
-        z: Tensor = self._deepspeed(batch.views(slot, self._world.device))
-        if collect and real:
-            self._statistics.collect()
+        torch.manual_seed(batch.noise_seed(slot))
+        with self._statistics.collecting(collect and real):
+            z: Tensor = self._deepspeed(batch.views(slot, self._world.device))
         return z
 
     def _push(self, z: Tensor, grad: Tensor) -> None:
@@ -153,10 +153,9 @@ class Engine:
         Args:
             into: what an earlier call returned, to be written over: new memory takes longer than the copy.
         """
-        from deepspeed.runtime.zero import GatheredParameters
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        with GatheredParameters(list(self.method.parameters()), enabled=self._stage == 3):
+        with self._whole_parameters():
             held = into.model if into else {}
             model = {name: _copy(tensor, held.get(name)) for name, tensor in self.method.state_dict().items()}
         held = into.optimizer if into else {}
@@ -172,6 +171,15 @@ class Engine:
                     name = f"{self._names[parameter]}/{key}"
                     optimizer[name] = _copy(value, held.get(name))
         return State(model, optimizer)
+
+    def _whole_parameters(self) -> contextlib.AbstractContextManager[Any]:
+        """Stage 3 keeps parameters in parts, but for this block."""
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return cast(
+            "contextlib.AbstractContextManager[Any]",
+            GatheredParameters(list(self.method.parameters()), enabled=self._stage == 3),
+        )
 
     def _load_optimizer(self, saved: dict[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state

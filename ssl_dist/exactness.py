@@ -6,7 +6,8 @@ several workers with the loss alone; and a step of all workers with autograd of 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -19,20 +20,22 @@ from ssl_dist.batches import Batches
 from ssl_dist.collectives import Shares, World
 from ssl_dist.config import RunConfig
 from ssl_dist.engine import Engine
-from ssl_dist.methods import Method
+from ssl_dist.methods import Method, Views
 
 STAGES = (0, 1, 2, 3)
 QUOTIENT_TOLERANCE = 1e-6  # (L(z + hv) - L(z - hv)) / 2h in float64, h = 1e-5: an error of h^2 and of 1e-16 / h
 LOSS_TOLERANCE = 1e-12  # float64 sums in another order
 STEP_TOLERANCE = 1e-4  # float32 ones, through a network without kinks (measured on CPUs: 1e-6); a fault is of order 1
 _MICRO = 8
-_RECIPE = {
+_OVERRIDES = {
     "data": {"store": ""},
     "epochs": 1,
     "backbone": {"name": "resnet8", "stem": "half", "width": 8},
-    "augment": {"recipe": "simclr-small"},
     "optim": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0},
 }
+
+
+_WIDTHS = {"projection_hidden": 64, "projection_dim": 32, "queue": 64, "prototypes": 32}  # at most, where there are any
 
 
 class Finding(NamedTuple):
@@ -59,9 +62,9 @@ class Finding(NamedTuple):
         return self.error <= self.tolerance  # False for NaN
 
 
-def examine(world: World) -> Iterator[Finding]:
-    """For every method: its loss on one worker, over the first 2, 3, 4 and over all workers with uneven shares, and a
-    step of all workers at every ZeRO stage, in float32.
+def examine(world: World, names: Sequence[str] | None = None) -> Iterator[Finding]:
+    """For every method, or those named: its loss on one worker, over the first 2, 3, 4 and over all workers with uneven
+    shares, and a step of all workers at every ZeRO stage, in float32.
 
     Every rank calls, in a process group; each yields the findings that it took part in, rank 0 all.
     """
@@ -69,8 +72,8 @@ def examine(world: World) -> Iterator[Finding]:
     groups = {size: _group(range(size)) for size in sizes}
     alone = [_group(range(rank, rank + 1)) for rank in range(world.size)][world.rank]
     with torch.backends.cudnn.flags(allow_tf32=False):
-        for name in methods.names():
-            config = RunConfig.from_tree({**_RECIPE, "method": {"name": name}}, "exactness")
+        for name in names or methods.names():
+            config = config_of(name)
             yield _quotient(config, world, alone)
             for size in sizes:
                 if world.rank < size:
@@ -80,11 +83,22 @@ def examine(world: World) -> Iterator[Finding]:
         dist.destroy_process_group(group)
 
 
+def config_of(method: str, num_micro: int = 1) -> RunConfig:
+    """The method's own recipe, with a network, a batch and widths that are small enough to be checked."""
+    recipe = f"{method.replace('_', '-')}-cifar10"
+    given = RunConfig.load(recipe, {"data.store": ""})
+    labelled = -(-given.batch.labelled * _MICRO // given.batch.size)  # of each micro-batch: one at least, of some
+    batch = {"size": _MICRO * num_micro, "micro": _MICRO, "labelled": labelled * num_micro}
+    settings = given.method.model_dump()
+    narrow = {key: min(settings[key], most) for key, most in _WIDTHS.items() if settings.get(key) is not None}
+    return RunConfig.load(recipe, {**_OVERRIDES, "batch": batch, "method": {**settings, **narrow}})
+
+
 def smooth(method: Method) -> Method:
-    """The method with SiLU for every ReLU: where an input crosses zero by a rounding error, ReLU's gradient jumps."""
+    """SiLU for every ReLU and LeakyReLU: where an input crosses zero by a rounding error, their gradient jumps."""
     for module in list(method.modules()):
         for name, child in module.named_children():
-            if isinstance(child, nn.ReLU):
+            if isinstance(child, (nn.ReLU, nn.LeakyReLU)):
                 setattr(module, name, nn.SiLU())
     return method
 
@@ -99,17 +113,30 @@ def _embeddings(config: RunConfig, count: int, world: World) -> tuple[Method, Te
     method = config.initial_method().double().train()
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
-        shape = method.embed(torch.rand(2, count, 3, 32, 32, generator=generator, dtype=torch.float64)).shape
+        shape = method.embed(_random_views(config, count, generator)).shape
     # not what the method embeds, which is much alike before training
     z = torch.randn(shape, generator=generator, dtype=torch.float64)
     z = z * torch.linspace(1, 2, shape[1])[:, None] + torch.linspace(0, 0.5, shape[1])[:, None]
     return method.to(world.device), z.to(world.device)
 
 
+def _random_views(config: RunConfig, count: int, generator: torch.Generator) -> Views:
+    """In float64, of the recipe's sizes; with labels where the method sees some."""
+    sizes = [view.size_px or 32 for view in config.augment.views()]
+    crops = tuple(
+        torch.rand(len(list(alike)), count, 3, size, size, generator=generator, dtype=torch.float64)
+        for size, alike in itertools.groupby(sizes)
+    )
+    labels = torch.arange(count) % 3
+    labels[config.num_labelled * count // config.batch.size :] = -1
+    return Views(crops, labels)
+
+
 def _quotient(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Finding:
     """The slope of the loss along a direction, by its gradient and by its values."""
     method, z = _embeddings(config, 9, world)
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(z)
+    direction[:, z.shape[1] - method.num_targets :] = 0
     h = 1e-5
     with torch.no_grad():
         rise = method.loss(z + h * direction, alone) - method.loss(z - h * direction, alone)
@@ -123,6 +150,8 @@ def _loss(config: RunConfig, world: World, size: int, group: dist.ProcessGroup, 
     rows = World(world.rank, size).share(count)
     mine = _gradient_at(method, z[rows.start : rows.stop], group)
     expected = _gradient_at(method, z, alone)[rows.start : rows.stop]
+    learns = slice(0, z.shape[1] - method.num_targets)
+    mine, expected = mine[:, learns], expected[:, learns]
     return _compare(config, "loss, float64", size, group, [mine], [expected], LOSS_TOLERANCE)
 
 
@@ -133,9 +162,8 @@ def _gradient_at(method: Method, z: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 def _steps(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Iterator[Finding]:
     """What one step of plain SGD at rate 1 takes off the weights, beside the gradient."""
-    sizes = {"size": _MICRO * (2 * world.size + 1), "micro": _MICRO}  # one micro-batch more than divides evenly
-    images = _RandomImages(sizes["size"])
-    config = RunConfig.from_tree({**config.model_dump(), "batch": sizes}, "exactness")
+    config = config_of(config.method.name, 2 * world.size + 1)  # one micro-batch more than divides evenly
+    images = _RandomImages(config.batch.size)
     expected = _gradient_of_one(config, images, world.device, alone)
     for stage in STAGES:
         engine_section = {"precision": "fp32", "zero_stage": stage}
@@ -156,8 +184,11 @@ def _gradient_of_one(
     """The whole batch in this process: all micro-batches embedded, one loss, autograd."""
     method = smooth(config.initial_method()).to(device).train()
     batch = Batches(images, config, World(device=device), 0, 1).fetch(0)
-    z = torch.cat([method.embed(batch.views(slot, device)) for slot in range(batch.num_slots)])
-    return list(torch.autograd.grad(method.loss(z, alone), list(method.parameters())))
+    embedded = []
+    for slot in range(batch.num_slots):
+        torch.manual_seed(batch.noise_seed(slot))
+        embedded.append(method.embed(batch.views(slot, device)))
+    return list(torch.autograd.grad(method.loss(torch.cat(embedded), alone), list(method.parameters())))
 
 
 def _compare(
@@ -182,6 +213,7 @@ class _RandomImages:
 
     def __init__(self, count: int) -> None:
         self._pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+        self.labels = np.arange(count, dtype=np.int32) % 3
 
     def __len__(self) -> int:
         return len(self._pixels)

@@ -59,7 +59,7 @@ class Monitor:
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
 
-    def view_pairs(self, step: int, views: Tensor) -> None:
+    def views(self, step: int, views: Tensor) -> None:
         """Draw the views ``[V, N, 3, S, S]`` of the first images, one image a column."""
         picture = views[:, :_PICTURED].permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # [3, V * S, N * S]
         self._board.add_image("views", picture.float().cpu(), step)

@@ -10,13 +10,13 @@ from pathlib import Path
 from ssl_dist import checkpoint
 from ssl_dist.batches import Batch, Batches
 from ssl_dist.collectives import Shares, World
-from ssl_dist.config import DataConfig, Plan, RunConfig
+from ssl_dist.config import Plan, RunConfig
 from ssl_dist.engine import Engine, StepResult
 from ssl_dist.errors import Preempted, RunError
-from ssl_dist.evaluate import embedding_statistics
+from ssl_dist.evaluate import collapsed, embedding_statistics
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.monitor import Monitor, Stopwatch
-from ssl_dist.store import ImageStore
+from ssl_dist.samples import open_data
 
 log = logging.getLogger(__name__)
 
@@ -61,8 +61,10 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
     Raises:
         Preempted: on every worker, where one has to leave.
     """
-    store = _open_store(config)
-    plan = config.plan(len(store))
+    store, found = open_data(config)
+    config.data.expect(found)
+    assert found.num_samples is not None
+    plan = config.plan(found.num_samples)
     first_step, engine = _restore(config, directory, world)
     monitor = Monitor(directory, config, plan, first_step) if world.rank == 0 else None
     writer = checkpoint.Writer(directory, config) if world.rank == 0 else None
@@ -115,12 +117,6 @@ def _vote(run: _Run, *wishes: bool) -> tuple[bool, ...]:
     return tuple(granted)
 
 
-def _open_store(config: RunConfig) -> ImageStore:
-    store = ImageStore(config.data.store)
-    config.data.expect(DataConfig(store=config.data.store, num_images=len(store), image_shape=store.image_shape))
-    return store
-
-
 def _restore(config: RunConfig, directory: Path, world: World) -> tuple[int, Engine]:
     """The engine at the newest checkpoint that rank 0 finds valid, the same on all ranks."""
     mirror = checkpoint.mirror_of(directory, config)
@@ -136,13 +132,14 @@ def _begin(run: _Run, step: int, batch: Batch) -> None:
     """Before the first step: the plan, a picture of the views, and kNN of the weights as they are."""
     if run.monitor:
         run.monitor.scalars(step, {"plan/total_steps": run.plan.total_steps})
-        run.monitor.view_pairs(step, batch.views(0, run.world.device))
+        run.monitor.views(step, batch.views(0, run.world.device).crops[0])
     if step == 0:
         _probe(run, step)
 
 
 def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_s: float) -> None:
-    embeddings = Shares.of(result.embeddings).gather(result.embeddings)
+    pairs = run.engine.method.pairs(result.embeddings)
+    pairs = None if pairs is None else Shares.of(pairs).gather(pairs)
     rates = run.watch.lap(step, run.config.batch.size, waited_s)
     if run.monitor:
         run.metrics |= {
@@ -150,7 +147,10 @@ def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_
             "train/learning_rate": learning_rate,
             "train/gradient_norm": result.grad_norm,
         }
-        run.metrics |= {f"embedding/{name}": value for name, value in embedding_statistics(embeddings).items()} | rates
+        health = {} if pairs is None else embedding_statistics(pairs)
+        if health and collapsed(health):
+            log.warning("step %d: all embeddings are in one place, whatever the images: this is collapse", step)
+        run.metrics |= {f"embedding/{name}": value for name, value in health.items()} | rates
         run.monitor.scalars(step, {tag: value for tag, value in run.metrics.items() if not tag.startswith("probe/")})
 
 

@@ -16,7 +16,7 @@ from ssl_dist.batches import Batches
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.engine import Engine
-from ssl_dist.methods import Method
+from ssl_dist.methods import Method, Views
 from ssl_dist.store import ImageStore
 from tests.helpers import smooth_method
 
@@ -45,7 +45,9 @@ def deepspeed_in_double() -> Iterator[None]:
 def double_method(config: RunConfig) -> Method:
     """The initial method in float64, which takes float32 views."""
     method = smooth_method(config).double()
-    method.register_forward_pre_hook(lambda _, arguments: (arguments[0].double(),))
+    method.register_forward_pre_hook(
+        lambda _, arguments: (Views(tuple(part.double() for part in arguments[0].crops), arguments[0].labels),)
+    )
     return method
 
 
@@ -69,7 +71,7 @@ def one_shot_gradient(config: RunConfig, loss: Callable[[Tensor, Tensor], Tensor
     for part in torch.from_numpy(ids).split(config.batch.micro):
         pixels = torch.from_numpy(images.gather(part.numpy()))
         views = augment.views(pixels, part, seed=config.seed, epoch=0, recipe=config.augment.views())
-        embedded.append(method(views))
+        embedded.append(method(Views((views,), torch.full_like(part, -1))))
     z_a, z_b = torch.cat(embedded).unbind(1)
     loss(z_a, z_b).backward()
     return {name: p.grad for name, p in method.named_parameters() if p.grad is not None}

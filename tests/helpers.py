@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -53,16 +54,23 @@ class Trace(NamedTuple):
 
 
 def train(
-    rank: int, size: int, config: RunConfig, first_step: int, last_step: int, resume: Path | None = None
+    rank: int,
+    size: int,
+    config: RunConfig,
+    first_step: int,
+    last_step: int,
+    resume: Path | None = None,
+    total_steps: int | None = None,
 ) -> Trace:
-    """Steps first_step .. last_step-1, from the initial weights or from the run directory ``resume``."""
+    """Steps first_step .. last_step-1 (of as many, unless said otherwise), from the initial weights or from the run
+    directory ``resume``."""
     found = checkpoint.newest(resume) if resume else None
     assert (found.step if found else 0) == first_step
     world = World.current()
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
-    batches = Batches(ImageStore(config.data.store), config, world, first_step, last_step)
+    batches = Batches(ImageStore(config.data.store), config, world, first_step, total_steps or last_step)
     results, snapshot = [], None
-    for batch in batches:
+    for batch in itertools.islice(batches, last_step - first_step):
         results.append(engine.step(batch, config.optim.lr))
         snapshot = snapshot or engine.state()
     return Trace([r.loss for r in results], [r.grad_norm for r in results], engine.state(into=snapshot))

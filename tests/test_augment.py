@@ -164,6 +164,60 @@ def test_grey_equals_torchvisions_and_takes_no_jitter_with_it() -> None:
     torch.testing.assert_close(ours, tv.rgb_to_grayscale(image, 3), rtol=0, atol=2e-4)
 
 
+def test_solarising_equals_torchvisions() -> None:
+    images = pictures(8)
+    theirs = images.permute(0, 3, 1, 2)
+    assert (theirs < 128).any()
+    assert (theirs >= 128).any()
+    [ours] = augment.views(
+        images, torch.arange(8), seed=0, epoch=0, recipe=(PLAIN.model_copy(update={"solarise_p": 1}),)
+    )
+    torch.testing.assert_close(ours, tv.solarize(theirs / 255, 0.5), rtol=0, atol=1e-6)
+    torch.testing.assert_close(ours, tv.solarize(theirs, 128) / 255, rtol=0, atol=1e-6)  # of bytes, as PIL does
+
+
+def test_solarising_happens_to_whole_images_with_its_probability() -> None:
+    images = pictures(1).expand(2000, -1, -1, -1)
+    view = PLAIN.model_copy(update={"solarise_p": 0.2})
+    [made] = augment.views(images, torch.arange(2000), seed=0, epoch=0, recipe=(view,))
+    changed = (made - images.permute(0, 3, 1, 2) / 255).abs() > 1e-5
+    turned = changed.flatten(1).any(1)
+    assert abs(turned.float().mean().item() - 0.2) < 4 * math.sqrt(0.2 * 0.8 / 2000)
+    assert (changed[turned] == changed[turned][0]).all()
+
+
+class Noted(augment._Draws):
+    """Keeps the ranges that values are drawn from."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.arange(1))
+        self.ranges: list[tuple[float, float]] = []
+
+    def uniform(self, low: float = 0.0, high: float = 1.0, columns: int = 1) -> torch.Tensor:
+        self.ranges.append((low, high))
+        return super().uniform(low, high, columns)
+
+
+def test_byols_views_are_drawn_as_its_table_says() -> None:
+    """arXiv 2006.07733, table 6, and the crop and blur of the text above it."""
+    table = [
+        {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarise": 0.0},
+        {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarise": 0.2},
+    ]
+    intensities = [0.4, 0.4, 0.2, 0.1]  # of brightness, contrast, saturation, hue
+    for view, probabilities in zip(augment.RECIPES["byol"], table, strict=True):
+        assert {name: getattr(view, f"{name}_p") for name in probabilities} == probabilities
+        assert (view.crop_scale, view.crop_ratio, view.blur_sigma) == ((0.08, 1.0), (3 / 4, 4 / 3), (0.1, 2.0))
+        draws = Noted()
+        augment.colour_matrices(draws, view, torch.rand(1, 3))
+        middles = [1.0, 1.0, 1.0, 0.0]
+        expected = [(m - i, m + i) for m, i in zip(middles, intensities, strict=True)]
+        assert np.array(draws.ranges[:4]) == pytest.approx(np.array(expected))
+    without_blur = tuple(view.model_copy(update={"blur_p": 0.0}) for view in augment.RECIPES["byol"])
+    assert augment.RECIPES["byol-small"] == without_blur
+    assert torch.count_nonzero(augment.blur_matrices(torch.ones(1), 224)[0, 112]) == 23  # taps
+
+
 def test_hue_keeps_luma_and_grey_and_turns_back() -> None:
     matrices = augment.hue_matrices(torch.tensor([0.13, -0.13]))
     luma = torch.tensor(augment._GREY)

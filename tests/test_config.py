@@ -51,6 +51,18 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
         ({"backbone__name": "resnet19"}, "backbone 'resnet19': it is one of convnet, resnet8"),
         ({"backbone__stem": "tiny"}, "backbone.stem: Input should be 'standard', 'small' or 'half' (given 'tiny')"),
         ({"backbone__dropout": 0.5}, "backbone resnet8 has no dropout (given 0.5): only convnet has"),
+        (
+            {"backbone": {"name": "vit_b_16"}, "augment__size_px": 40},
+            "backbone vit_b_16 takes images of a multiple of 16 px: these have 40",
+        ),
+        (
+            {"backbone": {"name": "vit_b_16"}, "data__image_shape": [40, 40, 3]},
+            "backbone vit_b_16 takes images of a multiple of 16 px: these have 40",
+        ),
+        (
+            {"backbone": {"name": "vit_b_16"}, "augment": {"recipe": "swav-small"}},
+            "backbone vit_b_16 takes images of one size: these have 16, 32 px",
+        ),
         ({"augment__recipe": "x"}, "augment.recipe 'x': it is one of simclr, simclr-small"),
         ({"augment__crop_scale": [0, 1]}, "crop_scale (0.0, 1.0): two shares of the area"),
         (
@@ -141,3 +153,11 @@ def test_a_config_survives_its_own_json() -> None:
     assert RunConfig.from_tree(config.model_dump(mode="json"), "here") == config
     assert config.flat()["method.temperature"] == 0.2
     assert {view.size_px for view in config.augment.views()} == {24}
+
+
+def test_a_backbone_is_made_for_the_size_of_its_views() -> None:
+    config = load(backbone={"name": "vit_b_16"}, data__image_shape=[48, 48, 3])
+    assert (config.view_sizes, config.initial_method().backbone.image_size) == ((48, 48), 48)
+    config = load(backbone={"name": "vit_b_16"}, data__image_shape=[48, 48, 3], augment__size_px=32)
+    assert (config.view_sizes, config.initial_method().backbone.image_size) == ((32, 32), 32)
+    assert load().view_sizes == (), "no store was opened"

@@ -8,11 +8,12 @@ from unittest import mock
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_dist import engine, methods
+from ssl_dist.backbones import build
 from ssl_dist.collectives import World
-from ssl_dist.exactness import STAGES, Finding, examine
+from ssl_dist.exactness import STAGES, Finding, config_of, examine, smooth
 from ssl_dist.methods import Method
 from tests.gloo import GlooPool
 
@@ -43,7 +44,7 @@ def _examine_with(rank: int, size: int, fault: str) -> list[Finding]:
     else:
         broken = mock.patch.object(methods, "load", lambda name: _broken(load(name), fault))
     with broken:
-        return list(examine(World.current()))
+        return list(examine(World.current(), ["simclr"]))
 
 
 def _broken(method: type[Method], fault: str) -> type[Method]:
@@ -52,7 +53,7 @@ def _broken(method: type[Method], fault: str) -> type[Method]:
     class Broken(method):  # type: ignore[valid-type, misc]
         def loss(self, embeddings: Tensor, group: Any = None) -> Tensor:
             if fault == "one view detached":
-                embeddings = torch.stack([embeddings[:, 0], embeddings[:, 1].detach()], dim=1)
+                embeddings = torch.cat([embeddings[:, :1], embeddings[:, 1:2].detach(), embeddings[:, 2:]], dim=1)
             if fault == "wrong on the last rank" and torch.distributed.get_rank() == 1:
                 embeddings = embeddings.detach() + 1.01 * (embeddings - embeddings.detach())
             return super().loss(embeddings, group)  # type: ignore[no-any-return]
@@ -78,3 +79,17 @@ def test_a_gradient_that_is_wrong_on_another_rank_is_found(gloo: Pools) -> None:
     findings = gloo(2).run(_examine_with, "wrong on the last rank")[0]
     assert findings[0].exact, "rank 0's own loss is right"
     assert not any(one.exact for one in findings if one.part.startswith("step"))
+
+
+@pytest.mark.parametrize("backbone", ["resnet8", "wrn45-2"])
+def test_a_smooth_method_has_no_kinks(backbone: str) -> None:
+    kind = methods.load("simclr")
+    method = smooth(kind(build(backbone), kind.Config(name="simclr")))
+    assert not [module for module in method.modules() if isinstance(module, (nn.ReLU, nn.LeakyReLU))]
+    assert sum(isinstance(module, nn.SiLU) for module in method.modules()) >= 5
+
+
+def test_each_micro_batch_has_labelled_images_where_the_recipe_has_some() -> None:
+    batch = config_of("fixmatch", 5).batch
+    assert (batch.size, batch.micro, batch.labelled) == (40, 8, 15)
+    assert config_of("simclr", 5).batch.labelled == 0

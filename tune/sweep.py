@@ -138,8 +138,8 @@ class Sweep(pydantic.BaseModel):
     @property
     def num_images(self) -> int:
         """Of the store."""
-        assert self.recipe.data.num_images, "the store was opened before"
-        return self.recipe.data.num_images
+        assert self.recipe.data.num_samples, "the store was opened before"
+        return self.recipe.data.num_samples
 
     def check(self) -> None:
         """Refuse what cannot run, before it costs anything.

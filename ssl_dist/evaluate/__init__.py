@@ -11,14 +11,18 @@ import torch
 from torch import Tensor
 
 from ssl_dist.errors import StoreError
-from ssl_dist.evaluate.embedding import embedding_statistics
+from ssl_dist.evaluate.clusters import cluster_labels
+from ssl_dist.evaluate.embedding import collapsed, embedding_statistics
 from ssl_dist.evaluate.features import encoder_of, extract, labelled
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
+from ssl_dist.evaluate.predictions import most_confident, predict
 from ssl_dist.evaluate.rank import lidar, rankme
 
 __all__ = [
     "Comparison",
+    "cluster_labels",
+    "collapsed",
     "compare",
     "embedding_statistics",
     "encoder_of",
@@ -27,6 +31,8 @@ __all__ = [
     "labelled",
     "lidar",
     "linear_accuracy",
+    "most_confident",
+    "predict",
     "rankme",
 ]
 

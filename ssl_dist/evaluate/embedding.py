@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+COLLAPSED_STD = 0.01  # random weights have more than ten times as much
 MAX_ROWS = 1024  # uniformity is a mean over pairs: this many rows are enough, and keep it cheap
 
 
@@ -32,3 +33,8 @@ def embedding_statistics(embeddings: Tensor) -> dict[str, float]:
         "uniformity": float((-2 * distances).exp().mean().log()),
         "std": float(z_a.std(0).mean() * z.shape[2] ** 0.5),
     }
+
+
+def collapsed(statistics: dict[str, float]) -> bool:
+    """Are all embeddings in one place, whatever the images?"""
+    return statistics["std"] < COLLAPSED_STD

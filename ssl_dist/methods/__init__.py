@@ -7,9 +7,9 @@ import inspect
 import pkgutil
 
 from ssl_dist.errors import ConfigError
-from ssl_dist.methods.base import Method, MethodConfig
+from ssl_dist.methods.base import Method, MethodConfig, Progress, Views
 
-__all__ = ["Method", "MethodConfig", "load", "names"]
+__all__ = ["Method", "MethodConfig", "Progress", "Views", "load", "names"]
 
 
 def names() -> list[str]:

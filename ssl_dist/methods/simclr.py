@@ -8,13 +8,12 @@ from __future__ import annotations
 from typing import Literal
 
 import pydantic
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone
 from ssl_dist.losses import nt_xent
-from ssl_dist.methods.base import Method, MethodConfig
+from ssl_dist.methods.base import Method, MethodConfig, Views, embed_views, projection_head
 
 
 class SimCLR(Method):
@@ -38,24 +37,11 @@ class SimCLR(Method):
             backbone.dim, config.projection_hidden or backbone.dim, config.projection_dim, config.projection_layers
         )
 
-    def embed(self, views: Tensor) -> Tensor:
+    def embed(self, views: Views) -> Tensor:
         """One forward pass of both views together: BatchNorm sees the 2N images of the micro-batch."""
-        num_views, n = views.shape[:2]
-        z = self.projection_head(self.backbone(views.flatten(0, 1)))  # [V * N, D]
-        z = z.to(torch.promote_types(z.dtype, torch.float32))
-        embeddings: Tensor = z.view(num_views, n, -1).transpose(0, 1)
-        return embeddings
+        return embed_views(nn.Sequential(self.backbone, self.projection_head), views.alike)
 
     def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         z_a, z_b = embeddings.unbind(1)
         config = self.config
         return nt_xent(z_a, z_b, temperature=config.temperature, similarity=config.similarity, group=group)
-
-
-def projection_head(dim: int, hidden: int, out: int, num_layers: int) -> nn.Sequential:
-    """Linear layers with BatchNorm and ReLU between them, none after the last, which has no bias."""
-    layers: list[nn.Module] = []
-    for _ in range(num_layers - 1):
-        layers += [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
-        dim = hidden
-    return nn.Sequential(*layers, nn.Linear(dim, out, bias=False))

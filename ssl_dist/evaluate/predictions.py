@@ -1,0 +1,42 @@
+"""What a trained classifier says of images, and which of its answers it is sure of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ssl_dist import checkpoint
+from ssl_dist.errors import RunError
+from ssl_dist.evaluate.features import extract
+from ssl_dist.store import ImageStore
+
+
+def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
+    """Class probabilities float32 ``[n, K]`` of whole images, by a run's newest checkpoint that verifies.
+
+    Raises:
+        RunError: it has no checkpoint, or its method has no classifier.
+    """
+    found = checkpoint.newest(run)
+    if found is None:
+        raise RunError(f"{run} holds no checkpoint that verifies")
+    method = found.config.initial_method()
+    classifier = getattr(method, "classifier", None)
+    if not isinstance(classifier, nn.Module):
+        raise RunError(f"{run} is a run of {found.config.method.name}, which does not classify: take supervised")
+    method.load_state_dict(found.load().model)
+    network = nn.Sequential(method.backbone, classifier, nn.Softmax(dim=1))
+    return extract(network, store, ids, torch.device("cpu"))
+
+
+def most_confident(probabilities: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The ``count`` rows of ``[n, K]`` with the largest probabilities, and their classes; of equal ones the first.
+
+    Source: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method", 2013.
+    """
+    confidence, classes = probabilities.max(1)
+    rows = confidence.argsort(descending=True, stable=True)[:count]
+    return rows.numpy(), classes[rows].numpy().astype(np.int32)

@@ -1,0 +1,150 @@
+"""What every method must hold, found by name: nothing is registered. Gradients over workers: test_exactness.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+
+from ssl_dist import methods, store
+from ssl_dist.batches import Batches
+from ssl_dist.collectives import World
+from ssl_dist.config import RunConfig
+from ssl_dist.engine import Engine
+from ssl_dist.evaluate import collapsed, embedding_statistics
+from ssl_dist.exactness import config_of
+from ssl_dist.store import ImageStore
+from tests.gloo import GlooPool
+from tests.helpers import differences, save, train
+
+Pools = Callable[[int], GlooPool]
+NAMES = methods.names()
+each_method = pytest.mark.parametrize("name", NAMES)
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store of 64 cut-outs of scikit-learn's two photographs, 32 px, of two classes."""
+    folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
+    for label, photo in enumerate(load_sample_images().images):
+        (folder / f"class{label}").mkdir()
+        for number in range(32):
+            top, left = (int(random.integers(side - 128)) for side in photo.shape[:2])
+            cut = Image.fromarray(photo[top : top + 128, left : left + 128]).resize((32, 32))
+            cut.save(folder / f"class{label}" / f"{number}.png")
+    path = tmp_path_factory.mktemp("stores") / "photos"
+    store.build(folder, path, workers=1)
+    return path
+
+
+def on(photos: Path, name: str, num_micro: int = 2, **sections: Any) -> RunConfig:
+    """The method's recipe, small, in float32."""
+    config = config_of(name, num_micro)
+    data, engine = {"store": str(photos)}, {"precision": "fp32", "zero_stage": 1}
+    return RunConfig.from_tree({**config.model_dump(), "data": data, "engine": engine, "probe": None, **sections}, name)
+
+
+def views_of(config: RunConfig) -> methods.Views:
+    return Batches(ImageStore(config.data.store), config, World(), 0, 1).fetch(0).views(0, torch.device("cpu"))
+
+
+@each_method
+def test_every_parameter_is_trained(photos: Path, name: str) -> None:
+    config = on(photos, name, num_micro=1)
+    method = config.initial_method().train()
+    method.before_step(methods.Progress(50, 100, 50.0))  # past what is frozen at first
+    method.loss(method.embed(views_of(config))).backward()
+    for parameter, value in method.named_parameters():
+        assert value.grad is not None, parameter
+        assert torch.isfinite(value.grad).all(), parameter
+        assert value.grad.abs().max() > 0, parameter
+
+
+@each_method
+def test_the_loss_does_not_depend_on_the_order_of_the_batch(photos: Path, name: str) -> None:
+    config = on(photos, name, num_micro=1)
+    method = config.initial_method().double().train()
+    views = views_of(config)
+    with torch.no_grad():
+        z = method.embed(methods.Views(tuple(part.double() for part in views.crops), views.labels))
+        z = z + torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=z.dtype)
+        order = torch.randperm(len(z), generator=torch.Generator().manual_seed(1))
+        assert method.loss(z[order]).item() == pytest.approx(method.loss(z).item(), rel=1e-12)
+
+
+@each_method
+def test_two_workers_go_on_bit_for_bit(gloo: Pools, photos: Path, tmp_path: Path, name: str) -> None:
+    """Six steps, and three and three: weights, optimizer, queues, slow copies and schedules."""
+    config = on(photos, name, num_micro=3)
+    pool = gloo(2)
+    whole = pool.run(train, config, 0, 6)[0]
+    first = pool.run(train, config, 0, 3, None, 6)[0]
+    save(first.state, tmp_path, 3, config)
+    second = pool.run(train, config, 3, 6, tmp_path)[0]
+    assert first.losses + second.losses == whole.losses
+    for ours, theirs in zip(second.state, whole.state, strict=True):
+        assert not differences(ours, theirs)
+
+
+@each_method
+def test_the_loss_of_fixed_images_falls(photos: Path, name: str) -> None:
+    """Sixty-four real images again and again, each time with other views; a queue has to fill up first."""
+    optim = {"name": "adamw", "lr": 0.003, "weight_decay": 0.0, "warmup_epochs": 0}
+    small = config_of(name, num_micro=8).batch
+    batch = {**small.model_dump(), "micro": small.size // 2}
+    config = on(photos, name, optim=optim, batch=batch)
+    engine = Engine(config.initial_method(), config, World())
+    batches = Batches(ImageStore(photos), config, World(), 0, 40)
+    losses = [engine.step(batch, 0.003).loss for batch in batches]
+    means = [sum(losses[start : start + 5]) / 5 for start in range(0, 40, 5)]
+    assert means[-1] < 0.97 * max(means), losses
+
+
+@each_method
+def test_collapse_is_seen(photos: Path, name: str) -> None:
+    """An encoder that gives every image the same features, beside one with random weights."""
+    config = on(photos, name, num_micro=4)
+    method = config.initial_method().train()
+    views = views_of(config)
+    healthy = method.pairs(method.embed(views))
+    if healthy is None:
+        pytest.skip("no pairs of views")
+    assert not collapsed(embedding_statistics(healthy.detach()))
+    constant = torch.ones_like(healthy) + 1e-6 * torch.randn_like(healthy)
+    statistics = embedding_statistics(constant)
+    assert collapsed(statistics)
+    assert math.isfinite(statistics["uniformity"])
+
+
+@each_method
+def test_the_recipe_that_comes_with_it_says_how_it_was_run(name: str) -> None:
+    text = (Path(methods.__file__).parents[1] / "recipes" / f"{name.replace('_', '-')}-cifar10.yaml").read_text()
+    assert f"ssl-dist pretrain {name.replace('_', '-')}-cifar10" in text
+    assert config_of(name).method.name == name
+
+
+def test_a_method_changes_nothing_that_it_reads_again(photos: Path) -> None:
+    """Embedded twice, with and without a graph, as cached gradients do."""
+    for name in NAMES:
+        config = on(photos, name, num_micro=1)
+        method, views = config.initial_method().train(), views_of(config)
+        before = {key: value.clone() for key, value in method.state_dict().items()}
+
+        def embedded(method: methods.Method = method, views: methods.Views = views) -> Tensor:
+            torch.manual_seed(0)
+            return method.embed(views)
+
+        with torch.no_grad():
+            first = embedded()
+            method.loss(first)
+        assert torch.allclose(first, embedded().detach(), rtol=0, atol=1e-5), name  # other kernels with a graph
+        changed = differences(before, dict(method.state_dict()))
+        assert all("running_" in key or "num_batches" in key for key in changed), (name, changed)

@@ -1,0 +1,63 @@
+"""Sums over ranks whose gradient is exact, beside one process with all rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from ssl_dist.collectives import Shares, World, shared, sum_over_ranks
+from tests.gloo import GlooPool
+
+Pools = Callable[[int], GlooPool]
+ROWS = torch.randn(11, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * torch.tensor(
+    [1.0, 2.0, 0.5]
+)
+
+
+def _moments(x: Tensor) -> Tensor:
+    """From sums alone to a loss: the determinant of the second moments."""
+    return torch.linalg.det(sum_over_ranks(x.T @ x) / sum_over_ranks(x.new_tensor(float(len(x)))))
+
+
+def _column_softmax(x: Tensor) -> Tensor:
+    """A sum, used with each rank's own rows, whose results are summed again."""
+    normaliser = shared(sum_over_ranks(x.exp().sum(0)).log())
+    return sum_over_ranks(((x - normaliser) * x.sin()).sum())
+
+
+def _standardised(x: Tensor) -> Tensor:
+    """Twice: mean, then variance about it, then a product of columns."""
+    count = sum_over_ranks(x.new_tensor(float(len(x))))
+    centred = x - shared(sum_over_ranks(x.sum(0)) / count)
+    scaled = centred / shared(sum_over_ranks(centred.square().sum(0)) / count).sqrt()
+    return (sum_over_ranks(scaled.T @ scaled.exp()) / count).square().sum()
+
+
+def _value_and_gradient(rank: int, size: int, function: Callable[[Tensor], Tensor]) -> tuple[float, Tensor]:
+    mine = World.current().share(len(ROWS))
+    x = ROWS[mine.start : mine.stop].clone().requires_grad_()
+    loss = function(x)
+    return loss.item(), torch.autograd.grad(loss, x)[0]
+
+
+@pytest.mark.parametrize("function", [_moments, _column_softmax, _standardised])
+@pytest.mark.parametrize("workers", [1, 2, 3])
+def test_value_and_gradient_are_one_processs(gloo: Pools, workers: int, function: Callable[[Tensor], Tensor]) -> None:
+    x = ROWS.clone().requires_grad_()
+    expected = function(x)
+    [gradient] = torch.autograd.grad(expected, x)
+    answers = gloo(workers).run(_value_and_gradient, function)
+    assert len({loss for loss, _ in answers}) == 1, "the same bits on every rank"
+    assert answers[0][0] == pytest.approx(expected.item(), rel=1e-12)
+    assert torch.allclose(torch.cat([part for _, part in answers]), gradient, rtol=1e-11, atol=1e-12)
+
+
+def _count(rank: int, size: int) -> int:
+    return Shares.of(torch.zeros(rank, 2)).total
+
+
+def test_rows_of_all_ranks_are_counted(gloo: Pools) -> None:
+    assert gloo(3).run(_count) == [3, 3, 3]
