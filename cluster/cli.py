@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.table import Table
 
 from ssl_dist.cli import Json, app, comparison, console, print_json, show
 from ssl_dist.errors import ClusterError, ConfigError, RunError
@@ -74,14 +75,14 @@ def _with_store(config: RunConfig, origin: str) -> RunConfig:
     """The config with its store's absolute path, number and size of images."""
     from ssl_dist.config import RunConfig
     from ssl_dist.mirror import Mirror
-    from ssl_dist.store import ImageStore
+    from ssl_dist.samples import open_data
 
-    store = ImageStore(config.data.store)
-    config.plan(len(store))
+    _, found = open_data(config)
+    assert found.num_samples is not None
+    config.plan(found.num_samples)
     if config.checkpoint.mirror:
         Mirror(config.checkpoint.mirror).expect_writable()
-    data = {"store": str(store.path.absolute()), "num_images": len(store), "image_shape": store.image_shape}
-    return RunConfig.from_tree({**config.model_dump(), "data": data}, origin)
+    return RunConfig.from_tree({**config.model_dump(), "data": found.model_dump()}, origin)
 
 
 def _restored(uri: str, out: Path) -> Path:
@@ -148,6 +149,73 @@ def _train(run: RunDirectory, config: RunConfig, as_json: bool) -> dict[str, Any
     return result
 
 
+@app.command("g-simclr")
+def g_simclr(
+    recipe: Annotated[str, typer.Argument(help="Recipe of SimCLR.")] = "gsimclr-cifar10",
+    autoencoder: Annotated[str, typer.Option(help="Recipe of the autoencoder.")] = "denoising-cifar10",
+    clusters: Annotated[
+        int | None, typer.Option(min=2, help="Of the autoencoder's latents. Default: batch.size.")
+    ] = None,
+    settings: Set = None,
+    autoencoder_settings: Annotated[
+        list[str] | None, typer.Option("--set-autoencoder", metavar="KEY=VALUE", help="As --set, of the autoencoder.")
+    ] = None,
+    run_dir: Annotated[Path, typer.Option(help="Folder of the stages; given again, each goes on where it was.")] = Path(
+        "runs/g-simclr"
+    ),
+    as_json: Json = False,
+) -> None:
+    """G-SimCLR in one command: train an autoencoder, cluster its latents, train SimCLR on batches across clusters."""
+    from cluster.stages import GSimCLR, complete
+    from ssl_dist.overrides import parse_override
+
+    given = dict(parse_override(text) for text in settings or [])
+    others = dict(parse_override(text) for text in autoencoder_settings or [])
+    if "data.store" in given:
+        others.setdefault("data.store", given["data.store"])
+    first = resolve(autoencoder, others)
+    later = resolve(recipe, {**given, "data.stratified": False, "data.label_file": None})
+    stages = GSimCLR(run_dir.absolute(), first, later, clusters)
+    complete(stages.directory / "autoencoder", first, console)
+    if not stages.label_file.exists():
+        found = stages.cluster()
+        _say(f"{stages.label_file}: {found['clusters']} clusters of {found['smallest']} to {found['largest']} images")
+    batches = {"data.stratified": True, "data.label_file": str(stages.label_file)}
+    last = complete(stages.directory / "simclr", resolve(recipe, {**given, **batches}), console)
+    rows = {tag: f"{value:.6g}" if isinstance(value, float) else value for tag, value in last.items()}
+    show("g-simclr", rows.items(), {"run": str(stages.directory / "simclr"), **last}, as_json)
+
+
+@app.command("self-train")
+def self_train(
+    recipe: Annotated[str, typer.Argument(help="Recipe of a method that classifies.")] = "supervised-cifar10",
+    test: Annotated[Path, typer.Option(help="Labelled store that each round is measured on.")] = Path("stores/test"),
+    share: Annotated[
+        float, typer.Option(min=0, max=1, help="Of the images without a label: how many get one in a round.")
+    ] = 0.1,
+    margin: Annotated[float, typer.Option(help="A round that gains less accuracy than this is the last.")] = 0.002,
+    rounds: Annotated[int, typer.Option(min=1, help="After the first, at most.")] = 5,
+    settings: Set = None,
+    run_dir: Annotated[
+        Path, typer.Option(help="Folder of the rounds; given again, they go on where they were.")
+    ] = Path("runs/self-train"),
+    as_json: Json = False,
+) -> None:
+    """Pseudo-labels in rounds: train, label what is surest, add it, train again."""
+    from cluster.stages import SelfTraining
+    from ssl_dist.overrides import parse_override
+
+    config = resolve(recipe, dict(parse_override(text) for text in settings or []))
+    found = SelfTraining(run_dir.absolute(), config, test, share, margin, rounds).run(console)
+    table = Table("round", "labels", "added", "right of these", "accuracy")
+    for number, one in enumerate(found):
+        right = "" if one.right is None else f"{one.right:.1%}"
+        table.add_row(str(number), f"{one.labelled:,}", f"{one.added:,}", right, f"{one.accuracy:.1%}")
+    console.print(table)
+    if as_json:
+        print_json({"run": str(run_dir), "rounds": [one._asdict() for one in found]})
+
+
 @app.command()
 def doctor(
     recipe: Annotated[
@@ -157,7 +225,10 @@ def doctor(
     storage: Annotated[Path, typer.Option(help="Folder that all nodes share, for stores and runs.")] = Path("runs"),
     hosts: Annotated[str, typer.Option(help="Addresses or names that should be in the cluster, with commas.")] = "",
     exact: Annotated[
-        bool, typer.Option("--exact", help="Compare every method's gradient from the workers with one process's.")
+        bool,
+        typer.Option(
+            "--exact", help="Compare the recipe's method's gradient, or without one every method's, with one process's."
+        ),
     ] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers. Default: the recipe's, or 2.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="One GPU each.")] = False,

@@ -26,7 +26,17 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, SslDistError
 
 _POLL_S = 0.25
-COMMANDS = ("pretrain", "tune", "doctor", "store", "evaluate", "report", "checkpoint", "demo")  # of `ssl-dist`
+COMMANDS = (
+    "pretrain",
+    "g-simclr",
+    "tune",
+    "doctor",
+    "store",
+    "evaluate",
+    "report",
+    "checkpoint",
+    "demo",
+)  # of `ssl-dist`
 
 
 def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, Any]:
