@@ -140,7 +140,9 @@ def nodes(storage: Path) -> list[Node]:
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)
             ray.get(task(_awake).remote(), timeout=_NODE_S)  # its process has to start first
             answer, spent = _asked(task(_timed_look), str(storage), marker)
-            found.append(answer._replace(address=node["NodeManagerAddress"], clock_s=answer.clock_s - spent))
+            devices = {kind: number for kind, number in node["Resources"].items() if kind in ("CPU", "GPU")}
+            known = {"address": node["NodeManagerAddress"], "devices": devices, "clock_s": answer.clock_s - spent}
+            found.append(answer._replace(**known))
     except ray.exceptions.GetTimeoutError:
         raise SslDistError(f"node {node['NodeName']} has not answered within {_NODE_S} s: see its ray logs") from None
     except ray.exceptions.RayError as error:

@@ -29,6 +29,7 @@ class Node(NamedTuple):
 
     Attributes:
         versions: of Python, this package and ``PACKAGES``.
+        devices: CPUs and GPUs as Ray counts them.
         clock_s: its clock less the asker's, in the middle of the question.
         disk_free, shared_memory: bytes, of Ray's temporary folder and of /dev/shm.
         write_rate, read_rate: bytes/s of the storage; 0 where it cannot be written, for ``storage_error``.
@@ -39,6 +40,7 @@ class Node(NamedTuple):
     name: str
     address: str
     versions: dict[str, str]
+    devices: dict[str, float]
     clock_s: float
     disk_free: int
     shared_memory: int
@@ -78,6 +80,7 @@ def look(storage: str, marker: str, asked_at: float) -> Node:
         name=socket.gethostname(),
         address="",
         versions=versions,
+        devices={},
         clock_s=clock_s,
         disk_free=shutil.disk_usage("/tmp").free,
         shared_memory=shutil.disk_usage(shm).total if shm.exists() else 0,

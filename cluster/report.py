@@ -25,13 +25,16 @@ def show_checks(console: Console, report: Report) -> None:
 
 
 def _nodes(console: Console, nodes: Sequence[Node]) -> None:
-    table = Table("node", "address", "Ray", "torch", "clock", "disk free", "/dev/shm", "storage write / read", "token")
+    table = Table(
+        "node", "address", "devices", "Ray", "torch", "clock", "disk free", "/dev/shm", "storage write / read", "token"
+    )
     for node in nodes:
         rates = node.storage_error or f"{node.write_rate / 1e6:,.0f} / {node.read_rate / 1e6:,.0f} MB/s"
         clock, token = f"{node.clock_s:+.2f} s", "on" if node.token else "off"
         sizes = (f"{node.disk_free / 1e9:,.0f} GB", f"{node.shared_memory / 1e9:,.1f} GB")
         versions = (node.versions.get("ray", "none"), node.versions.get("torch", "none"))
-        table.add_row(node.name, node.address, *versions, clock, *sizes, rates, token)
+        devices = ", ".join(f"{number:g} {kind}" for kind, number in node.devices.items()) or "none"
+        table.add_row(node.name, node.address, devices, *versions, clock, *sizes, rates, token)
     console.print(table)
 
 

@@ -32,6 +32,7 @@ def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp
     assert found["healthy"] is True
     [node] = found["nodes"]
     assert node["versions"]["ssl_dist"] == __version__
+    assert node["devices"]["CPU"] == 4
     assert abs(node["clock_s"]) < 0.5
     assert node["storage_seen"]
     assert min(node["write_rate"], node["read_rate"], node["disk_free"], node["shared_memory"]) > 1e6
@@ -93,7 +94,7 @@ def test_mistakes_are_refused(local_ray: None, tmp_path: Path) -> None:
 
 def healthy(name: str, **changes: Any) -> Node:
     versions = {"python": "3.11.7", "ssl_dist": "1", "ray": "2", "torch": "2", "deepspeed": "0", "pyarrow": "20"}
-    well = Node(name, f"10.0.0.{name[-1]}", versions, 0.01, 10**11, 2**33, 1e8, 1e9, "", True, True)
+    well = Node(name, f"10.0.0.{name[-1]}", versions, {"CPU": 4.0}, 0.01, 10**11, 2**33, 1e8, 1e9, "", True, True)
     return well._replace(**changes)
 
 
