@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssl_dist import backbones
 from ssl_dist.methods import Views
 from ssl_dist.methods.barlow_twins import BarlowTwins
 from tests.gloo import GlooPool
+from tests.methods.sizes import Largest
 
 Pools = Callable[[int], GlooPool]
 COLUMNS = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1]], dtype=torch.float64).T  # uncorrelated, variance 1
@@ -84,19 +83,6 @@ def test_autocast_changes_nothing() -> None:
     assert cast.dtype == torch.float32
     assert torch.equal(cast, plain)
     assert torch.equal(torch.autograd.grad(cast, z)[0], torch.autograd.grad(plain, z)[0])
-
-
-class Largest(TorchDispatchMode):
-    """Elements of the largest tensor that is made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in made if isinstance(made, (tuple, list)) else [made]:
-            if isinstance(one, Tensor):
-                self.elements = max(self.elements, one.numel())
-        return made
 
 
 def test_nothing_is_larger_than_the_embeddings_or_the_features_squared() -> None:

@@ -1,0 +1,151 @@
+"""VICReg: the paper's loss, over the global batch; and the page that adds it shows its code as it is."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ssl_dist import backbones
+from ssl_dist.methods import Views
+from tests.gloo import GlooPool
+from tests.methods.sizes import Largest
+
+VICReg = pytest.importorskip("ssl_dist.methods.vicreg").VICReg  # it comes in a commit of its own, docs/add-a-method.md
+Pools = Callable[[int], GlooPool]
+ROOT = Path(__file__).parents[2]
+WEIGHTS = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
+
+
+def small(**settings: object) -> VICReg:
+    config = VICReg.Config(**{"projection_hidden": 24, "projection_dim": 6, **settings})
+    torch.manual_seed(0)
+    return VICReg(backbones.build("resnet8", stem="half", width=4), config)
+
+
+def embeddings(n: int = 11, dim: int = 6) -> Tensor:
+    """[n, 2, dim] whose views differ in scale and shift; some standard deviations are above 1 and some below."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(n, dim, generator=generator, dtype=torch.float64) * torch.linspace(0.2, 2, dim)
+    b = 0.7 * torch.randn(n, dim, generator=generator, dtype=torch.float64) + 0.9 * a - 0.3
+    return torch.stack([a, b], dim=1).requires_grad_()
+
+
+def reference(z: Tensor, weights: dict[str, float] = WEIGHTS) -> Tensor:
+    """Equations 1 to 4 and 6, number by number; the invariance is a mean over features too, as in algorithm 1."""
+    n, _, dim = z.shape
+    terms = dict.fromkeys(weights, torch.zeros((), dtype=z.dtype))
+    terms["invariance_weight"] = ((z[:, 0] - z[:, 1]) ** 2).mean()
+    for view in z.unbind(1):
+        for i in range(dim):
+            hinge = (1 - (view[:, i].var() + 1e-4).sqrt()).clamp(min=0)
+            terms["variance_weight"] = terms["variance_weight"] + hinge / dim
+            for j in range(dim):
+                if i != j:
+                    together = (view[:, i] - view[:, i].mean()) @ (view[:, j] - view[:, j].mean()) / (n - 1)
+                    terms["covariance_weight"] = terms["covariance_weight"] + together**2 / dim
+    return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
+
+
+@pytest.mark.parametrize("weights", [WEIGHTS, *({**dict.fromkeys(WEIGHTS, 0.0), name: 3.0} for name in WEIGHTS)])
+@pytest.mark.parametrize("n", [2, 3, 11])
+def test_loss_and_gradient_equal_the_papers(n: int, weights: dict[str, float]) -> None:
+    z = embeddings(n)
+    theirs, ours = reference(z, weights), small(**weights).loss(z)
+    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=0)
+    [expected], [found] = torch.autograd.grad(theirs, z), torch.autograd.grad(ours, z)
+    assert (found - expected).norm() <= 1e-10 * expected.norm()  # float64 sums in another order
+
+
+def test_small_cases_by_hand() -> None:
+    columns = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1]], dtype=torch.float64).T  # each sums to 4 when squared
+
+    def loss(a: Tensor, b: Tensor) -> float:
+        return small(projection_dim=2).loss(torch.stack([a, b], dim=1)).item()
+
+    assert loss(columns, columns) == 0  # alike, variance 4 / 3, covariance 0
+    assert loss(columns, columns + 2) == pytest.approx(25 * 4)
+    double = columns[:, :1].expand(4, 2)
+    assert loss(double, double) == pytest.approx(2 * (2 * (4 / 3) ** 2) / 2)
+    narrow = columns * 0.75**0.5 / 2  # variance 1 / 4
+    assert loss(narrow, narrow) == pytest.approx(25 * 2 * 0.5, rel=1e-3)  # epsilon
+
+
+def test_collapsed_embeddings_cost_the_variance_and_have_a_finite_gradient() -> None:
+    z = torch.full((9, 2, 6), 0.7, requires_grad=True)
+    loss = small().loss(z)
+    assert loss.item() == pytest.approx(25 * 2 * (1 - 0.01), rel=1e-5)  # 0.01: root of epsilon
+    assert torch.isfinite(torch.autograd.grad(loss, z)[0]).all()
+
+
+def test_autocast_changes_nothing() -> None:
+    z = embeddings(64).detach().float().requires_grad_()
+    plain = small().loss(z)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = small().loss(z)
+    assert cast.dtype == torch.float32
+    assert torch.equal(cast, plain)
+    assert torch.equal(torch.autograd.grad(cast, z)[0], torch.autograd.grad(plain, z)[0])
+
+
+def test_nothing_is_larger_than_the_embeddings_or_the_features_squared() -> None:
+    z = embeddings(300)
+    with Largest() as largest:
+        small().loss(z).backward()
+    assert largest.elements == z.numel()  # 300 * 2 * 6; the batch squared is 90,000
+
+
+def _local(rank: int, size: int, shares: list[int]) -> tuple[float, Tensor]:
+    first = sum(shares[:rank])
+    z = embeddings(sum(shares)).detach()[first : first + shares[rank]].requires_grad_()
+    loss = small().loss(z)
+    return loss.item(), torch.autograd.grad(loss, z)[0]
+
+
+@pytest.mark.parametrize("shares", [[4, 7], [5, 0, 6]])
+def test_uneven_and_empty_shares_have_the_gradient_of_one_process(gloo: Pools, shares: list[int]) -> None:
+    results = gloo(len(shares)).run(_local, shares)
+    z = embeddings(sum(shares))
+    theirs = reference(z)
+    [expected] = torch.autograd.grad(theirs, z)
+    assert {loss for loss, _ in results} == {results[0][0]}, "the same on every rank, bit for bit"
+    assert results[0][0] == pytest.approx(theirs.item(), rel=1e-12)
+    found = torch.cat([grad for _, grad in results])
+    assert (found - expected).norm() <= 1e-10 * expected.norm()
+
+
+def test_views_have_batch_norm_statistics_of_their_own() -> None:
+    method = small()
+    crops = torch.rand(2, 6, 3, 16, 16) * torch.tensor([1.0, 0.4]).view(2, 1, 1, 1, 1)
+    found = method.embed(Views((crops,), torch.full((6,), -1)))
+    assert found.shape == (6, 2, 6)
+    for view in (0, 1):
+        torch.testing.assert_close(found[:, view], method.projection_head(method.backbone(crops[view])))
+
+
+def test_settings_shape_the_head() -> None:
+    def shapes(method: VICReg) -> list[tuple[int, ...]]:
+        return [tuple(m.weight.shape) for m in method.projection_head if isinstance(m, nn.Linear)]
+
+    assert shapes(small()) == [(24, 16), (24, 24), (6, 24)]
+    assert shapes(small(projection_layers=2, projection_hidden=20, projection_dim=10)) == [(20, 16), (10, 20)]
+    default = VICReg.Config().model_dump()
+    heads = {"projection_layers": 3, "projection_hidden": 8192, "projection_dim": 8192}
+    assert default == {"name": "vicreg", **WEIGHTS, **heads}
+
+
+def test_the_page_that_adds_it_shows_its_code_as_it_is() -> None:
+    page = (ROOT / "docs" / "add-a-method.md").read_text()
+    code = (ROOT / "ssl_dist" / "methods" / "vicreg.py").read_text()
+    shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert len(shown) >= 3
+    for block in shown:
+        assert any(textwrap.indent(block, " " * depth) in code for depth in (0, 4, 8)), block
+    recipe = (ROOT / "ssl_dist" / "recipes" / "vicreg-cifar10.yaml").read_text()
+    [shown_recipe] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
+    assert all(line in recipe.splitlines() for line in shown_recipe.splitlines())
