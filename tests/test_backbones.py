@@ -40,9 +40,13 @@ TORCHVISION = {
 SIZES = {**dict.fromkeys(own.NAMES, 32), **TORCHVISION}
 
 
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
 @cache
 def made(name: str) -> Backbone:
-    torch.manual_seed(0)
     return backbones.build(name, image_size=SIZES[name])
 
 
@@ -72,12 +76,15 @@ def test_features_have_dim_and_every_weight_takes_part(name: str) -> None:
 def test_an_images_features_do_not_depend_on_the_others_in_evaluation(name: str) -> None:
     network, images = made(name).eval(), torch.rand(2, 3, SIZES[name], SIZES[name])
     images[1] *= torch.linspace(0, 1, SIZES[name])
+    for layer in network.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.reset_running_stats()  # after one step in training a deep network makes the same of all images
     with torch.no_grad():
         features, turned = network(images), network(images.flip(0))
     largest = features.abs().max()
     rounding = 1e-5 * largest  # float32 sums, 100 layers deep
     assert (turned - features.flip(0)).abs().max() <= rounding
-    assert (features[0] - features[1]).abs().max() > 10 * rounding
+    assert (features[0] - features[1]).abs().max() > 100 * rounding
 
 
 @pytest.mark.parametrize("name", [*TORCHVISION, "resnet50", "wide_resnet50_2", "vit_l_32"])
@@ -110,7 +117,6 @@ def test_the_wide_resnet_has_45_convolutions(stem: Stem) -> None:
 
 
 def test_a_pre_activation_block_is_what_it_says() -> None:
-    torch.manual_seed(0)
     block, x = PreActivationBlock(4, 6, stride=2, convolved_skip=True).eval(), torch.randn(2, 4, 6, 6)
     scale = 1 / (1 + 1e-5) ** 0.5  # BatchNorm as it is initialised
 
