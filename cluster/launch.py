@@ -29,6 +29,7 @@ _POLL_S = 0.25
 COMMANDS = (
     "pretrain",
     "g-simclr",
+    "self-train",
     "tune",
     "doctor",
     "store",

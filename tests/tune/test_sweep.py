@@ -19,7 +19,9 @@ SPACE = {"method.temperature": Domain(choice=(0.1, 0.2)), "epochs": Domain(choic
 
 
 def make(path: Path, **options: Any) -> Sweep:
-    recipe = small_config(path, data={"store": str(path), "num_images": 51, "image_shape": (16, 16, 3)})
+    recipe = small_config(
+        path, data={"store": str(path), "num_images": 51, "num_samples": 51, "image_shape": (16, 16, 3)}
+    )
     return Sweep.make(**{"recipe": recipe, "space": SPACE, **options})
 
 
