@@ -155,11 +155,11 @@ def crops(
     images, ids = torch.as_tensor(images), torch.as_tensor(ids)
     epochs = torch.as_tensor(epoch, device=images.device).expand(len(ids))
     rows = _to_float(images, dtype)
+    state = fold(fold(fold(torch.zeros_like(ids), seed), epochs), ids)
     made, number = [], 0
     for size, alike in itertools.groupby(view.size_px or images.shape[1] for view in recipe):
         part = []
         for _ in alike:
-            state = fold(fold(fold(torch.zeros_like(ids), seed), epochs), ids)
             part.append(_one_view(rows, recipe[number], _Draws(fold(state, number)), size))
             number += 1
         made.append(torch.stack(part))

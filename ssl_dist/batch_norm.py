@@ -52,7 +52,7 @@ class RunningStatistics:
 
     def __init__(self, module: nn.Module) -> None:
         found = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        self._layers = {layer: _Layer(layer) for layer in found}
+        self._layers: dict[nn.Module, _Layer] = {layer: _Layer(layer) for layer in found}
         self._collecting = False
         for layer in found:
             layer.register_forward_hook(self._add)
@@ -69,7 +69,7 @@ class RunningStatistics:
     @torch.no_grad()
     def _add(self, layer: nn.Module, inputs: object, output: object) -> None:
         if self._collecting and layer.training:
-            known = self._layers[layer]  # type: ignore[index]
+            known = self._layers[layer]
             known.total += known.latest()
             known.passes += 1
 

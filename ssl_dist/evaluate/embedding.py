@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-COLLAPSED_STD = 0.01  # random weights have more than ten times as much
+COLLAPSED_STD = 0.01  # of 1; the battery of methods checks that random weights are above it
 MAX_ROWS = 1024  # uniformity is a mean over pairs: this many rows are enough, and keep it cheap
 
 

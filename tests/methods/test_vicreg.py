@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from ssl_dist import backbones
 from ssl_dist.methods import Views
+from ssl_dist.methods.vicreg import VICReg
 from tests.gloo import GlooPool
 from tests.methods.sizes import Largest
 
-VICReg = pytest.importorskip("ssl_dist.methods.vicreg").VICReg  # it comes in a commit of its own, docs/add-a-method.md
 Pools = Callable[[int], GlooPool]
 ROOT = Path(__file__).parents[2]
 WEIGHTS = {"invariance_weight": 25.0, "variance_weight": 25.0, "covariance_weight": 1.0}
