@@ -10,8 +10,9 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as tv
 
 from ssl_dist import augment
-from ssl_dist.augment import View
+from ssl_dist.augment import View, operations
 from ssl_dist.errors import ConfigError
+from ssl_dist.order import fold
 
 PLAIN = View(crop_scale=(1, 1), crop_ratio=(1, 1), flip_p=0, jitter_p=0, grey_p=0, blur_p=0)
 
@@ -70,8 +71,8 @@ def test_crop_and_resize_equal_torchvisions_antialiased_resize(size: int) -> Non
     view = PLAIN.model_copy(update={"size_px": size, "crop_scale": (0.1, 0.9), "crop_ratio": (3 / 4, 4 / 3)})
     for number in range(20):
         ids = torch.tensor([number])
-        draws = augment._Draws(augment.fold(_state(0, 0, ids), 0))
-        top, left, height, width = (int(x) for x in augment.crop_boxes(draws, view, 32, 32))
+        draws = operations.Draws(fold(_state(0, 0, ids), 0))
+        top, left, height, width = (int(x) for x in operations.crop_boxes(draws, view, 32, 32))
         theirs = tv.resized_crop(
             image[0].permute(2, 0, 1) / 255, top, left, height, width, [size, size], antialias=True
         )
@@ -81,13 +82,13 @@ def test_crop_and_resize_equal_torchvisions_antialiased_resize(size: int) -> Non
 
 
 def _state(seed: int, epoch: int, ids: torch.Tensor) -> torch.Tensor:
-    return augment.fold(augment.fold(augment.fold(torch.zeros_like(ids), seed), torch.tensor([epoch])), ids)
+    return fold(fold(fold(torch.zeros_like(ids), seed), torch.tensor([epoch])), ids)
 
 
 def test_crop_boxes_have_torchvisions_distribution() -> None:
     view = View()
-    draws = augment._Draws(augment.fold(torch.arange(4000), 0))
-    _, _, heights, widths = augment.crop_boxes(draws, view, 96, 96)
+    draws = operations.Draws(fold(torch.arange(4000), 0))
+    _, _, heights, widths = operations.crop_boxes(draws, view, 96, 96)
     torch.manual_seed(0)
     crop = v2.RandomResizedCrop(96, scale=view.crop_scale, ratio=view.crop_ratio)
     theirs = [crop.make_params([torch.zeros(3, 96, 96)]) for _ in range(4000)]
@@ -98,7 +99,7 @@ def test_crop_boxes_have_torchvisions_distribution() -> None:
 
 def test_a_box_that_never_fits_becomes_the_largest_centred_one() -> None:
     view = View(crop_scale=(1, 1), crop_ratio=(2, 2))
-    top, left, height, width = augment.crop_boxes(augment._Draws(torch.arange(5)), view, 32, 32)
+    top, left, height, width = operations.crop_boxes(operations.Draws(torch.arange(5)), view, 32, 32)
     assert (height.unique().item(), width.unique().item()) == (16, 32)
     assert (top.unique().item(), left.unique().item()) == (8, 0)
 
@@ -115,13 +116,13 @@ def test_flips_happen_with_their_probability_and_mirror() -> None:
 @pytest.mark.parametrize("sigma", [0.1, 0.7, 2.0])
 def test_blur_equals_torchvisions(sigma: float) -> None:
     image = pictures(1, 96).permute(0, 3, 1, 2) / 255
-    blur = augment.blur_matrices(torch.tensor([sigma]), 96)
+    blur = operations.blur_matrices(torch.tensor([sigma]), 96)
     ours = blur[:, None] @ image @ blur[:, None].mT
     theirs = tv.gaussian_blur(image, kernel_size=[9, 9], sigma=[sigma, sigma])  # 96 // 10 taps: radius 4
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-6)
 
 
-class Fixed(augment._Draws):
+class Fixed(operations.Draws):
     """Draws that are set: brightness, contrast, saturation, hue; the order; whether jitter and grey happen."""
 
     def __init__(self, values: list[float], order: list[int], jitter: bool, grey: bool) -> None:
@@ -142,24 +143,24 @@ def test_colour_jitter_equals_torchvisions_operations_in_that_order(order: list[
     image = pictures(1)[0].permute(2, 0, 1) / 255
     brightness, contrast, saturation = 1.1, 0.9, 0.8
     draws = Fixed([brightness, contrast, saturation, 0.0], order, jitter=True, grey=False)
-    [matrix] = augment.colour_matrices(draws, View(), image.mean((1, 2))[None])
+    [matrix] = operations.colour_matrices(draws, View(), image.mean((1, 2))[None])
     ours = torch.einsum("cd,dhw->chw", matrix[:, :3], image) + matrix[:, 3, None, None]
     theirs = image
-    operations = (
+    theirs_by_number = (
         lambda x: tv.adjust_brightness(x, brightness),
         lambda x: tv.adjust_contrast(x, contrast),
         lambda x: tv.adjust_saturation(x, saturation),
         lambda x: x,
     )
     for number in order:
-        theirs = operations[number](theirs)
+        theirs = theirs_by_number[number](theirs)
     torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-4)  # torchvision's luma weights have 4 digits (0.2989)
 
 
 def test_grey_equals_torchvisions_and_takes_no_jitter_with_it() -> None:
     image = pictures(1)[0].permute(2, 0, 1) / 255
     draws = Fixed([1.3, 1.3, 1.3, 0.1], [0, 1, 2, 3], jitter=False, grey=True)
-    [matrix] = augment.colour_matrices(draws, View(), image.mean((1, 2))[None])
+    [matrix] = operations.colour_matrices(draws, View(), image.mean((1, 2))[None])
     ours = torch.einsum("cd,dhw->chw", matrix[:, :3], image) + matrix[:, 3, None, None]
     torch.testing.assert_close(ours, tv.rgb_to_grayscale(image, 3), rtol=0, atol=2e-4)
 
@@ -186,7 +187,7 @@ def test_solarising_happens_to_whole_images_with_its_probability() -> None:
     assert (changed[turned] == changed[turned][0]).all()
 
 
-class Noted(augment._Draws):
+class Noted(operations.Draws):
     """Keeps the ranges that values are drawn from."""
 
     def __init__(self) -> None:
@@ -209,18 +210,18 @@ def test_byols_views_are_drawn_as_its_table_says() -> None:
         assert {name: getattr(view, f"{name}_p") for name in probabilities} == probabilities
         assert (view.crop_scale, view.crop_ratio, view.blur_sigma) == ((0.08, 1.0), (3 / 4, 4 / 3), (0.1, 2.0))
         draws = Noted()
-        augment.colour_matrices(draws, view, torch.rand(1, 3))
+        operations.colour_matrices(draws, view, torch.rand(1, 3))
         middles = [1.0, 1.0, 1.0, 0.0]
         expected = [(m - i, m + i) for m, i in zip(middles, intensities, strict=True)]
         assert np.array(draws.ranges[:4]) == pytest.approx(np.array(expected))
     without_blur = tuple(view.model_copy(update={"blur_p": 0.0}) for view in augment.RECIPES["byol"])
     assert augment.RECIPES["byol-small"] == without_blur
-    assert torch.count_nonzero(augment.blur_matrices(torch.ones(1), 224)[0, 112]) == 23  # taps
+    assert torch.count_nonzero(operations.blur_matrices(torch.ones(1), 224)[0, 112]) == 23  # taps
 
 
 def test_hue_keeps_luma_and_grey_and_turns_back() -> None:
-    matrices = augment.hue_matrices(torch.tensor([0.13, -0.13]))
-    luma = torch.tensor(augment._GREY)
+    matrices = operations.hue_matrices(torch.tensor([0.13, -0.13]))
+    luma = torch.tensor(operations.GREY)
     torch.testing.assert_close(luma @ matrices[0], luma, rtol=0, atol=1e-5)
     torch.testing.assert_close(matrices[0] @ torch.ones(3), torch.ones(3), rtol=0, atol=1e-4)  # YIQ has 6 digits
     torch.testing.assert_close(matrices[0] @ matrices[1], torch.eye(3), rtol=0, atol=1e-5)
