@@ -72,7 +72,8 @@ def resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
 
 
 def _with_store(config: RunConfig, origin: str) -> RunConfig:
-    """The config with its store's absolute path, number and size of images."""
+    """The config with its store's absolute path, number and size of images, and with the file of weights."""
+    from ssl_dist import pretrained
     from ssl_dist.config import RunConfig
     from ssl_dist.mirror import Mirror
     from ssl_dist.samples import open_data
@@ -82,7 +83,8 @@ def _with_store(config: RunConfig, origin: str) -> RunConfig:
     config.plan(found.num_samples)
     if config.checkpoint.mirror:
         Mirror(config.checkpoint.mirror).expect_writable()
-    return RunConfig.from_tree({**config.model_dump(), "data": found.model_dump()}, origin)
+    config = RunConfig.from_tree({**config.model_dump(), "data": found.model_dump()}, origin)
+    return config.model_copy(update={"backbone": pretrained.resolve(config)})
 
 
 def _restored(uri: str, out: Path) -> Path:
@@ -237,8 +239,8 @@ def doctor(
     """Check this machine, or the cluster of RAY_ADDRESS, before it costs money; exit code 1 where it is not well."""
     from cluster.doctor import check
     from cluster.report import show_checks
-    from ssl_dist.config import ClusterConfig
     from ssl_dist.overrides import parse_override
+    from ssl_dist.sections import ClusterConfig
 
     overrides = dict(parse_override(text) for text in settings or [])
     if workers is not None:

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ssl_dist.config import ClusterConfig
 from ssl_dist.errors import ClusterError
+from ssl_dist.sections import ClusterConfig
 
 # Read by Ray when it is imported, or by the processes that it starts.
 _ENVIRONMENT = {

@@ -14,9 +14,10 @@ from cluster.connect import Background, reached, reason_of, room, trainer
 from cluster.inspection import Complaint, Node, complaints, look
 from cluster.launch import ending, fit
 from cluster.run_directory import RunDirectory
-from ssl_dist.config import ClusterConfig, RunConfig
+from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, RunError, SslDistError
 from ssl_dist.exactness import Finding
+from ssl_dist.sections import ClusterConfig
 
 _NODE_S = 60  # in which a node must answer
 _REDUCED = 1 << 24  # float32 that workers add up, 64 MiB

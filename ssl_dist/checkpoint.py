@@ -26,13 +26,15 @@ import safetensors
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from ssl_dist.config import CheckpointConfig, RunConfig
+from ssl_dist.config import RunConfig
 from ssl_dist.engine import State
 from ssl_dist.errors import CheckpointError, RunError
 from ssl_dist.mirror import Mirror, below
+from ssl_dist.sections import CheckpointConfig
 
 FOLDER = "checkpoints"
 _FILES = ("model", "optimizer")
+MODEL = "model.safetensors"
 _META = "checkpoint.json"
 
 log = logging.getLogger(__name__)
@@ -129,7 +131,7 @@ def save(run: Path, step: int, config: RunConfig, state: State, score: float | N
             file = aside / f"{name}.safetensors"
             save_file(tensors, file)
             _fsync(file)
-            checksums[file.name] = _checksum(file)
+            checksums[file.name] = checksum(file)
         meta: dict[str, Any] = {"step": step, "score": score, "config": config.model_dump(mode="json")}
         meta["xxh3"] = checksums
         (aside / _META).write_text(json.dumps({**meta, "self": _seal(meta)}, indent=1), encoding="utf-8")
@@ -273,7 +275,7 @@ def verify(path: Path) -> Checkpoint:
             raise CheckpointError(f"{path / _META} differs from its checksum")
         for name in _FILES:
             file = path / f"{name}.safetensors"
-            if _checksum(file) != meta["xxh3"][file.name]:
+            if checksum(file) != meta["xxh3"][file.name]:
                 raise CheckpointError(f"{file} differs from its checksum")
         config = RunConfig.from_tree(meta["config"], str(path / _META))
         return Checkpoint(path, meta["step"], config, meta.get("score"))  # older ones have none
@@ -293,7 +295,8 @@ def found(run: Path) -> list[Path]:
     return sorted((run / FOLDER).glob("step-*"), reverse=True)
 
 
-def _checksum(file: Path) -> str:
+def checksum(file: Path) -> str:
+    """xxh3-64 of a file's bytes, hexadecimal."""
     digest = xxhash.xxh3_64()
     with file.open("rb") as content:
         while block := content.read(1 << 24):

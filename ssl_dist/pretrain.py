@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssl_dist import checkpoint
+from ssl_dist import checkpoint, pretrained
 from ssl_dist.batches import Batch, Batches
 from ssl_dist.collectives import Shares, World
 from ssl_dist.config import Plan, RunConfig
@@ -125,7 +125,8 @@ def _restore(config: RunConfig, directory: Path, world: World) -> tuple[int, Eng
     log.info("going on from step %d", step)
     if step and found is None:
         found = checkpoint.fetch(directory, checkpoint.path_of(directory, step).name, mirror)
-    return step, Engine(config.initial_method(), config, world, found.load() if found else None)
+    method = config.initial_method(None if found else pretrained.read(config))
+    return step, Engine(method, config, world, found.load() if found else None)
 
 
 def _begin(run: _Run, step: int, batch: Batch) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import xxhash
 
 from ssl_dist import order
-from ssl_dist.config import DataConfig, RunConfig
+from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
+from ssl_dist.sections import DataConfig
 from ssl_dist.store import ImageStore
 
 _LABELLED = 1  # names the seed of the labelled images' order

@@ -63,6 +63,19 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
             {"backbone": {"name": "vit_b_16"}, "augment": {"recipe": "swav-small"}},
             "backbone vit_b_16 takes images of one size: these have 16, 32 px",
         ),
+        (
+            {"augment__recipe": "swav-small"},
+            "augment.recipe swav-small makes 6 views: method simclr takes 2 views, of one size; set augment.recipe to"
+            " one of simclr, simclr-small, mocov2, byol, byol-small, weak-strong",
+        ),
+        (
+            {"method": {"name": "swav"}, "augment__recipe": "none"},
+            "augment.recipe none makes 1 views: method swav takes 2 views or more; set augment.recipe to one of simclr",
+        ),
+        (
+            {"method": {"name": "supervised", "num_classes": 2}, "augment__recipe": "swav-small"},
+            "augment.recipe swav-small makes 6 views: method supervised takes 1 views or more, of one size",
+        ),
         ({"augment__recipe": "x"}, "augment.recipe 'x': it is one of simclr, simclr-small"),
         ({"augment__crop_scale": [0, 1]}, "crop_scale (0.0, 1.0): two shares of the area"),
         (

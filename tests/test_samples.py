@@ -60,6 +60,20 @@ def test_labelled_images_come_first_in_each_micro_batch(small_store: Path, label
     assert (labels[ids[:, :, 2:]] >= 0).any()
 
 
+@pytest.mark.parametrize(
+    ("size", "micro"), [(64, 32), (96, 48), (192, 96), (672, 168)], ids=["1:1", "1:2", "1:5", "1:20"]
+)
+def test_thirty_two_labelled_images_beside_as_many_others_as_one_likes(
+    small_store: Path, label_file: str, size: int, micro: int
+) -> None:
+    """The ratios that FixMatch's recipe names."""
+    batch = {"size": size, "micro": micro, "labelled": 32}
+    config = small_config(small_store, data__label_file=label_file, **{**SOME, "batch": batch})
+    _, _, seen = whole_steps(config, range(3))
+    assert ((seen >= 0).sum(axis=(1, 2)) == 32).all()
+    assert ((seen < 0).sum(axis=(1, 2)) == size - 32).all()
+
+
 def test_each_stream_has_each_of_its_images_once_an_epoch(
     small_store: Path, labels: np.ndarray, label_file: str
 ) -> None:

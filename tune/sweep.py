@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 import pydantic
 
-from ssl_dist.config import ProbeConfig, RunConfig
+from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.overrides import explain
+from ssl_dist.sections import ProbeConfig
 from tune import space as spaces
 from tune.space import Sample, Space
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ssl_dist.augment import Recipe
 from ssl_dist.backbones import Backbone
 
 
@@ -57,11 +58,15 @@ class Method(nn.Module, abc.ABC):
     Attributes:
         uses_labels: of none of the images, of all, or of ``batch.labelled`` of them; others' are hidden from it.
         needs_map: of the backbone, which is then a ``ConvolutionalBackbone``.
+        num_views: the fewest and the most that ``embed`` takes of an image, None: any number.
+        multi_crop: it takes views of several sizes.
     """
 
     Config: ClassVar[type[MethodConfig]]
     uses_labels: ClassVar[Literal["none", "some", "all"]] = "none"
     needs_map: ClassVar[bool] = False
+    num_views: ClassVar[tuple[int, int | None]] = (2, 2)
+    multi_crop: ClassVar[bool] = False
 
     def __init__(self, backbone: Backbone, config: MethodConfig) -> None:
         super().__init__()
@@ -82,6 +87,13 @@ class Method(nn.Module, abc.ABC):
 
         A parameter that only the loss uses gets no gradient: what is learnt (a temperature too) belongs into ``embed``.
         """
+
+    @classmethod
+    def takes(cls, recipe: Recipe) -> bool:
+        """Are these views as many, and as alike in size, as ``embed`` needs?"""
+        fewest, most = cls.num_views
+        alike = cls.multi_crop or len({view.size_px for view in recipe}) == 1
+        return alike and fewest <= len(recipe) <= (most or len(recipe))
 
     @property
     def num_targets(self) -> int:

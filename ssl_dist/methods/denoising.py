@@ -33,6 +33,7 @@ class Denoising(Method):
     config: Config
     backbone: ConvolutionalBackbone
     needs_map = True
+    num_views = (1, None)
 
     def __init__(self, backbone: Backbone, config: Denoising.Config) -> None:
         super().__init__(backbone, config)

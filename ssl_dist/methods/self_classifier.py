@@ -45,6 +45,8 @@ class SelfClassifier(Method):
         projection_dim: int = pydantic.Field(128, ge=1)
 
     config: Config
+    num_views = (2, None)
+    multi_crop = True
 
     def __init__(self, backbone: Backbone, config: SelfClassifier.Config) -> None:
         super().__init__(backbone, config)

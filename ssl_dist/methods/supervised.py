@@ -28,6 +28,7 @@ class Supervised(Method):
 
     config: Config
     uses_labels = "all"
+    num_views = (1, None)
 
     def __init__(self, backbone: Backbone, config: Supervised.Config) -> None:
         super().__init__(backbone, config)

@@ -48,6 +48,8 @@ class SwAV(Method):
         projection_dim: int = pydantic.Field(128, ge=1)
 
     config: Config
+    num_views = (2, None)
+    multi_crop = True
     queue: Tensor  # [Q, 2, D], of each of the two views
     taken: Tensor  # how many images' embeddings it has taken in so far
     codebook: Tensor  # [K, D]: the prototypes as the step began; ZeRO-3 has them in parts where ``loss`` is called

@@ -1,0 +1,199 @@
+"""The sections of a run's settings, each with what makes sense within itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Literal
+
+import pydantic
+
+from ssl_dist import backbones
+from ssl_dist.augment import RECIPES, Recipe, View
+from ssl_dist.errors import StoreError
+
+
+class Section(pydantic.BaseModel):
+    """Frozen; a key that it does not have is an error."""
+
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class DataConfig(Section):
+    """``store``: folder of the store to pretrain on; ``label_file``: a .npy of one whole number an image (-1: none), in
+    place of its labels; ``stratified``: a batch (its labelled images, where the method sees labels) has as many images
+    of each label, or up to two more of one than of another where their number is no multiple of that of labels.
+
+    The rest is filled in when a run starts and checked whenever it goes on: with other images it would be another run.
+    """
+
+    store: str
+    label_file: str | None = None
+    stratified: bool = False
+    num_images: int | None = None
+    num_samples: int | None = None  # images of an epoch, see ``Samples``
+    image_shape: tuple[int, int, int] | None = None
+    label_digest: str | None = None
+
+    def expect(self, found: DataConfig) -> None:
+        """Refuse a store of other images than the run began with.
+
+        Raises:
+            StoreError: their number or size differs.
+        """
+        for name in ("num_images", "num_samples", "image_shape", "label_digest"):
+            began, now = getattr(self, name), getattr(found, name)
+            if began is not None and began != now:
+                key = "data.label_file" if name == "label_digest" else "data.store"
+                raise StoreError(
+                    f"{found.store} has {name} {now} where the run began with {began}: set {key} to what it was"
+                )
+
+
+class AugmentConfig(Section):
+    """A recipe of ``augment.RECIPES``; every other key, where given, replaces that setting in all of its views."""
+
+    recipe: str = "simclr"
+    size_px: int | None = None
+    crop_scale: tuple[float, float] | None = None
+    crop_ratio: tuple[float, float] | None = None
+    flip_p: float | None = None
+    jitter_p: float | None = None
+    jitter_strength: float | None = None
+    grey_p: float | None = None
+    blur_p: float | None = None
+    blur_sigma: tuple[float, float] | None = None
+    solarise_p: float | None = None
+    jitter_saturation: float | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_recipe(self) -> AugmentConfig:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"augment.recipe {self.recipe!r}: it is one of {', '.join(RECIPES)}")
+        self.views()
+        return self
+
+    def views(self) -> Recipe:
+        """The recipe with the replacements in it."""
+        given = self.model_dump(exclude={"recipe"}, exclude_none=True)
+        return tuple(View.model_validate({**view.model_dump(), **given}) for view in RECIPES[self.recipe])
+
+
+class BackboneConfig(Section):
+    """See ``backbones.build``. ``weights``: what training starts from in place of random ones: the directory of a run
+    (its newest checkpoint) or of a checkpoint, or a .safetensors file. The digest of the file is filled in."""
+
+    name: str = "resnet50"
+    stem: backbones.Stem = "standard"
+    width: int | None = pydantic.Field(None, ge=1)
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    weights: str | None = None
+    weights_digest: str | None = None
+
+    def build(self, image_size: int | None = None) -> backbones.Backbone:
+        """With random weights."""
+        return backbones.build(image_size=image_size, **self._shape())
+
+    def check(self, image_sizes: Collection[int]) -> None:
+        backbones.check(image_sizes=image_sizes, **self._shape())
+
+    def _shape(self) -> dict[str, Any]:
+        return self.model_dump(exclude={"weights", "weights_digest"})
+
+
+class BatchConfig(Section):
+    """``size`` images make a step; they are embedded ``micro`` at a time, each with its own BatchNorm statistics.
+    ``labelled`` of them come from the labelled ones, for methods that learn from some labels."""
+
+    size: int = pydantic.Field(256, ge=2)
+    micro: int = pydantic.Field(256, ge=1)
+    labelled: int = pydantic.Field(0, ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _divides(self) -> BatchConfig:
+        if self.size % self.micro:
+            size, micro = self.size - self.size % self.micro, math.gcd(self.size, self.micro)
+            tries = ([f"batch.size={size}"] if size else []) + [f"batch.micro={micro}"]
+            raise ValueError(
+                f"batch.size {self.size} is not a multiple of batch.micro {self.micro}: try {' or '.join(tries)}"
+            )
+        if self.labelled * self.micro % self.size:
+            raise ValueError(
+                f"batch.labelled {self.labelled}: each of {self.num_micro} micro-batches takes as many, so it is a"
+                f" multiple of {self.num_micro}"
+            )
+        return self
+
+    @property
+    def num_micro(self) -> int:
+        return self.size // self.micro
+
+
+class EngineConfig(Section):
+    """How a step is computed; none of it changes which model comes out, but for rounding."""
+
+    precision: Literal["fp32", "bf16"] = "bf16"
+    zero_stage: Literal[0, 1, 2, 3] = 1
+
+
+class ProbeConfig(Section):
+    """What is measured while training goes on. ``knn`` and ``linear``: ``queries`` labelled images of the pretraining
+    store are classified by ``bank`` others. ``rankme`` and ``lidar``: effective rank of ``bank`` images, no labels."""
+
+    kind: Literal["knn", "linear", "rankme", "lidar"] = "knn"
+    every_epochs: float = pydantic.Field(1, gt=0)
+    bank: int = pydantic.Field(4096, ge=1)
+    queries: int = pydantic.Field(1024, ge=1)
+    k: int = pydantic.Field(20, ge=1)  # knn
+
+    @property
+    def tag(self) -> str:
+        """Of its values among a run's numbers."""
+        return f"probe/{self.kind}"
+
+
+class CheckpointConfig(Section):
+    """Whole-state checkpoints: how often (one more at the end), how many of the newest are kept, and how many of the
+    best by the online probe beside them; ``mirror``: a URI (``s3://bucket/folder``) for copies under the run's name."""
+
+    every_epochs: float = pydantic.Field(1, gt=0)
+    keep: int = pydantic.Field(2, ge=1)
+    keep_best: int = pydantic.Field(1, ge=0)
+    mirror: str | None = None
+
+
+class MonitorConfig(Section):
+    """How often scalars are written, and which settings TensorBoard's HParams shows (None: all)."""
+
+    every_steps: int = pydantic.Field(10, ge=1)
+    hparams: tuple[str, ...] | None = None
+
+
+class Workers(Section):
+    """How many; in recipes a plain number is both."""
+
+    min: int = pydantic.Field(1, ge=1)
+    max: int = pydantic.Field(1, ge=1)
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _number_is_both(cls, value: Any) -> Any:
+        return value if isinstance(value, (Mapping, Workers)) else {"min": value, "max": value}
+
+    @pydantic.model_validator(mode="after")
+    def _is_a_range(self) -> Workers:
+        if self.max < self.min:
+            raise ValueError(f"cluster.workers {{min: {self.min}, max: {self.max}}}: max must not be below min")
+        return self
+
+
+class ClusterConfig(Section):
+    """What Ray is asked for. ``workers`` only decides how fast a run is: a number, or ``{min: 1, max: 4}``, with which
+    a run goes on from its newest checkpoint with as many as there is room for, whenever one is lost or a node joins."""
+
+    workers: Workers = Workers()
+    cpus_per_worker: float = pydantic.Field(1, gt=0)
+    gpu: bool = False
+    max_failures: int = pydantic.Field(3, ge=0)  # restarts of the worker group before the run gives up
+    resize_every_s: float = pydantic.Field(60, gt=0)  # how often elastic workers look for more room
+    dashboard_port: int | None = pydantic.Field(None, ge=1, le=65535)  # of the Ray started here; None: no dashboard
