@@ -103,7 +103,13 @@ def _image_progress(what: str) -> Iterator[Callable[[int, int], None]]:
 
 @store_app.command("build")
 def store_build(
-    source: Annotated[Path, typer.Argument(help="Folder of class folders, flat folder, or a tar of either.")],
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of class folders, flat folder, tar of either, WebDataset shards, STL-10's *_X.bin, CIFAR's"
+            " Python files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar', 'b/**/*.jpg')."
+        ),
+    ],
     destination: Annotated[Path, typer.Argument(help="Folder of the new store.")],
     size_px: Annotated[
         int | None, typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the one size.")

@@ -39,9 +39,18 @@ def decode(content: bytes, size_px: int | None) -> np.ndarray:
         raise
     except Exception as error:  # a damaged file raises whatever the decoder trips over
         raise Unreadable(str(error) or type(error).__name__) from None
-    if size_px is not None and upright.size != (size_px, size_px):
-        upright = ImageOps.fit(upright, (size_px, size_px), method=Image.Resampling.BICUBIC)
-    return np.asarray(upright)
+    return _fitted(upright, size_px)
+
+
+def resize(image: np.ndarray, size_px: int | None) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` to the size that ``decode`` would have given it."""
+    return image if size_px is None else _fitted(Image.fromarray(image), size_px)
+
+
+def _fitted(image: Image.Image, size_px: int | None) -> np.ndarray:
+    if size_px is not None and image.size != (size_px, size_px):
+        image = ImageOps.fit(image, (size_px, size_px), method=Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 def describe_resize(size_px: int | None) -> str:

@@ -8,23 +8,25 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import itertools
 import logging
 import multiprocessing
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable
-from ssl_dist.store.decode import decode, describe_resize
+from ssl_dist.store.decode import decode, describe_resize, resize
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, BatchEntry, Manifest, ShardEntry, checksum, shard_schema
-from ssl_dist.store.sources import NO_LABEL, Member, Source, list_source
+from ssl_dist.store.sources import NO_LABEL, File, Member, Source, list_source
 
 SHARD_FILES = 16 * BATCH_ROWS
 CHUNK_BYTES = 256 << 20  # of a tar's files, which wait in memory: a chunk ends there, if it comes first
@@ -55,10 +57,10 @@ def build(
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
-    """Build a store from a class-per-folder tree, a flat folder, or a tar of either.
+    """Build a store.
 
     Args:
-        source: the folder or tar (streamed, never extracted).
+        source: what ``list_source`` takes; tars are streamed, never extracted.
         destination: a folder that does not exist yet, is empty, or holds an unfinished build.
         split: a name kept in the manifest.
         size_px: side of the square images (see ``decode``); None: all images have one size already, which is kept.
@@ -81,7 +83,7 @@ def build(
         raise ConfigError(f"size_px {size_px}: it is a number of pixels, 1 or more")
     if workers is not None and workers < 1:
         raise ConfigError(f"workers {workers}: at least 1 writer process is needed")
-    listed, store = list_source(Path(source)), Path(destination)
+    listed, store = list_source(source), Path(destination)
     for key in listed.foreign:
         _leave_out(key, "not an image file", strict)
     shape = _image_shape(listed, size_px)
@@ -107,9 +109,9 @@ def _build(
         skipped, done = skipped + len(shard.skipped), done + shard.files
         shards += [shard.entry] if shard.entry else []
         if progress:
-            progress(done, len(listed.keys))
+            progress(done, listed.total)
     if not shards:
-        raise SourceError(f"{listed.path}: none of its {len(listed.keys)} image files could be read")
+        raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
     manifest = Manifest(
         split=split,
         encoding="raw",
@@ -144,11 +146,11 @@ def _image_shape(listed: Source, size_px: int | None) -> tuple[int, int, int]:
         return size_px, size_px, 3
     for member in listed.members():
         try:
-            height, width, _ = decode(_content(member), None).shape
+            height, width, _ = _pixels(member, None).shape
         except (Unreadable, OSError):
             continue
         return height, width, 3
-    raise SourceError(f"{listed.path}: none of its {len(listed.keys)} image files could be read")
+    raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
 
 
 @contextlib.contextmanager
@@ -172,38 +174,53 @@ def _claimed(store: Path) -> Iterator[None]:
         raise _unwritable(store, error) from None
 
 
-def _content(member: Member) -> bytes:
-    return member.content if isinstance(member.content, bytes) else member.content.read_bytes()
+def _pixels(member: Member, size_px: int | None) -> np.ndarray:
+    """uint8 [H, W, 3]."""
+    content = member.content
+    return resize(content, size_px) if isinstance(content, np.ndarray) else decode(_bytes(content), size_px)
+
+
+def _bytes(content: bytes | File) -> bytes:
+    return content if isinstance(content, bytes) else content.read()
 
 
 def _write_all(
     listed: Source, store: Path, shape: tuple[int, int, int], size_px: int | None, workers: int
 ) -> Iterator[_Shard]:
-    """Shards in order, written by a pool; at most two chunks a process are in memory."""
-    chunks = enumerate(_chunks(listed.members()))
+    """Shards in order, written by a pool, or here by one worker; at most two chunks a process are in memory."""
+    jobs = (
+        (chunk, store / f"shard-{number:05d}.arrow", shape, size_px) for number, chunk in enumerate(_chunks(listed))
+    )
+    try:
+        if workers == 1:
+            yield from itertools.starmap(_write_shard, jobs)
+        else:
+            yield from _by_pool(jobs, workers)
+    except (OSError, BrokenProcessPool) as error:
+        raise _unwritable(store, error) from None
+
+
+def _by_pool(jobs: Iterator[tuple[Any, ...]], workers: int) -> Iterator[_Shard]:
     # spawn: a fork of a process that has threads (torch, Arrow) may hang
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         running: deque[Future[_Shard]] = deque()
         try:
-            for number, chunk in chunks:
-                path = store / f"shard-{number:05d}.arrow"
-                running.append(pool.submit(_write_shard, chunk, path, shape, size_px))
+            for job in jobs:
+                running.append(pool.submit(_write_shard, *job))
                 if len(running) > 2 * workers:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
-        except (OSError, BrokenProcessPool) as error:
-            raise _unwritable(store, error) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _chunks(members: Iterable[Member]) -> Iterator[list[Member]]:
+def _chunks(listed: Source) -> Iterator[list[Member]]:
     chunk: list[Member] = []
     size = 0
-    for member in members:
+    for member in listed.members():
         chunk.append(member)
-        size += len(member.content) if isinstance(member.content, bytes) else 0
+        size += member.held_bytes
         if len(chunk) == SHARD_FILES or size >= CHUNK_BYTES:
             yield chunk
             chunk, size = [], 0
@@ -220,7 +237,7 @@ def _write_shard(chunk: list[Member], path: Path, shape: tuple[int, int, int], s
         writer = pa.ipc.new_file(sink, schema)
         for member in chunk:
             try:
-                image = decode(_content(member), size_px)
+                image = _pixels(member, size_px)
             except (Unreadable, OSError) as error:
                 shard.skipped.append((member.key, str(error)))
                 continue

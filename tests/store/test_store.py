@@ -195,13 +195,13 @@ def test_arguments_out_of_range_are_refused(
 
 
 def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no such folder or tar file"):
+    with pytest.raises(SourceError, match="no such file or folder"):
         store.build(tmp_path / "nothing", tmp_path / "s")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no image file"):
         store.build(tmp_path / "empty", tmp_path / "s")
     (tmp_path / "text.tar").write_text("this is no tar file at all")
-    with pytest.raises(SourceError, match="neither a folder nor a whole tar file"):
+    with pytest.raises(SourceError, match="is not a whole tar file"):
         store.build(tmp_path / "text.tar", tmp_path / "s")
     (tmp_path / "empty" / "bad.png").write_text("no image")
     with pytest.raises(SourceError, match="none of its 1 image files could be read"):
@@ -211,7 +211,7 @@ def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_a_cut_tar_is_refused(image_folder: Path, tmp_path: Path) -> None:
     whole = tar_of(image_folder, tmp_path / "a.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) * 2 // 3 + 100])
-    with pytest.raises(SourceError, match="neither a folder nor a whole tar file"):
+    with pytest.raises(SourceError, match="is not a whole tar file"):
         store.build(tmp_path / "cut.tar", tmp_path / "s", workers=1)
 
 

@@ -1,0 +1,69 @@
+"""Where images come from. What a file is, is known by how it begins, not by what it is called."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from ssl_dist.errors import SourceError
+from ssl_dist.store.sources import arrays, images, tables
+from ssl_dist.store.sources.base import NO_LABEL, Member, Source
+from ssl_dist.store.sources.files import File, expand, is_pattern, reading
+
+__all__ = ["NO_LABEL", "File", "Member", "Source", "list_source"]
+
+_HEAD = 262  # bytes read of each file
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
+_PICKLE, _PROTOCOLS = b"\x80", b"\x02\x03\x04\x05"
+_OTHER = "something else"
+_LISTS = {
+    "tar": images.of_tars,
+    "table": tables.of_tables,
+    "STL-10": arrays.of_stl10,
+    "CIFAR": arrays.of_cifar,
+}
+
+
+def list_source(source: str | os.PathLike[str]) -> Source:
+    """List what there is to build a store from.
+
+    Args:
+        source: a folder (class folders, or flat); a tar of one; WebDataset shards; STL-10's ``*_X.bin``; CIFAR's Python
+            files; Parquet or Arrow files with a column of images; by path, URI or pattern (see ``files.expand``).
+
+    Raises:
+        SourceError: nothing there, nothing of these, or files of several kinds.
+    """
+    name = os.fspath(source)
+    folder = Path(name)
+    if not is_pattern(name) and not folder.exists():
+        raise SourceError(f"{name}: no such file or folder")
+    files = list(images.files_below(folder)) if folder.is_dir() else expand(name)
+    if any(images.is_image(file.key) for file in files):
+        return images.of_files(name, files)
+    found: dict[str, list[File]] = {}
+    for file in files:
+        found.setdefault(_kind(file), []).append(file)
+    foreign = found.pop(_OTHER, [])
+    if len(found) > 1 or (foreign and found and not folder.is_dir()):
+        raise SourceError(f"{name}: files of several kinds ({', '.join(found)}): build a store of each, by a pattern")
+    if not found:
+        raise SourceError(
+            f"{name}: no image file ({', '.join(sorted(images.IMAGE_SUFFIXES))}) among {len(files)} files, and no tar,"
+            " Parquet or Arrow file, STL-10's or CIFAR's"
+        )
+    [(kind, alike)] = found.items()
+    return _LISTS[kind](name, alike)
+
+
+def _kind(file: File) -> str:
+    """By what it begins with; STL-10's binary files, which begin with pixels, by their name."""
+    if file.path.endswith(arrays.STL_SUFFIX):
+        return "STL-10"
+    with reading(file, "file") as content:
+        start = content.read(_HEAD)
+    if start[257:262] == b"ustar" or start.startswith(_COMPRESSED) or PurePosixPath(file.path).suffix == ".tar":
+        return "tar"
+    if start.startswith((tables.PARQUET, tables.ARROW, tables.STREAM)):
+        return "table"
+    return "CIFAR" if start[:1] == _PICKLE and start[1:2] in _PROTOCOLS else _OTHER

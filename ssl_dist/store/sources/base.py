@@ -1,0 +1,53 @@
+"""What a source of images is: listed once, then read in a fixed order, as often as one likes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_dist.store.sources.files import File
+
+NO_LABEL = -1
+
+
+class Member(NamedTuple):
+    """One image of a source.
+
+    Attributes:
+        key: its path inside the source.
+        label: index into the source's class_names; NO_LABEL where it has none.
+        content: the bytes of an image file, the file to read them from, or pixels, uint8 ``[H, W, 3]``.
+    """
+
+    key: str
+    label: int
+    content: bytes | File | np.ndarray
+
+    @property
+    def held_bytes(self) -> int:
+        """What it takes in memory."""
+        if isinstance(self.content, File):
+            return 0
+        return len(self.content) if isinstance(self.content, bytes) else self.content.nbytes
+
+
+@dataclass(frozen=True)
+class Source:
+    """A listed source.
+
+    Attributes:
+        name: as the user called it.
+        total: how many images ``members`` gives.
+        foreign: paths of files in it that are none.
+        class_names: what labels are indices into; empty where nothing has one.
+        members: call it for all images, in the same order each time.
+    """
+
+    name: str
+    total: int
+    foreign: tuple[str, ...]
+    class_names: tuple[str, ...]
+    members: Callable[[], Iterator[Member]]

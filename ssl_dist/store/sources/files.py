@@ -1,0 +1,153 @@
+"""Files by a pattern: local paths and URIs alike, opened where they are read."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import pyarrow as pa
+from pyarrow import fs
+
+from ssl_dist.errors import SourceError
+
+_GLOB = re.compile(r"[*?\[]")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_MOST_BRACES = 1_000_000  # files that braces may stand for
+
+
+class File(NamedTuple):
+    """One file; pickles, so that a process which needs its bytes reads them.
+
+    Attributes:
+        filesystem: None: the local one.
+        path: within the filesystem.
+        key: its name in a store: the path below the folder that the pattern has in full.
+    """
+
+    filesystem: fs.FileSystem | None
+    path: str
+    key: str
+
+    def open(self) -> IO[bytes]:
+        """For reading; can seek. Raises OSError."""
+        if self.filesystem is None:
+            return Path(self.path).open("rb")
+        return self.filesystem.open_input_file(self.path)  # type: ignore[no-any-return]
+
+    def read(self) -> bytes:
+        with self.open() as file:
+            return file.read()
+
+
+@contextlib.contextmanager
+def reading(file: File, kind: str) -> Iterator[IO[bytes]]:
+    """The opened file; what goes wrong while it is read is one SourceError that names it and the kind it should be."""
+    try:
+        with file.open() as content:
+            yield content
+    except SourceError:
+        raise
+    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
+        raise SourceError(f"{file.path} is not a whole {kind} ({error})") from None
+
+
+def is_pattern(text: str) -> bool:
+    """Is it more than the path of one local file or folder?"""
+    return "://" in text or bool(_GLOB.search(text) or _BRACES.search(text))
+
+
+def expand(pattern: str) -> list[File]:
+    """The files that a pattern stands for, in the order of its braces, each part of it sorted.
+
+    Args:
+        pattern: a path or URI (s3://, gs://, file:// ...) with ``{000..127}`` and ``{a,b}``, with ``*``, ``?`` and
+            ``[...]`` within a name, and ``**`` for any folders (in a URI, ``?`` begins its options). A folder stands
+            for all files below it.
+
+    Raises:
+        SourceError: it stands for no file, or its place cannot be reached.
+    """
+    found: dict[str, File] = {}
+    for one in _braced(pattern):
+        matched = sorted(_matching(one), key=lambda file: file.path)
+        if not matched:
+            raise SourceError(f"{one}: no such file" + (f" (of {pattern})" if one != pattern else ""))
+        found |= {file.path: file for file in matched}
+    return list(found.values())
+
+
+def _braced(pattern: str) -> Iterator[str]:
+    if not (braces := _BRACES.search(pattern)):
+        yield pattern
+        return
+    inside = braces[1]
+    if numbers := _RANGE.fullmatch(inside):
+        first, last = int(numbers[1]), int(numbers[2])
+        if not first <= last < first + _MOST_BRACES:
+            raise SourceError(
+                f"{pattern}: {{{inside}}} goes from the smaller to the larger, over at most {_MOST_BRACES:,}"
+            )
+        choices = [f"{number:0{len(numbers[1])}d}" for number in range(first, last + 1)]
+    else:
+        choices = inside.split(",")
+    for choice in choices:
+        yield from _braced(pattern[: braces.start()] + choice + pattern[braces.end() :])
+
+
+def _matching(pattern: str) -> Iterator[File]:
+    folder, rest = _split(pattern)
+    filesystem, base = _place(folder)
+    try:
+        if not rest:
+            info = filesystem.get_file_info(base)
+            if info.type == fs.FileType.File:
+                yield File(_remote(filesystem), base, info.base_name)
+            if info.type != fs.FileType.Directory:
+                return
+        expression = re.compile(_translate(rest) if rest else ".*")
+        for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True)):
+            key = info.path[len(base) :].lstrip("/")
+            if info.type == fs.FileType.File and expression.fullmatch(key):
+                yield File(_remote(filesystem), info.path, key)
+    except (OSError, pa.ArrowException) as error:
+        raise SourceError(f"{pattern} cannot be reached ({error})") from None
+
+
+def _split(pattern: str) -> tuple[str, str]:
+    """What stands before the first name with a wildcard, and the rest. In a URI ``?`` begins its options."""
+    scheme, found, path = pattern.rpartition("://")
+    path, mark, options = path.partition("?") if found else (path, "", "")
+    parts = path.split("/")
+    plain = list(itertools.takewhile(lambda part: not _GLOB.search(part), parts))
+    return scheme + found + "/".join(plain) + mark + options, "/".join(parts[len(plain) :])
+
+
+def _place(folder: str) -> tuple[fs.FileSystem, str]:
+    if "://" not in folder:
+        return fs.LocalFileSystem(), str(Path(folder or ".").absolute())
+    try:
+        return fs.FileSystem.from_uri(folder)  # type: ignore[no-any-return]
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise SourceError(f"{folder} is not a place that can be read ({error})") from None
+
+
+def _remote(filesystem: fs.FileSystem) -> fs.FileSystem | None:
+    return None if isinstance(filesystem, fs.LocalFileSystem) else filesystem
+
+
+def _translate(pattern: str) -> str:
+    """A glob as a regular expression: ``**/`` any folders, ``*`` and ``?`` within a name."""
+    out, position = "", 0
+    tokens = re.compile(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]")
+    kinds = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    for token in tokens.finditer(pattern):
+        text = token[0]
+        out += re.escape(pattern[position : token.start()])
+        out += kinds.get(text) or text.replace("[!", "[^", 1)
+        position = token.end()
+    return out + re.escape(pattern[position:])
