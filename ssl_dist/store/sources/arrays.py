@@ -15,7 +15,7 @@ import numpy as np
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.sources.base import NO_LABEL, Member, Source
-from ssl_dist.store.sources.files import File, reading
+from ssl_dist.store.sources.files import File, fingerprint, reading
 
 _STL_PX, _CIFAR_PX = 96, 32
 _STL_BYTES, _CIFAR_BYTES = 3 * _STL_PX**2, 3 * _CIFAR_PX**2
@@ -48,7 +48,7 @@ def of_stl10(name: str, files: Sequence[File]) -> Source:
 
     known = any(labels is not None for _, _, labels in parts)
     total = sum(count for _, count, _ in parts)
-    return Source(name, total, (), _STL_CLASSES if known else (), members)
+    return Source(name, total, (), _STL_CLASSES if known else (), fingerprint(files), members)
 
 
 class _Stl10(NamedTuple):
@@ -98,7 +98,7 @@ def of_cifar(name: str, files: Sequence[File]) -> Source:
 
     if (largest := max(max(labels) for _, labels, _ in found)) >= len(names):
         raise SourceError(f"{name} has a label {largest}, and there are {len(names)} classes")
-    return Source(name, sum(len(images) for images, _, _ in found), (), names, members)
+    return Source(name, sum(len(images) for images, _, _ in found), (), names, fingerprint(files), members)
 
 
 class _CifarPart(NamedTuple):

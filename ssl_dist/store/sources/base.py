@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import xxhash
 
 from ssl_dist.store.sources.files import File
 
 NO_LABEL = -1
+Share = tuple[float, float]  # [low, high) of [0, 1)
 
 
 class Member(NamedTuple):
@@ -43,6 +45,7 @@ class Source:
         total: how many images ``members`` gives.
         foreign: paths of files in it that are none.
         class_names: what labels are indices into; empty where nothing has one.
+        fingerprint: another one where anything in it has changed.
         members: call it for all images, in the same order each time.
     """
 
@@ -50,4 +53,20 @@ class Source:
     total: int
     foreign: tuple[str, ...]
     class_names: tuple[str, ...]
+    fingerprint: str
     members: Callable[[], Iterator[Member]]
+
+    def part(self, share: Share) -> Source:
+        """The images whose key, hashed to a number in [0, 1), lies in a share: others' coming or going changes nothing
+        for an image. ``total`` is then about right."""
+        low, high = share
+        if share == (0, 1):
+            return self
+
+        def members() -> Iterator[Member]:
+            for member in self.members():
+                if low <= xxhash.xxh3_64_intdigest(member.key.encode(errors="surrogateescape")) / 2**64 < high:
+                    yield member
+
+        total = round(self.total * (high - low))
+        return replace(self, total=total, fingerprint=f"{self.fingerprint} {share}", members=members)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
 import pyarrow as pa
+import xxhash
 from pyarrow import fs
 
 from ssl_dist.errors import SourceError
@@ -27,11 +29,13 @@ class File(NamedTuple):
         filesystem: None: the local one.
         path: within the filesystem.
         key: its name in a store: the path below the folder that the pattern has in full.
+        stamp: its size and when it was last written.
     """
 
     filesystem: fs.FileSystem | None
     path: str
     key: str
+    stamp: str
 
     def open(self) -> IO[bytes]:
         """For reading; can seek. Raises OSError."""
@@ -54,6 +58,23 @@ def reading(file: File, kind: str) -> Iterator[IO[bytes]]:
         raise
     except (OSError, EOFError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{file.path} is not a whole {kind} ({error})") from None
+
+
+def local(path: str, key: str) -> File:
+    """A file of this machine, which may turn out not to be readable."""
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return File(None, path, key, str(error))
+    return File(None, path, key, f"{found.st_size} {found.st_mtime_ns}")
+
+
+def fingerprint(files: Iterable[File]) -> str:
+    """Another one for files of other names, sizes or times of writing; 16 hexadecimal digits."""
+    digest = xxhash.xxh3_64()
+    for file in files:
+        digest.update(f"{file.path}\n{file.key}\n{file.stamp}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 def is_pattern(text: str) -> bool:
@@ -106,14 +127,14 @@ def _matching(pattern: str) -> Iterator[File]:
         if not rest:
             info = filesystem.get_file_info(base)
             if info.type == fs.FileType.File:
-                yield File(_remote(filesystem), base, info.base_name)
+                yield _found(filesystem, info, info.base_name)
             if info.type != fs.FileType.Directory:
                 return
         expression = re.compile(_translate(rest) if rest else ".*")
         for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True)):
             key = info.path[len(base) :].lstrip("/")
             if info.type == fs.FileType.File and expression.fullmatch(key):
-                yield File(_remote(filesystem), info.path, key)
+                yield _found(filesystem, info, key)
     except (OSError, pa.ArrowException) as error:
         raise SourceError(f"{pattern} cannot be reached ({error})") from None
 
@@ -136,8 +157,9 @@ def _place(folder: str) -> tuple[fs.FileSystem, str]:
         raise SourceError(f"{folder} is not a place that can be read ({error})") from None
 
 
-def _remote(filesystem: fs.FileSystem) -> fs.FileSystem | None:
-    return None if isinstance(filesystem, fs.LocalFileSystem) else filesystem
+def _found(filesystem: fs.FileSystem, info: fs.FileInfo, key: str) -> File:
+    here = isinstance(filesystem, fs.LocalFileSystem)
+    return File(None if here else filesystem, info.path, key, f"{info.size} {info.mtime_ns}")
 
 
 def _translate(pattern: str) -> str:

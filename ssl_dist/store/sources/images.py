@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.sources.base import NO_LABEL, Member, Source
-from ssl_dist.store.sources.files import File, reading
+from ssl_dist.store.sources.files import File, fingerprint, local, reading
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _CLASS = ".cls"  # of a WebDataset sample: its class as a number
@@ -37,7 +37,7 @@ def files_below(folder: Path) -> Iterator[File]:
         SourceError: a folder cannot be read.
     """
     keys = sorted(_keys_below(folder))
-    yield from (File(None, str(folder / key), key) for key in keys)
+    yield from (local(str(folder / key), key) for key in keys)
 
 
 def _keys_below(folder: Path) -> Iterator[str]:
@@ -64,7 +64,7 @@ def of_files(name: str, files: Sequence[File]) -> Source:
     def members() -> Iterator[Member]:
         return (Member(file.key, classes.label(file.key), file) for file in images)
 
-    return Source(name, len(images), foreign, classes.names, members)
+    return Source(name, len(images), foreign, classes.names, fingerprint(files), members)
 
 
 def of_tars(name: str, tars: Sequence[File]) -> Source:
@@ -97,7 +97,7 @@ def of_tars(name: str, tars: Sequence[File]) -> Source:
                 if is_image(info.name):
                     yield Member(info.name, label(tar, info.name), _content(archive, info))
 
-    return Source(name, len(keys), () if labels else tuple(foreign), names, members)
+    return Source(name, len(keys), () if labels else tuple(foreign), names, fingerprint(tars), members)
 
 
 class _Classes(NamedTuple):

@@ -11,7 +11,7 @@ from pyarrow import parquet
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.sources.base import NO_LABEL, Member, Source
-from ssl_dist.store.sources.files import File, reading
+from ssl_dist.store.sources.files import File, fingerprint, reading
 
 PARQUET, ARROW, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # what the three kinds of file begin with
 _IMAGES, _LABELS = ("image", "img", "jpg", "jpeg", "png"), ("label", "labels", "cls", "class", "fine_label")
@@ -50,7 +50,7 @@ def of_tables(name: str, files: Sequence[File]) -> Source:
         for file in files:
             yield from _members(file, columns)
 
-    return Source(name, total, (), names if largest >= 0 else (), members)
+    return Source(name, total, (), names if largest >= 0 else (), fingerprint(files), members)
 
 
 def _members(file: File, columns: _Columns) -> Iterator[Member]:
