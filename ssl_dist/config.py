@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import pydantic
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_dist import backbones, methods
 from ssl_dist.augment import RECIPES
-from ssl_dist.backbones import Backbone
+from ssl_dist.backbones import Backbone, ConvolutionalBackbone
 from ssl_dist.errors import ConfigError
 from ssl_dist.methods import Method, MethodConfig
 from ssl_dist.optim import OptimConfig
@@ -82,6 +82,8 @@ class RunConfig(Section):
             )
         self._expect_labelled()
         self._expect_views()
+        self._expect_map()
+        self.method.check(self.epochs, self.batch)
         return self
 
     def _expect_labelled(self) -> None:
@@ -96,10 +98,10 @@ class RunConfig(Section):
 
     def _expect_views(self) -> None:
         method, name = methods.load(self.method.name), self.method.name
-        if method.needs_map and self.backbone.name not in backbones.with_map():
+        if self.batch.micro < method.least_micro:
             raise ValueError(
-                f"method {name} decodes the backbone's map, which backbone {self.backbone.name} does not give: set"
-                f" backbone.name to one of {', '.join(backbones.with_map())}"
+                f"batch.micro {self.batch.micro}: method {name} needs {method.least_micro} images for BatchNorm's"
+                f" statistics: set batch.micro to {method.least_micro} or more"
             )
         if not method.takes(self.augment.views()):
             fewest, most = method.num_views
@@ -108,6 +110,23 @@ class RunConfig(Section):
             raise ValueError(
                 f"augment.recipe {self.augment.recipe} makes {len(self.augment.views())} views: method {name} takes"
                 f" {takes}{'' if method.multi_crop else ', of one size'}; set augment.recipe to one of {fitting}"
+            )
+
+    def _expect_map(self) -> None:
+        name, known = self.backbone.name, backbones.with_map()
+        if not methods.load(self.method.name).needs_map:
+            return
+        if name not in known:
+            raise ValueError(
+                f"method {self.method.name} decodes the backbone's map, which backbone {name} does not give: set"
+                f" backbone.name to one of {', '.join(known)}"
+            )
+        with torch.device("meta"):
+            stride = cast(ConvolutionalBackbone, self.backbone.build()).stride
+        if wrong := [size for size in self.view_sizes if size % stride]:
+            raise ValueError(
+                f"method {self.method.name} makes images of a multiple of {stride} px with backbone {name}, and is to"
+                f" have {wrong[0]} px: set augment.size_px to {max(1, wrong[0] // stride) * stride}"
             )
 
     @property

@@ -18,6 +18,8 @@ from ssl_dist.evaluate.probe import Probe
 from ssl_dist.monitor import Monitor, Stopwatch
 from ssl_dist.samples import open_data
 
+FLAT_SHARE = 0.99  # of the loss of a collapsed network, after warm-up: runs that learn are at 0.96 after 40 steps
+
 log = logging.getLogger(__name__)
 
 
@@ -50,6 +52,7 @@ class _Run:
     writer: checkpoint.Writer | None
     watch: Stopwatch = field(default_factory=Stopwatch)
     metrics: dict[str, float] = field(default_factory=dict)
+    warned: bool = False
 
 
 def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launcher) -> dict[str, float]:
@@ -149,10 +152,24 @@ def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_
             "train/gradient_norm": result.grad_norm,
         }
         health = {} if pairs is None else embedding_statistics(pairs)
-        if health and collapsed(health):
-            log.warning("step %d: all embeddings are in one place, whatever the images: this is collapse", step)
+        if (flat := run.engine.method.collapsed_loss) is not None:
+            run.metrics["train/loss_if_collapsed"] = flat
+        if not run.warned and (
+            reason := _collapse(health, result.loss, flat if step > run.plan.warmup_steps else None)
+        ):
+            run.warned = True
+            log.warning("step %d: %s: this is collapse", step, reason)
         run.metrics |= {f"embedding/{name}": value for name, value in health.items()} | rates
         run.monitor.scalars(step, {tag: value for tag, value in run.metrics.items() if not tag.startswith("probe/")})
+
+
+def _collapse(health: dict[str, float], loss: float, flat: float | None) -> str | None:
+    """Why training looks as if it had collapsed, if it does. At first a loss is near ``flat`` as weights are random."""
+    if health and collapsed(health):
+        return "embeddings are in one place, or views of an image as unlike as different images"
+    if flat is not None and loss > FLAT_SHARE * flat:
+        return f"the loss is {loss:.3f}, and {flat:.3f} is what it is where all images are embedded alike"
+    return None
 
 
 def _probe(run: _Run, step: int) -> float | None:

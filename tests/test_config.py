@@ -76,6 +76,22 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
             {"method": {"name": "supervised", "num_classes": 2}, "augment__recipe": "swav-small"},
             "augment.recipe swav-small makes 6 views: method supervised takes 1 views or more, of one size",
         ),
+        (
+            {"method": {"name": "moco"}, "batch": {"size": 8, "micro": 4}},
+            "batch.micro 4: method moco's 4 batch_norm_groups need two images each, and 16 for one in common",
+        ),
+        (
+            {"method": {"name": "vicreg"}, "batch": {"size": 4, "micro": 1}},
+            "batch.micro 1: method vicreg needs 2 images for BatchNorm's statistics",
+        ),
+        (
+            {"method": {"name": "swav"}, "epochs": 1},
+            "method.freeze_prototypes_epochs 1: prototypes would learn nothing in a run of 1 epochs",
+        ),
+        (
+            {"method": {"name": "swav", "queue": 100}},
+            "method.queue_from_epoch 15: the queue would take no part in a run of 6 epochs",
+        ),
         ({"augment__recipe": "x"}, "augment.recipe 'x': it is one of simclr, simclr-small"),
         ({"augment__crop_scale": [0, 1]}, "crop_scale (0.0, 1.0): two shares of the area"),
         (

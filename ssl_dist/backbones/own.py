@@ -106,5 +106,6 @@ def _autoencoder() -> ConvolutionalBackbone:
     channels; a 4 x 4 map, flattened: 2048 latents."""
     layers: list[nn.Module] = []
     for channels, out in ((3, 32), (32, 64), (64, 128)):
-        layers += [nn.Conv2d(channels, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU(inplace=True), nn.MaxPool2d(2)]
+        layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)]
+        layers += [nn.ReLU(inplace=True), nn.MaxPool2d(2)]
     return ConvolutionalBackbone(layers, 128, stride=8, pool=4)

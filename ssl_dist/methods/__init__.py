@@ -13,8 +13,9 @@ __all__ = ["Method", "MethodConfig", "Progress", "Views", "load", "names"]
 
 
 def names() -> list[str]:
-    """Every method there is, sorted."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if module.name != "base")
+    """Every method there is, sorted; a file that begins with ``_`` is none."""
+    found = (module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(name for name in found if name != "base" and not name.startswith("_"))
 
 
 def load(name: str) -> type[Method]:
@@ -26,9 +27,10 @@ def load(name: str) -> type[Method]:
     if name not in names():
         raise ConfigError(f"method {name!r}: it is one of {', '.join(names())}")
     module = importlib.import_module(f"{__name__}.{name}")
-    [method] = [
+    made = [
         found
         for _, found in inspect.getmembers(module, inspect.isclass)
         if issubclass(found, Method) and found.__module__ == module.__name__
     ]
-    return method
+    assert len(made) == 1, f"{module.__file__} has {len(made)} methods: a file is one"
+    return made[0]

@@ -32,6 +32,7 @@ class BarlowTwins(Method):
         projection_dim: int = pydantic.Field(8192, ge=1)
 
     config: Config
+    least_micro = 2  # each view by itself
 
     def __init__(self, backbone: Backbone, config: BarlowTwins.Config) -> None:
         super().__init__(backbone, config)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_dist.augment import Recipe
 from ssl_dist.backbones import Backbone
+from ssl_dist.sections import BatchConfig
 
 
 class MethodConfig(pydantic.BaseModel):
@@ -20,6 +21,9 @@ class MethodConfig(pydantic.BaseModel):
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     name: str
+
+    def check(self, epochs: float, batch: BatchConfig) -> None:
+        """Refuse, with a ValueError, what makes no sense in a run of this length and batch."""
 
 
 class Views(NamedTuple):
@@ -60,6 +64,7 @@ class Method(nn.Module, abc.ABC):
         needs_map: of the backbone, which is then a ``ConvolutionalBackbone``.
         num_views: the fewest and the most that ``embed`` takes of an image, None: any number.
         multi_crop: it takes views of several sizes.
+        least_micro: images that it needs in a micro-batch, for BatchNorm.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -67,6 +72,7 @@ class Method(nn.Module, abc.ABC):
     needs_map: ClassVar[bool] = False
     num_views: ClassVar[tuple[int, int | None]] = (2, 2)
     multi_crop: ClassVar[bool] = False
+    least_micro: ClassVar[int] = 1
 
     def __init__(self, backbone: Backbone, config: MethodConfig) -> None:
         super().__init__()
@@ -101,6 +107,11 @@ class Method(nn.Module, abc.ABC):
         need not have one there."""
         return 0
 
+    @property
+    def collapsed_loss(self) -> float | None:
+        """What the loss is where the embeddings say nothing of the images, for methods that can fall for it."""
+        return None
+
     def before_step(self, progress: Progress) -> None:
         """Before each step: schedules."""
 
@@ -129,10 +140,12 @@ def embed_crops(backbone: Backbone, head: nn.Module, crops: tuple[Tensor, ...]) 
     return embed_views(head, features.transpose(0, 1))
 
 
-def projection_head(dim: int, hidden: int, out: int, num_layers: int) -> nn.Sequential:
-    """Linear layers with BatchNorm and ReLU between them, none after the last, which has no bias."""
+def projection_head(dim: int, hidden: int, out: int, num_layers: int, *, batch_norm: bool = True) -> nn.Sequential:
+    """Linear layers with BatchNorm and ReLU between them, none after the last, which has no bias; without BatchNorm
+    all have one."""
     layers: list[nn.Module] = []
     for _ in range(num_layers - 1):
-        layers += [nn.Linear(dim, hidden, bias=False), nn.BatchNorm1d(hidden), nn.ReLU(inplace=True)]
+        layers += [nn.Linear(dim, hidden, bias=not batch_norm), *([nn.BatchNorm1d(hidden)] if batch_norm else [])]
+        layers.append(nn.ReLU(inplace=True))
         dim = hidden
-    return nn.Sequential(*layers, nn.Linear(dim, out, bias=False))
+    return nn.Sequential(*layers, nn.Linear(dim, out, bias=not batch_norm))

@@ -36,6 +36,7 @@ class BYOL(Method):
         projection_dim: int = pydantic.Field(256, ge=1)
 
     config: Config
+    least_micro = 2  # each view by itself
 
     def __init__(self, backbone: Backbone, config: BYOL.Config) -> None:
         super().__init__(backbone, config)

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone, ConvolutionalBackbone
 from ssl_dist.collectives import Shares, sum_over_ranks
-from ssl_dist.errors import ConfigError
 from ssl_dist.methods.base import Method, MethodConfig, Views
 
 _LEAST_CHANNELS = 8  # of the decoder
@@ -41,18 +40,10 @@ class Denoising(Method):
         self.decoder = _decoder(backbone.channels, backbone.stride)
 
     def embed(self, views: Views) -> Tensor:
-        """The mean squared error of each view's pixels, ``[N, V, 1]``; noise is drawn anew for each step.
-
-        Raises:
-            ConfigError: images that cannot be decoded to their own size.
-        """
+        """The mean squared error of each view's pixels, ``[N, V, 1]``; noise is drawn anew for each step."""
         images = views.alike.flatten(0, 1)  # [V * N, 3, S, S]
         decoded: Tensor = self.decoder(self.backbone.map(images + self.config.noise * torch.randn_like(images)))
-        if decoded.shape != images.shape:
-            raise ConfigError(
-                f"method denoising makes {decoded.shape[-1]} px of images of {images.shape[-1]} px: with this backbone"
-                f" they need a multiple of {self.backbone.stride} px (augment.size_px)"
-            )
+        assert decoded.shape == images.shape, "the config refuses images that are no multiple of the map's stride"
         wide = decoded.to(torch.promote_types(decoded.dtype, torch.float32))
         errors = (wide - images).square().mean((1, 2, 3))  # [V * N]
         return errors.view(len(views.alike), -1, 1).transpose(0, 1)
@@ -72,6 +63,7 @@ def _decoder(channels: int, stride: int) -> nn.Sequential:
     given = channels
     for doubling in range(stride.bit_length() - 1):
         out = max(_LEAST_CHANNELS, channels >> doubling)
-        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(given, out, 3, padding=1), nn.BatchNorm2d(out), nn.ReLU()]
+        layers += [nn.Upsample(scale_factor=2), nn.Conv2d(given, out, 3, padding=1, bias=False)]
+        layers += [nn.BatchNorm2d(out), nn.ReLU()]
         given = out
     return nn.Sequential(*layers, nn.Conv2d(given, 3, 3, padding=1), nn.Sigmoid())

@@ -18,6 +18,7 @@ from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Shares, sum_over_ranks
 from ssl_dist.ema import SlowCopy
 from ssl_dist.methods.base import Method, MethodConfig, Progress, Views, embed_views, projection_head
+from ssl_dist.sections import BatchConfig
 
 
 class MoCo(Method):
@@ -26,7 +27,8 @@ class MoCo(Method):
     The paper shuffles images between GPUs, lest a query and its key share BatchNorm statistics by which they could be
     told from the queue's. Here micro-batches stand in for GPUs: queries are embedded in ``batch_norm_groups`` runs of
     neighbours of their micro-batch, keys in as many groups of images that are as far apart, each group with statistics
-    of its own, so that a query's group and its key's have one image in ``batch_norm_groups`` in common.
+    of its own, so that a query's group and its key's have one image in ``batch_norm_groups`` in common (where a
+    micro-batch has the square of that, or more). As in the authors' code the head has no BatchNorm.
     """
 
     class Config(MethodConfig):
@@ -42,15 +44,23 @@ class MoCo(Method):
         projection_hidden: int | None = pydantic.Field(None, ge=1)  # None: the backbone's dim
         projection_dim: int = pydantic.Field(128, ge=1)
 
+        def check(self, epochs: float, batch: BatchConfig) -> None:
+            groups = self.batch_norm_groups
+            if batch.micro < 2 * groups:
+                raise ValueError(
+                    f"batch.micro {batch.micro}: method moco's {groups} batch_norm_groups need two images each, and"
+                    f" {groups**2} for one in common: set batch.micro to {groups**2} or more, or fewer"
+                    " method.batch_norm_groups"
+                )
+
     config: Config
     queue: Tensor  # [K, D]
     position: Tensor  # where the next key goes
 
     def __init__(self, backbone: Backbone, config: MoCo.Config) -> None:
         super().__init__(backbone, config)
-        self.projection_head = projection_head(
-            backbone.dim, config.projection_hidden or backbone.dim, config.projection_dim, config.projection_layers
-        )
+        hidden, layers = config.projection_hidden or backbone.dim, config.projection_layers
+        self.projection_head = projection_head(backbone.dim, hidden, config.projection_dim, layers, batch_norm=False)
         self.slow = SlowCopy(self._query_encoder)
         self.register_buffer("queue", normalize(torch.randn(config.queue, config.projection_dim), dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
@@ -73,7 +83,7 @@ class MoCo(Method):
 
     def _groups(self, n: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
         """The images of each group: of neighbours, and of images far apart."""
-        count = min(self.config.batch_norm_groups, max(1, n // 2))  # BatchNorm needs two images
+        count = self.config.batch_norm_groups
         numbers = torch.arange(n, device=device)
         return list(numbers.tensor_split(count)), [numbers[start::count] for start in range(count)]
 

@@ -55,6 +55,10 @@ class SelfClassifier(Method):
         )
         self.classifiers = nn.Parameter(normalize(torch.randn(sum(config.classes), config.projection_dim), dim=1))
 
+    @property
+    def collapsed_loss(self) -> float:
+        return sum(math.log(count) for count in self.config.classes) / len(self.config.classes)
+
     def embed(self, views: Views) -> Tensor:
         """``[N, V, sum of C]``: cosines with every classifier's classes, one classifier after the other."""
         z = normalize(embed_crops(self.backbone, self.projection_head, views.crops), dim=2)  # [N, V, D]

@@ -28,7 +28,7 @@ def embeddings(count: int, views: int) -> Tensor:
     return z * torch.linspace(1, 2, views)[:, None] + 0.3
 
 
-def dense(method: MoCo, q: Tensor, k: Tensor) -> Tensor:
+def reference(method: MoCo, q: Tensor, k: Tensor) -> Tensor:
     """Equation 1 of arXiv 1911.05722, one query after the other."""
     t, losses = method.config.temperature, []
     for query, key in zip(q, k, strict=True):
@@ -43,9 +43,9 @@ def test_the_loss_and_its_gradient_are_the_papers(symmetric: bool, temperature: 
     method = build(symmetric=symmetric, temperature=temperature)
     z = embeddings(6, 4 if symmetric else 2).requires_grad_()
     if symmetric:
-        expected = (dense(method, z[:, 0], z[:, 2]) + dense(method, z[:, 1], z[:, 3])) / 2
+        expected = (reference(method, z[:, 0], z[:, 2]) + reference(method, z[:, 1], z[:, 3])) / 2
     else:
-        expected = dense(method, z[:, 0], z[:, 1])
+        expected = reference(method, z[:, 0], z[:, 1])
     ours = method.loss(z)
     assert ours.item() == pytest.approx(expected.item(), rel=1e-12)
     [found], [wanted] = torch.autograd.grad(ours, z), torch.autograd.grad(expected, z)

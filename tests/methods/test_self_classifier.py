@@ -32,7 +32,7 @@ def embeddings(n: int, views: int = 2, classes: int = sum(CLASSES)) -> Tensor:
     return 0.3 * z * torch.linspace(1, 2, views)[:, None] + torch.linspace(0, 0.2, views)[:, None] * z[:, :, :1]
 
 
-def dense(z: Tensor, classes: tuple[int, ...] = CLASSES, row: float = 0.1, column: float = 0.05) -> Tensor:
+def reference(z: Tensor, classes: tuple[int, ...] = CLASSES, row: float = 0.1, column: float = 0.05) -> Tensor:
     """The loss of section 3 (version 3), by Bayes' rule with p(x) = 1 / B and p(y) = 1 / C, image by image."""
     losses = []
     for cosines in z.split(classes, dim=2):
@@ -57,7 +57,7 @@ def dense(z: Tensor, classes: tuple[int, ...] = CLASSES, row: float = 0.1, colum
 @pytest.mark.parametrize(("n", "views"), [(2, 2), (11, 2), (11, 5)])
 def test_loss_and_gradient_are_the_papers(n: int, views: int, row: float, column: float) -> None:
     z = embeddings(n, views).requires_grad_()
-    theirs = dense(z, row=row, column=column)
+    theirs = reference(z, row=row, column=column)
     ours = build(row_temperature=row, column_temperature=column).loss(z)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
     [found], [expected] = torch.autograd.grad(ours, z), torch.autograd.grad(theirs, z)
@@ -131,7 +131,7 @@ def _local(rank: int, size: int, shares: list[int], scale: float) -> tuple[float
 def test_uneven_and_empty_shares_have_the_gradient_of_one_process(gloo: Pools, shares: list[int], scale: float) -> None:
     results = gloo(len(shares)).run(_local, shares, scale)
     z = (scale * embeddings(11, 3)).requires_grad_()
-    theirs = dense(z)
+    theirs = reference(z)
     [expected] = torch.autograd.grad(3 * theirs, z)
     assert len({loss for loss, _ in results}) == 1, "the same bits on every rank"
     assert results[0][0] == pytest.approx(theirs.item(), rel=1e-12)

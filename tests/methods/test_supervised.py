@@ -104,7 +104,7 @@ def test_labelled_images_of_a_batch_are_not_asked_for(small_store: Path) -> None
     method = {"name": "supervised", "num_classes": 3}
     with pytest.raises(ConfigError, match=r"batch\.labelled 3: method supervised takes none by label"):
         small_config(small_store, method=method, batch__labelled=3)
-    assert RunConfig.load("supervised-cifar10").num_labelled == 512
+    assert RunConfig.load("supervised-cifar10").num_labelled == 256
 
 
 def test_it_learns(gloo: Callable[[int], GlooPool], small_store: Path) -> None:

@@ -47,7 +47,7 @@ def codes(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     return (q * q.shape[1]).T
 
 
-def dense(z: Tensor, held: Tensor | None = None, temperature: float = 0.1, **of_codes: Any) -> Tensor:
+def reference(z: Tensor, held: Tensor | None = None, temperature: float = 0.1, **of_codes: Any) -> Tensor:
     """Equations 1 and 2 for several crops; ``held``: scores [Q, 2, K] that take part in the assignment."""
     scores, given = z[:, :-2, :K], z[:, -2:, :K].detach()
     terms = []
@@ -76,7 +76,7 @@ def dense(z: Tensor, held: Tensor | None = None, temperature: float = 0.1, **of_
 def test_loss_and_gradient_are_the_papers(n: int, views: int, settings: dict[str, Any]) -> None:
     z = embeddings(n, views).requires_grad_()
     names = {"sinkhorn_iterations": "iterations"}
-    theirs = dense(z, **{names.get(name, name): value for name, value in settings.items()})
+    theirs = reference(z, **{names.get(name, name): value for name, value in settings.items()})
     ours = build(**settings).loss(z)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-12)
     [found], [expected] = torch.autograd.grad(ours, z), torch.autograd.grad(theirs, z)
@@ -143,7 +143,7 @@ def test_uneven_and_empty_shares_have_the_codes_and_gradient_of_one_process(
     held = None
     if filled:  # images' order does not matter to the codes
         held = embeddings(filled)[:, -2:, K:] @ normalize(build().prototypes.detach(), dim=1).T
-    theirs = dense(z, held)
+    theirs = reference(z, held)
     [expected] = torch.autograd.grad(3 * theirs, z)
     assert len({loss for loss, _ in results}) == 1, "the same bits on every rank"
     assert results[0][0] == pytest.approx(theirs.item(), rel=1e-12)
@@ -243,14 +243,14 @@ def test_the_queue_takes_in_the_embeddings_of_both_views_and_wraps() -> None:
 
 def test_the_queue_is_used_when_it_is_due_and_full() -> None:
     method, z = build(queue=8, queue_from_epoch=2), embeddings(6)
-    without = dense(z)
+    without = reference(z)
     due = Progress(20, 100, 2.0)
     method.before_step(due)
     method.after_step(embeddings(7), due)
     assert method.loss(z).item() == pytest.approx(without.item(), rel=1e-12), "not full"
     method.after_step(embeddings(1), due)
     held = method.queue @ method.codebook.T
-    assert method.loss(z).item() == pytest.approx(dense(z, held).item(), rel=1e-12)
+    assert method.loss(z).item() == pytest.approx(reference(z, held).item(), rel=1e-12)
     assert abs(method.loss(z).item() - without.item()) > 1e-3
     method.before_step(Progress(19, 100, 1.9))
     assert method.loss(z).item() == pytest.approx(without.item(), rel=1e-12), "not due"
@@ -262,7 +262,7 @@ def test_the_queue_is_scored_with_the_prototypes_as_they_are_now() -> None:
         method.prototypes += torch.randn(K, D, generator=torch.Generator().manual_seed(3))
     method.after_step(embeddings(8), START)
     held = method.queue @ normalize(method.prototypes.detach(), dim=1).T
-    assert method.loss(z).item() == pytest.approx(dense(z, held).item(), rel=1e-12)
+    assert method.loss(z).item() == pytest.approx(reference(z, held).item(), rel=1e-12)
 
 
 def _config(store: Path, **settings: Any) -> RunConfig:
