@@ -2,6 +2,6 @@
 
 from ssl_dist.store.read import Damage, ImageStore
 from ssl_dist.store.schema import Manifest
-from ssl_dist.store.write import build
+from ssl_dist.store.write import append, build, merge
 
-__all__ = ["Damage", "ImageStore", "Manifest", "build"]
+__all__ = ["Damage", "ImageStore", "Manifest", "append", "build", "merge"]

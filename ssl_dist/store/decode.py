@@ -11,6 +11,7 @@ from ssl_dist.errors import Unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
+_ORIENTATION = 0x0112  # the EXIF tag
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
 
 
@@ -40,6 +41,15 @@ def decode(content: bytes, size_px: int | None) -> np.ndarray:
     except Exception as error:  # a damaged file raises whatever the decoder trips over
         raise Unreadable(str(error) or type(error).__name__) from None
     return _fitted(upright, size_px)
+
+
+def is_plain_jpeg(content: bytes, size: tuple[int, int]) -> bool:
+    """Is it a JPEG of (width, height), in RGB and upright, so that any reader sees what ``decode`` makes of it?"""
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
+            return image.mode == "RGB" and image.size == size and image.getexif().get(_ORIENTATION, 1) == 1
+    except (OSError, ValueError):
+        return False
 
 
 def resize(image: np.ndarray, size_px: int | None) -> np.ndarray:

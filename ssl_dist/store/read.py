@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -10,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_dist.errors import StoreDamaged, StoreError
-from ssl_dist.store.schema import Manifest, ShardEntry, checksum, shard_schema
-from ssl_dist.store.sources import NO_LABEL
+from ssl_dist.store.schema import NO_LABEL, Manifest, ShardEntry, checksum, shard_schema
 
 Verify = Literal["lazy", "off", "full"]
 
@@ -56,7 +57,8 @@ class ImageStore:
         self._batches = [(shard, b) for shard in self._shards for b in range(len(shard.entry.batches))]
         rows = [shard.entry.batches[b].rows for shard, b in self._batches]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._views: dict[int, np.ndarray] = {}
+        self._columns: dict[int, np.ndarray | pa.BinaryArray] = {}
+        self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
         self._unchecked = np.full(len(self._batches), verify == "lazy")
         if verify == "full" and (damaged := self.verify()):
@@ -74,6 +76,20 @@ class ImageStore:
             columns = [shard.batch(b).column("label").fill_null(NO_LABEL) for shard, b in self._checked_batches()]
             self._labels = np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns])
         return self._labels
+
+    def rows(self) -> Iterator[tuple[str, int, np.ndarray | bytes]]:
+        """Key, label (NO_LABEL: none) and image of every row: pixels, uint8 ``[H, W, 3]``, or the bytes of a JPEG.
+
+        Raises:
+            StoreDamaged: as ``gather``.
+        """
+        for number, (shard, index) in enumerate(self._batches):
+            self._check(number)
+            batch = shard.batch(index)
+            labels = batch.column("label").fill_null(NO_LABEL).to_pylist()
+            images = self._column(number)
+            contents = images if isinstance(images, np.ndarray) else (one.as_py() for one in images)
+            yield from zip(batch.column("key").to_pylist(), labels, contents, strict=True)
 
     def gather(self, ids: np.ndarray) -> np.ndarray:
         """Images by sample id, in the order asked for, repeats allowed.
@@ -96,8 +112,24 @@ class ImageStore:
         by_batch = np.argsort(batch_of, kind="stable")
         touched, first = np.unique(batch_of[by_batch], return_index=True)
         for batch, positions in zip(touched.tolist(), np.split(by_batch, first[1:]), strict=False):
-            images[positions] = self._view(batch)[ids[positions] - self._starts[batch]]
+            rows, column = ids[positions] - self._starts[batch], self._column(batch)
+            if isinstance(column, np.ndarray):
+                images[positions] = column[rows]
+            else:
+                self._decode(column, rows, images, positions)
         return images
+
+    def _decode(self, column: pa.BinaryArray, rows: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
+        """Decode rows of a column of JPEGs, in threads, into their places."""
+        from ssl_dist.store.jpeg import decode_jpeg
+
+        self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
+
+        def one(row: int, position: int) -> None:
+            images[position] = decode_jpeg(column[row].as_buffer())
+
+        for _ in self._threads.map(one, rows.tolist(), positions.tolist()):
+            pass
 
     def verify(self) -> list[Damage]:
         """Check every byte of every shard; returns what is damaged."""
@@ -129,13 +161,14 @@ class ImageStore:
             self._check(batch)
         return self._batches
 
-    def _view(self, batch: int) -> np.ndarray:
-        """uint8 [rows, H, W, 3] on the memory map, made once."""
-        if batch not in self._views:
+    def _column(self, batch: int) -> np.ndarray | pa.BinaryArray:
+        """On the memory map, made once: uint8 [rows, H, W, 3], or the bytes of JPEGs."""
+        if batch not in self._columns:
             self._check(batch)
             shard, index = self._batches[batch]
-            self._views[batch] = shard.batch(index).column("image").to_numpy_ndarray()
-        return self._views[batch]
+            column = shard.batch(index).column("image")
+            self._columns[batch] = column.to_numpy_ndarray() if self.manifest.encoding == "raw" else column
+        return self._columns[batch]
 
 
 class _MappedShard:

@@ -25,6 +25,7 @@ from ssl_dist.errors import StoreError
 
 MANIFEST = "manifest.json"
 BATCH_ROWS = 512
+NO_LABEL = -1  # of an image that has none; null in the shards
 
 Encoding = Literal["raw", "jpeg"]
 

@@ -16,9 +16,17 @@ import pydantic
 from PIL import Image
 
 from ssl_dist.errors import SourceError, Unreadable
-from ssl_dist.store.decode import decode, resize, upright_jpeg_size
-from ssl_dist.store.schema import BATCH_ROWS, BatchEntry, Encoding, ShardEntry, checksum, shard_schema
-from ssl_dist.store.sources import NO_LABEL, File, Member
+from ssl_dist.store.decode import decode, is_plain_jpeg, resize
+from ssl_dist.store.schema import (
+    BATCH_ROWS,
+    NO_LABEL,
+    BatchEntry,
+    Encoding,
+    ShardEntry,
+    checksum,
+    shard_schema,
+)
+from ssl_dist.store.sources import File, Member
 
 JPEG_QUALITY = 90
 _MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
@@ -41,6 +49,61 @@ class Form(pydantic.BaseModel):
     size_px: int | None
 
 
+def write_shard(chunk: list[Member], path: Path, form: Form) -> Shard:
+    """Decode some members and write their shard, and the note of it; runs in a writer process.
+
+    Raises:
+        SourceError: images of several sizes where there should be one.
+        OSError: it cannot be written.
+    """
+    shard, batches = Shard(members=len(chunk)), list[tuple[int, int, int]]()
+    schema, rows = shard_schema(form.encoding, form.image_shape), _Rows(form)
+    with path.open("wb") as file:
+        sink = pa.PythonFile(file, mode="w")
+        writer = pa.ipc.new_file(sink, schema)
+        for member in chunk:
+            try:
+                rows.append(member)
+            except (Unreadable, OSError) as error:
+                shard.skipped.append((_text(member.key), str(error)))
+                continue
+            if len(rows) == BATCH_ROWS:
+                batches.append(_flush(writer, sink, schema, rows))
+                rows = _Rows(form)
+        if len(rows):
+            batches.append(_flush(writer, sink, schema, rows))
+        writer.close()
+        file.flush()
+        os.fsync(file.fileno())
+    if batches:
+        shard.entry = _sealed(path, batches)
+    else:
+        path.unlink()
+    aside = note_of(path).with_suffix(".tmp")
+    aside.write_text(shard.model_dump_json())
+    aside.replace(note_of(path))
+    return shard
+
+
+def note_of(path: Path) -> Path:
+    """Where the note of an unfinished store's shard lies."""
+    return path.with_name(f".{path.stem}.json")
+
+
+def finished(path: Path, num_members: int) -> Shard | None:
+    """What ``write_shard`` said of a shard that is there as it wrote it, from as many members; else None."""
+    try:
+        shard = Shard.model_validate_json(note_of(path).read_bytes())
+        if shard.members != num_members:
+            return None
+        if shard.entry is None:
+            return shard
+        content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
+        return shard if checksum(content) == shard.entry.xxh3 else None
+    except (OSError, ValueError):
+        return None
+
+
 def pixels(member: Member, size_px: int | None) -> np.ndarray:
     """uint8 ``[H, W, 3]``.
 
@@ -56,3 +119,73 @@ def _bytes(content: bytes | File) -> bytes:
     return content if isinstance(content, bytes) else content.read()
 
 
+def _text(key: str) -> str:
+    """A file's name may hold bytes that are no text."""
+    return key.encode(errors="replace").decode(errors="replace")
+
+
+class _Rows:
+    """Rows of the record batch being filled."""
+
+    def __init__(self, form: Form) -> None:
+        self._form = form
+        self._images: list[np.ndarray] = []
+        self._files: list[bytes] = []
+        self._labels: list[int | None] = []
+        self._keys: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._keys)
+
+    def append(self, member: Member) -> None:
+        """Raises what ``pixels`` does, and SourceError where the image is of another size."""
+        if isinstance(member.content, File):
+            member = member._replace(content=member.content.read())
+        image, shape = pixels(member, self._form.size_px), self._form.image_shape
+        if image.shape != shape:
+            raise SourceError(
+                f"{member.key} is {image.shape[1]} x {image.shape[0]} px where the images before it are"
+                f" {shape[1]} x {shape[0]}: give the store one size with --size-px {min(shape[:2])}"
+            )
+        if self._form.encoding == "raw":
+            self._images.append(image)
+        else:
+            self._files.append(_jpeg(member.content, image))
+        self._labels.append(None if member.label == NO_LABEL else member.label)
+        self._keys.append(_text(member.key))
+
+    def arrays(self) -> list[pa.Array]:
+        if self._form.encoding == "raw":
+            images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(self._images))
+        else:
+            images = pa.array(self._files, pa.binary())
+        return [images, pa.array(self._labels, pa.int32()), pa.array(self._keys, pa.string())]
+
+
+def _jpeg(content: bytes | File | np.ndarray, image: np.ndarray) -> bytes:
+    """A JPEG that is stored as it is loses nothing; anything else is encoded."""
+    if isinstance(content, bytes) and is_plain_jpeg(content, (image.shape[1], image.shape[0])):
+        return content
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    return buffer.getvalue()
+
+
+def _flush(
+    writer: pa.RecordBatchFileWriter, sink: pa.PythonFile, schema: pa.Schema, rows: _Rows
+) -> tuple[int, int, int]:
+    """Write one record batch; returns (rows, first byte, byte after the last)."""
+    # the first write puts the file's header before the batch
+    start = sink.tell() or len(_MAGIC) + schema.serialize().size
+    writer.write_batch(pa.RecordBatch.from_arrays(rows.arrays(), schema=schema))
+    return len(rows), start, sink.tell()
+
+
+def _sealed(path: Path, batches: list[tuple[int, int, int]]) -> ShardEntry:
+    content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
+    entries = tuple(
+        BatchEntry(rows=rows, offset=start, length=stop - start, xxh3=checksum(content[start:stop]))
+        for rows, start, stop in batches
+    )
+    total = sum(batch.rows for batch in entries)
+    return ShardEntry(file=path.name, rows=total, bytes=content.size, xxh3=checksum(content), batches=entries)

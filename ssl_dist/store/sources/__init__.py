@@ -7,10 +7,11 @@ from pathlib import Path, PurePosixPath
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.sources import arrays, images, tables
-from ssl_dist.store.sources.base import NO_LABEL, Member, Source
+from ssl_dist.store.sources.base import Member, Share, Source
 from ssl_dist.store.sources.files import File, expand, is_pattern, reading
+from ssl_dist.store.sources.stores import is_store, of_stores
 
-__all__ = ["NO_LABEL", "File", "Member", "Source", "list_source"]
+__all__ = ["File", "Member", "Share", "Source", "list_source", "of_stores"]
 
 _HEAD = 262  # bytes read of each file
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
@@ -29,7 +30,7 @@ def list_source(source: str | os.PathLike[str]) -> Source:
 
     Args:
         source: a folder (class folders, or flat); a tar of one; WebDataset shards; STL-10's ``*_X.bin``; CIFAR's Python
-            files; Parquet or Arrow files with a column of images; by path, URI or pattern (see ``files.expand``).
+            files; Parquet or Arrow files with a column of images; a store; by path, URI or pattern (see ``files.expand``).
 
     Raises:
         SourceError: nothing there, nothing of these, or files of several kinds.
@@ -38,6 +39,8 @@ def list_source(source: str | os.PathLike[str]) -> Source:
     folder = Path(name)
     if not is_pattern(name) and not folder.exists():
         raise SourceError(f"{name}: no such file or folder")
+    if is_store(folder):
+        return of_stores(name, [folder])
     files = list(images.files_below(folder)) if folder.is_dir() else expand(name)
     if any(images.is_image(file.key) for file in files):
         return images.of_files(name, files)

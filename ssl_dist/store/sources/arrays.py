@@ -14,7 +14,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.sources.base import NO_LABEL, Member, Source
+from ssl_dist.store.schema import NO_LABEL
+from ssl_dist.store.sources.base import Member, Source
 from ssl_dist.store.sources.files import File, fingerprint, reading
 
 _STL_PX, _CIFAR_PX = 96, 32

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
+from ssl_dist.store.schema import NO_LABEL
 from ssl_dist.store.sources.files import File
 
-NO_LABEL = -1
 Share = tuple[float, float]  # [low, high) of [0, 1)
 
 
@@ -70,3 +70,15 @@ class Source:
 
         total = round(self.total * (high - low))
         return replace(self, total=total, fingerprint=f"{self.fingerprint} {share}", members=members)
+
+    def renamed(self, names: tuple[str, ...]) -> Source:
+        """With labels that are indices into ``names``, which has all of ``class_names``."""
+        if names[: len(self.class_names)] == self.class_names:
+            return replace(self, class_names=names)
+        numbers = [names.index(name) for name in self.class_names]
+
+        def members() -> Iterator[Member]:
+            for member in self.members():
+                yield member._replace(label=member.label if member.label == NO_LABEL else numbers[member.label])
+
+        return replace(self, class_names=names, members=members)

@@ -17,7 +17,8 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.sources.base import NO_LABEL, Member, Source
+from ssl_dist.store.schema import NO_LABEL
+from ssl_dist.store.sources.base import Member, Source
 from ssl_dist.store.sources.files import File, fingerprint, local, reading
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})

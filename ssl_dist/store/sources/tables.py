@@ -10,7 +10,8 @@ import pyarrow as pa
 from pyarrow import parquet
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.sources.base import NO_LABEL, Member, Source
+from ssl_dist.store.schema import NO_LABEL
+from ssl_dist.store.sources.base import Member, Source
 from ssl_dist.store.sources.files import File, fingerprint, reading
 
 PARQUET, ARROW, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # what the three kinds of file begin with
