@@ -40,7 +40,7 @@ def build(
     Args:
         name: one of ``names()``. ``resnet8`` and ``resnet20`` are the CIFAR networks of He et al. (arXiv 1512.03385,
             section 4.2): three stages of 1 and 3 basic blocks. ``wrn45-2`` is a wide ResNet of 45 convolutions and 128
-            features; it was made with the stem "small". ``convnet`` is the four-layer network of this project's seed study,
+            features, made for the stem "small". ``convnet`` is the four-layer network of this project's seed study,
             ``autoencoder`` the encoder of G-SimCLR's (arXiv 2009.12007). Others are torchvision's.
         stem: see the module; only ResNets have one, the others take "standard" only.
         width: channels of the first stage of resnet8 and resnet20 (None: 16); only those take it.
