@@ -99,7 +99,7 @@ def test_store_build_info_and_verify(command: Command, image_folder: Path, tmp_p
 def test_store_mistakes(command: Command, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(command("store", "build", tmp_path / "empty", tmp_path / "s"), "no image file")
-    refused(command("store", "build", tmp_path / "none", tmp_path / "s"), "no such folder or tar file")
+    refused(command("store", "build", tmp_path / "none", tmp_path / "s"), "no such file or folder")
     refused(command("store", "info", tmp_path / "empty"), "is not a store")
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_dist.errors import StoreDamaged, StoreError
+from ssl_dist.store.decode import decode
 from ssl_dist.store.schema import NO_LABEL, Manifest, ShardEntry, checksum, shard_schema
 
 Verify = Literal["lazy", "off", "full"]
@@ -121,12 +122,10 @@ class ImageStore:
 
     def _decode(self, column: pa.BinaryArray, rows: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
         """Decode rows of a column of JPEGs, in threads, into their places."""
-        from ssl_dist.store.jpeg import decode_jpeg
-
         self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
 
         def one(row: int, position: int) -> None:
-            images[position] = decode_jpeg(column[row].as_buffer())
+            images[position] = decode(column[row].as_py(), None)
 
         for _ in self._threads.map(one, rows.tolist(), positions.tolist()):
             pass

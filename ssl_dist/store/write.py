@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable
 from ssl_dist.store.decode import describe_resize
@@ -116,8 +116,8 @@ def append(
     with _claimed(place, _identity(listed, form, len(old.shards)), old):
         names = (*old.class_names, *(name for name in listed.class_names if name not in old.class_names))
         shards, skipped = _write(listed.renamed(names), place, form, old, workers, strict, progress)
-        new = old.model_copy(update={"class_names": names, "skipped": old.skipped + skipped})
-        return _publish(place, new, [*old.shards, *shards])
+        about = {**old.model_dump(exclude={"shards"}), "class_names": names, "skipped": old.skipped + skipped}
+        return _publish(place, about, [*old.shards, *shards])
 
 
 def _build(
@@ -139,21 +139,21 @@ def _build(
         shards, skipped = _write(listed, store, form, None, workers, strict, progress)
         if not shards:
             raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
-        empty = Manifest.model_construct(
-            format="ssl_dist.store/1",
-            split=split,
-            encoding=form.encoding,
-            image_shape=form.image_shape,
-            resize=describe_resize(size_px),
-            class_names=listed.class_names,
-            skipped=skipped,
-        )
-        return _publish(store, empty, shards)
+        about = {
+            "split": split,
+            "encoding": form.encoding,
+            "image_shape": form.image_shape,
+            "resize": describe_resize(size_px),
+            "class_names": listed.class_names,
+            "skipped": skipped,
+        }
+        return _publish(store, about, shards)
 
 
-def _publish(store: Path, manifest: Manifest, shards: Sequence[ShardEntry]) -> Manifest:
+def _publish(store: Path, about: dict[str, Any], shards: Sequence[ShardEntry]) -> Manifest:
+    """Put the manifest of these shards in place."""
     counts = {"rows": sum(shard.rows for shard in shards), "bytes": sum(shard.bytes for shard in shards)}
-    whole = Manifest.model_validate({**manifest.model_dump(), **counts, "shards": tuple(shards)})
+    whole = Manifest.model_validate({**about, **counts, "shards": tuple(shards)})
     try:
         whole.write(store)
     except OSError as error:

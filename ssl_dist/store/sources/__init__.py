@@ -30,7 +30,8 @@ def list_source(source: str | os.PathLike[str]) -> Source:
 
     Args:
         source: a folder (class folders, or flat); a tar of one; WebDataset shards; STL-10's ``*_X.bin``; CIFAR's Python
-            files; Parquet or Arrow files with a column of images; a store; by path, URI or pattern (see ``files.expand``).
+            files; Parquet or Arrow files with a column of images; another store; all but this by path, URI or pattern
+            (see ``files.expand``).
 
     Raises:
         SourceError: nothing there, nothing of these, or files of several kinds.

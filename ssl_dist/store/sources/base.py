@@ -60,7 +60,7 @@ class Source:
         """The images whose key, hashed to a number in [0, 1), lies in a share: others' coming or going changes nothing
         for an image. ``total`` is then about right."""
         low, high = share
-        if share == (0, 1):
+        if low <= 0 and high >= 1:
             return self
 
         def members() -> Iterator[Member]:

@@ -34,7 +34,7 @@ def of_stores(name: str, paths: Sequence[Path]) -> Source:
             for key, label, content in store.rows():
                 yield Member(key, numbers.get(label, NO_LABEL), content)
 
-    digest = xxhash.xxh3_64_hexdigest("".join((path / MANIFEST).read_text(encoding="utf-8") for path in paths))
+    digest = xxhash.xxh3_64_hexdigest(b"".join((path / MANIFEST).read_bytes() for path in paths))
     return Source(name, sum(map(len, stores)), (), names, digest, members)
 
 

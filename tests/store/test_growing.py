@@ -1,0 +1,255 @@
+"""Stores that are killed while they are made, that grow, that are merged, and that hold JPEG."""
+
+from __future__ import annotations
+
+import io
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ssl_dist import store
+from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
+from ssl_dist.store import ImageStore, shard, write
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write, "SHARD_FILES", 10)
+    monkeypatch.setattr(shard, "BATCH_ROWS", 4)
+
+
+def files_of(path: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+def everything(path: Path) -> list[tuple[str, str, bytes]]:
+    """Key, class and pixels of every row, in order."""
+    opened = ImageStore(path)
+    images = opened.gather(np.arange(len(opened)))
+    names = [*opened.class_names, "none"]
+    keys = [key for key, _, _ in opened.rows()]
+    labelled = zip(keys, opened.labels, images, strict=True)
+    return [(key, names[label], image.tobytes()) for key, label, image in labelled]
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_after(shards: int) -> write.Progress:
+    """A progress that ends a build as a kill would, when so many shards are written."""
+    calls = iter(range(1, shards + 1))
+
+    def progress(done: int, total: int) -> None:
+        if next(calls) == shards:
+            raise Stop
+
+    return progress
+
+
+def test_a_build_that_died_goes_on_after_its_shards(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.build(image_folder, tmp_path / "whole", workers=1)
+    with pytest.raises(Stop):
+        store.build(image_folder, tmp_path / "s", workers=1, progress=stop_after(3))
+    with pytest.raises(StoreError, match="is not a store"):
+        ImageStore(tmp_path / "s")
+    first = (tmp_path / "s" / "shard-00000.arrow").stat().st_ino
+    written = []
+    monkeypatch.setattr(write, "write_shard", lambda *job: written.append(job[1].name) or shard.write_shard(*job))
+    store.build(image_folder, tmp_path / "s", workers=1)
+    assert written == ["shard-00003.arrow", "shard-00004.arrow", "shard-00005.arrow"]
+    assert (tmp_path / "s" / "shard-00000.arrow").stat().st_ino == first
+    assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("change", ["a file", "the size", "a shard", "a note"])
+def test_what_an_unfinished_build_left_is_not_trusted_blindly(change: str, image_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    with pytest.raises(Stop):
+        store.build(folder, tmp_path / "s", workers=1, progress=stop_after(3))
+    options: dict[str, int] = {}
+    if change == "a file":
+        next(folder.rglob("*.png")).write_bytes(next(iter(sorted(folder.rglob("*.png"))[-1:])).read_bytes())
+    elif change == "the size":
+        options["size_px"] = 8
+    elif change == "a shard":
+        content = bytearray((tmp_path / "s" / "shard-00001.arrow").read_bytes())
+        content[len(content) // 2] ^= 1
+        (tmp_path / "s" / "shard-00001.arrow").write_bytes(content)
+    else:
+        (tmp_path / "s" / ".shard-00001.json").write_text("{}")
+    store.build(folder, tmp_path / "s", workers=1, **options)  # type: ignore[arg-type]
+    store.build(folder, tmp_path / "whole", workers=1, **options)  # type: ignore[arg-type]
+    assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
+
+
+def _append(source: Path, path: Path) -> None:
+    write.SHARD_FILES, shard.BATCH_ROWS = 10, 4
+    store.append(source, path, workers=1)
+
+
+def test_readers_see_the_old_store_or_the_new_one_whenever_an_append_is_killed(
+    image_folder: Path, tmp_path: Path
+) -> None:
+    store.build(image_folder / "class0", tmp_path / "s", workers=1)
+    old = everything(tmp_path / "s")
+    shutil.copytree(tmp_path / "s", tmp_path / "whole")
+    store.append(image_folder, tmp_path / "whole", workers=1)
+    new, chance, context = everything(tmp_path / "whole"), random.Random(0), multiprocessing.get_context("fork")
+    seen = set()
+    for _ in range(60):
+        writer = context.Process(target=_append, args=(image_folder, tmp_path / "s"))
+        writer.start()
+        time.sleep(chance.random() * 0.06)
+        assert writer.pid
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        now = everything(tmp_path / "s")
+        assert now in (old, new)
+        assert ImageStore(tmp_path / "s").verify() == []
+        seen.add(len(now))
+        if now == new:
+            shutil.rmtree(tmp_path / "s")
+            store.build(image_folder / "class0", tmp_path / "s", workers=1)
+    assert len(old) in seen
+    store.append(image_folder, tmp_path / "s", workers=1)
+    assert everything(tmp_path / "s") == new
+
+
+def test_append_keeps_ids_and_labels(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "zebra").symlink_to(image_folder / "class1")
+    (tmp_path / "one" / "class2").symlink_to(image_folder / "class2")
+    store.build(tmp_path / "one", tmp_path / "s", workers=1)
+    before = everything(tmp_path / "s")
+    manifest = store.append(image_folder, tmp_path / "s", workers=1)
+    after = everything(tmp_path / "s")
+    assert after[: len(before)] == before
+    assert manifest.class_names == ("class2", "zebra", "class0", "class1")
+    assert {name for _, name, _ in after[len(before) :]} == {"class0", "class1", "class2"}
+    assert manifest.rows == len(before) + 51
+    assert ImageStore(tmp_path / "s", verify="full").manifest == manifest
+    assert sorted(path.name for path in (tmp_path / "s").iterdir()) == sorted(
+        ["manifest.json", *(entry.file for entry in manifest.shards)]
+    )
+
+
+def test_append_takes_the_stores_size(image_folder: Path, tmp_path: Path) -> None:
+    store.build(image_folder, tmp_path / "small", size_px=8, workers=1)
+    store.append(image_folder, tmp_path / "small", workers=1)
+    rows = everything(tmp_path / "small")
+    assert [pixels for _, _, pixels in rows[:51]] == [pixels for _, _, pixels in rows[51:]]
+    store.build(image_folder, tmp_path / "own", workers=1)
+    Image.new("RGB", (9, 9)).save(tmp_path / "other.png")
+    with pytest.raises(SourceError, match="is 9 x 9 px where the images before it are 16 x 16"):
+        store.append(tmp_path / "other.png", tmp_path / "own", workers=1)
+    assert len(ImageStore(tmp_path / "own", verify="full")) == 51
+    with pytest.raises(StoreError, match="is not a store"):
+        store.append(image_folder, tmp_path / "nothing", workers=1)
+
+
+def test_merged_stores_have_all_rows_and_one_class_of_a_name(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    for name in ("class2", "class0"):
+        (tmp_path / "two" / name).symlink_to(image_folder / name)
+    store.build(image_folder, tmp_path / "a", workers=1)
+    store.build(tmp_path / "two", tmp_path / "b", workers=1)
+    store.build(image_folder / "class1", tmp_path / "c", workers=1)
+    merged = store.merge([tmp_path / "b", tmp_path / "a", tmp_path / "c"], tmp_path / "m", workers=2)
+    assert everything(tmp_path / "m") == [row for name in "bac" for row in everything(tmp_path / name)]
+    assert merged.class_names == ("class0", "class2", "class1")
+    store.build(image_folder, tmp_path / "small", size_px=8, workers=1)
+    with pytest.raises(StoreError, match=r"has image_shape \(16, 16, 3\) and .*small \(8, 8, 3\)"):
+        store.merge([tmp_path / "a", tmp_path / "small"], tmp_path / "n")
+    half = store.build(tmp_path / "a", tmp_path / "half", size_px=8, workers=1)
+    assert half.image_shape == (8, 8, 3)
+
+
+def test_parts_by_hash_are_whole_together_and_stay_where_they_are(image_folder: Path, tmp_path: Path) -> None:
+    store.build(image_folder, tmp_path / "rest", share=(0.3, 1), workers=1)
+    store.build(image_folder, tmp_path / "held", share=(0, 0.3), workers=1)
+    rest, held = everything(tmp_path / "rest"), everything(tmp_path / "held")
+    store.build(image_folder, tmp_path / "all", workers=1)
+    assert sorted(rest + held) == sorted(everything(tmp_path / "all"))
+    assert 5 <= len(held) <= 25
+    (tmp_path / "more").mkdir()
+    for name in ("class0", "class1", "class2"):
+        shutil.copytree(image_folder / name, tmp_path / "more" / name)
+    for file in sorted((tmp_path / "more").rglob("*.png"))[::7]:
+        file.rename(file.with_name(f"new-{file.name}"))
+    store.build(tmp_path / "more", tmp_path / "again", share=(0, 0.3), workers=1)
+    kept = {row for row in everything(tmp_path / "again") if "new-" not in row[0]}
+    assert kept <= set(held)
+    for share in ((0.5, 0.5), (-0.1, 1), (0, 1.5)):
+        with pytest.raises(ConfigError, match="0 <= low < high <= 1"):
+            store.build(image_folder, tmp_path / "x", share=share, workers=1)
+
+
+def smooth(size: int, seed: int) -> np.ndarray:
+    """An image that JPEG can hold."""
+    grid = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def test_a_jpeg_store_keeps_jpegs_and_encodes_the_rest(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    images = [smooth(32, seed) for seed in range(9)]
+    for number, image in enumerate(images[:6]):
+        Image.fromarray(image).save(folder / f"{number}.jpg", quality=50)
+    Image.fromarray(images[6]).save(folder / "6.png")
+    Image.fromarray(images[7]).convert("L").save(folder / "7.jpg")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side
+    Image.fromarray(images[8]).save(folder / "8.jpg", exif=exif)
+    store.build(folder, tmp_path / "jpeg", encoding="jpeg", workers=1)
+    store.build(folder, tmp_path / "raw", workers=1)
+    jpeg, raw = ImageStore(tmp_path / "jpeg", verify="full"), ImageStore(tmp_path / "raw")
+    contents = [content for _, _, content in jpeg.rows()]
+    for number in range(6):
+        assert contents[number] == (folder / f"{number}.jpg").read_bytes()
+    ids = np.array([8, 0, 3, 3, 7, 6, 1])
+    ours, theirs = (opened.gather(ids).astype(int) for opened in (jpeg, raw))
+    exact = np.isin(ids, range(6))
+    assert np.array_equal(ours[exact], theirs[exact])  # the same decoder's work, libjpeg-turbo's
+    assert np.abs(ours[~exact] - theirs[~exact]).mean() < 4  # of 255: quality 90
+    assert jpeg.image_shape == raw.image_shape == (32, 32, 3)
+    merged = store.merge([tmp_path / "jpeg", tmp_path / "jpeg"], tmp_path / "twice", workers=1)
+    assert [content for _, _, content in ImageStore(tmp_path / "twice").rows()] == contents * 2
+    assert merged.encoding == "jpeg"
+
+
+def test_damage_in_a_jpeg_store_is_found_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for seed in range(4):
+        Image.fromarray(smooth(32, seed)).save(tmp_path / "images" / f"{seed}.jpg")
+    store.build(tmp_path / "images", tmp_path / "s", encoding="jpeg", workers=1)
+    path = tmp_path / "s" / "shard-00000.arrow"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"\xff\xd8") + 200] ^= 4
+    path.write_bytes(content)
+    with pytest.raises(StoreDamaged, match="differs from its checksum"):
+        ImageStore(tmp_path / "s").gather(np.arange(4))
+    with pytest.raises(ConfigError, match="encoding 'png': it is one of raw, jpeg"):
+        store.build(tmp_path / "images", tmp_path / "t", encoding="png", workers=1)
+
+
+def test_images_in_memory_are_written_like_files(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(smooth(96, 0)).save(buffer, format="PNG")
+    (tmp_path / "a.png").write_bytes(buffer.getvalue())
+    store.build(tmp_path / "a.png", tmp_path / "s", size_px=32, workers=1)
+    (tmp_path / "train_X.bin").write_bytes(smooth(96, 0).transpose(2, 1, 0).tobytes())
+    store.build(tmp_path / "train_X.bin", tmp_path / "t", size_px=32, workers=1)
+    assert everything(tmp_path / "s")[0][2] == everything(tmp_path / "t")[0][2]
