@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -191,16 +192,29 @@ def test_stratified_batches_have_as_many_of_each_label(
         assert set(labels[ids[:, :, of_labels:]].ravel().tolist()) == {-1, 0, 1, 2}, "the others are of all images"
 
 
+def archive(array: np.ndarray) -> bytes:
+    """A .npz."""
+    content = io.BytesIO()
+    np.savez(content, array)
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "cannot be read"),
         (b"no array", "cannot be read"),
+        (b"", "cannot be read"),
+        (archive(np.arange(51)), "cannot be read"),
         (np.array([{}] * 51), "cannot be read"),  # an array of objects, which would have to be unpickled
         (np.zeros(50, np.int64), r"int64 \(50,\): the store has 51 images"),
         (np.zeros((51, 1), np.int64), r"int64 \(51, 1\): the store has 51 images"),
         (np.zeros(51), r"float64 \(51,\): .* each needs a whole number, -1 for none"),
-        (np.full(51, 2**31), "has a label 2147483648: they have 32 bits"),
+        (np.full(51, 2**31), r"has a label 2147483648, of image 0: it is -1 for none, or 0 to 2147483647"),
+        (np.full(51, 2**63, np.uint64), "has a label 9223372036854775808, of image 0"),
+        (np.array([0, 1, -2] * 17), "has a label -2, of image 2"),
+        # what a NaN of a float column becomes as int64, and what becomes class 0 as int32
+        (np.array([0, 1, -(2**63)] * 17), "has a label -9223372036854775808, of image 2"),
         (np.full(51, -1), r"method supervised needs labels, and .*labels\.npy has none"),
         (np.arange(51), r"method\.num_classes 3: there is a label 50, so it is 51 or more"),
     ],
