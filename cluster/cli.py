@@ -23,9 +23,6 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, e.g. optim.lr=0.3.")
 ]
 
-# What may change when a run goes on: it decides how fast and where, not which model comes out.
-_FREE_ON_RESUME = ("cluster", "checkpoint", "monitor", "engine.zero_stage", "data.store")
-
 
 @app.command()
 def pretrain(
@@ -110,14 +107,14 @@ def _restored(uri: str, out: Path) -> Path:
 
 def _reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, RunConfig]:
     """A run to go on with; settings that may change are kept for the resume after this one."""
-    from cluster.run_directory import RunDirectory
+    from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
     from ssl_dist import checkpoint
     from ssl_dist.config import RunConfig
     from ssl_dist.overrides import put_override
 
     for key in overrides:
-        if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
-            free = ", ".join(_FREE_ON_RESUME)
+        if not is_free(key):
+            free = ", ".join(FREE_ON_RESUME)
             raise ConfigError(f"--set {key}: a run goes on as it began; with --resume only {free} may change")
     run, before = RunDirectory.reopen(directory)
     tree = before.model_dump()

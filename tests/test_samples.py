@@ -247,3 +247,10 @@ def test_a_run_goes_on_with_the_labels_it_began_with(small_store: Path, label_fi
     np.save(label_file, np.where(labels >= 0, 2 - labels, -1))
     with pytest.raises(StoreError, match=r"label_digest .*: set data\.label_file to what it was"):
         began.expect(open_data(config)[1])
+
+
+def test_a_run_begun_with_the_stores_labels_does_not_go_on_with_a_files(small_store: Path, label_file: str) -> None:
+    _, began = open_data(small_config(small_store))
+    _, found = open_data(small_config(small_store, data__label_file=label_file))
+    with pytest.raises(StoreError, match=r"where the run began with None: set data\.label_file to what it was"):
+        began.expect(found)
