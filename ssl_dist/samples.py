@@ -94,7 +94,8 @@ def labels_of(config: RunConfig, store: Images) -> np.ndarray:
         return store.labels
     file = Path(config.data.label_file)
     try:
-        labels: np.ndarray = np.load(file)  # which unpickles nothing unless it is told to
+        with file.open("rb") as content:
+            labels: np.ndarray = np.lib.format.read_array(content)  # one array, and nothing is unpickled
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.label_file {file} cannot be read ({error}): it is a .npy of whole numbers") from None
     if labels.shape != (len(store),) or labels.dtype.kind not in "iu":
@@ -102,8 +103,12 @@ def labels_of(config: RunConfig, store: Images) -> np.ndarray:
             f"data.label_file {file} has {labels.dtype} {labels.shape}: the store has {len(store)} images, and each"
             " needs a whole number, -1 for none"
         )
-    if (largest := labels.max(initial=0)) >= 2**31:
-        raise ConfigError(f"data.label_file {file} has a label {largest}: they have 32 bits")
+    outside = np.flatnonzero((labels < -1) | (labels >= 2**31))
+    if len(outside):
+        row = outside[0]
+        raise ConfigError(
+            f"data.label_file {file} has a label {labels[row]}, of image {row}: it is -1 for none, or 0 to {2**31 - 1}"
+        )
     return labels.astype(np.int32)
 
 
