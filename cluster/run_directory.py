@@ -26,9 +26,17 @@ from ssl_dist.errors import RunError, SslDistError
 # What an earlier start left.
 _STALE = ("stop", "save", "error.json")
 
-# What may change when a run goes on: it decides how fast and where, not which model comes out. Of a store and a label
-# file, number and size of images and the digest are settings of their own, and these may not.
-FREE_ON_RESUME = ("cluster", "checkpoint", "monitor", "engine.zero_stage", "data.store", "data.label_file")
+# What may change when a run goes on: it decides how fast and where, not which model comes out. Of a store, a label file
+# and weights, number and size of images and the digests are settings of their own, and these may not.
+FREE_ON_RESUME = (
+    "cluster",
+    "checkpoint",
+    "monitor",
+    "engine.zero_stage",
+    "data.store",
+    "data.label_file",
+    "backbone.weights",
+)
 
 
 def is_free(key: str) -> bool:

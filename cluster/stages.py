@@ -14,6 +14,7 @@ from cluster.run_directory import RunDirectory, differences
 from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ClusterError, ConfigError, RunError
+from ssl_dist.mirror import below
 from ssl_dist.samples import open_data
 
 AGAIN = "the same command again"
@@ -35,6 +36,9 @@ def complete(directory: Path, config: RunConfig, console: Console) -> dict[str, 
     """
     assert config.data.num_samples, "the store was opened before"
     total = config.plan(config.data.num_samples).total_steps
+    if config.checkpoint.mirror:  # other commands have runs of this name
+        place = below(config.checkpoint.mirror, directory.parent.name)
+        config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"mirror": place})})
     if begun(directory):
         run, before = RunDirectory.reopen(directory)
     else:

@@ -33,7 +33,8 @@ class Samples:
 
     Attributes:
         count: images of an epoch: the labelled ones where the method needs all labels, else all. With some labels
-            (``batch.labelled`` images of a step) it is the others that make an epoch.
+            (``batch.labelled`` images of a step) it is the others that make an epoch. Where
+            ``data.stratified`` draws by label, images without one are left out.
     """
 
     def __init__(self, config: RunConfig, store: Images) -> None:
@@ -49,6 +50,8 @@ class Samples:
         if config.num_labelled:
             self._rows = np.flatnonzero(self._labels >= 0)
             self.count = len(self._rows) if config.num_labelled == config.batch.size else len(store)
+        elif config.data.stratified:
+            self.count = int((self._labels >= 0).sum())
         self._groups = order.Groups(config.seed, self._labels) if config.data.stratified else None
 
     def of(self, step: int, micro_batches: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -126,6 +126,14 @@ def test_a_method_that_needs_all_labels_gets_labelled_images_only(
     assert samples(small_config(small_store, data__label_file=label_file, **SOME)).count == 51
 
 
+def test_an_epoch_of_stratified_batches_is_of_the_images_that_have_a_label(small_store: Path, label_file: str) -> None:
+    config = small_config(small_store, data__label_file=label_file, data__stratified=True)
+    ids, _, seen = whole_steps(config, range(40))
+    assert samples(config).count == len(np.unique(ids)) == 11
+    assert (seen == -1).all(), "they are drawn by label, and none is seen"
+    assert samples(small_config(small_store, data__stratified=True)).count == 51
+
+
 def test_batches_hand_labels_on(small_store: Path, label_file: str) -> None:
     config = small_config(small_store, data__label_file=label_file, **SOME)
     store = ImageStore(small_store)

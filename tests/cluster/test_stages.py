@@ -18,7 +18,9 @@ from rich.console import Console
 from cluster.cli import resolve
 from cluster.stages import complete
 from ssl_dist import checkpoint
+from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
+from ssl_dist.overrides import parse_override
 from tests.cluster.stages import SMALL, g_simclr, invoke, self_train, sets, settings_of
 
 
@@ -131,3 +133,22 @@ def test_a_resumed_run_finds_its_labels_where_they_are_now(
     np.save(moved, np.where(few >= 0, 2 - few, -1))
     with pytest.raises(StoreError, match=r"label_digest .*: set data\.label_file to what it was"):
         invoke("pretrain", "--resume", run)
+
+
+def test_mirrors_of_stages_of_two_commands_do_not_meet(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrors: list[str | None] = []
+
+    def launched(config: RunConfig, *_: object) -> dict[str, int]:
+        mirrors.append(config.checkpoint.mirror)
+        return {"step": 6}
+
+    monkeypatch.setattr("cluster.stages.launch", launched)
+    recipe = {"data.store": str(small_store), **dict(map(parse_override, SMALL))}
+    place = (tmp_path / "mirror").as_uri()
+    for mirror in (None, place):
+        config = resolve("simclr-cifar10", {**recipe, "checkpoint.mirror": mirror, "epochs": 2})
+        for name in ("a", "b"):
+            complete(tmp_path / str(mirror is None) / name / "round-0", config, Console())
+    assert mirrors == [None, None, f"{place}/a", f"{place}/b"]
