@@ -23,9 +23,6 @@ Set = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, e.g. optim.lr=0.3.")
 ]
 
-# What may change when a run goes on: it decides how fast and where, not which model comes out.
-_FREE_ON_RESUME = ("cluster", "checkpoint", "monitor", "engine.zero_stage", "data.store")
-
 
 @app.command()
 def pretrain(
@@ -110,14 +107,14 @@ def _restored(uri: str, out: Path) -> Path:
 
 def _reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, RunConfig]:
     """A run to go on with; settings that may change are kept for the resume after this one."""
-    from cluster.run_directory import RunDirectory
+    from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
     from ssl_dist import checkpoint
     from ssl_dist.config import RunConfig
     from ssl_dist.overrides import put_override
 
     for key in overrides:
-        if not any(key == free or key.startswith(f"{free}.") for free in _FREE_ON_RESUME):
-            free = ", ".join(_FREE_ON_RESUME)
+        if not is_free(key):
+            free = ", ".join(FREE_ON_RESUME)
             raise ConfigError(f"--set {key}: a run goes on as it began; with --resume only {free} may change")
     run, before = RunDirectory.reopen(directory)
     tree = before.model_dump()
@@ -156,7 +153,11 @@ def g_simclr(
     recipe: Annotated[str, typer.Argument(help="Recipe of SimCLR.")] = "gsimclr-cifar10",
     autoencoder: Annotated[str, typer.Option(help="Recipe of the autoencoder.")] = "denoising-cifar10",
     clusters: Annotated[
-        int | None, typer.Option(min=2, help="Of the autoencoder's latents. Default: batch.size.")
+        int | None,
+        typer.Option(
+            min=2,
+            help="Clusters of the autoencoder's latents. Default: batch.size, so a batch has one image of each.",
+        ),
     ] = None,
     settings: Set = None,
     autoencoder_settings: Annotated[
@@ -168,32 +169,24 @@ def g_simclr(
     as_json: Json = False,
 ) -> None:
     """G-SimCLR in one command: train an autoencoder, cluster its latents, train SimCLR on batches across clusters."""
-    from cluster.stages import GSimCLR, complete
+    from cluster.g_simclr import GSimCLR
     from ssl_dist.overrides import parse_override
 
     given = dict(parse_override(text) for text in settings or [])
     others = dict(parse_override(text) for text in autoencoder_settings or [])
-    if "data.store" in given:
-        others.setdefault("data.store", given["data.store"])
-    first = resolve(autoencoder, others)
     later = resolve(recipe, {**given, "data.stratified": False, "data.label_file": None})
-    stages = GSimCLR(run_dir.absolute(), first, later, clusters)
-    complete(stages.directory / "autoencoder", first, console)
-    if not stages.label_file.exists():
-        found = stages.cluster()
-        _say(f"{stages.label_file}: {found['clusters']} clusters of {found['smallest']} to {found['largest']} images")
-    batches = {"data.stratified": True, "data.label_file": str(stages.label_file)}
-    last = complete(stages.directory / "simclr", resolve(recipe, {**given, **batches}), console)
+    first = resolve(autoencoder, {"data.store": later.data.store, **others})
+    last = GSimCLR(run_dir.absolute(), first, later, clusters or later.batch.size).run(console)
     rows = {tag: f"{value:.6g}" if isinstance(value, float) else value for tag, value in last.items()}
-    show("g-simclr", rows.items(), {"run": str(stages.directory / "simclr"), **last}, as_json)
+    show("g-simclr", rows.items(), {"run": str(run_dir.absolute() / "simclr"), **last}, as_json)
 
 
 @app.command("self-train")
 def self_train(
+    test: Annotated[Path, typer.Option(help="Labelled store that each round is measured on.")],
     recipe: Annotated[str, typer.Argument(help="Recipe of a method that classifies.")] = "supervised-cifar10",
-    test: Annotated[Path, typer.Option(help="Labelled store that each round is measured on.")] = Path("stores/test"),
     share: Annotated[
-        float, typer.Option(min=0, max=1, help="Of the images without a label: how many get one in a round.")
+        float, typer.Option(help="Of the images without a label: how many get one in a round; more than 0, 1 at most.")
     ] = 0.1,
     margin: Annotated[float, typer.Option(help="A round that gains less accuracy than this is the last.")] = 0.002,
     rounds: Annotated[int, typer.Option(min=1, help="After the first, at most.")] = 5,
@@ -204,7 +197,7 @@ def self_train(
     as_json: Json = False,
 ) -> None:
     """Pseudo-labels in rounds: train, label what is surest, add it, train again."""
-    from cluster.stages import SelfTraining
+    from cluster.self_training import SelfTraining
     from ssl_dist.overrides import parse_override
 
     config = resolve(recipe, dict(parse_override(text) for text in settings or []))

@@ -40,8 +40,11 @@ COMMANDS = (
 )  # of `ssl-dist`
 
 
-def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, Any]:
+def launch(config: RunConfig, run: RunDirectory, console: Console, go_on: str | None = None) -> dict[str, Any]:
     """Run to the end, or until Ctrl-C.
+
+    Args:
+        go_on: what goes on where this was stopped, as messages name it. Default: the line that resumes this run.
 
     Returns:
         Rank 0's last metrics and ``step``.
@@ -51,15 +54,16 @@ def launch(config: RunConfig, run: RunDirectory, console: Console) -> dict[str, 
         ClusterError: Ray cannot be reached, or has not what ``config.cluster`` asks for.
         SslDistError: what ended the workers.
     """
-    with connected(config.cluster) as started_here, _interrupts(run, console) as interrupts:
+    go_on = go_on or resume_command(run)
+    with connected(config.cluster) as started_here, _interrupts(run, console, go_on) as interrupts:
         if started_here:
             console.print(f"local Ray, {config.cluster.workers.max} worker(s)", highlight=False)
         outcome = fit(config, run)
         _follow(outcome, run, console)
-    if error := ending(outcome, run):
+    if error := ending(outcome, run, go_on):
         raise error
     if interrupts.asked:
-        raise Interrupted(f"stopped; go on with: {resume_command(run)}")
+        raise Interrupted(f"stopped; go on with: {go_on}")
     metrics: dict[str, Any] = outcome.result
     return metrics
 
@@ -87,13 +91,13 @@ def fit(config: RunConfig, run: RunDirectory, *, here: bool = False) -> Backgrou
     return thread
 
 
-def ending(outcome: Background, run: RunDirectory) -> SslDistError | None:
-    """What ended the workers, if it was an error."""
+def ending(outcome: Background, run: RunDirectory, go_on: str | None = None) -> SslDistError | None:
+    """What ended the workers, if it was an error; ``go_on`` as in ``launch``."""
     if error := run.read_error():
         return error
     if outcome.error:
         reason = reason_of(outcome.error)
-        return SslDistError(f"{reason}: see {run.path}/worker-*.log, then {resume_command(run)}")
+        return SslDistError(f"{reason}: see {run.path}/worker-*.log, then {go_on or resume_command(run)}")
     return None
 
 
@@ -129,7 +133,7 @@ class _Interrupts:
 
 
 @contextlib.contextmanager
-def _interrupts(run: RunDirectory, console: Console) -> Iterator[_Interrupts]:
+def _interrupts(run: RunDirectory, console: Console, go_on: str) -> Iterator[_Interrupts]:
     handler = _Interrupts(run, console)
     if threading.current_thread() is not threading.main_thread():
         yield handler  # signals are the main thread's
@@ -138,7 +142,7 @@ def _interrupts(run: RunDirectory, console: Console) -> Iterator[_Interrupts]:
     try:
         yield handler
     except KeyboardInterrupt:
-        raise Interrupted(f"stopped at once; the newest checkpoint goes on with: {resume_command(run)}") from None
+        raise Interrupted(f"stopped at once; the newest checkpoint goes on with: {go_on}") from None
     finally:
         for number, old in before.items():
             signal.signal(number, old)

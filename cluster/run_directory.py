@@ -26,6 +26,30 @@ from ssl_dist.errors import RunError, SslDistError
 # What an earlier start left.
 _STALE = ("stop", "save", "error.json")
 
+# What may change when a run goes on: it decides how fast and where, not which model comes out. Of a store, a label file
+# and weights, number and size of images and the digests are settings of their own, and these may not.
+FREE_ON_RESUME = (
+    "cluster",
+    "checkpoint",
+    "monitor",
+    "engine.zero_stage",
+    "data.store",
+    "data.label_file",
+    "backbone.weights",
+)
+
+
+def is_free(key: str) -> bool:
+    """May this dotted key change when a run goes on?"""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
+
+
+def differences(before: RunConfig, now: RunConfig) -> list[str]:
+    """What differs and may not, as ``key value (began with value)``; none where a run can go on with ``now``."""
+    began, asked = before.flat(), now.flat()
+    keys = [key for key in {**began, **asked} if not is_free(key) and began.get(key) != asked.get(key)]
+    return [f"{key} {asked.get(key)} (began with {began.get(key)})" for key in keys]
+
 
 @dataclass
 class RunDirectory:
@@ -92,7 +116,7 @@ class RunDirectory:
 
     def update(self, config: RunConfig) -> None:
         """Keep the settings that a resume changed, for the next one."""
-        _write(self.path / "config.json", config.model_dump_json(indent=1))
+        write_text(self.path / "config.json", config.model_dump_json(indent=1))
 
     def discard(self) -> None:
         """Take back a directory in which nothing has run."""
@@ -129,7 +153,7 @@ class RunDirectory:
         """Leave an error for the driver. A final one replaces another, which else stays."""
         target = self.path / "error.json"
         if final or not target.exists():
-            _write(target, json.dumps({"kind": type(error).__name__, "message": str(error)}))
+            write_text(target, json.dumps({"kind": type(error).__name__, "message": str(error)}))
 
     def read_error(self) -> SslDistError | None:
         try:
@@ -141,7 +165,7 @@ class RunDirectory:
         return error
 
 
-def _write(file: Path, text: str) -> None:
+def write_text(file: Path, text: str) -> None:
     """Whole or not at all."""
     aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
     aside.write_text(text, encoding="utf-8")

@@ -33,7 +33,8 @@ class Samples:
 
     Attributes:
         count: images of an epoch: the labelled ones where the method needs all labels, else all. With some labels
-            (``batch.labelled`` images of a step) it is the others that make an epoch.
+            (``batch.labelled`` images of a step) it is the others that make an epoch. Where
+            ``data.stratified`` draws by label, images without one are left out.
     """
 
     def __init__(self, config: RunConfig, store: Images) -> None:
@@ -49,6 +50,8 @@ class Samples:
         if config.num_labelled:
             self._rows = np.flatnonzero(self._labels >= 0)
             self.count = len(self._rows) if config.num_labelled == config.batch.size else len(store)
+        elif config.data.stratified:
+            self.count = int((self._labels >= 0).sum())
         self._groups = order.Groups(config.seed, self._labels) if config.data.stratified else None
 
     def of(self, step: int, micro_batches: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -94,7 +97,8 @@ def labels_of(config: RunConfig, store: Images) -> np.ndarray:
         return store.labels
     file = Path(config.data.label_file)
     try:
-        labels: np.ndarray = np.load(file)  # which unpickles nothing unless it is told to
+        with file.open("rb") as content:
+            labels: np.ndarray = np.lib.format.read_array(content)  # one array, and nothing is unpickled
     except (OSError, ValueError) as error:
         raise ConfigError(f"data.label_file {file} cannot be read ({error}): it is a .npy of whole numbers") from None
     if labels.shape != (len(store),) or labels.dtype.kind not in "iu":
@@ -102,8 +106,12 @@ def labels_of(config: RunConfig, store: Images) -> np.ndarray:
             f"data.label_file {file} has {labels.dtype} {labels.shape}: the store has {len(store)} images, and each"
             " needs a whole number, -1 for none"
         )
-    if (largest := labels.max(initial=0)) >= 2**31:
-        raise ConfigError(f"data.label_file {file} has a label {largest}: they have 32 bits")
+    outside = np.flatnonzero((labels < -1) | (labels >= 2**31))
+    if len(outside):
+        row = outside[0]
+        raise ConfigError(
+            f"data.label_file {file} has a label {labels[row]}, of image {row}: it is -1 for none, or 0 to {2**31 - 1}"
+        )
     return labels.astype(np.int32)
 
 

@@ -36,14 +36,16 @@ class DataConfig(Section):
     label_digest: str | None = None
 
     def expect(self, found: DataConfig) -> None:
-        """Refuse a store of other images than the run began with.
+        """Refuse a store of other images, or other labels, than the run began with.
 
         Raises:
-            StoreError: their number or size differs.
+            StoreError: number or size of the images differs, or the labels' digest.
         """
+        if self.num_images is None:  # not filled in yet: it begins
+            return
         for name in ("num_images", "num_samples", "image_shape", "label_digest"):
             began, now = getattr(self, name), getattr(found, name)
-            if began is not None and began != now:
+            if began != now:
                 key = "data.label_file" if name == "label_digest" else "data.store"
                 raise StoreError(
                     f"{found.store} has {name} {now} where the run began with {began}: set {key} to what it was"

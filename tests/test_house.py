@@ -61,6 +61,8 @@ FLOORS = [
     "cluster.doctor",
     "cluster.report",
     "cluster.stages",
+    "cluster.g_simclr",
+    "cluster.self_training",
     "cluster.digits",
     "cluster.cli",
     "tune",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,14 @@ def test_a_method_that_needs_all_labels_gets_labelled_images_only(
     assert samples(small_config(small_store, data__label_file=label_file, **SOME)).count == 51
 
 
+def test_an_epoch_of_stratified_batches_is_of_the_images_that_have_a_label(small_store: Path, label_file: str) -> None:
+    config = small_config(small_store, data__label_file=label_file, data__stratified=True)
+    ids, _, seen = whole_steps(config, range(40))
+    assert samples(config).count == len(np.unique(ids)) == 11
+    assert (seen == -1).all(), "they are drawn by label, and none is seen"
+    assert samples(small_config(small_store, data__stratified=True)).count == 51
+
+
 def test_batches_hand_labels_on(small_store: Path, label_file: str) -> None:
     config = small_config(small_store, data__label_file=label_file, **SOME)
     store = ImageStore(small_store)
@@ -191,16 +200,29 @@ def test_stratified_batches_have_as_many_of_each_label(
         assert set(labels[ids[:, :, of_labels:]].ravel().tolist()) == {-1, 0, 1, 2}, "the others are of all images"
 
 
+def archive(array: np.ndarray) -> bytes:
+    """A .npz."""
+    content = io.BytesIO()
+    np.savez(content, array)
+    return content.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         (None, "cannot be read"),
         (b"no array", "cannot be read"),
+        (b"", "cannot be read"),
+        (archive(np.arange(51)), "cannot be read"),
         (np.array([{}] * 51), "cannot be read"),  # an array of objects, which would have to be unpickled
         (np.zeros(50, np.int64), r"int64 \(50,\): the store has 51 images"),
         (np.zeros((51, 1), np.int64), r"int64 \(51, 1\): the store has 51 images"),
         (np.zeros(51), r"float64 \(51,\): .* each needs a whole number, -1 for none"),
-        (np.full(51, 2**31), "has a label 2147483648: they have 32 bits"),
+        (np.full(51, 2**31), r"has a label 2147483648, of image 0: it is -1 for none, or 0 to 2147483647"),
+        (np.full(51, 2**63, np.uint64), "has a label 9223372036854775808, of image 0"),
+        (np.array([0, 1, -2] * 17), "has a label -2, of image 2"),
+        # what a NaN of a float column becomes as int64, and what becomes class 0 as int32
+        (np.array([0, 1, -(2**63)] * 17), "has a label -9223372036854775808, of image 2"),
         (np.full(51, -1), r"method supervised needs labels, and .*labels\.npy has none"),
         (np.arange(51), r"method\.num_classes 3: there is a label 50, so it is 51 or more"),
     ],
@@ -233,3 +255,10 @@ def test_a_run_goes_on_with_the_labels_it_began_with(small_store: Path, label_fi
     np.save(label_file, np.where(labels >= 0, 2 - labels, -1))
     with pytest.raises(StoreError, match=r"label_digest .*: set data\.label_file to what it was"):
         began.expect(open_data(config)[1])
+
+
+def test_a_run_begun_with_the_stores_labels_does_not_go_on_with_a_files(small_store: Path, label_file: str) -> None:
+    _, began = open_data(small_config(small_store))
+    _, found = open_data(small_config(small_store, data__label_file=label_file))
+    with pytest.raises(StoreError, match=r"where the run began with None: set data\.label_file to what it was"):
+        began.expect(found)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_dist.errors import StoreError
 from ssl_dist.evaluate.clusters import cluster_labels
 from ssl_dist.evaluate.embedding import collapsed, embedding_statistics
-from ssl_dist.evaluate.features import encoder_of, extract, labelled
+from ssl_dist.evaluate.features import encoder_of, expect_same_classes, extract, fastest_device, labelled
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
 from ssl_dist.evaluate.predictions import most_confident, predict
@@ -26,7 +26,9 @@ __all__ = [
     "compare",
     "embedding_statistics",
     "encoder_of",
+    "expect_same_classes",
     "extract",
+    "fastest_device",
     "knn_accuracy",
     "labelled",
     "lidar",
@@ -80,16 +82,13 @@ def compare(
     backbone, config, step = encoder_of(run)
     train_store = labelled(train, config.data.image_shape)
     test_store = labelled(test, train_store.image_shape)
-    if train_store.class_names != test_store.class_names:
-        raise StoreError(
-            f"{train} and {test} have different classes: {train_store.class_names} and {test_store.class_names}"
-        )
+    expect_same_classes(train_store, test_store)
     stores = (train_store, test_store)
     ids = [np.flatnonzero(store.labels >= 0) for store in stores]
     labels = [torch.from_numpy(store.labels[rows]).long() for store, rows in zip(stores, ids, strict=True)]
     if len(ids[0]) < needs:
         raise StoreError(f"{train} has {len(ids[0])} labelled images, {needs} are needed")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = fastest_device()
     count = _Count(2 * sum(map(len, ids)), progress)
     accuracies = []
     for encoder in (backbone, config.initial_method().backbone):

@@ -18,6 +18,11 @@ from ssl_dist.store import ImageStore
 CHUNK = 256
 
 
+def fastest_device() -> torch.device:
+    """Where features are computed outside a training run: the GPU, if there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def extract(
     backbone: torch.nn.Module,
     store: ImageStore,
@@ -52,14 +57,17 @@ def embed(
     """``extract`` of whatever ``images`` makes of sample ids, a chunk at a time."""
     was_training = backbone.training
     backbone.eval()
-    chunks = []
+    found = torch.empty(0)
     for start in range(0, len(ids), CHUNK):
         part = ids[start : start + CHUNK]
-        chunks.append(backbone(images(part)).float())
+        rows = backbone(images(part)).float()
+        if not start:
+            found = rows.new_empty((len(ids), *rows.shape[1:]))
+        found[start : start + len(part)] = rows
         if count:
             count(len(part))
     backbone.train(was_training)
-    return torch.cat(chunks)
+    return found
 
 
 def encoder_of(run: Path) -> tuple[Backbone, RunConfig, int]:
@@ -95,3 +103,15 @@ def labelled(path: str | Path, image_shape: tuple[int, int, int] | None = None) 
             f"{path} holds {store.image_shape} images where {image_shape} is asked for: build it with that --size-px"
         )
     return store
+
+
+def expect_same_classes(train: ImageStore, test: ImageStore) -> None:
+    """Refuse two stores whose labels do not mean the same.
+
+    Raises:
+        StoreError: their class names differ.
+    """
+    if train.class_names != test.class_names:
+        raise StoreError(
+            f"{train.path} and {test.path} have different classes: {train.class_names} and {test.class_names}"
+        )

@@ -5,17 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ssl_dist import checkpoint
 from ssl_dist.errors import RunError
-from ssl_dist.evaluate.features import extract
+from ssl_dist.evaluate.features import extract, fastest_device
 from ssl_dist.store import ImageStore
 
 
 def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
-    """Class probabilities float32 ``[n, K]`` of whole images, by a run's newest checkpoint that verifies.
+    """Class probabilities float32 ``[n, K]``, on the CPU, of whole images, by a run's newest checkpoint that verifies.
 
     Raises:
         RunError: it has no checkpoint, or its method has no classifier.
@@ -28,8 +27,9 @@ def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
     if not isinstance(classifier, nn.Module):
         raise RunError(f"{run} is a run of {found.config.method.name}, which does not classify: take supervised")
     method.load_state_dict(found.load().model)
-    network = nn.Sequential(method.backbone, classifier, nn.Softmax(dim=1))
-    return extract(network, store, ids, torch.device("cpu"))
+    device = fastest_device()
+    network = nn.Sequential(method.backbone, classifier, nn.Softmax(dim=1)).to(device)
+    return extract(network, store, ids, device).cpu()
 
 
 def most_confident(probabilities: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,11 +1,20 @@
-"""One Ray for the runs of a module."""
+"""One Ray for the runs of a module; runs without any; few labels."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+
+from cluster.run_directory import RunDirectory
+from ssl_dist import checkpoint
+from ssl_dist.config import RunConfig
+from ssl_dist.engine import State
+from ssl_dist.store import ImageStore
 
 
 @pytest.fixture(scope="module")
@@ -17,3 +26,31 @@ def local_ray() -> Iterator[None]:
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
+
+
+@pytest.fixture
+def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Every run ends at once, with the weights that it begins with; the names of those that were run."""
+    runs = []
+
+    def launch(config: RunConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
+        assert config.data.num_samples
+        step = config.plan(config.data.num_samples).total_steps
+        checkpoint.save(run.path, step, config, State(config.initial_method().state_dict(), {}))
+        runs.append(run.path.name)
+        return {"step": step}
+
+    monkeypatch.setattr("cluster.stages.launch", launch)
+    monkeypatch.setattr("cluster.launch.launch", launch)  # which `pretrain` imports when it is called
+    return runs
+
+
+@pytest.fixture
+def few_labels(small_store: Path, tmp_path: Path) -> Path:
+    """Four of each class."""
+    labels = ImageStore(small_store).labels
+    few = np.full_like(labels, -1)
+    chosen = np.concatenate([np.flatnonzero(labels == label)[:4] for label in range(3)])
+    few[chosen] = labels[chosen]
+    np.save(tmp_path / "few.npy", few)
+    return tmp_path / "few.npy"

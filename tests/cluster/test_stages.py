@@ -2,42 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
+from rich.console import Console
 
-from cluster.cli import app
+from cluster.cli import resolve
+from cluster.stages import complete
 from ssl_dist import checkpoint
-from ssl_dist.errors import ConfigError
-from ssl_dist.evaluate import cluster_labels, most_confident
-from ssl_dist.store import ImageStore
-
-SMALL = (
-    "backbone={name: resnet8, stem: half, width: 4}",
-    "batch={size: 16, micro: 8}",
-    "epochs=2",
-    "probe=null",
-    "cluster.workers=1",
-    "engine.precision=fp32",
-)
-
-
-def invoke(*arguments: object) -> Any:
-    result = CliRunner().invoke(app, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result
-
-
-def sets(option: str, *settings: str) -> list[str]:
-    return [part for setting in settings for part in (option, setting)]
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
+from ssl_dist.overrides import parse_override
+from tests.cluster.stages import SMALL, g_simclr, invoke, self_train, sets, settings_of
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -47,48 +31,33 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def test_g_simclr_in_one_command_goes_on_at_any_stage(local_ray: None, small_store: Path, tmp_path: Path) -> None:
-    autoencoder = ["backbone={name: autoencoder}", *SMALL[1:]]
-    command = ["g-simclr", *sets("--set", f"data.store={small_store}", *SMALL), "--clusters", 5]
-    command += [*sets("--set-autoencoder", *autoencoder), "--json", "--run-dir"]
     folder = tmp_path / "whole"
-    first = invoke(*command, folder)
+    first = g_simclr(small_store, folder, "--clusters", 5)
     assert first.exit_code == 0, first.output
     labels = np.load(folder / "clusters.npy")
     assert sorted(set(labels.tolist())) == list(range(5))
     assert len(labels) == 51
-    config = json.loads((folder / "simclr" / "config.json").read_text())
-    assert config["data"]["stratified"]
-    again = invoke(*command, folder)
+    assert settings_of(folder / "simclr")["data"]["stratified"]
+    again = g_simclr(small_store, folder, "--clusters", 5)
     assert len(re.findall("finished before", again.output)) == 2
     part = tmp_path / "part"
     shutil.copytree(folder, part)
     shutil.rmtree(part / "simclr")  # as a kill after the second stage leaves it, but for the labels' path
-    third = invoke(*command, part)
+    third = g_simclr(small_store, part, "--clusters", 5)
     assert len(re.findall("finished before", third.output)) == 1
     ours, theirs = weights(part / "simclr"), weights(folder / "simclr")
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     with pytest.raises(ConfigError, match="holds a run of other settings"):
-        invoke(*command, folder, "--set", "optim.lr=0.5")
+        g_simclr(small_store, folder, "--clusters", 5, "--set", "optim.lr=0.5")
 
 
 def test_self_training_adds_what_it_is_sure_of_until_that_no_longer_helps(
-    local_ray: None, small_store: Path, tmp_path: Path
+    local_ray: None, small_store: Path, few_labels: Path, tmp_path: Path
 ) -> None:
-    store = ImageStore(small_store)
-    few = np.full(51, -1, dtype=np.int32)
-    chosen = np.concatenate([np.flatnonzero(store.labels == label)[:4] for label in range(3)])
-    few[chosen] = store.labels[chosen]
-    np.save(tmp_path / "few.npy", few)
-    settings = (
-        *SMALL,
-        "method.num_classes=3",
-        "epochs=100",
-        "optim.lr=0.01",
-        f"data.label_file={tmp_path / 'few.npy'}",
-    )
-    command = ["self-train", *sets("--set", f"data.store={small_store}", *settings), "--test", small_store, "--json"]
-    command += ["--share", 0.5, "--rounds", 1, "--margin", -1, "--run-dir", tmp_path / "rounds"]
-    result = invoke(*command)
+    few = np.load(few_labels)
+    chosen = np.flatnonzero(few >= 0)
+    longer = [*sets("--set", "epochs=100", "optim.lr=0.01"), "--share", 0.5]
+    result = self_train(small_store, few_labels, tmp_path / "rounds", *longer)
     assert result.exit_code == 0, result.output
     rounds = json.loads(result.output.splitlines()[-1])["rounds"]
     assert [one["labelled"] for one in rounds] == [12, 12 + 20]
@@ -96,24 +65,90 @@ def test_self_training_adds_what_it_is_sure_of_until_that_no_longer_helps(
     assert rounds[1]["right"] > 0.5, "by chance it is a third"
     kept = np.load(tmp_path / "rounds" / "labels-1.npy")
     assert np.array_equal(kept[chosen], few[chosen])
-    again = invoke(*command[:-6], "--rounds", 3, "--margin", 1, "--run-dir", tmp_path / "rounds")
+    again = self_train(small_store, few_labels, tmp_path / "rounds", *longer, "--rounds", 3, "--margin", 1)
     assert json.loads(again.output.splitlines()[-1])["rounds"] == rounds, "no round gains everything"
-    with pytest.raises(ConfigError, match="every image has a label"):
-        invoke(*command[:-2], "--run-dir", tmp_path / "other", "--set", "data.label_file=null")
 
 
-def test_the_most_confident_rows_come_first() -> None:
-    probabilities = torch.tensor([[0.5, 0.5], [0.1, 0.9], [0.8, 0.2], [0.1, 0.9]])
-    rows, classes = most_confident(probabilities, 3)
-    assert rows.tolist() == [1, 3, 2]
-    assert classes.tolist() == [1, 1, 0]
+def test_a_stage_that_was_stopped_is_not_built_upon(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.stages.launch", lambda *_: {"step": 3})
+    message = r"autoencoder was stopped after 3 of 6 steps: go on with the same command again"
+    with pytest.raises(RunError, match=message):
+        g_simclr(small_store, tmp_path / "here")
+    assert not (tmp_path / "here" / "clusters.npy").exists()
 
 
-def test_clusters_are_of_what_is_alike() -> None:
-    generator = torch.Generator().manual_seed(0)
-    centres = 10 * torch.randn(4, 6, generator=generator)
-    truth = torch.arange(200) % 4
-    features = centres[truth] + torch.randn(200, 6, generator=generator)
-    labels = cluster_labels(features, 4, seed=3)
-    assert len({(int(a), int(b)) for a, b in zip(truth, labels, strict=True)}) == 4
-    assert np.array_equal(labels, cluster_labels(features, 4, seed=3))
+def test_a_stage_stopped_by_ctrl_c_says_that_the_same_command_goes_on(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Nothing:
+        error, result = None, {"step": 3}
+
+    def interrupt(times: int) -> None:
+        for _ in range(times):
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("cluster.launch.connected", lambda _: contextlib.nullcontext(False))
+    monkeypatch.setattr("cluster.launch.fit", lambda *_: Nothing())
+    for times in (1, 2):
+        monkeypatch.setattr("cluster.launch._follow", lambda *_, n=times: interrupt(n))
+        with pytest.raises(Interrupted, match=r"on with: the same command again$"):
+            g_simclr(small_store, tmp_path / "here")
+
+
+def test_a_stage_may_change_what_pretrain_may_and_nothing_else(
+    untrained: list[str], small_store: Path, tmp_path: Path
+) -> None:
+    g_simclr(small_store, tmp_path / "here")
+    (tmp_path / "here").rename(tmp_path / "there")  # the clusters' path with it
+    shutil.copytree(small_store, tmp_path / "copy")
+    free = ("engine.zero_stage=0", "cluster.workers=2", "checkpoint.keep=5", "monitor.every_steps=7")
+    again = g_simclr(
+        tmp_path / "copy", tmp_path / "there", *sets("--set", *free), *sets("--set-autoencoder", *free), "--json"
+    )
+    assert again.output.count("finished before") == 2
+    assert settings_of(tmp_path / "there" / "simclr")["engine"]["zero_stage"] == 0
+    with pytest.raises(ConfigError, match=r"run of other settings, engine\.precision bf16 \(began with fp32\): call"):
+        g_simclr(small_store, tmp_path / "there", "--set", "engine.precision=bf16")
+    small = {"data.store": str(small_store), "batch": {"size": 16, "micro": 8}}
+    complete(tmp_path / "run", resolve("gsimclr-cifar10", small), Console(quiet=True))
+    np.save(tmp_path / "labels.npy", np.arange(51) % 3)
+    labelled = resolve("gsimclr-cifar10", {**small, "data.label_file": str(tmp_path / "labels.npy")})
+    with pytest.raises(ConfigError, match=r"other settings, data\.label_digest"):
+        complete(tmp_path / "run", labelled, Console(quiet=True))
+
+
+def test_a_resumed_run_finds_its_labels_where_they_are_now(
+    untrained: list[str], small_store: Path, few_labels: Path, tmp_path: Path
+) -> None:
+    run, moved = tmp_path / "run", tmp_path / "moved.npy"
+    given = sets("--set", f"data.store={small_store}", f"data.label_file={few_labels}", "method.num_classes=3", *SMALL)
+    invoke("pretrain", "supervised-cifar10", *given, "--run-dir", run)
+    few_labels.rename(moved)
+    invoke("pretrain", "--resume", run, "--set", f"data.label_file={moved}")
+    assert untrained == ["run", "run"]
+    assert settings_of(run)["data"]["label_file"] == str(moved)
+    few = np.load(moved)
+    np.save(moved, np.where(few >= 0, 2 - few, -1))
+    with pytest.raises(StoreError, match=r"label_digest .*: set data\.label_file to what it was"):
+        invoke("pretrain", "--resume", run)
+
+
+def test_mirrors_of_stages_of_two_commands_do_not_meet(
+    small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirrors: list[str | None] = []
+
+    def launched(config: RunConfig, *_: object) -> dict[str, int]:
+        mirrors.append(config.checkpoint.mirror)
+        return {"step": 6}
+
+    monkeypatch.setattr("cluster.stages.launch", launched)
+    recipe = {"data.store": str(small_store), **dict(map(parse_override, SMALL))}
+    place = (tmp_path / "mirror").as_uri()
+    for mirror in (None, place):
+        config = resolve("simclr-cifar10", {**recipe, "checkpoint.mirror": mirror, "epochs": 2})
+        for name in ("a", "b"):
+            complete(tmp_path / str(mirror is None) / name / "round-0", config, Console())
+    assert mirrors == [None, None, f"{place}/a", f"{place}/b"]
