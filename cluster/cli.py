@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ssl_dist.cli import Json, app, comparison, console, print_json, show
+from ssl_dist.cli import app, comparison
 from ssl_dist.errors import ClusterError, ConfigError, RunError
+from ssl_dist.screen import Json, console, print_json, show
 
 if TYPE_CHECKING:
     from cluster.run_directory import RunDirectory

@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
-import logging
-import math
-import sys
-from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from rich.text import Text
 
-from ssl_dist.errors import RunError, SslDistError
+from ssl_dist.errors import RunError
+from ssl_dist.screen import Json, console, image_progress, print_json, show
 
 if TYPE_CHECKING:
     from ssl_dist.evaluate import Comparison, Score
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of output.")]
-
 Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
+Workers = Annotated[int | None, typer.Option(help="Writer processes. Default: one a core.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not a readable image.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="Build, look at and check image stores.")
@@ -36,69 +27,10 @@ app.add_typer(store_app, name="store")
 app.add_typer(checkpoint_app, name="checkpoint")
 app.add_typer(evaluate_app, name="evaluate")
 
-console = Console()
-_stderr = Console(stderr=True, soft_wrap=True)
-
 
 @app.callback()
 def _describe() -> None:
     """Pretrain an image encoder on unlabelled images: store -> pretrain -> evaluate."""
-
-
-def main(commands: typer.Typer) -> None:
-    """Run a command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=_stderr, show_path=False, show_time=False)],
-    )
-    try:
-        commands()
-    except SslDistError as error:
-        _stderr.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
-        sys.exit(error.exit_code)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
-
-
-def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:
-    """A two-column table on screen, and with --json the same as the last line."""
-    console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
-    table = Table(show_header=False)
-    for name, value in rows:
-        table.add_row(name, Text(str(value)))
-    console.print(table)
-    if as_json:
-        print_json(result)
-
-
-def print_json(result: dict[str, Any]) -> None:
-    """One JSON object on a line of its own; what is not a finite number is null."""
-    typer.echo(json.dumps(_finite(result)))
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-@contextlib.contextmanager
-def _image_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left; yields what to call with (images done, images in all)."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=_stderr, disable=not _stderr.is_terminal) as progress:
-        task = progress.add_task(what, total=None, rate="")
-
-        def update(done: int, total: int) -> None:
-            rate = f"{done / (progress.tasks[0].elapsed or 1):,.0f} images/s"
-            progress.update(task, completed=done, total=total, rate=rate)
-
-        yield update
 
 
 @store_app.command("build")
@@ -115,19 +47,73 @@ def store_build(
         int | None, typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the one size.")
     ] = None,
     split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
-    workers: Annotated[int | None, typer.Option(help="Writer processes. Default: one a core.")] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at the first file that is not a readable image.")
-    ] = False,
+    encoding: Annotated[
+        str, typer.Option(help="raw: pixels. jpeg: a sixth of that; JPEGs of the right size are kept as they are.")
+    ] = "raw",
+    split_by_hash: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out.",
+        ),
+    ] = 0.0,
+    workers: Workers = None,
+    strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Build a store. Files that are not readable images are named, left out and counted."""
+    """Build a store; a build that was killed goes on. Files that are not readable images are named and left out."""
+    from ssl_dist.errors import ConfigError
     from ssl_dist.store import build
 
-    with _image_progress("building") as progress:
-        manifest = build(
-            source, destination, split=split, size_px=size_px, workers=workers, strict=strict, progress=progress
-        )
+    if not 0 <= split_by_hash < 1:
+        raise ConfigError(f"--split-by-hash {split_by_hash:g}: it is a share, 0 or more and less than 1")
+    parts = {destination: (split, (split_by_hash, 1.0))}
+    if split_by_hash:
+        parts[destination.with_name(f"{destination.name}-held-out")] = ("held-out", (0.0, split_by_hash))
+    for path, (name, share) in parts.items():
+        with image_progress("building") as progress:
+            manifest = build(
+                source,
+                path,
+                split=name,
+                size_px=size_px,
+                encoding=encoding,
+                share=share,
+                workers=workers,
+                strict=strict,
+                progress=progress,
+            )
+        store_info_table(path, manifest.model_dump(exclude={"shards"}), as_json)
+
+
+@store_app.command("append")
+def store_append(
+    source: Annotated[str, typer.Argument(help="As of `store build`.")],
+    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
+    workers: Workers = None,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Add images to a store, after those it has. Who reads it sees the old store or the new one."""
+    from ssl_dist.store import append
+
+    with image_progress("appending") as progress:
+        manifest = append(source, store, workers=workers, strict=strict, progress=progress)
+    store_info_table(store, manifest.model_dump(exclude={"shards"}), as_json)
+
+
+@store_app.command("merge")
+def store_merge(
+    stores: Annotated[list[Path], typer.Argument(help="Folders of the stores.")],
+    destination: Annotated[Path, typer.Argument(help="Folder of the new store.")],
+    workers: Workers = None,
+    as_json: Json = False,
+) -> None:
+    """A new store of all images of several, one after the other."""
+    from ssl_dist.store import merge
+
+    with image_progress("merging") as progress:
+        manifest = merge(stores, destination, workers=workers, progress=progress)
     store_info_table(destination, manifest.model_dump(exclude={"shards"}), as_json)
 
 
@@ -280,7 +266,7 @@ def comparison(name: str, score: Score, run: Path, train: Path, test: Path, *, n
     """Trained beside random weights, with a bar while features are computed and a table at the end."""
     from ssl_dist.evaluate import compare
 
-    with _image_progress("embedding") as progress:
+    with image_progress("embedding") as progress:
         result = compare(run, train, test, score, needs=needs, progress=progress)
     rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
     title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"

@@ -96,6 +96,23 @@ def test_store_build_info_and_verify(command: Command, image_folder: Path, tmp_p
     assert "damaged: shard-00000.arrow, record batch 0, samples 0..50" in torn.out
 
 
+def test_stores_are_split_added_to_and_merged(command: Command, image_folder: Path, tmp_path: Path) -> None:
+    options = ("--workers", 1, "--json")
+    built = command("store", "build", image_folder, tmp_path / "s", "--split-by-hash", 0.3, *options)
+    held = json.loads((tmp_path / "s-held-out" / "manifest.json").read_text())
+    rest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert (built.code, built.json["split"], built.json["rows"]) == (0, "held-out", held["rows"])
+    assert held["rows"] + rest["rows"] == 51
+    merged = command("store", "merge", tmp_path / "s", tmp_path / "s-held-out", tmp_path / "m", *options)
+    assert (merged.code, merged.json["rows"]) == (0, 51)
+    added = command("store", "append", f"{image_folder}/class{{0,2}}/*.png", tmp_path / "m", *options)
+    assert (added.code, added.json["rows"]) == (0, 51 + 34)
+    as_jpeg = command("store", "build", image_folder, tmp_path / "j", "--encoding", "jpeg", *options)
+    assert (as_jpeg.code, as_jpeg.json["encoding"]) == (0, "jpeg")
+    refused(command("store", "build", image_folder, tmp_path / "x", "--split-by-hash", 1), "--split-by-hash 1: it is")
+    refused(command("store", "merge", tmp_path / "s", tmp_path / "m", tmp_path / "j"), "holds a store already")
+
+
 def test_store_mistakes(command: Command, image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(command("store", "build", tmp_path / "empty", tmp_path / "s"), "no image file")

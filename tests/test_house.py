@@ -49,6 +49,7 @@ FLOORS = [
     "ssl_dist.pretrain",
     "ssl_dist.exactness",
     "ssl_dist.report",
+    "ssl_dist.screen",
     "ssl_dist.cli",
     "cluster",
     "cluster.run_directory",
@@ -99,7 +100,7 @@ DOORS = {
         "ssl_dist.store.sources.tables",
         "ssl_dist.store.schema",
         "ssl_dist.store.read",
-        "ssl_dist.store.write",
+        "ssl_dist.store.shard",
         "ssl_dist.mirror",
     },
 }

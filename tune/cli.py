@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.cli import Set, app, resolve
-from ssl_dist.cli import Json, console, main, print_json
 from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.screen import Json, console, main, print_json
 
 if TYPE_CHECKING:
     from tune.sweep import Sweep
