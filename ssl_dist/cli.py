@@ -67,9 +67,11 @@ def store_build(
 
     if not 0 <= split_by_hash < 1:
         raise ConfigError(f"--split-by-hash {split_by_hash:g}: it is a share, 0 or more and less than 1")
+    # the held-out part first: where a small source leaves nothing for it, nothing has been built in vain
     parts = {destination: (split, (split_by_hash, 1.0))}
     if split_by_hash:
-        parts[destination.with_name(f"{destination.name}-held-out")] = ("held-out", (0.0, split_by_hash))
+        held_out = destination.with_name(f"{destination.name}-held-out")
+        parts = {held_out: ("held-out", (0.0, split_by_hash)), **parts}
     for path, (name, share) in parts.items():
         with image_progress("building") as progress:
             manifest = build(
@@ -79,6 +81,7 @@ def store_build(
                 size_px=size_px,
                 encoding=encoding,
                 share=share,
+                keep=bool(split_by_hash),
                 workers=workers,
                 strict=strict,
                 progress=progress,

@@ -101,7 +101,12 @@ def test_stores_are_split_added_to_and_merged(command: Command, image_folder: Pa
     built = command("store", "build", image_folder, tmp_path / "s", "--split-by-hash", 0.3, *options)
     held = json.loads((tmp_path / "s-held-out" / "manifest.json").read_text())
     rest = json.loads((tmp_path / "s" / "manifest.json").read_text())
-    assert (built.code, built.json["split"], built.json["rows"]) == (0, "held-out", held["rows"])
+    assert (built.code, built.json["split"], built.json["rows"]) == (0, "train", rest["rows"])
+    assert held["split"] == "held-out"
+    (tmp_path / "s" / "manifest.json").unlink()
+    (tmp_path / "s" / ".building").touch()  # as a kill in the second part leaves it
+    again = command("store", "build", image_folder, tmp_path / "s", "--split-by-hash", 0.3, *options)
+    assert (again.code, again.json) == (0, built.json)
     assert held["rows"] + rest["rows"] == 51
     merged = command("store", "merge", tmp_path / "s", tmp_path / "s-held-out", tmp_path / "m", *options)
     assert (merged.code, merged.json["rows"]) == (0, 51)

@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from ssl_dist.errors import StoreDamaged, StoreError
+from ssl_dist.errors import StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.decode import decode
 from ssl_dist.store.schema import NO_LABEL, Manifest, ShardEntry, checksum, shard_schema
 
@@ -117,15 +117,24 @@ class ImageStore:
             if isinstance(column, np.ndarray):
                 images[positions] = column[rows]
             else:
-                self._decode(column, rows, images, positions)
+                self._decode(batch, rows, images, positions)
         return images
 
-    def _decode(self, column: pa.BinaryArray, rows: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
-        """Decode rows of a column of JPEGs, in threads, into their places."""
+    def _decode(self, batch: int, rows: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
+        """Decode rows of a record batch of JPEGs, in threads, into their places."""
+        column = self._column(batch)
         self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
 
         def one(row: int, position: int) -> None:
-            images[position] = decode(column[row].as_py(), None)
+            try:
+                image = decode(column[row].as_py(), None)
+            except Unreadable as error:
+                raise StoreDamaged(f"{self.path}: row {row} of record batch {batch} is no image ({error})") from None
+            if image.shape != self.image_shape:
+                raise StoreDamaged(
+                    f"{self.path}: row {row} of record batch {batch} is {image.shape}, not {self.image_shape}"
+                )
+            images[position] = image
 
         for _ in self._threads.map(one, rows.tolist(), positions.tolist()):
             pass
@@ -195,7 +204,7 @@ class _MappedShard:
     def batch(self, index: int) -> pa.RecordBatch:
         try:
             batch = pa.ipc.read_record_batch(pa.py_buffer(self._message(index)), self._schema)
-            batch.validate()
+            batch.validate(full=True)  # its checksum says that it is what was written, not who wrote it
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             raise StoreDamaged(f"{self.path}: record batch {index} cannot be read ({error})") from None
         if batch.num_rows != self.entry.batches[index].rows:

@@ -25,6 +25,7 @@ from ssl_dist.errors import StoreError
 
 MANIFEST = "manifest.json"
 BATCH_ROWS = 512
+_MOST_ROWS, _MOST_PX = 2**40, 2**16
 NO_LABEL = -1  # of an image that has none; null in the shards
 
 Encoding = Literal["raw", "jpeg"]
@@ -65,7 +66,29 @@ class Manifest(_Record):
     rows: int = pydantic.Field(gt=0)
     bytes: int = pydantic.Field(gt=0)
     skipped: int = pydantic.Field(ge=0)
-    shards: tuple[ShardEntry, ...]
+    shards: tuple[ShardEntry, ...] = pydantic.Field(min_length=1)
+    made_of: str | None = None  # digest of the source and settings of the last build or append; None: an older store
+    xxh3: str | None = None  # of all the rest; None: an older store
+
+    @pydantic.model_validator(mode="after")
+    def _adds_up(self) -> Manifest:
+        if min(self.image_shape) < 1 or max(self.image_shape) > _MOST_PX or self.image_shape[2] != 3:
+            raise ValueError(f"image_shape {self.image_shape}: (H, W, 3), of at most {_MOST_PX} px a side")
+        for shard in self.shards:
+            if shard.rows != sum(batch.rows for batch in shard.batches):
+                raise ValueError(f"{shard.file} has {shard.rows} rows, and its record batches do not")
+        if (total := sum(shard.rows for shard in self.shards)) != self.rows or total > _MOST_ROWS:
+            raise ValueError(f"rows {self.rows}: the shards have {total}")
+        if self.xxh3 not in (None, self._digest()):
+            raise ValueError("it differs from its own checksum")
+        return self
+
+    def _digest(self) -> str:
+        return xxhash.xxh3_64_hexdigest(self.model_dump_json(exclude={"xxh3"}).encode())
+
+    def sealed(self) -> Manifest:
+        """With its own checksum."""
+        return self.model_copy(update={"xxh3": self._digest()})
 
     def write(self, store: Path) -> None:
         """Put the manifest in place, whole or not at all."""
@@ -90,9 +113,17 @@ class Manifest(_Record):
             raise StoreError(
                 f"{store} is not a store (no {MANIFEST}): make one with `ssl-dist store build SRC {store}`"
             ) from None
-        except (ValueError, OSError) as error:
-            reason = str(error).splitlines()[0]
+        except (ValueError, OSError, RecursionError) as error:
+            reason = _reason(error)
             raise StoreError(f"{path} cannot be read ({reason}): build the store again") from None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, pydantic.ValidationError):
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        return f"{where}: {first['msg']}" if where else first["msg"].removeprefix("Value error, ")
+    return str(error).splitlines()[0]
 
 
 def checksum(content: np.ndarray) -> str:

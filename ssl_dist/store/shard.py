@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from ssl_dist.store.schema import (
 from ssl_dist.store.sources import File, Member
 
 JPEG_QUALITY = 90
+BATCH_BYTES = 256 << 20  # of images: a record batch ends there, if it comes before BATCH_ROWS
 _MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
 
 
@@ -49,25 +51,29 @@ class Form(pydantic.BaseModel):
     size_px: int | None
 
 
-def write_shard(chunk: list[Member], path: Path, form: Form) -> Shard:
+def write_shard(chunk: list[Member], path: Path, form: Form, still_ours: Callable[[], bool] = lambda: True) -> Shard:
     """Decode some members and write their shard, and the note of it; runs in a writer process.
 
+    Args:
+        still_ours: asked before the shard gets its name: has nobody else begun to build here meanwhile?
+
     Raises:
-        SourceError: images of several sizes where there should be one.
+        SourceError: images of several sizes where there should be one, or a file that can be read only perhaps.
         OSError: it cannot be written.
     """
     shard, batches = Shard(members=len(chunk)), list[tuple[int, int, int]]()
     schema, rows = shard_schema(form.encoding, form.image_shape), _Rows(form)
-    with path.open("wb") as file:
+    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
+    with aside.open("wb") as file:
         sink = pa.PythonFile(file, mode="w")
         writer = pa.ipc.new_file(sink, schema)
         for member in chunk:
             try:
                 rows.append(member)
-            except (Unreadable, OSError) as error:
+            except Unreadable as error:
                 shard.skipped.append((_text(member.key), str(error)))
                 continue
-            if len(rows) == BATCH_ROWS:
+            if len(rows) == BATCH_ROWS or rows.num_bytes >= BATCH_BYTES:
                 batches.append(_flush(writer, sink, schema, rows))
                 rows = _Rows(form)
         if len(rows):
@@ -76,12 +82,17 @@ def write_shard(chunk: list[Member], path: Path, form: Form) -> Shard:
         file.flush()
         os.fsync(file.fileno())
     if batches:
-        shard.entry = _sealed(path, batches)
+        shard.entry = _sealed(aside, path.name, batches)
+    if not still_ours():
+        aside.unlink()
+        raise OSError(f"{path.parent} is being built by another process")
+    if batches:
+        aside.replace(path)
     else:
-        path.unlink()
-    aside = note_of(path).with_suffix(".tmp")
-    aside.write_text(shard.model_dump_json())
-    aside.replace(note_of(path))
+        aside.unlink()
+    note = note_of(path).with_suffix(".tmp")
+    note.write_text(shard.model_dump_json())
+    note.replace(note_of(path))
     return shard
 
 
@@ -109,14 +120,22 @@ def pixels(member: Member, size_px: int | None) -> np.ndarray:
 
     Raises:
         Unreadable: it is no image that a store takes.
-        OSError: its file cannot be read.
+        SourceError: its file cannot be read now, and perhaps later.
     """
-    content = member.content
-    return resize(content, size_px) if isinstance(content, np.ndarray) else decode(_bytes(content), size_px)
+    content = read(member)
+    return resize(content, size_px) if isinstance(content, np.ndarray) else decode(content, size_px)
 
 
-def _bytes(content: bytes | File) -> bytes:
-    return content if isinstance(content, bytes) else content.read()
+def read(member: Member) -> bytes | np.ndarray:
+    """Its content, from its file where that has it. Raises as ``pixels``."""
+    if not isinstance(member.content, File):
+        return member.content
+    try:
+        return member.content.read()
+    except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
+        raise Unreadable(str(error)) from None
+    except OSError as error:  # a network's or a disk's fault is no reason to leave an image out for good
+        raise SourceError(f"{member.key} cannot be read ({error}): call again to go on") from None
 
 
 def _text(key: str) -> str:
@@ -128,7 +147,7 @@ class _Rows:
     """Rows of the record batch being filled."""
 
     def __init__(self, form: Form) -> None:
-        self._form = form
+        self._form, self.num_bytes = form, 0
         self._images: list[np.ndarray] = []
         self._files: list[bytes] = []
         self._labels: list[int | None] = []
@@ -139,8 +158,7 @@ class _Rows:
 
     def append(self, member: Member) -> None:
         """Raises what ``pixels`` does, and SourceError where the image is of another size."""
-        if isinstance(member.content, File):
-            member = member._replace(content=member.content.read())
+        member = member._replace(content=read(member))
         image, shape = pixels(member, self._form.size_px), self._form.image_shape
         if image.shape != shape:
             raise SourceError(
@@ -149,8 +167,10 @@ class _Rows:
             )
         if self._form.encoding == "raw":
             self._images.append(image)
+            self.num_bytes += image.nbytes
         else:
             self._files.append(_jpeg(member.content, image))
+            self.num_bytes += len(self._files[-1])
         self._labels.append(None if member.label == NO_LABEL else member.label)
         self._keys.append(_text(member.key))
 
@@ -181,11 +201,11 @@ def _flush(
     return len(rows), start, sink.tell()
 
 
-def _sealed(path: Path, batches: list[tuple[int, int, int]]) -> ShardEntry:
+def _sealed(path: Path, name: str, batches: list[tuple[int, int, int]]) -> ShardEntry:
     content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
     entries = tuple(
         BatchEntry(rows=rows, offset=start, length=stop - start, xxh3=checksum(content[start:stop]))
         for rows, start, stop in batches
     )
     total = sum(batch.rows for batch in entries)
-    return ShardEntry(file=path.name, rows=total, bytes=content.size, xxh3=checksum(content), batches=entries)
+    return ShardEntry(file=name, rows=total, bytes=content.size, xxh3=checksum(content), batches=entries)

@@ -7,13 +7,13 @@ goes on after the shards it has when it is called again; an ``append`` that dies
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import itertools
 import json
 import logging
 import multiprocessing
 import os
+import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -21,15 +21,19 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, get_args
 
+import xxhash
+
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable
 from ssl_dist.store.decode import describe_resize
+from ssl_dist.store.lock import Job, expect_room, locked, token_of, unwritable
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.store.shard import Form, Shard, finished, pixels, write_shard
 from ssl_dist.store.sources import Member, Share, Source, list_source, of_stores
 
 SHARD_FILES = 16 * BATCH_ROWS
 CHUNK_BYTES = 256 << 20  # of members that wait in memory: a chunk ends there, if it comes first
-_BUILDING = ".building"  # locked by the process that builds, and says what it builds; stays where it died
+
+_WATCH_S = 0.1  # between two looks at whether the parent lives
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -43,6 +47,7 @@ def build(
     size_px: int | None = None,
     encoding: str = "raw",
     share: Share = (0, 1),
+    keep: bool = False,
     workers: int | None = None,
     strict: bool = False,
     progress: Progress | None = None,
@@ -56,7 +61,8 @@ def build(
         size_px: side of the square images (see ``decode``); None: all images have one size already, which is kept.
         encoding: "raw", uint8 pixels, or "jpeg", a sixth of that: JPEG files of the right size are kept as they are,
             other images are encoded with quality 90.
-        share: keep the images whose key, hashed to a number in [0, 1), lies in [low, high).
+        share: only the images whose key, hashed to a number in [0, 1), lies in [low, high).
+        keep: a store that is there, made of the same and in the same way, will do.
         workers: writer processes; None: one a core.
         strict: stop at the first file that is not a readable image instead of leaving it out.
         progress: called with (images done, images in all).
@@ -71,9 +77,8 @@ def build(
     """
     if not 0 <= share[0] < share[1] <= 1:
         raise ConfigError(f"share {share}: two numbers, 0 <= low < high <= 1")
-    return _build(
-        list_source(source).part(share), Path(destination), split, size_px, encoding, workers, strict, progress
-    )
+    listed = list_source(source).part(share)
+    return _build(listed, Path(destination), split, size_px, encoding, keep, workers, strict, progress)
 
 
 def merge(
@@ -89,9 +94,11 @@ def merge(
         StoreError: one is no store or damaged, their images differ in size or encoding, or as ``build``.
     """
     paths = [Path(store) for store in stores]
+    if not paths:
+        raise ConfigError("there is no store to merge: name one or more")
     first = Manifest.read(paths[0])
     listed = of_stores(", ".join(map(str, paths)), paths)
-    return _build(listed, Path(destination), first.split, None, first.encoding, workers, True, progress)
+    return _build(listed, Path(destination), first.split, None, first.encoding, False, workers, True, progress)
 
 
 def append(
@@ -110,14 +117,21 @@ def append(
         As ``build``.
     """
     place, listed = Path(store), list_source(source)
-    old = Manifest.read(place)
-    side = None if old.resize == describe_resize(None) else old.image_shape[0]
-    form = Form(encoding=old.encoding, image_shape=old.image_shape, size_px=side)
-    with _claimed(place, _identity(listed, form, len(old.shards)), old):
+    Manifest.read(place)
+    with locked(place) as lock:
+        old = Manifest.read(place)  # which nobody else writes now
+        side = None if old.resize == describe_resize(None) else old.image_shape[0]
+        form = Form(encoding=old.encoding, image_shape=old.image_shape, size_px=side)
+        job = Job(what=_digest(listed, form), onto=len(old.shards))
+        if (died := lock.job) and died.what == job.what and old.made_of == died.identity:
+            return old  # it died when all was done but to say so
+        lock.begin(job, old)
         names = (*old.class_names, *(name for name in listed.class_names if name not in old.class_names))
         shards, skipped = _write(listed.renamed(names), place, form, old, workers, strict, progress)
-        about = {**old.model_dump(exclude={"shards"}), "class_names": names, "skipped": old.skipped + skipped}
-        return _publish(place, about, [*old.shards, *shards])
+        if not shards:
+            raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
+        about = {**old.model_dump(exclude={"shards", "xxh3"}), "class_names": names, "skipped": old.skipped + skipped}
+        return _publish(place, {**about, "made_of": job.identity}, [*old.shards, *shards])
 
 
 def _build(
@@ -126,6 +140,7 @@ def _build(
     split: str,
     size_px: int | None,
     encoding: str,
+    keep: bool,
     workers: int | None,
     strict: bool,
     progress: Progress | None,
@@ -135,7 +150,14 @@ def _build(
     if size_px is not None and size_px < 1:
         raise ConfigError(f"size_px {size_px}: it is a number of pixels, 1 or more")
     form = Form.model_validate({"encoding": encoding, "image_shape": _image_shape(listed, size_px), "size_px": size_px})
-    with _claimed(store, _identity(listed, form, split), None):
+    job = Job(what=_digest(listed, form, split), onto=0)
+    if there := _made(store, job, keep):
+        return there
+    expect_room(store)
+    with locked(store) as lock:
+        if there := _made(store, job, keep):  # meanwhile
+            return there
+        lock.begin(job, None)
         shards, skipped = _write(listed, store, form, None, workers, strict, progress)
         if not shards:
             raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
@@ -146,23 +168,30 @@ def _build(
             "resize": describe_resize(size_px),
             "class_names": listed.class_names,
             "skipped": skipped,
+            "made_of": job.identity,
         }
         return _publish(store, about, shards)
+
+
+def _made(store: Path, job: Job, keep: bool) -> Manifest | None:
+    """The store that is there, if it will do."""
+    if not (store / MANIFEST).exists():
+        return None
+    there = Manifest.read(store)
+    if not (keep and there.made_of == job.identity):
+        raise StoreError(f"{store} holds a store already: choose another destination, or delete it first")
+    return there
 
 
 def _publish(store: Path, about: dict[str, Any], shards: Sequence[ShardEntry]) -> Manifest:
     """Put the manifest of these shards in place."""
     counts = {"rows": sum(shard.rows for shard in shards), "bytes": sum(shard.bytes for shard in shards)}
-    whole = Manifest.model_validate({**about, **counts, "shards": tuple(shards)})
+    whole = Manifest.model_validate({**about, **counts, "shards": tuple(shards)}).sealed()
     try:
         whole.write(store)
     except OSError as error:
-        raise _unwritable(store, error) from None
+        raise unwritable(store, error) from None
     return whole
-
-
-def _unwritable(store: Path, error: Exception) -> StoreError:
-    return StoreError(f"cannot write a store at {store}: {getattr(error, 'strerror', None) or error}")
 
 
 def _leave_out(key: str, reason: str, strict: bool) -> None:
@@ -184,49 +213,10 @@ def _image_shape(listed: Source, size_px: int | None) -> tuple[int, int, int]:
     raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
 
 
-def _identity(listed: Source, form: Form, *others: object) -> str:
-    """Of what is being built: an unfinished build of anything else is not gone on with."""
-    return json.dumps([listed.fingerprint, listed.class_names, form.model_dump(), BATCH_ROWS, SHARD_FILES, *others])
-
-
-@contextlib.contextmanager
-def _claimed(store: Path, identity: str, old: Manifest | None) -> Iterator[None]:
-    """The destination, ready and this process' own. Shards that an unfinished build of the same left there stay; those
-    of another, which no manifest names, are removed."""
-    try:
-        store.mkdir(parents=True, exist_ok=True)
-        if old is None and (store / MANIFEST).exists():
-            raise StoreError(f"{store} holds a store already: choose another destination, or delete it first")
-        if old is None and any(store.iterdir()) and not (store / _BUILDING).exists():
-            raise StoreError(f"{store} is not empty and not an unfinished store: choose another destination")
-        with (store / _BUILDING).open("a+", encoding="utf-8") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            lock.seek(0)
-            if lock.read() != identity:
-                _remove_unnamed(store, old)
-                lock.truncate(0)
-                lock.write(identity)
-                lock.flush()
-            yield
-            _remove_notes(store)
-            (store / _BUILDING).unlink()
-    except BlockingIOError:
-        raise StoreError(f"{store} is being built by another process: wait for it, or choose another") from None
-    except OSError as error:
-        raise _unwritable(store, error) from None
-
-
-def _remove_unnamed(store: Path, old: Manifest | None) -> None:
-    named = {shard.file for shard in old.shards} if old else set()
-    for path in store.glob("shard-*.arrow"):
-        if path.name not in named:
-            path.unlink()
-    _remove_notes(store)
-
-
-def _remove_notes(store: Path) -> None:
-    for path in itertools.chain(store.glob(".shard-*.json"), store.glob(".shard-*.tmp")):
-        path.unlink()
+def _digest(listed: Source, form: Form, *others: object) -> str:
+    """Of what is being built, and how."""
+    parts = [listed.fingerprint, listed.class_names, form.model_dump(), BATCH_ROWS, SHARD_FILES, CHUNK_BYTES, *others]
+    return xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())
 
 
 def _write(
@@ -263,21 +253,22 @@ def _shards(jobs: Iterator[tuple[list[Member], Path]], store: Path, form: Form, 
     try:
         if workers == 1:
             for chunk, path in jobs:
-                yield _finish(chunk, path, form)
+                yield _finish(chunk, path, form, token_of(store))
         else:
             yield from _by_pool(jobs, form, workers)
     except (OSError, BrokenProcessPool) as error:
-        raise _unwritable(store, error) from None
+        raise unwritable(store, error) from None
 
 
 def _by_pool(jobs: Iterator[tuple[list[Member], Path]], form: Form, workers: int) -> Iterator[Shard]:
     """At most two chunks a process are in memory."""
     # spawn: a fork of a process that has threads (torch, Arrow) may hang
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
         running: deque[Future[Shard]] = deque()
         try:
             for chunk, path in jobs:
-                running.append(pool.submit(_finish, chunk, path, form))
+                running.append(pool.submit(_finish, chunk, path, form, token_of(path.parent)))
                 if len(running) > 2 * workers:
                     yield running.popleft().result()
             while running:
@@ -286,8 +277,20 @@ def _by_pool(jobs: Iterator[tuple[list[Member], Path]], form: Form, workers: int
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _finish(chunk: list[Member], path: Path, form: Form) -> Shard:
-    return finished(path, len(chunk)) or write_shard(chunk, path, form)
+def _end_with_parent(parent: int) -> None:
+    """In a writer: a build that is killed must not write on, where perhaps another builds by then."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_WATCH_S)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _finish(chunk: list[Member], path: Path, form: Form, token: str) -> Shard:
+    """A shard that is there, or else written now; ``token``: see ``token_of``, of the build that asks for it."""
+    return finished(path, len(chunk)) or write_shard(chunk, path, form, lambda: token_of(path.parent) == token)
 
 
 def _chunks(listed: Source) -> Iterator[list[Member]]:

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
 import multiprocessing
 import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
-from ssl_dist.store import ImageStore, shard, write
+from ssl_dist.store import ImageStore, lock, shard, write
+from ssl_dist.store.sources import File
 
 
 @pytest.fixture(autouse=True)
@@ -253,3 +261,159 @@ def test_images_in_memory_are_written_like_files(tmp_path: Path) -> None:
     (tmp_path / "train_X.bin").write_bytes(smooth(96, 0).transpose(2, 1, 0).tobytes())
     store.build(tmp_path / "train_X.bin", tmp_path / "t", size_px=32, workers=1)
     assert everything(tmp_path / "s")[0][2] == everything(tmp_path / "t")[0][2]
+
+
+def test_two_appends_at_once_lose_nothing(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second looks at the store only when it has it to itself."""
+    store.build(image_folder / "class0", tmp_path / "s", workers=1)
+    locked = write.locked
+
+    @contextlib.contextmanager
+    def late(path: Path) -> Iterator[lock.Lock]:
+        monkeypatch.setattr(write, "locked", locked)
+        store.append(image_folder / "class1", path, workers=1)
+        with locked(path) as held:
+            yield held
+
+    monkeypatch.setattr(write, "locked", late)
+    store.append(image_folder / "class2", tmp_path / "s", workers=1)
+    keys = [key for key, _, _ in everything(tmp_path / "s")]
+    assert len(keys) == 51
+    assert ImageStore(tmp_path / "s").verify() == []
+    assert len({row[2] for row in everything(tmp_path / "s")}) == 51
+
+
+def test_an_append_that_died_when_all_was_done_is_not_done_again(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.build(image_folder / "class0", tmp_path / "s", workers=1)
+
+    def die(path: Path) -> None:
+        if len(ImageStore(path)) == 17 + 51:
+            raise Stop
+
+    with monkeypatch.context() as patched:
+        patched.setattr(lock, "_remove_notes", die)
+        with pytest.raises(Stop):
+            store.append(image_folder, tmp_path / "s", workers=1)
+    done = everything(tmp_path / "s")
+    assert store.append(image_folder, tmp_path / "s", workers=1).rows == len(done) == 17 + 51
+    assert everything(tmp_path / "s") == done
+    assert not list((tmp_path / "s").glob(".*"))
+    assert store.append(image_folder, tmp_path / "s", workers=1).rows == 17 + 51 + 51, "asked for anew, it is"
+
+
+SLOW_BUILD = """
+import sys
+from ssl_dist import store
+from ssl_dist.store import write
+
+if __name__ == "__main__":
+    write.SHARD_FILES = 10
+    store.build(sys.argv[1], sys.argv[2], size_px=1500, workers=2)
+"""
+
+
+def test_the_writers_of_a_killed_build_do_not_write_into_the_next(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text(SLOW_BUILD)
+    root = str(Path(__file__).parents[2])
+    first = subprocess.Popen(
+        [sys.executable, tmp_path / "slow.py", image_folder, tmp_path / "s"], env={**os.environ, "PYTHONPATH": root}
+    )
+    while not list((tmp_path / "s").glob(".shard-*.tmp")):
+        time.sleep(0.01)
+        assert first.poll() is None
+    first.kill()
+    first.wait()
+    store.build(image_folder, tmp_path / "s", size_px=8, workers=1)
+    store.build(image_folder, tmp_path / "whole", size_px=8, workers=1)
+    for _ in range(30):  # as long as its writers would have gone on
+        time.sleep(0.1)
+        assert files_of(tmp_path / "s").items() >= files_of(tmp_path / "whole").items()
+    assert not list((tmp_path / "s").glob("shard-0000[6-9].arrow"))
+
+
+def test_a_fault_in_reading_ends_a_build_that_goes_on_later(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network's fault leaves no image out; a file that is gone, or not to be read, is left out by name."""
+    read, calls = File.read, iter(range(100))
+
+    def faulty(file: File) -> bytes:
+        if next(calls) == 25:
+            raise OSError("network unreachable")
+        return read(file)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(File, "read", faulty)
+        with pytest.raises(SourceError, match=r"cannot be read \(network unreachable\): call again to go on"):
+            store.build(image_folder, tmp_path / "s", workers=1)
+    assert store.build(image_folder, tmp_path / "s", workers=1).rows == 51
+
+
+def test_a_record_batch_ends_before_it_holds_too_much(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard, "BATCH_BYTES", 3 * 16 * 16 * 3)
+    manifest = store.build(image_folder, tmp_path / "s", workers=1)
+    assert max(batch.rows for entry in manifest.shards for batch in entry.batches) == 3
+    assert manifest.rows == 51
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_shape": [8, 32, 3]}, "differs from its own checksum"),
+        ({"rows": 1000}, "rows 1000: the shards have 51"),
+        ({"shards": []}, "shards: "),
+        ({"image_shape": [-1, 4, 3]}, r"image_shape \(-1, 4, 3\)"),
+        ({"rows": 2**70}, "rows"),
+        ({"skipped": 1}, "differs from its own checksum"),
+    ],
+)
+def test_a_manifest_that_was_changed_is_refused(
+    change: dict[str, Any], message: str, image_folder: Path, tmp_path: Path
+) -> None:
+    store.build(image_folder, tmp_path / "s", workers=1)
+    path = tmp_path / "s" / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(StoreError, match=message):
+        ImageStore(tmp_path / "s")
+    path.write_text("[" * 200_000)
+    with pytest.raises(StoreError, match="cannot be read"):
+        ImageStore(tmp_path / "s")
+
+
+def test_a_manifest_of_before_there_was_a_checksum_is_read(image_folder: Path, tmp_path: Path) -> None:
+    store.build(image_folder, tmp_path / "s", workers=1)
+    path = tmp_path / "s" / "manifest.json"
+    old = json.loads(path.read_text())
+    path.write_text(json.dumps({key: value for key, value in old.items() if key not in ("xxh3", "made_of")}))
+    assert len(ImageStore(tmp_path / "s", verify="full")) == 51
+
+
+def test_a_store_that_somebody_else_made_badly_is_damaged_and_no_crash(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its checksums are right: they say that bytes are as written, not who wrote them."""
+    buffer = io.BytesIO()
+    Image.new("RGB", (1, 1)).save(buffer, format="JPEG")
+    with monkeypatch.context() as patched:
+        patched.setattr(shard, "_jpeg", lambda *_: buffer.getvalue())
+        store.build(image_folder, tmp_path / "small", encoding="jpeg", workers=1)
+    with pytest.raises(StoreDamaged, match=r"is \(1, 1, 3\), not \(16, 16, 3\)"):
+        ImageStore(tmp_path / "small", verify="full").gather(np.arange(3))
+    arrays = shard._Rows.arrays
+
+    def hostile(rows: shard._Rows) -> list[pa.Array]:
+        images, labels, keys = arrays(rows)
+        offsets = np.array([0, *[2_000_000_000] * (len(images) - 1), 5], dtype=np.int32)
+        buffers = [None, pa.py_buffer(offsets), images.buffers()[2]]
+        return [pa.Array.from_buffers(pa.binary(), len(images), buffers), labels, keys]
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shard._Rows, "arrays", hostile)
+        store.build(image_folder, tmp_path / "hostile", encoding="jpeg", workers=1)
+    for opened in (ImageStore(tmp_path / "hostile", verify="full"), ImageStore(tmp_path / "hostile")):
+        with pytest.raises(StoreDamaged, match="cannot be read"):
+            opened.gather(np.arange(3))

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
-from ssl_dist.store import ImageStore, shard, write
+from ssl_dist.store import ImageStore, lock, shard, write
 from ssl_dist.store.decode import decode
 
 
@@ -222,7 +222,7 @@ def test_files_of_others_are_never_deleted(image_folder: Path, tmp_path: Path) -
 
 
 def test_two_builds_do_not_share_a_destination(image_folder: Path, tmp_path: Path) -> None:
-    with write._claimed(tmp_path / "s", "", None), pytest.raises(StoreError, match="is being built by another process"):
+    with lock.locked(tmp_path / "s"), pytest.raises(StoreError, match="is being built by another process"):
         store.build(image_folder, tmp_path / "s")
     assert store.build(image_folder, tmp_path / "s", workers=1).rows == 51
 
