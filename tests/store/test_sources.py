@@ -341,6 +341,46 @@ def test_tables_that_will_not_do_are_refused(tmp_path: Path) -> None:
             built(tmp_path / f"cut{suffix}", tmp_path / f"s{suffix}")
 
 
+def test_tables_whose_columns_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
+    images = image_column("binary", random_images(2, 16))
+    for suffix in (".parquet", ".arrow", ".stream"):
+        twins = pa.Table.from_arrays([images, images], ["image", "image"])
+        with pytest.raises(SourceError, match="has several columns of the name image"):
+            list_source(write_table(twins, tmp_path / f"twins{suffix}"))
+        nested = pa.array([{"bytes": {"bytes": b""}}], pa.struct([("bytes", pa.struct([("bytes", pa.binary())]))]))
+        with pytest.raises(SourceError, match="has no one column of images among image"):
+            list_source(write_table(pa.table({"image": nested}), tmp_path / f"nested{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".stream"])
+def test_a_label_that_would_make_millions_of_classes_is_refused(suffix: str, tmp_path: Path) -> None:
+    table = pa.table({"image": image_column("binary", random_images(2, 16)), "label": [0, 1_000_000]})
+    with pytest.raises(SourceError, match="has a label 1000000: number the classes from 0, below 1,000,000"):
+        list_source(write_table(table, tmp_path / f"a{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".arrow", ".stream"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_listing_a_table_reads_no_image(suffix: str, labelled: bool, tmp_path: Path) -> None:
+    """A few kilobytes may hold gigabytes of equal images."""
+    columns: dict[str, Any] = {"image": pa.array([bytes(1 << 20)] * 64, pa.binary())}
+    if labelled:
+        columns["label"] = [1] * 64
+    path, table = tmp_path / f"a{suffix}", pa.table(columns)
+    if suffix == ".parquet":
+        parquet.write_table(table, path, compression="zstd")
+    else:
+        new = pa.ipc.new_file if suffix == ".arrow" else pa.ipc.new_stream
+        options = pa.ipc.IpcWriteOptions(compression="zstd")
+        with path.open("wb") as file, new(file, table.schema, options=options) as writer:
+            writer.write_table(table)
+    del table, columns
+    before = pa.default_memory_pool().total_bytes_allocated()
+    listed = list_source(path)
+    assert pa.default_memory_pool().total_bytes_allocated() - before < 16 << 20
+    assert (listed.total, listed.class_names) == (64, ("0", "1") if labelled else ())
+
+
 # --- WebDataset, patterns, places
 
 
@@ -374,6 +414,63 @@ def test_webdataset_shards_by_braces(tmp_path: Path) -> None:
         list_source(tmp_path / "bad.tar")
 
 
+@pytest.mark.parametrize("digits", [b"1000000", b"999999999"])
+def test_a_cls_that_would_make_millions_of_classes_is_refused(digits: bytes, tmp_path: Path) -> None:
+    tar = shard_of(tmp_path / "a.tar", {"0.png": png(random_images(1, 16)[0]), "0.cls": digits})
+    with pytest.raises(SourceError, match=rf"0\.cls says class {digits.decode()}: number the classes from 0"):
+        list_source(tar)
+
+
+def test_a_tar_cut_after_the_header_of_a_class_is_refused(tmp_path: Path) -> None:
+    whole = shard_of(tmp_path / "a.tar", {"0.png": b"", "0.cls": b"1"}).read_bytes()
+    (tmp_path / "a.tar").write_bytes(whole[: 2 * tarfile.BLOCKSIZE])
+    with pytest.raises(SourceError, match="is not a whole tar file"):
+        list_source(tmp_path / "a.tar")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_tar_of_headers_upon_headers_is_refused(kind: bytes, tmp_path: Path) -> None:
+    header = tarfile.TarInfo("x")
+    header.type = kind
+    (tmp_path / "a.tar").write_bytes(2000 * header.tobuf(tarfile.GNU_FORMAT) + bytes(2 * tarfile.BLOCKSIZE))
+    with pytest.raises(SourceError, match="is not a whole tar file"):
+        list_source(tmp_path / "a.tar")
+
+
+def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path) -> None:
+    """A kilobyte stands for any number of bytes."""
+    info = tarfile.TarInfo("a.png")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = b"17777777777\0"  # the real size
+    header[148:156] = bytes(8 * b" ")
+    header[148:156] = b"%06o\0 " % sum(header[:512])
+    (tmp_path / "a.tar").write_bytes(header + bytes(2 * tarfile.BLOCKSIZE))
+    with pytest.raises(SourceError, match=r"a\.png is packed as a sparse file"):
+        list_source(tmp_path / "a.tar")
+
+
+def test_files_too_large_for_an_image_are_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small, large = png(np.zeros((16, 16, 3), dtype=np.uint8)), png(random_images(1, 16)[0])
+    for module in ("decode", "sources.images"):
+        monkeypatch.setattr(f"ssl_dist.store.{module}.MAX_BYTES", len(large) - 1)
+    (tmp_path / "d").mkdir()
+    (tmp_path / "d" / "small.png").write_bytes(small)
+    (tmp_path / "d" / "large.png").write_bytes(large)
+    table = pa.table({"image": pa.array([large, small], pa.binary())})
+    sources = {
+        tmp_path / "d": "large.png",
+        shard_of(tmp_path / "a.tar", {"b.png": large, "c.png": small}): "b.png",
+        write_table(table, tmp_path / "t.parquet"): "t.parquet/0",
+    }
+    for number, (source, name) in enumerate(sources.items()):
+        opened = built(source, tmp_path / str(number))
+        assert (len(opened), opened.manifest.skipped) == (1, 1)
+        assert f"skipped {name}: a file of more than {len(large) - 1:,} bytes" in caplog.text
+
+
 def test_patterns(tmp_path: Path) -> None:
     for name in ("a/x/1.png", "a/y/2.png", "a/y/z/3.png", "b/x/4.jpg", "b/[k]/5.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -393,6 +490,8 @@ def test_patterns(tmp_path: Path) -> None:
     for pattern in ("c/*", "a/*.png", "{5..3}.png"):
         with pytest.raises(SourceError, match=r"no such file|goes from the smaller to the larger"):
             keys(pattern)
+    with pytest.raises(SourceError, match=r"\[z-a\]\*\.png is not a pattern \(bad character range z-a"):
+        keys("[z-a]*.png")
 
 
 def test_a_bucket_is_read_like_a_folder(bucket: str, image_folder: Path, tmp_path: Path) -> None:
@@ -421,3 +520,51 @@ def test_files_of_several_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("notes")
     with pytest.raises(SourceError, match=r"no image file .* and no tar, Parquet or Arrow file, STL-10's or CIFAR's"):
         list_source(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize("name", ["b.parquet", "b.arrow", "b.tar", "b.PARQUET"])
+def test_a_broken_file_among_whole_ones_stops_the_build(name: str, tmp_path: Path) -> None:
+    write_table(pa.table({"image": image_column("binary", random_images(1, 16))}), tmp_path / "a.parquet")
+    (tmp_path / name).write_bytes(b"<html>404</html>")
+    with pytest.raises(SourceError, match=rf"{name} is not a|several kinds \(table, tar\)"):
+        list_source(tmp_path)
+
+
+def test_other_files_among_tables_are_named_and_stop_a_strict_build(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "d"
+    folder.mkdir()
+    write_table(pa.table({"image": image_column("binary", random_images(1, 16))}), folder / "a.parquet")
+    (folder / "b.txt").write_bytes(b"<html>404</html>")
+    assert built(folder, tmp_path / "s").manifest.skipped == 1
+    assert "skipped b.txt: not an image file" in caplog.text
+    with pytest.raises(SourceError, match=r"b\.txt: not an image file \(--strict"):
+        store.build(folder, tmp_path / "t", workers=1, strict=True)
+    with pytest.raises(SourceError, match=r"several kinds \(table, and .*b\.txt is something else\): narrow"):
+        list_source(f"{folder}/*")
+
+
+@pytest.mark.parametrize("beside", ["a.png", "a.parquet"])
+def test_pipes_are_not_opened(beside: str, tmp_path: Path) -> None:
+    write_table(pa.table({"image": image_column("binary", random_images(1, 16))}), tmp_path / "a.parquet")
+    if beside == "a.png":
+        (tmp_path / "a.parquet").replace(tmp_path / "a.png")
+    for name in ("b.png", "b.parquet", "b_X.bin"):
+        os.mkfifo(tmp_path / name)
+    listed = list_source(tmp_path)
+    assert (listed.total, sorted(listed.foreign)) == (1, ["b.parquet", "b.png", "b_X.bin"])
+
+
+def test_class_folders_whose_names_are_no_text(tmp_path: Path) -> None:
+    """The store's manifest is text."""
+    for name in (b"a", b"\xff"):
+        folder = os.fsencode(tmp_path) + b"/d/" + name
+        os.makedirs(folder)
+        with open(folder + b"/0.png", "wb") as file:
+            file.write(png(random_images(1, 16)[0]))
+    opened = built(tmp_path / "d", tmp_path / "s")
+    assert (opened.class_names, opened.labels.tolist()) == (("a", "?"), [0, 1])
+    os.rename(os.fsencode(tmp_path) + b"/d/a", os.fsencode(tmp_path) + b"/d/\xfe")
+    with pytest.raises(SourceError, match="would be one class: rename them"):
+        list_source(tmp_path / "d")
