@@ -125,7 +125,8 @@ def test_store_mistakes(command: Command, image_folder: Path, tmp_path: Path) ->
 
 
 def test_an_error_that_looks_like_markup_is_printed_as_it_is(command: Command, tmp_path: Path) -> None:
-    refused(command("store", "build", tmp_path / "[b]x[/i]\\", tmp_path / "s"), "[b]x[/i]\\: no such file")
+    for name in ("[b]", "[/b]", "\\[/b]", "x\\"):
+        refused(command("store", "build", tmp_path / name / "x", tmp_path / "s"), f"/{name}/x: no such file")
 
 
 @pytest.mark.parametrize("kind", ["knn", "linear"])

@@ -437,6 +437,13 @@ def test_a_tar_of_headers_upon_headers_is_refused(kind: bytes, tmp_path: Path) -
         list_source(tmp_path / "a.tar")
 
 
+def test_a_tar_with_a_header_of_megabytes_is_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz", pax_headers={"comment": (2 << 20) * "x"}):
+        pass
+    with pytest.raises(SourceError, match=r"is not a whole tar file \(a header of 2,097,\d+ bytes\)"):
+        list_source(tmp_path / "a.tar.gz")
+
+
 def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path) -> None:
     """A kilobyte stands for any number of bytes."""
     info = tarfile.TarInfo("a.png")

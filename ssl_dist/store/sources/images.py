@@ -23,6 +23,14 @@ from ssl_dist.store.sources.files import File, fingerprint, local, reading
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _CLASS = ".cls"  # of a WebDataset sample: its class as a number
 _MOST_DIGITS = 9  # of that number
+_HEADER_TYPES = (  # what says more of the member that follows
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MOST_HEADER_BYTES = 1 << 20
 
 
 def is_image(name: str) -> bool:
@@ -154,7 +162,7 @@ def _regular_members(tar: File, wanted: Callable[[str], bool]) -> Iterator[tuple
     may be, the first); links, devices and folders are passed over."""
     with reading(tar, "tar file") as packed:
         try:
-            with tarfile.open(fileobj=packed, mode="r:*") as archive:
+            with tarfile.open(fileobj=packed, mode="r:*", tarinfo=_Header) as archive:
                 while (info := archive.next()) is not None:
                     archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
                     if info.issparse():
@@ -165,6 +173,17 @@ def _regular_members(tar: File, wanted: Callable[[str], bool]) -> Iterator[tuple
             raise
         except Exception as error:  # rubbish raises whatever it trips over, also the depth of Python's stack
             raise ValueError(error) from None
+
+
+class _Header(tarfile.TarInfo):
+    """Refuses what tarfile would read whole, before it is listed: a compressed tar of kilobytes may say gigabytes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _HEADER_TYPES and header.size > _MOST_HEADER_BYTES:
+            raise ValueError(f"a header of {header.size:,} bytes")
+        return header
 
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
