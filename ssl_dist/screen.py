@@ -35,12 +35,8 @@ def main(commands: typer.Typer) -> None:
     try:
         commands()
     except SslDistError as error:
-        _stderr.print(f"[bold red]error:[/] {_escape(str(error))}", highlight=False)
+        _stderr.print(Text.assemble(("error:", "bold red"), f" {error}"))
         sys.exit(error.exit_code)
-
-
-def _escape(text: str) -> str:
-    return text.replace("[", "\\[")
 
 
 def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:

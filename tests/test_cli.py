@@ -129,6 +129,11 @@ def test_store_mistakes(command: Command, image_folder: Path, tmp_path: Path) ->
     refused(command("store", "build", folder, tmp_path / "s", "--strict"), "class0/torn.png: ")
 
 
+def test_an_error_that_looks_like_markup_is_printed_as_it_is(command: Command, tmp_path: Path) -> None:
+    for name in ("[b]", "[/b]", "\\[/b]", "x\\"):
+        refused(command("store", "build", tmp_path / name / "x", tmp_path / "s"), f"/{name}/x: no such file")
+
+
 @pytest.mark.parametrize("kind", ["knn", "linear"])
 def test_evaluate_prints_trained_beside_random(command: Command, finished: Path, small_store: Path, kind: str) -> None:
     done = command("evaluate", kind, finished, "--train", small_store, "--test", small_store, "--json")

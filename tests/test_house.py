@@ -167,10 +167,8 @@ def test_the_science_and_the_help_page_import_nothing_heavy() -> None:
 def test_no_module_names_pickle_or_what_unpickles() -> None:
     forbidden = {"pickle", "cloudpickle", "dill", "shelve", "joblib", "marshal"}
     calls = {("torch", "load"), ("torch", "save"), ("dist", "broadcast_object_list"), ("dist", "all_gather_object")}
-    # CIFAR's authors published pickles; they are read by stand-ins, test_a_hostile_pickle_runs_nothing
-    allowed = {"ssl_dist.store.sources.arrays": {"pickle"}}
     for name, tree in modules():
-        assert not (forbidden - allowed.get(name, set())) & {found.split(".")[0] for found in imports(tree)}, name
+        assert not forbidden & {found.split(".")[0] for found in imports(tree)}, name
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
                 assert (node.value.id, node.attr) not in calls, name

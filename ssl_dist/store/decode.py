@@ -11,8 +11,15 @@ from ssl_dist.errors import Unreadable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP")
 MAX_PIXELS = 64_000_000
+MAX_BYTES = 256 << 20  # of a file: that many pixels, uncompressed, with alpha
 _ORIENTATION = 0x0112  # the EXIF tag
 _EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV", "LAB"})
+
+
+def refuse_large(num_bytes: int) -> None:
+    """Raises Unreadable for a file that is larger than an image of MAX_PIXELS can be."""
+    if num_bytes > MAX_BYTES:
+        raise Unreadable(f"a file of more than {MAX_BYTES:,} bytes")
 
 
 def decode(content: bytes, size_px: int | None) -> np.ndarray:
@@ -29,6 +36,7 @@ def decode(content: bytes, size_px: int | None) -> np.ndarray:
     Raises:
         Unreadable: anything else.
     """
+    refuse_large(len(content))
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ssl_dist.errors import SourceError
@@ -24,6 +25,8 @@ _LISTS = {
     "CIFAR": arrays.of_cifar,
 }
 
+_OTHERS = {"STL-10": arrays.STL_OTHERS, "CIFAR": arrays.CIFAR_OTHERS}
+
 
 def list_source(source: str | os.PathLike[str]) -> Source:
     """List what there is to build a store from.
@@ -43,31 +46,47 @@ def list_source(source: str | os.PathLike[str]) -> Source:
     if is_store(folder):
         return of_stores(name, [folder])
     files = list(images.files_below(folder)) if folder.is_dir() else expand(name)
-    if any(images.is_image(file.key) for file in files):
+    if any(file.is_regular and images.is_image(file.key) for file in files):
         return images.of_files(name, files)
     found: dict[str, list[File]] = {}
     for file in files:
         found.setdefault(_kind(file), []).append(file)
     foreign = found.pop(_OTHER, [])
-    if len(found) > 1 or (foreign and found and not folder.is_dir()):
+    if len(found) > 1:
         raise SourceError(f"{name}: files of several kinds ({', '.join(found)}): build a store of each, by a pattern")
+    if foreign and found and not folder.is_dir():
+        raise SourceError(
+            f"{name}: files of several kinds ({', '.join(found)}, and {foreign[0].path} is something else): narrow the"
+            " pattern"
+        )
     if not found:
         raise SourceError(
             f"{name}: no image file ({', '.join(sorted(images.IMAGE_SUFFIXES))}) among {len(files)} files, and no tar,"
             " Parquet or Arrow file, STL-10's or CIFAR's"
         )
     [(kind, alike)] = found.items()
-    return _LISTS[kind](name, alike)
+    listed = _LISTS[kind](name, alike)
+    others = (file.key for file in foreign if not file.path.endswith(_OTHERS.get(kind, ())))
+    return replace(listed, foreign=(*listed.foreign, *others))
 
 
 def _kind(file: File) -> str:
-    """By what it begins with; STL-10's binary files, which begin with pixels, by their name."""
+    """By what it begins with; STL-10's binary files, which begin with pixels, by their name.
+
+    Raises:
+        SourceError: it cannot be read, or begins unlike what its name says.
+    """
+    if not file.is_regular:
+        return _OTHER
     if file.path.endswith(arrays.STL_SUFFIX):
         return "STL-10"
     with reading(file, "file") as content:
         start = content.read(_HEAD)
-    if start[257:262] == b"ustar" or start.startswith(_COMPRESSED) or PurePosixPath(file.path).suffix == ".tar":
+    suffix = PurePosixPath(file.path).suffix.lower()
+    if start[257:262] == b"ustar" or start.startswith(_COMPRESSED) or suffix == ".tar":
         return "tar"
     if start.startswith((tables.PARQUET, tables.ARROW, tables.STREAM)):
         return "table"
+    if suffix in (".parquet", ".arrow"):
+        raise SourceError(f"{file.path} is not a Parquet or Arrow file, by how it begins: fetch it anew, or remove it")
     return "CIFAR" if start[:1] == _PICKLE and start[1:2] in _PROTOCOLS else _OTHER

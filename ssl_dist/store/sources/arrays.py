@@ -6,17 +6,17 @@ https://www.cs.toronto.edu/~kriz/cifar.html (colour planes one after the other, 
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator, Sequence
-from pathlib import PurePosixPath
-from typing import Any, ClassVar, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.schema import NO_LABEL
-from ssl_dist.store.sources.base import Member, Source
-from ssl_dist.store.sources.files import File, fingerprint, reading
+from ssl_dist.store.sources import pickles
+from ssl_dist.store.sources.base import Member, Source, text
+from ssl_dist.store.sources.files import File, fingerprint, neighbour, reading
 
 _STL_PX, _CIFAR_PX = 96, 32
 _STL_BYTES, _CIFAR_BYTES = 3 * _STL_PX**2, 3 * _CIFAR_PX**2
@@ -25,13 +25,28 @@ _STL_CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monke
 _AT_ONCE = 256  # images read
 
 
+class _Names(NamedTuple):
+    file: str
+    key: str
+    num_classes: int
+
+
+_META = {"labels": _Names("batches.meta", "label_names", 10), "fine_labels": _Names("meta", "fine_label_names", 100)}
+_CIFAR_NAMES, _CIFAR_TESTS = {names.file for names in _META.values()}, {"test_batch", "test"}
+# endings of what their authors packed beside the images
+STL_OTHERS, CIFAR_OTHERS = ("_y.bin", "/class_names.txt", "/fold_indices.txt"), ("/readme.html", "/file.txt~")
+
+
 def of_stl10(name: str, files: Sequence[File]) -> Source:
     """``train_X.bin``, ``test_X.bin``, ``unlabeled_X.bin``; labels are those of the ``_y.bin`` beside it, if any.
 
     Raises:
         SourceError: a file of another length than its images have, or labels of another number.
     """
-    parts = [_Stl10(file, _length(file), _stl_labels(file)) for file in files]
+    beside = [neighbour(file, PurePosixPath(file.path).name.removesuffix(STL_SUFFIX) + "_y.bin") for file in files]
+    parts = [
+        _Stl10(file, _length(file), known and _stl_labels(known)) for file, known in zip(files, beside, strict=True)
+    ]
     for file, count, labels in parts:
         if labels is not None and len(labels) != count:
             raise SourceError(f"{file.path} has {count} images, and the file of labels beside it {len(labels)}")
@@ -49,7 +64,7 @@ def of_stl10(name: str, files: Sequence[File]) -> Source:
 
     known = any(labels is not None for _, _, labels in parts)
     total = sum(count for _, count, _ in parts)
-    return Source(name, total, (), _STL_CLASSES if known else (), fingerprint(files), members)
+    return Source(name, total, (), _STL_CLASSES if known else (), fingerprint([*files, *filter(None, beside)]), members)
 
 
 class _Stl10(NamedTuple):
@@ -66,15 +81,12 @@ def _length(file: File) -> int:
     return size // _STL_BYTES
 
 
-def _stl_labels(file: File) -> np.ndarray | None:
+def _stl_labels(file: File) -> np.ndarray:
     """[n], from 0."""
-    beside = file._replace(path=file.path.removesuffix(STL_SUFFIX) + "_y.bin")
-    try:
-        labels = np.frombuffer(beside.read(), dtype=np.uint8).astype(np.int64) - 1
-    except FileNotFoundError:
-        return None
+    with reading(file, "file of STL-10's labels"):
+        labels = np.frombuffer(file.read(), dtype=np.uint8).astype(np.int64) - 1
     if len(labels) and not (labels.min() >= 0 and labels.max() < len(_STL_CLASSES)):
-        raise SourceError(f"{beside.path} has labels that are not 1 to {len(_STL_CLASSES)}")
+        raise SourceError(f"{file.path} has labels that are not 1 to {len(_STL_CLASSES)}")
     return labels
 
 
@@ -82,14 +94,26 @@ def of_cifar(name: str, files: Sequence[File]) -> Source:
     """``data_batch_1`` to ``_5`` and ``test_batch`` of CIFAR-10, ``train`` and ``test`` of CIFAR-100 (its fine labels).
 
     Raises:
-        SourceError: not such a file.
+        SourceError: not such a file, or a folder whose images are to train with and to test with.
     """
-    found = [_cifar(file) for file in files]
-    of_hundred = {kind for _, _, kind in found}
-    if len(of_hundred) > 1:
+    files = [file for file in files if _base_name(file) not in _CIFAR_NAMES]
+    if not files:
+        raise SourceError(f"{name}: the names of CIFAR's classes, and no file of its images")
+    tests = [file for file in files if _base_name(file) in _CIFAR_TESTS]
+    if Path(name).is_dir() and 0 < len(tests) < len(files):
+        raise SourceError(
+            f"{name} has images to train with and to test with: build a store of each, of CIFAR-10 by"
+            f" '{name}/data_batch_{{1..5}}' and '{name}/test_batch', of CIFAR-100 by '{name}/train' and '{name}/test'"
+        )
+    total, largest, kinds = 0, 0, set[str]()
+    for file in files:
+        images, labels, kind = _cifar(file)
+        total, largest, kinds = total + len(images), max(largest, *labels), kinds | {kind}
+    if len(kinds) > 1:
         raise SourceError(f"{name}: files of CIFAR-10 and of CIFAR-100: build a store of each")
-    [kind] = of_hundred
-    names = _cifar_names(files[0], kind)
+    [kind] = kinds
+    meta = neighbour(files[0], _META[kind].file)
+    names = _cifar_names(meta, kind)
 
     def members() -> Iterator[Member]:
         for file in files:
@@ -97,9 +121,13 @@ def of_cifar(name: str, files: Sequence[File]) -> Source:
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield Member(f"{file.key}/{number}", label, np.ascontiguousarray(image))
 
-    if (largest := max(max(labels) for _, labels, _ in found)) >= len(names):
+    if largest >= len(names):
         raise SourceError(f"{name} has a label {largest}, and there are {len(names)} classes")
-    return Source(name, sum(len(images) for images, _, _ in found), (), names, fingerprint(files), members)
+    return Source(name, total, (), names, fingerprint([*files, *([meta] if meta else [])]), members)
+
+
+def _base_name(file: File) -> str:
+    return PurePosixPath(file.path).name
 
 
 class _CifarPart(NamedTuple):
@@ -109,10 +137,10 @@ class _CifarPart(NamedTuple):
 
 
 def _cifar(file: File) -> _CifarPart:
-    content = _restricted(file)
+    content = _dictionary(file)
     kind = "labels" if "labels" in content else "fine_labels"
     packed, labels = content.get("data"), content.get(kind)
-    data = packed.pixels() if isinstance(packed, _Array) else None
+    data = packed.rows(_CIFAR_BYTES) if isinstance(packed, pickles.Array) else None
     if data is None:
         raise SourceError(f"{file.path} has no uint8 [n, 3072] of images under 'data': it is not a file of CIFAR's")
     whole = isinstance(labels, list) and all(type(label) is int and label >= 0 for label in labels)
@@ -121,75 +149,25 @@ def _cifar(file: File) -> _CifarPart:
     return _CifarPart(data.reshape(-1, 3, _CIFAR_PX, _CIFAR_PX).transpose(0, 2, 3, 1), labels, kind)
 
 
-def _cifar_names(file: File, kind: str) -> tuple[str, ...]:
-    """The class names of the file beside it; numbers, where there is none."""
-    meta, key, count = ("batches.meta", "label_names", 10) if kind == "labels" else ("meta", "fine_label_names", 100)
-    try:
-        names = _restricted(file._replace(path=str(PurePosixPath(file.path).with_name(meta)))).get(key)
-    except FileNotFoundError:
-        names = None
+def _cifar_names(meta: File | None, kind: str) -> tuple[str, ...]:
+    """The class names of the file beside the images; numbers, where there is none."""
+    _, key, count = _META[kind]
+    names = _dictionary(meta).get(key) if meta else None
     if isinstance(names, list) and len(names) == count and all(isinstance(name, str) for name in names):
-        return tuple(names)
+        return tuple(map(text, names))
     return tuple(str(number) for number in range(count))
 
 
-class _Array:
-    """Stands in for what NumPy would make of a pickled array, and runs none of its code: shape, kind and bytes."""
-
-    def __init__(self, *_: object) -> None:
-        self.shape: Any = None
-        self.kind: Any = None
-        self.content: Any = None
-
-    def __setstate__(self, state: Any) -> None:
-        _, self.shape, self.kind, _, self.content = state
-
-    def pixels(self) -> np.ndarray | None:
-        """uint8 ``[n, 3072]``, None: it is something else."""
-        content = self.content.encode("latin1") if isinstance(self.content, str) else self.content
-        kind = self.kind.code if isinstance(self.kind, _Kind) else None
-        if kind != "u1" or not isinstance(content, bytes) or len(content) % _CIFAR_BYTES:
-            return None
-        rows = np.frombuffer(content, dtype=np.uint8).reshape(-1, _CIFAR_BYTES)
-        return rows if self.shape == rows.shape else None
-
-
-class _Kind:
-    """Stands in for a pickled numpy.dtype."""
-
-    def __init__(self, code: Any = None, *_: object) -> None:
-        self.code = code
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-class _OnlyArrays(pickle.Unpickler):
-    """Makes dictionaries, lists, numbers, text and stand-ins of arrays; refuses to look up anything else."""
-
-    _STAND_INS: ClassVar = {
-        "numpy.ndarray": _Array,
-        "numpy.dtype": _Kind,
-        "numpy.core.multiarray._reconstruct": _Array,
-        "numpy._core.multiarray._reconstruct": _Array,
-        "_codecs.encode": lambda text, _: text.encode("latin1"),  # Python 3's way to put bytes into such a file
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if stand_in := self._STAND_INS.get(f"{module}.{name}"):
-            return stand_in
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-
-def _restricted(file: File) -> dict[str, Any]:
-    """A dictionary from a Python 2 pickle, its keys and texts as str; nothing that the file names is called."""
+def _dictionary(file: File) -> dict[str, Any]:
+    """Of a pickle, with the texts of Python 2 as str; nothing that the file names is called."""
+    with reading(file, "file of CIFAR's") as stream:
+        content = stream.read(pickles.MOST_BYTES + 1)
+    if len(content) > pickles.MOST_BYTES:
+        raise SourceError(f"{file.path} has more than {pickles.MOST_BYTES:,} bytes: it is not a file of CIFAR's")
     try:
-        with file.open() as stream:
-            content = _OnlyArrays(stream, encoding="latin1").load()
-    except FileNotFoundError:
-        raise
-    except Exception as error:  # rubbish raises whatever it trips over
-        raise SourceError(f"{file.path} is not a file of CIFAR's ({error})") from None
-    if not isinstance(content, dict):
+        found = pickles.load(content)
+    except Exception as error:  # rubbish raises whatever it trips over, and may be quoted at length
+        raise SourceError(f"{file.path} is not a file of CIFAR's ({error!s:.200})") from None
+    if not isinstance(found, dict):
         raise SourceError(f"{file.path} is not a file of CIFAR's: it has no dictionary")
-    return content
+    return found

@@ -13,6 +13,12 @@ from ssl_dist.store.schema import NO_LABEL
 from ssl_dist.store.sources.files import File
 
 Share = tuple[float, float]  # [low, high) of [0, 1)
+MOST_CLASSES = 1_000_000  # where classes are numbers: a name is made for each up to the largest
+
+
+def text(name: str) -> str:
+    """The name of a file or class, which may hold bytes that are no text, as text."""
+    return name.encode(errors="replace").decode(errors="replace")
 
 
 class Member(NamedTuple):

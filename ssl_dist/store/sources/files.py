@@ -6,8 +6,9 @@ import contextlib
 import itertools
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ import xxhash
 from pyarrow import fs
 
 from ssl_dist.errors import SourceError
+from ssl_dist.store.decode import refuse_large
 
 _GLOB = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
@@ -30,12 +32,14 @@ class File(NamedTuple):
         path: within the filesystem.
         key: its name in a store: the path below the folder that the pattern has in full.
         stamp: its size and when it was last written.
+        is_regular: False: a pipe, socket or device, which may have no end, or wait for ever to be opened.
     """
 
     filesystem: fs.FileSystem | None
     path: str
     key: str
     stamp: str
+    is_regular: bool = True
 
     def open(self) -> IO[bytes]:
         """For reading; can seek. Raises OSError."""
@@ -44,7 +48,10 @@ class File(NamedTuple):
         return self.filesystem.open_input_file(self.path)  # type: ignore[no-any-return]
 
     def read(self) -> bytes:
+        """All of it. Raises OSError; Unreadable: it is too large for an image."""
         with self.open() as file:
+            refuse_large(file.seek(0, os.SEEK_END))
+            file.seek(0)
             return file.read()
 
 
@@ -66,7 +73,22 @@ def local(path: str, key: str) -> File:
         found = os.stat(path)
     except OSError as error:
         return File(None, path, key, str(error))
-    return File(None, path, key, f"{found.st_size} {found.st_mtime_ns}")
+    return File(None, path, key, f"{found.st_size} {found.st_mtime_ns}", stat.S_ISREG(found.st_mode))
+
+
+def neighbour(file: File, name: str) -> File | None:
+    """The file of that name in the same folder; None: there is none.
+
+    Raises:
+        SourceError: its place cannot be reached.
+    """
+    path = PurePosixPath(file.path).with_name(name).as_posix()
+    filesystem = file.filesystem or fs.LocalFileSystem()
+    try:
+        info = filesystem.get_file_info(path)
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise SourceError(f"{path} cannot be reached ({error})") from None
+    return _found(filesystem, info, name) if info.type == fs.FileType.File else None
 
 
 def fingerprint(files: Iterable[File]) -> str:
@@ -130,12 +152,12 @@ def _matching(pattern: str) -> Iterator[File]:
                 yield _found(filesystem, info, info.base_name)
             if info.type != fs.FileType.Directory:
                 return
-        expression = re.compile(_translate(rest) if rest else ".*")
+        expression = _expression(rest) if rest else re.compile(".*", re.DOTALL)
         for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True)):
             key = info.path[len(base) :].lstrip("/")
             if info.type == fs.FileType.File and expression.fullmatch(key):
                 yield _found(filesystem, info, key)
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{pattern} cannot be reached ({error})") from None
 
 
@@ -160,6 +182,13 @@ def _place(folder: str) -> tuple[fs.FileSystem, str]:
 def _found(filesystem: fs.FileSystem, info: fs.FileInfo, key: str) -> File:
     here = isinstance(filesystem, fs.LocalFileSystem)
     return File(None if here else filesystem, info.path, key, f"{info.size} {info.mtime_ns}")
+
+
+def _expression(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(_translate(pattern), re.DOTALL)
+    except re.error as error:
+        raise SourceError(f"{pattern} is not a pattern ({error}): [a-z] goes from the smaller to the larger") from None
 
 
 def _translate(pattern: str) -> str:

@@ -8,22 +8,29 @@ read in the same order. Nothing is extracted and no name from an archive is used
 from __future__ import annotations
 
 import itertools
-import lzma
 import os
 import tarfile
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ssl_dist.errors import SourceError
+from ssl_dist.store.decode import MAX_BYTES
 from ssl_dist.store.schema import NO_LABEL
-from ssl_dist.store.sources.base import Member, Source
+from ssl_dist.store.sources.base import MOST_CLASSES, Member, Source, text
 from ssl_dist.store.sources.files import File, fingerprint, local, reading
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _CLASS = ".cls"  # of a WebDataset sample: its class as a number
 _MOST_DIGITS = 9  # of that number
+_HEADER_TYPES = (  # what says more of the member that follows
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+)
+_MOST_HEADER_BYTES = 1 << 20
 
 
 def is_image(name: str) -> bool:
@@ -58,8 +65,8 @@ def of_files(name: str, files: Sequence[File]) -> Source:
     Raises:
         SourceError: none of them is an image.
     """
-    images = [file for file in files if is_image(file.key)]
-    foreign = tuple(file.key for file in files if not is_image(file.key))
+    images = [file for file in files if file.is_regular and is_image(file.key)]
+    foreign = tuple(file.key for file in files if not (file.is_regular and is_image(file.key)))
     classes = _Classes.of(name, [file.key for file in images], len(files))
 
     def members() -> Iterator[Member]:
@@ -77,13 +84,13 @@ def of_tars(name: str, tars: Sequence[File]) -> Source:
     keys, foreign = list[str](), list[str]()
     labels: dict[str, int] = {}
     for tar in tars:
-        for archive, info in _regular_members(tar):
-            if is_image(info.name):
-                keys.append(info.name)
-            elif info.name.endswith(_CLASS):
-                labels[_sample(tar, info.name)] = _class_number(tar, archive, info)
+        for key, content in _regular_members(tar, _says_class):
+            if is_image(key):
+                keys.append(key)
+            elif content is not None:
+                labels[_sample(tar, key)] = _class_number(tar, key, content)
             else:
-                foreign.append(info.name)
+                foreign.append(key)
     classes = _Classes.of(name, keys, len(keys) + len(foreign))
     names = classes.names
     if labels:
@@ -94,9 +101,9 @@ def of_tars(name: str, tars: Sequence[File]) -> Source:
 
     def members() -> Iterator[Member]:
         for tar in tars:
-            for archive, info in _regular_members(tar):
-                if is_image(info.name):
-                    yield Member(info.name, label(tar, info.name), _content(archive, info))
+            for key, content in _regular_members(tar, is_image):
+                if content is not None:
+                    yield Member(key, label(tar, key), content)
 
     return Source(name, len(keys), () if labels else tuple(foreign), names, fingerprint(tars), members)
 
@@ -114,8 +121,11 @@ class _Classes(NamedTuple):
             raise SourceError(f"{name}: no image file ({', '.join(sorted(IMAGE_SUFFIXES))}) among {num_files} files")
         parents = {PurePosixPath(key).parts[:-1] for key in keys}
         above = _shared_length(min(parents), max(parents))
-        names = tuple(sorted({parent[above] for parent in parents if len(parent) > above}))
-        return cls(names, {name: number for number, name in enumerate(names)}, above)
+        folders = sorted({parent[above] for parent in parents if len(parent) > above})
+        names = tuple(map(text, folders))
+        if len(set(names)) < len(names):
+            raise SourceError(f"{name}: class folders whose names are no text, and would be one class: rename them")
+        return cls(names, {folder: number for number, folder in enumerate(folders)}, above)
 
     def label(self, key: str) -> int:
         folders = PurePosixPath(key).parts[self.above : -1]
@@ -134,27 +144,49 @@ def _sample(tar: File, key: str) -> str:
     return f"{tar.path}\n{folder}/{name.partition('.')[0]}"
 
 
-def _class_number(tar: File, archive: tarfile.TarFile, info: tarfile.TarInfo) -> int:
-    text = _content(archive, info).strip() if info.size <= _MOST_DIGITS + 2 else b""
-    if not (text.isdigit() and len(text) <= _MOST_DIGITS):
-        raise SourceError(f"{tar.path}: {info.name} is not the number of a class")
-    return int(text)
+def _says_class(key: str) -> bool:
+    return key.endswith(_CLASS)
+
+
+def _class_number(tar: File, key: str, content: bytes) -> int:
+    digits = content.strip()
+    if not (digits.isdigit() and len(digits) <= _MOST_DIGITS):
+        raise SourceError(f"{tar.path}: {key} is not the number of a class")
+    if (number := int(digits)) >= MOST_CLASSES:
+        raise SourceError(f"{tar.path}: {key} says class {number}: number the classes from 0, below {MOST_CLASSES:,}")
+    return number
+
+
+def _regular_members(tar: File, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    """The regular files of a tar in archive order, with the bytes of those wanted by name (of one larger than an image
+    may be, the first); links, devices and folders are passed over."""
+    with reading(tar, "tar file") as packed:
+        try:
+            with tarfile.open(fileobj=packed, mode="r:*", tarinfo=_Header) as archive:
+                while (info := archive.next()) is not None:
+                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
+                    if info.issparse():
+                        raise SourceError(f"{tar.path}: {info.name} is packed as a sparse file: pack without --sparse")
+                    if info.isreg():
+                        yield info.name, _content(archive, info) if wanted(info.name) else None
+        except SourceError:
+            raise
+        except Exception as error:  # rubbish raises whatever it trips over, also the depth of Python's stack
+            raise ValueError(error) from None
+
+
+class _Header(tarfile.TarInfo):
+    """Refuses what tarfile would read whole, before it is listed: a compressed tar of kilobytes may say gigabytes."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in _HEADER_TYPES and header.size > _MOST_HEADER_BYTES:
+            raise ValueError(f"a header of {header.size:,} bytes")
+        return header
 
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
     file = archive.extractfile(info)
     assert file is not None, "a regular member has a file"
-    return file.read()
-
-
-def _regular_members(tar: File) -> Iterator[tuple[tarfile.TarFile, tarfile.TarInfo]]:
-    """The regular files of a tar in archive order; links, devices and folders are passed over."""
-    with reading(tar, "tar file") as content:
-        try:
-            with tarfile.open(fileobj=content, mode="r:*") as archive:
-                while (info := archive.next()) is not None:
-                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-                    if info.isreg():
-                        yield archive, info
-        except (tarfile.TarError, zlib.error, lzma.LZMAError) as error:
-            raise ValueError(error) from None
+    return file.read(min(info.size, MAX_BYTES + 1))  # one too many: ``decode`` then says so

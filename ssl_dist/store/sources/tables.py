@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.schema import NO_LABEL
-from ssl_dist.store.sources.base import Member, Source
+from ssl_dist.store.sources.base import MOST_CLASSES, Member, Source, text
 from ssl_dist.store.sources.files import File, fingerprint, reading
 
 PARQUET, ARROW, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # what the three kinds of file begin with
 _IMAGES, _LABELS = ("image", "img", "jpg", "jpeg", "png"), ("label", "labels", "cls", "class", "fine_label")
-_ROWS = 256  # at once, of Parquet
+_ROWS = 16  # at once, of Parquet: a dictionary makes many large images of one
+_LABELS_AT_ONCE = 65536
 
 
 class _Columns(NamedTuple):
@@ -33,16 +36,16 @@ def of_tables(name: str, files: Sequence[File]) -> Source:
     Raises:
         SourceError: a file cannot be read, or has no such column; schemas or labels differ.
     """
-    found = {_columns(file, _schema(file)) for file in files}
+    found = {_columns(file) for file in files}
     if len(found) > 1:
         raise SourceError(f"{name}: its files differ in their columns of images, labels or names of classes")
     [columns] = found
     total, largest = 0, NO_LABEL
     for file in files:
-        for batch in _batches(file, [columns.label] if columns.label else [columns.image]):
-            total += batch.num_rows
-            if columns.label and batch.num_rows > batch.column(0).null_count:
-                largest = max(largest, *(value for value in batch.column(0).to_pylist() if value is not None))
+        rows, label = _labels(file, columns.label) if columns.label else (_num_rows(file), NO_LABEL)
+        if label >= MOST_CLASSES:
+            raise SourceError(f"{file.path} has a label {label}: number the classes from 0, below {MOST_CLASSES:,}")
+        total, largest = total + rows, max(largest, label)
     names = columns.class_names or tuple(str(number) for number in range(largest + 1))
     if largest >= len(names):
         raise SourceError(f"{name} has a label {largest}, and there are {len(names)} names of classes")
@@ -54,31 +57,49 @@ def of_tables(name: str, files: Sequence[File]) -> Source:
     return Source(name, total, (), names if largest >= 0 else (), fingerprint(files), members)
 
 
+def _labels(file: File, column: str) -> tuple[int, int]:
+    """How many, and the largest."""
+    rows, largest = 0, NO_LABEL
+    for batch in _batches(file, [column], _LABELS_AT_ONCE):
+        rows += batch.num_rows
+        largest = max(largest, pc.max(batch.column(0)).as_py() or NO_LABEL)
+    return rows, largest
+
+
+def _num_rows(file: File) -> int:
+    """As the file says: no image is read."""
+    with reading(file, "Parquet or Arrow file") as content:
+        opened = _opened(content)
+        if isinstance(opened, parquet.ParquetFile):
+            return int(opened.metadata.num_rows)
+        if isinstance(opened, pa.ipc.RecordBatchFileReader):
+            return int(opened.count_rows())
+        content.seek(0)
+        nothing = pa.schema([("nothing", pa.null())])  # a column without bytes: how many rows, and no more
+        messages = (message for message in pa.ipc.MessageReader.open_stream(content) if message.type == "record batch")
+        return sum(pa.ipc.read_record_batch(message, nothing).num_rows for message in messages)
+
+
 def _members(file: File, columns: _Columns) -> Iterator[Member]:
     number = 0
-    for batch in _batches(file, [columns.image, *([columns.label] if columns.label else [])]):
+    for batch in _batches(file, [columns.image, *([columns.label] if columns.label else [])], _ROWS):
         images = batch.column(0)
+        if pa.types.is_struct(images.type):
+            images = pc.struct_field(images, "bytes")
         labels = batch.column(1).to_pylist() if columns.label else [None] * len(images)
         for image, label in zip(images, labels, strict=True):
-            content = image.as_py()
-            if isinstance(content, dict):
-                content = content.get("bytes")
             known = NO_LABEL if label is None or label < 0 else label
-            yield Member(f"{file.key}/{number}", known, content or b"")  # without bytes: left out, with its name
+            yield Member(f"{file.key}/{number}", known, image.as_py() or b"")  # without bytes: left out, with its name
             number += 1
 
 
-def _schema(file: File) -> pa.Schema:
+def _columns(file: File) -> _Columns:
     with reading(file, "Parquet or Arrow file") as content:
-        start = content.read(len(ARROW))
-        content.seek(0)
-        if start.startswith(PARQUET):
-            return parquet.read_schema(content)
-        return (pa.ipc.open_file if start.startswith(ARROW) else pa.ipc.open_stream)(content).schema
-
-
-def _columns(file: File, schema: pa.Schema) -> _Columns:
-    holding = [field.name for field in schema if _holds_images(field.type)]
+        opened = _opened(content)
+        schema = opened.schema_arrow if isinstance(opened, parquet.ParquetFile) else opened.schema
+        if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
+            raise SourceError(f"{file.path} has several columns of the name {twice[0]}: rename them")
+        holding = [field.name for field in schema if _holds_images(field.type)]
     named = [name for name in _IMAGES if name in holding] or holding
     if not named or (len(holding) > 1 and named == holding):
         raise SourceError(
@@ -93,7 +114,12 @@ def _columns(file: File, schema: pa.Schema) -> _Columns:
 
 def _holds_images(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return any(field.name == "bytes" and _holds_images(field.type) for field in kind)
+        inside = [field.type for field in kind if field.name == "bytes"]
+        return len(inside) == 1 and _is_binary(inside[0])
+    return _is_binary(kind)
+
+
+def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
@@ -104,22 +130,32 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         names = features[label]["names"]
     except (KeyError, TypeError, ValueError):
         return ()
-    return tuple(str(name) for name in names) if isinstance(names, list) else ()
+    return tuple(text(str(name)) for name in names) if isinstance(names, list) else ()
 
 
-def _batches(file: File, columns: list[str]) -> Iterator[pa.RecordBatch]:
+def _opened(content: IO[bytes], columns: Sequence[str] = ()) -> Any:
+    """The reader of what it begins like; of Arrow, with these columns alone (all: none are named)."""
+    start = content.read(len(ARROW))
+    content.seek(0)
+    if start.startswith(PARQUET):
+        return parquet.ParquetFile(content)
+    arrow = pa.ipc.open_file if start.startswith(ARROW) else pa.ipc.open_stream
+    opened = arrow(content)
+    if not columns:
+        return opened
+    wanted = [opened.schema.get_field_index(name) for name in columns]
+    content.seek(0)
+    return arrow(content, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+
+
+def _batches(file: File, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
+    """Of these columns, no others read; of Parquet at most so many rows each."""
     with reading(file, "Parquet or Arrow file") as content:
-        start = content.read(len(ARROW))
-        content.seek(0)
-        if start.startswith(PARQUET):
-            yield from parquet.ParquetFile(content).iter_batches(_ROWS, columns=columns)
+        opened = _opened(content, columns)
+        if isinstance(opened, parquet.ParquetFile):
+            yield from opened.iter_batches(rows, columns=columns)
             return
-        reader: Any
-        if start.startswith(ARROW):
-            reader = pa.ipc.open_file(content)
-            batches = (reader.get_batch(number) for number in range(reader.num_record_batches))
-        else:
-            batches = iter(pa.ipc.open_stream(content))
-        for batch in batches:
+        in_file = isinstance(opened, pa.ipc.RecordBatchFileReader)
+        for batch in map(opened.get_batch, range(opened.num_record_batches)) if in_file else opened:
             batch.validate(full=True)  # foreign bytes: offsets may point anywhere
             yield batch.select(columns)
