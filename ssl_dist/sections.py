@@ -41,11 +41,10 @@ class DataConfig(Section):
         Raises:
             StoreError: number or size of the images differs, or the labels' digest.
         """
-        if self.num_images is None:  # not filled in yet: it begins
-            return
         for name in ("num_images", "num_samples", "image_shape", "label_digest"):
             began, now = getattr(self, name), getattr(found, name)
-            if began != now:
+            filled_in = began is not None or (name == "label_digest" and self.num_images is not None)
+            if filled_in and began != now:
                 key = "data.label_file" if name == "label_digest" else "data.store"
                 raise StoreError(
                     f"{found.store} has {name} {now} where the run began with {began}: set {key} to what it was"
