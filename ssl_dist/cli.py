@@ -48,7 +48,8 @@ def store_build(
     ] = None,
     split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
     encoding: Annotated[
-        str, typer.Option(help="raw: pixels. jpeg: a sixth of that; JPEGs of the right size are kept as they are.")
+        str,
+        typer.Option(help="raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."),
     ] = "raw",
     split_by_hash: Annotated[
         float,

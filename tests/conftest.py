@@ -58,6 +58,8 @@ def gloo() -> Iterator[Callable[[int], GlooPool]]:
     pools: dict[int, GlooPool] = {}
 
     def pool(size: int) -> GlooPool:
+        if size in pools and pools[size].broken:
+            pools.pop(size).kill()
         if size not in pools:
             pools[size] = GlooPool(size)
         return pools[size]

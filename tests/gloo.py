@@ -6,9 +6,11 @@ import multiprocessing
 import tempfile
 import traceback
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
+
+OTHERS_WAIT_S = 20.0  # for ranks that have not answered when another has failed
 
 
 class WorkerFailed(Exception):
@@ -23,6 +25,7 @@ class GlooPool:
         meeting = Path(tempfile.mkdtemp()) / "rendezvous"
         self._ends: list[Connection] = []
         self._processes = []
+        self.broken = False
         for rank in range(size):
             here, there = context.Pipe()
             process = context.Process(target=_serve, args=(rank, size, meeting, there), daemon=True)
@@ -31,14 +34,29 @@ class GlooPool:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Results by rank; the first failure is raised here with its traceback."""
+        """Results by rank; failures are raised here with their tracebacks, also where others wait for ever for the rank
+        that failed: the pool is then ``broken``, lest its ranks answer the next call out of step."""
+        self.broken = True
         for end in self._ends:
             end.send((function, arguments))
-        answers = [end.recv() for end in self._ends]
-        failures = [text for failed, text in answers if failed]
+        answers: dict[Connection, tuple[bool, Any]] = {}
+        while len(answers) < len(self._ends):
+            failed = any(failed for failed, _ in answers.values())
+            waiting = [end for end in self._ends if end not in answers]
+            ready = wait(waiting, timeout=OTHERS_WAIT_S if failed else None)
+            if not ready:
+                break
+            answers |= {end: end.recv() for end in ready}  # type: ignore[union-attr, misc]
+        failures = [text for failed, text in answers.values() if failed]
+        self.broken = len(answers) < len(self._ends)
         if failures:
             raise WorkerFailed("\n".join(failures))
-        return [result for _, result in answers]
+        return [answers[end][1] for end in self._ends]
+
+    def kill(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
 
     def close(self) -> None:
         for end in self._ends:

@@ -6,9 +6,11 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from ssl_dist.collectives import Shares, World, shared, sum_over_ranks
+from tests import gloo as pools
 from tests.gloo import GlooPool
 
 Pools = Callable[[int], GlooPool]
@@ -61,3 +63,22 @@ def _count(rank: int, size: int) -> int:
 
 def test_rows_of_all_ranks_are_counted(gloo: Pools) -> None:
     assert gloo(3).run(_count) == [3, 3, 3]
+
+
+def _fails_on_rank_0(rank: int, size: int) -> None:
+    if rank == 0:
+        raise RuntimeError("on rank 0 alone")
+    dist.barrier()
+
+
+def test_a_rank_that_fails_alone_is_named_and_leaves_nothing_to_the_next_test(
+    gloo: Pools, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "OTHERS_WAIT_S", 1.0)
+    with pytest.raises(pools.WorkerFailed, match="on rank 0 alone"):
+        gloo(2).run(_fails_on_rank_0)
+    assert gloo(2).run(_rank_and_size) == [(0, 2), (1, 2)]
+
+
+def _rank_and_size(rank: int, size: int) -> tuple[int, int]:
+    return rank, size

@@ -59,8 +59,8 @@ def build(
         destination: a folder that does not exist yet, is empty, or holds an unfinished build, which goes on.
         split: a name kept in the manifest.
         size_px: side of the square images (see ``decode``); None: all images have one size already, which is kept.
-        encoding: "raw", uint8 pixels, or "jpeg", a sixth of that: JPEG files of the right size are kept as they are,
-            other images are encoded with quality 90.
+        encoding: "raw", uint8 pixels, or "jpeg", which is smaller and slower to read: JPEG files of the right size
+            are kept as they are, other images are encoded with quality 90.
         share: only the images whose key, hashed to a number in [0, 1), lies in [low, high).
         keep: a store that is there, made of the same and in the same way, will do.
         workers: writer processes; None: one a core.
@@ -207,7 +207,7 @@ def _image_shape(listed: Source, size_px: int | None) -> tuple[int, int, int]:
     for member in listed.members():
         try:
             height, width, _ = pixels(member, None).shape
-        except (Unreadable, OSError):
+        except Unreadable:
             continue
         return height, width, 3
     raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
