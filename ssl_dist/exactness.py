@@ -221,3 +221,6 @@ class _RandomImages:
     def gather(self, ids: np.ndarray) -> np.ndarray:
         pixels: np.ndarray = self._pixels[ids]
         return pixels
+
+    def intact(self, ids: np.ndarray) -> np.ndarray:
+        return np.ones(len(ids), dtype=bool)

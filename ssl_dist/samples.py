@@ -10,11 +10,13 @@ import xxhash
 
 from ssl_dist import order
 from ssl_dist.config import RunConfig
-from ssl_dist.errors import ConfigError
+from ssl_dist.errors import ConfigError, StoreDamaged
 from ssl_dist.sections import DataConfig
 from ssl_dist.store import ImageStore
 
 _LABELLED = 1  # names the seed of the labelled images' order
+_STAND_IN = 3  # names the seeds of images that are taken in place of damaged ones
+_TRIES = 1000  # for one that is intact
 
 
 class Images(Protocol):
@@ -27,6 +29,8 @@ class Images(Protocol):
 
     def gather(self, ids: np.ndarray) -> np.ndarray: ...
 
+    def intact(self, ids: np.ndarray) -> np.ndarray: ...
+
 
 class Samples:
     """The order of a run's images, a pure function of the step.
@@ -35,6 +39,9 @@ class Samples:
         count: images of an epoch: the labelled ones where the method needs all labels, else all. With some labels
             (``batch.labelled`` images of a step) it is the others that make an epoch. Where
             ``data.stratified`` draws by label, images without one are left out.
+
+    With ``data.damaged`` "skip" a damaged image has no label, and where no label is asked for another stands in for
+    it: which one is a pure function of seed, epoch and image, so that it is the same for any number of workers.
     """
 
     def __init__(self, config: RunConfig, store: Images) -> None:
@@ -42,10 +49,12 @@ class Samples:
         Raises:
             ConfigError: labels are needed that are not there, or for which the method has no classes.
         """
-        self._config = config
+        self._config, self._store = config, store
         self._num_images = self.count = len(store)
         if config.num_labelled or config.data.stratified:
             self._labels = labels_of(config, store)
+            if config.data.damaged == "skip":
+                self._labels = np.where(store.intact(np.arange(len(store))), self._labels, -1)
             _expect_labels(config, self._labels)
         if config.num_labelled:
             self._rows = np.flatnonzero(self._labels >= 0)
@@ -79,7 +88,20 @@ class Samples:
     def _any(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         if self._groups and not self._config.num_labelled:  # else it is the labelled ones that are stratified
             return self._groups.stream(start, stop)
-        return order.stream(self._config.seed, start, stop, self._num_images)
+        ids, epochs = order.stream(self._config.seed, start, stop, self._num_images)
+        return (self._stand_ins(ids, epochs) if self._config.data.damaged == "skip" else ids), epochs
+
+    def _stand_ins(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+        ids, first = ids.copy(), ids
+        for tries in range(_TRIES):
+            damaged = np.flatnonzero(~self._store.intact(ids))
+            if not len(damaged):
+                return ids
+            seed = order.derive_seed(self._config.seed, _STAND_IN, tries)
+            for place in damaged:
+                epoch, image = int(epochs[place]), int(first[place])
+                ids[place : place + 1] = order.sample_ids(seed, epoch, image, image + 1, self._num_images)
+        raise StoreDamaged(f"{self._config.data.store}: next to no image is intact; build the store again")
 
 
 def _interleave(a: np.ndarray, b: np.ndarray, each_a: int, each_b: int, times: int) -> np.ndarray:
@@ -122,7 +144,7 @@ def open_data(config: RunConfig) -> tuple[ImageStore, DataConfig]:
         StoreError: there is none.
         ConfigError: labels are needed that are not there.
     """
-    store = ImageStore(config.data.store)
+    store = ImageStore(config.data.store, damaged=config.data.damaged)
     found = {
         "store": str(store.path.absolute()),
         "num_images": len(store),

@@ -22,7 +22,8 @@ class Section(pydantic.BaseModel):
 class DataConfig(Section):
     """``store``: folder of the store to pretrain on; ``label_file``: a .npy of one whole number an image (-1: none), in
     place of its labels; ``stratified``: a batch (its labelled images, where the method sees labels) has as many images
-    of each label, or up to two more of one than of another where their number is no multiple of that of labels.
+    of each label, or up to two more of one than of another where their number is no multiple of that of labels;
+    ``damaged``: "refuse" to go on where a record batch of the store differs from its checksum, or "skip" its images.
 
     The rest is filled in when a run starts and checked whenever it goes on: with other images it would be another run.
     """
@@ -30,6 +31,7 @@ class DataConfig(Section):
     store: str
     label_file: str | None = None
     stratified: bool = False
+    damaged: Literal["refuse", "skip"] = "refuse"
     num_images: int | None = None
     num_samples: int | None = None  # images of an epoch, see ``Samples``
     image_shape: tuple[int, int, int] | None = None

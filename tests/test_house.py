@@ -99,7 +99,7 @@ DOORS = {
         "ssl_dist.store.sources.files",
         "ssl_dist.store.sources.tables",
         "ssl_dist.store.schema",
-        "ssl_dist.store.read",
+        "ssl_dist.store.mapping",
         "ssl_dist.store.shard",
         "ssl_dist.mirror",
     },

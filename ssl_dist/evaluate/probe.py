@@ -42,7 +42,11 @@ class Probe:
         chosen = (
             order.sample_ids(config.seed, _STREAM, 0, self.num_bank + num_queries, len(rows)) if len(rows) else rows
         )
-        self.ids, self.k = rows[chosen], min(config.probe.k, self.num_bank)
+        self.ids = rows[chosen]
+        if config.data.damaged == "skip" and not with_labels:  # a damaged image has no label
+            self.ids = self.ids[store.intact(self.ids)]
+            self.num_bank = len(self.ids)
+        self.k = min(config.probe.k, self.num_bank)
 
     @property
     def possible(self) -> bool:

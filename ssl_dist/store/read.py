@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,16 +11,21 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from ssl_dist.errors import StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.decode import decode
-from ssl_dist.store.schema import NO_LABEL, Manifest, ShardEntry, checksum, shard_schema
+from ssl_dist.store.mapping import MappedShard
+from ssl_dist.store.schema import NO_LABEL, Manifest
 
 Verify = Literal["lazy", "off", "full"]
-
+DamagedRows = Literal["refuse", "skip"]
 
 NO_BATCH = -1  # damage in a shard's Arrow header or footer, outside its record batches: no row is lost
+RESIDENT_BYTES = 1 << 30  # most of a process' maps, about; a store of no more than that stays mapped
+_FAULT_BYTES = 1 << 16  # that Linux maps around a page that is touched
+_UNKNOWN, _INTACT, _DAMAGED = range(3)  # states of a record batch
+
+log = logging.getLogger(__name__)
 
 
 class Damage(NamedTuple):
@@ -35,6 +42,7 @@ class ImageStore:
     Args:
         path: the store's folder.
         verify: "lazy" checks each record batch when it is first touched, "full" checks all of them now, "off" none.
+        damaged: "skip": images of damaged record batches have no label, and ``intact`` tells which they are.
 
     Attributes:
         manifest: what the store says of itself.
@@ -46,24 +54,29 @@ class ImageStore:
         StoreDamaged: "full" found damage.
     """
 
-    def __init__(self, path: str | os.PathLike[str], verify: Verify = "lazy") -> None:
+    def __init__(self, path: str | os.PathLike[str], verify: Verify = "lazy", damaged: DamagedRows = "refuse") -> None:
         if verify not in ("lazy", "off", "full"):
             raise StoreError(f"verify={verify!r}: it is 'lazy', 'off' or 'full'")
         self.path = Path(path)
         self.manifest = Manifest.read(self.path)
         self.image_shape = self.manifest.image_shape
         self.class_names = self.manifest.class_names
-        self._shards = [_MappedShard(self.path, entry, self.manifest) for entry in self.manifest.shards]
-        # record batch b of the whole store holds sample ids [_starts[b], _starts[b + 1])
-        self._batches = [(shard, b) for shard in self._shards for b in range(len(shard.entry.batches))]
-        rows = [shard.entry.batches[b].rows for shard, b in self._batches]
+        self._skip = damaged == "skip"
+        self._shards = [MappedShard(self.path, entry, self.manifest) for entry in self.manifest.shards]
+        # record batch b of the whole store is number _index[b] of shard _shard_of[b], and has the sample ids
+        # [_starts[b], _starts[b + 1])
+        counts = [len(shard.entry.batches) for shard in self._shards]
+        rows = [batch.rows for shard in self._shards for batch in shard.entry.batches]
         self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._columns: dict[int, np.ndarray | pa.BinaryArray] = {}
+        self._shard_of = np.repeat(np.arange(len(counts)), counts)
+        self._index = np.concatenate([np.arange(count) for count in counts])
+        self._state = np.full(len(rows), _INTACT if verify == "off" else _UNKNOWN, dtype=np.uint8)
+        self._buffers = np.full((len(rows), 2 if self.manifest.encoding == "jpeg" else 1), -1, dtype=np.int64)
+        self._stays_mapped, self._resident = self.manifest.bytes <= RESIDENT_BYTES, 0
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
-        self._unchecked = np.full(len(self._batches), verify == "lazy")
-        if verify == "full" and (damaged := self.verify()):
-            raise StoreDamaged(f"{self.path}: {len(damaged)} damaged record batches, first {damaged[0]}")
+        if verify == "full" and (found := self.verify()):
+            raise StoreDamaged(f"{self.path}: {len(found)} damaged record batches, first {found[0]}")
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -71,11 +84,13 @@ class ImageStore:
     @property
     def labels(self) -> np.ndarray:
         """int32 ``[n]``: index into ``class_names``, -1 where an image has none."""
-        if self._labels is None and not self.class_names:
-            self._labels = np.full(len(self), NO_LABEL, dtype=np.int32)
         if self._labels is None:
-            columns = [shard.batch(b).column("label").fill_null(NO_LABEL) for shard, b in self._checked_batches()]
-            self._labels = np.concatenate([column.to_numpy(zero_copy_only=False) for column in columns])
+            self._labels = np.full(len(self), NO_LABEL, dtype=np.int32)
+            for number in range(len(self._state)) if self.class_names else ():
+                if self._is_readable(number):
+                    shard, index = self._batch(number)
+                    labels = shard.batch(index).column("label").fill_null(NO_LABEL)
+                    self._labels[self._rows(number)] = labels.to_numpy(zero_copy_only=False)
         return self._labels
 
     def rows(self) -> Iterator[tuple[str, int, np.ndarray | bytes]]:
@@ -84,12 +99,15 @@ class ImageStore:
         Raises:
             StoreDamaged: as ``gather``.
         """
-        for number, (shard, index) in enumerate(self._batches):
+        for number in range(len(self._state)):
             self._check(number)
+            shard, index = self._batch(number)
+            self._mapped(shard.entry.batches[index].length)
             batch = shard.batch(index)
             labels = batch.column("label").fill_null(NO_LABEL).to_pylist()
-            images = self._column(number)
-            contents = images if isinstance(images, np.ndarray) else (one.as_py() for one in images)
+            images = batch.column("image")
+            raw = self.manifest.encoding == "raw"
+            contents = images.to_numpy_ndarray() if raw else (one.as_py() for one in images)
             yield from zip(batch.column("key").to_pylist(), labels, contents, strict=True)
 
     def gather(self, ids: np.ndarray) -> np.ndarray:
@@ -105,114 +123,142 @@ class ImageStore:
             StoreError: an id outside the store.
             StoreDamaged: a touched record batch differs from its checksum (names shard, batch, rows).
         """
+        ids, batches = self._located(ids)
+        touched = np.unique(batches)
+        for number in touched[self._buffers[touched, 0] < 0].tolist():
+            self._find(number)
+        for shard in np.unique(self._shard_of[touched]).tolist():
+            self._shards[shard].expect_whole()
+        images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
+        if self.manifest.encoding == "raw":
+            self._copy(ids, batches, images)
+        else:
+            self._decode(ids, batches, images)
+        return images
+
+    def intact(self, ids: np.ndarray) -> np.ndarray:
+        """bool ``[N]``: are the record batches of these sample ids as they were written? "off" says so of all.
+
+        Raises:
+            StoreError: an id outside the store.
+        """
+        _, batches = self._located(ids)
+        for number in np.unique(batches).tolist():
+            self._look_at(number)
+        intact: np.ndarray = self._state[batches] == _INTACT
+        return intact
+
+    def _located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sample ids, and the number of each one's record batch."""
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):
             raise StoreError(f"{self.path} has samples 0..{len(self) - 1}, asked for {ids.min()}..{ids.max()}")
-        images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
-        batch_of = np.searchsorted(self._starts, ids, side="right") - 1
-        by_batch = np.argsort(batch_of, kind="stable")
-        touched, first = np.unique(batch_of[by_batch], return_index=True)
-        for batch, positions in zip(touched.tolist(), np.split(by_batch, first[1:]), strict=False):
-            rows, column = ids[positions] - self._starts[batch], self._column(batch)
-            if isinstance(column, np.ndarray):
-                images[positions] = column[rows]
-            else:
-                self._decode(batch, rows, images, positions)
-        return images
+        return ids, np.searchsorted(self._starts, ids, side="right") - 1
 
-    def _decode(self, batch: int, rows: np.ndarray, images: np.ndarray, positions: np.ndarray) -> None:
-        """Decode rows of a record batch of JPEGs, in threads, into their places."""
-        column = self._column(batch)
+    def _copy(self, ids: np.ndarray, batches: np.ndarray, images: np.ndarray) -> None:
+        """Rows of pixels into their places."""
+        length, place = math.prod(self.image_shape), 0
+        starts = self._buffers[batches, 0] + (ids - self._starts[batches]) * length
+        shards = self._shard_of[batches]
+        target = images.reshape(-1).data  # slices of memoryviews cost half of what those of arrays do
+        if self._stays_mapped:
+            sources = {shard: self._shards[shard].contents.data for shard in np.unique(shards).tolist()}
+            for shard, start in zip(shards.tolist(), starts.tolist(), strict=True):
+                target[place : place + length] = sources[shard][start : start + length]
+                place += length
+        else:  # where pages do not stay mapped, a fault costs more than a read
+            for shard, start in zip(shards.tolist(), starts.tolist(), strict=True):
+                self._shards[shard].read_into(target[place : place + length], start)
+                place += length
+
+    def _decode(self, ids: np.ndarray, batches: np.ndarray, images: np.ndarray) -> None:
+        """JPEGs, in threads, into their places."""
         self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
+        rows = ids - self._starts[batches]
 
-        def one(row: int, position: int) -> None:
+        def one(place: int) -> int:
+            number, row = int(batches[place]), int(rows[place])
+            content = self._jpeg(number, row)
+            where = f"{self.path}: row {row} of record batch {number}"
             try:
-                image = decode(column[row].as_py(), None)
+                image = decode(content, None)
             except Unreadable as error:
-                raise StoreDamaged(f"{self.path}: row {row} of record batch {batch} is no image ({error})") from None
+                raise StoreDamaged(f"{where} is no image ({error})") from None
             if image.shape != self.image_shape:
-                raise StoreDamaged(
-                    f"{self.path}: row {row} of record batch {batch} is {image.shape}, not {self.image_shape}"
-                )
-            images[position] = image
+                raise StoreDamaged(f"{where} is {image.shape}, not {self.image_shape}")
+            images[place] = image
+            return len(content) + 2 * _FAULT_BYTES
 
-        for _ in self._threads.map(one, rows.tolist(), positions.tolist()):
-            pass
+        self._mapped(sum(self._threads.map(one, range(len(ids)))))
+
+    def _jpeg(self, number: int, row: int) -> bytes:
+        contents = self._shards[self._shard_of[number]].contents
+        offsets, files = self._buffers[number].tolist()
+        start, stop = contents[offsets + 4 * row : offsets + 4 * row + 8].view(np.int32).tolist()
+        content: bytes = contents[files + start : files + stop].tobytes()
+        return content
 
     def verify(self) -> list[Damage]:
         """Check every byte of every shard; returns what is damaged."""
-        damaged = [self._damage(b) for b, (shard, i) in enumerate(self._batches) if not shard.is_intact(i)]
+        damaged = [self._damage(number) for number in range(len(self._state)) if not self._matches(number)]
         named = {damage.shard for damage in damaged}
         for shard in self._shards:
             if shard.entry.file not in named and not shard.is_intact():
                 damaged.append(Damage(shard.entry.file, NO_BATCH, (0, 0)))
+            self._mapped(shard.entry.bytes)
         return damaged
 
-    def _damage(self, batch: int) -> Damage:
-        shard, index = self._batches[batch]
-        return Damage(shard.entry.file, index, (int(self._starts[batch]), int(self._starts[batch + 1])))
+    def _damage(self, number: int) -> Damage:
+        shard, index = self._batch(number)
+        rows = self._rows(number)
+        return Damage(shard.entry.file, index, (rows.start, rows.stop))
 
-    def _check(self, batch: int) -> None:
-        shard, index = self._batches[batch]
-        if not self._unchecked[batch]:
-            return
-        if not shard.is_intact(index):
-            name, _, (start, stop) = self._damage(batch)
+    def _matches(self, number: int) -> bool:
+        shard, index = self._batch(number)
+        self._mapped(shard.entry.batches[index].length)
+        return shard.is_intact(index)
+
+    def _look_at(self, number: int) -> None:
+        """Check a record batch that has not been touched yet."""
+        if self._state[number] == _UNKNOWN:
+            intact = self._matches(number)
+            self._state[number] = _INTACT if intact else _DAMAGED
+            if self._skip and not intact:
+                log.warning("%s: goes on without its images", self._difference(number))
+
+    def _check(self, number: int) -> None:
+        self._look_at(number)
+        if self._state[number] == _DAMAGED:
             raise StoreDamaged(
-                f"{self.path / name}: record batch {index} (samples {start}..{stop - 1}) differs from its checksum:"
-                " `ssl-dist store verify` lists all damage; build the store again or restore the file"
+                f"{self._difference(number)}: `ssl-dist store verify` lists all damage; build the store again,"
+                " restore the file, or train without these images with data.damaged=skip"
             )
-        self._unchecked[batch] = False
 
-    def _checked_batches(self) -> list[tuple[_MappedShard, int]]:
-        for batch in range(len(self._batches)):
-            self._check(batch)
-        return self._batches
+    def _is_readable(self, number: int) -> bool:
+        self._look_at(number) if self._skip else self._check(number)
+        return bool(self._state[number] == _INTACT)
 
-    def _column(self, batch: int) -> np.ndarray | pa.BinaryArray:
-        """On the memory map, made once: uint8 [rows, H, W, 3], or the bytes of JPEGs."""
-        if batch not in self._columns:
-            self._check(batch)
-            shard, index = self._batches[batch]
-            column = shard.batch(index).column("image")
-            self._columns[batch] = column.to_numpy_ndarray() if self.manifest.encoding == "raw" else column
-        return self._columns[batch]
+    def _difference(self, number: int) -> str:
+        shard, index, (start, stop) = self._damage(number)
+        return f"{self.path / shard}: record batch {index} (samples {start}..{stop - 1}) differs from its checksum"
 
+    def _find(self, number: int) -> None:
+        """Where a record batch's images are, once and for all."""
+        self._check(number)
+        shard, index = self._batch(number)
+        self._buffers[number] = shard.image_buffers(index)
 
-class _MappedShard:
-    """One shard file on a memory map.
+    def _batch(self, number: int) -> tuple[MappedShard, int]:
+        return self._shards[self._shard_of[number]], int(self._index[number])
 
-    Record batches are found by the manifest's offsets and read with the manifest's schema, so every byte that is
-    trusted lies under a checksum; the Arrow file's own header and footer serve other readers.
-    """
+    def _rows(self, number: int) -> slice:
+        return slice(int(self._starts[number]), int(self._starts[number + 1]))
 
-    def __init__(self, store: Path, entry: ShardEntry, manifest: Manifest) -> None:
-        self.entry, self.path = entry, store / entry.file
-        self._schema = shard_schema(manifest.encoding, manifest.image_shape)
-        try:
-            empty = self.path.stat().st_size == 0  # an empty file cannot be mapped
-            self._bytes = np.empty(0, dtype=np.uint8) if empty else np.memmap(self.path, dtype=np.uint8, mode="r")
-        except OSError as error:
-            raise StoreError(f"{self.path}: {error.strerror}; restore the file or build the store again") from None
-
-    def is_intact(self, index: int | None = None) -> bool:
-        """Does this record batch (None: the whole file) match its checksum?"""
-        if index is None:
-            return checksum(self._bytes) == self.entry.xxh3
-        return checksum(self._message(index)) == self.entry.batches[index].xxh3
-
-    def batch(self, index: int) -> pa.RecordBatch:
-        try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(self._message(index)), self._schema)
-            batch.validate(full=True)  # its checksum says that it is what was written, not who wrote it
-        except (pa.ArrowException, OSError, EOFError, ValueError) as error:
-            raise StoreDamaged(f"{self.path}: record batch {index} cannot be read ({error})") from None
-        if batch.num_rows != self.entry.batches[index].rows:
-            raise StoreDamaged(
-                f"{self.path}: record batch {index} has {batch.num_rows} rows, not those of the manifest"
-            )
-        return batch
-
-    def _message(self, index: int) -> np.ndarray:
-        batch = self.entry.batches[index]
-        return self._bytes[batch.offset : batch.offset + batch.length]
+    def _mapped(self, num_bytes: int) -> None:
+        """Keep about RESIDENT_BYTES of a larger store mapped: pages count as the process' memory, and come for nothing
+        but a fault."""
+        self._resident += num_bytes
+        if self._resident > RESIDENT_BYTES and not self._stays_mapped:
+            for shard in self._shards:
+                shard.release()
+            self._resident = 0

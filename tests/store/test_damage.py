@@ -1,0 +1,223 @@
+"""Damaged shards: every flipped bit, cut and torn write is named by shard, batch and rows, and its bytes never read."""
+
+from __future__ import annotations
+
+import json
+import logging
+import mmap
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_dist import store
+from ssl_dist.batches import Batches
+from ssl_dist.collectives import World
+from ssl_dist.errors import StoreDamaged, StoreError
+from ssl_dist.evaluate.probe import Probe
+from ssl_dist.samples import Samples, open_data
+from ssl_dist.store import ImageStore, read, shard, write
+from tests.helpers import small_config
+
+SECTOR = 512  # bytes that a disk writes as one
+
+
+@pytest.fixture(scope="module", params=["raw", "jpeg"])
+def many_batches(request: pytest.FixtureRequest, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """51 images in three shards of five record batches."""
+    path: Path = tmp_path_factory.mktemp("stores") / request.param
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "SHARD_FILES", 20)
+        patch.setattr(shard, "BATCH_ROWS", 4)
+        store.build(image_folder, path, encoding=request.param, workers=1)
+    return path
+
+
+def damaged(whole: bytes, random: np.random.Generator) -> bytes:
+    """A flipped bit, a cut, or sectors that were not written or hold something else."""
+    torn, kind = bytearray(whole), random.integers(4)
+    place = int(random.integers(len(whole)))
+    if kind == 0:
+        torn[place] ^= 1 << int(random.integers(8))
+    elif kind == 1:
+        del torn[place:]
+    else:
+        start, stop = (np.array([place, place + random.integers(1, 4 * SECTOR)]) // SECTOR * SECTOR).tolist()
+        part = slice(start, max(stop, start + SECTOR))
+        size = len(torn[part])
+        torn[part] = bytes(size) if kind == 2 else random.bytes(size)
+    return bytes(torn)
+
+
+def differing_rows(before: bytes, after: bytes, path: Path, name: str) -> dict[int, tuple[int, int]]:
+    """By the manifest: which record batches differ, and their sample ids."""
+    first, found = 0, {}
+    for entry in json.loads((path / "manifest.json").read_text())["shards"]:
+        for number, batch in enumerate(entry["batches"]):
+            part = slice(batch["offset"], batch["offset"] + batch["length"])
+            if entry["file"] == name and before[part] != after[part]:
+                found[number] = (first, first + batch["rows"])
+            first += batch["rows"]
+    return found
+
+
+def damage_and_look(path: Path, cases: int, seed: int) -> None:
+    """Each case damages one shard; what the store says of it must be what differs, and the rest must read as before."""
+    random, original = np.random.default_rng(seed), ImageStore(path).gather(np.arange(51))
+    for case in range(cases):
+        file = path / f"shard-{random.integers(3):05d}.arrow"
+        whole = file.read_bytes()
+        torn = damaged(whole, random)
+        if torn == whole:  # zeros over zeros
+            continue
+        file.write_bytes(torn)
+        rows = differing_rows(whole, torn, path, file.name)
+        opened = ImageStore(path)
+        expected = [(file.name, number, at) for number, at in rows.items()] or [(file.name, read.NO_BATCH, (0, 0))]
+        assert opened.verify() == expected, case
+        lost = np.zeros(51, dtype=bool)
+        for number, (start, stop) in rows.items():
+            lost[start:stop] = True
+            with pytest.raises(
+                StoreDamaged, match=rf"{file.name}: record batch {number} \(samples {start}\.\.{stop - 1}\)"
+            ):
+                opened.gather(np.array([start]))
+        assert np.array_equal(opened.intact(np.arange(51)), ~lost)
+        left = np.flatnonzero(~lost)
+        assert np.array_equal(opened.gather(left), original[left])
+        with pytest.raises(StoreDamaged, match=f"{len(expected)} damaged record batches"):
+            ImageStore(path, verify="full")
+        file.write_bytes(whole)
+
+
+def test_damage_is_named_and_never_read(many_batches: Path, tmp_path: Path) -> None:
+    damage_and_look(Path(shutil.copytree(many_batches, tmp_path / "s")), 150, seed=0)
+
+
+@pytest.mark.slow
+def test_ten_thousand_damages_are_named_and_never_read(many_batches: Path, tmp_path: Path) -> None:
+    """Five thousand for each encoding."""
+    damage_and_look(Path(shutil.copytree(many_batches, tmp_path / "s")), 5000, seed=1)
+
+
+def test_a_damaged_manifest_is_refused(many_batches: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(many_batches, tmp_path / "s"))
+    whole, random = (path / "manifest.json").read_bytes(), np.random.default_rng(0)
+    for _ in range(150):
+        torn = damaged(whole, random)
+        (path / "manifest.json").write_bytes(torn)
+        if json_of(torn) == json_of(whole):  # white space
+            continue
+        with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
+            ImageStore(path)
+
+
+def json_of(content: bytes) -> object:
+    try:
+        return json.loads(content)
+    except ValueError:
+        return None
+
+
+def test_a_shard_that_is_cut_while_it_is_open_ends_no_process(many_batches: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copytree(many_batches, tmp_path / "s"))
+    opened = ImageStore(path)
+    opened.gather(np.arange(51))
+    with (path / "shard-00001.arrow").open("r+b") as file:
+        file.truncate(mmap.PAGESIZE)
+    with pytest.raises(StoreDamaged, match=r"shard-00001\.arrow has been cut since it was opened"):
+        opened.gather(np.arange(51))
+
+
+def test_a_store_that_does_not_stay_mapped_reads_the_same(
+    many_batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = np.random.default_rng(0).integers(0, 51, 200)
+    expected, path = ImageStore(many_batches).gather(ids), Path(shutil.copytree(many_batches, tmp_path / "s"))
+    monkeypatch.setattr(read, "RESIDENT_BYTES", 5000)
+    opened = ImageStore(path)
+    assert np.array_equal(opened.gather(ids), expected)
+    assert opened.verify() == []
+    with (path / "shard-00001.arrow").open("r+b") as file:
+        file.truncate(100)
+    with pytest.raises(StoreDamaged, match=r"shard-00001\.arrow has been cut since it was opened"):
+        opened.gather(ids)
+
+
+@pytest.fixture
+def half_damaged(many_batches: Path, tmp_path: Path) -> Path:
+    """The first record batch of each shard differs by one bit: 12 images, of all classes."""
+    path = Path(shutil.copytree(many_batches, tmp_path / "s"))
+    for entry in json.loads((path / "manifest.json").read_text())["shards"]:
+        torn = bytearray((path / entry["file"]).read_bytes())
+        torn[entry["batches"][0]["offset"] + entry["batches"][0]["length"] // 2] ^= 1
+        (path / entry["file"]).write_bytes(torn)
+    return path
+
+
+LOST = np.array([*range(4), *range(20, 24), *range(40, 44)])
+
+
+def test_a_run_stops_at_damage_unless_its_recipe_says_otherwise(half_damaged: Path) -> None:
+    config = small_config(half_damaged, probe=None)
+    opened, _ = open_data(config)
+    with pytest.raises(StoreDamaged, match=r"record batch 0 \(samples .* data\.damaged=skip"):
+        list(Batches(opened, config, World(), 0, 10))
+
+
+def test_others_stand_in_for_damaged_images(
+    half_damaged: Path, many_batches: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only where an image is damaged, the same with any share of the batch, and the run goes on to any step."""
+    config = small_config(half_damaged, data__damaged="skip", probe=None)
+    opened, _ = open_data(config)
+    found, planned = Samples(config, opened), Samples(small_config(many_batches), ImageStore(many_batches))
+    for step in (0, 1, 2, 3, 100):
+        ids, epochs, _ = found.of(step, range(3))
+        others, same_epochs, _ = planned.of(step, range(3))
+        assert np.array_equal(epochs, same_epochs)
+        assert not np.isin(ids, LOST).any()
+        lost = np.isin(others, LOST)
+        assert np.array_equal(ids[~lost], others[~lost])
+        parts = [found.of(step, range(number, number + 1))[0] for number in range(3)]
+        assert np.array_equal(np.concatenate(parts), ids)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        batches = list(Batches(ImageStore(half_damaged, damaged="skip"), config, World(), 0, 10))
+    assert len(batches) == 10
+    assert caplog.text.count("goes on without its images") == 3
+    assert "shard-00001.arrow: record batch 0 (samples 20..23)" in caplog.text
+
+
+def test_damaged_images_have_no_label_and_are_not_probed(half_damaged: Path, many_batches: Path) -> None:
+    opened = ImageStore(half_damaged, damaged="skip")
+    expected = ImageStore(many_batches).labels.copy()
+    expected[LOST] = -1
+    assert np.array_equal(opened.labels, expected)
+    for kind in ("knn", "rankme"):
+        config = small_config(half_damaged, data__damaged="skip", probe__kind=kind)
+        probe = Probe(config, opened)
+        assert not np.isin(probe.ids, LOST).any()
+        assert len(probe.ids) == 51 - len(LOST)
+    with pytest.raises(StoreDamaged):
+        _ = ImageStore(half_damaged).labels
+
+
+def test_labels_of_a_file_do_not_bring_damaged_images_back(half_damaged: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "labels.npy", np.arange(51) % 3)
+    supervised = {"name": "supervised", "num_classes": 3}
+    given = {"data__label_file": str(tmp_path / "labels.npy"), "data__damaged": "skip", "probe": None}
+    config = small_config(half_damaged, method=supervised, augment={"recipe": "weak"}, **given)
+    opened, found = open_data(config)
+    assert found.num_samples == 51 - len(LOST)
+    seen = np.concatenate([Samples(config, opened).of(step, range(3))[0] for step in range(12)])
+    assert not np.isin(seen, LOST).any()
+
+
+def test_a_store_with_no_intact_image_is_refused(half_damaged: Path) -> None:
+    for file in half_damaged.glob("*.arrow"):
+        file.write_bytes(bytes(file.stat().st_size))
+    config = small_config(half_damaged, data__damaged="skip", probe=None)
+    with pytest.raises(StoreDamaged, match="next to no image is intact"):
+        Samples(config, open_data(config)[0]).of(0, range(3))
