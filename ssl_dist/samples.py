@@ -16,7 +16,7 @@ from ssl_dist.store import ImageStore
 
 _LABELLED = 1  # names the seed of the labelled images' order
 _STAND_IN = 3  # names the seeds of images that are taken in place of damaged ones
-_TRIES = 1000  # for one that is intact
+_TRIES = 100  # for one that is intact
 
 
 class Images(Protocol):
