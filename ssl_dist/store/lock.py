@@ -47,13 +47,17 @@ class Lock:
             self.job = None
 
     def begin(self, job: Job, old: Manifest | None) -> None:
-        """From here on shards are written; those of another job, which no manifest names, are removed."""
+        """From here on shards are written; those of another job, which no manifest names, are removed, and what writers
+        have begun and nobody will give a name."""
         if self.job != job:
             _remove_unnamed(self._store, old)
+        for path in self._store.glob(".shard-*.tmp"):
+            path.unlink(missing_ok=True)
         self._file.seek(0)
         self._file.truncate()
         self._file.write(f"{job.what} {job.onto} {os.getpid()}-{time.time_ns()}")
         self._file.flush()
+        os.fsync(self._file.fileno())  # other machines see it
 
 
 @contextlib.contextmanager
@@ -119,7 +123,7 @@ def _remove_notes(store: Path) -> None:
 
 
 def token_of(store: Path) -> str:
-    """Who builds there now; nothing where nobody does."""
+    """Who builds there now, as this machine sees it; nothing where nobody does."""
     try:
         return (store / _BUILDING).read_text(encoding="utf-8")
     except OSError:

@@ -1,15 +1,18 @@
 """Write one shard: members of a source -> decoded, resized, checksummed record batches of one Arrow file.
 
-Beside each shard of an unfinished store lies a note of what is in it, so that a build which was killed goes on after
-the shards that it has.
+A writer, wherever it runs, writes under a name that nobody else uses; the process that has the store's lock gives the
+shard its own. So a writer that outlives its build, or that was taken for lost and runs twice, touches nothing of the
+store. Beside each shard of an unfinished store lies a note of what is in it, so that a build which was killed goes on
+after the shards that it has.
 """
 
 from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable
+import uuid
 from pathlib import Path
+from typing import IO, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +22,6 @@ from PIL import Image
 from ssl_dist.errors import SourceError, Unreadable
 from ssl_dist.store.decode import decode, is_plain_jpeg, resize
 from ssl_dist.store.schema import (
-    BATCH_ROWS,
     NO_LABEL,
     BatchEntry,
     Encoding,
@@ -30,7 +32,7 @@ from ssl_dist.store.schema import (
 from ssl_dist.store.sources import File, Member
 
 JPEG_QUALITY = 90
-BATCH_BYTES = 256 << 20  # of images: a record batch ends there, if it comes before BATCH_ROWS
+BATCH_BYTES = 256 << 20  # of images: a record batch ends there, if it comes before that many rows
 _MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
 
 
@@ -44,56 +46,90 @@ class Shard(pydantic.BaseModel):
 
 
 class Form(pydantic.BaseModel):
-    """How images are kept: their encoding, (H, W, 3), and the side they are resized to (None: they have that size)."""
+    """How images are kept: their encoding, (H, W, 3), the side they are resized to (None: they have that size), and how
+    many are a record batch."""
 
     encoding: Encoding
     image_shape: tuple[int, int, int]
     size_px: int | None
+    batch_rows: int
 
 
-def write_shard(chunk: list[Member], path: Path, form: Form, still_ours: Callable[[], bool] = lambda: True) -> Shard:
-    """Decode some members and write their shard, and the note of it; runs in a writer process.
+class Piece(NamedTuple):
+    """What a writer is given: the members of one shard, the path that it will have, and how images are kept."""
 
-    Args:
-        still_ours: asked before the shard gets its name: has nobody else begun to build here meanwhile?
+    members: list[Member]
+    path: Path
+    form: Form
+
+    @property
+    def held_bytes(self) -> int:
+        """What its members take in memory."""
+        return sum(member.held_bytes for member in self.members)
+
+
+class Written(NamedTuple):
+    """A shard, its path, and the file that waits to be given that name (None: it has it, or no image was readable)."""
+
+    path: Path
+    shard: Shard
+    aside: Path | None
+
+
+def write_shard(piece: Piece) -> Written:
+    """Decode some members and write their shard, which ``put_in_place`` then gives its name; runs in any process, on any
+    machine that has the store's folder.
 
     Raises:
         SourceError: images of several sizes where there should be one, or a file that can be read only perhaps.
         OSError: it cannot be written.
     """
-    shard, batches = Shard(members=len(chunk)), list[tuple[int, int, int]]()
+    aside = piece.path.with_name(f".{piece.path.stem}.{uuid.uuid4().hex}.tmp")
+    try:
+        with aside.open("wb") as file:
+            shard, batches = _write_rows(file, piece)
+            file.flush()
+            os.fsync(file.fileno())
+        if batches:
+            shard.entry = _sealed(aside, piece.path.name, batches)
+            return Written(piece.path, shard, aside)
+    except BaseException:
+        aside.unlink(missing_ok=True)  # a full disk gets its room back
+        raise
+    aside.unlink()
+    return Written(piece.path, shard, None)
+
+
+def _write_rows(file: IO[bytes], piece: Piece) -> tuple[Shard, list[tuple[int, int, int]]]:
+    """The Arrow file; returns what was left out, and (rows, first byte, byte after the last) of each record batch."""
+    form, shard, batches = piece.form, Shard(members=len(piece.members)), list[tuple[int, int, int]]()
     schema, rows = shard_schema(form.encoding, form.image_shape), _Rows(form)
-    aside = path.with_name(f".{path.stem}.{os.getpid()}.tmp")
-    with aside.open("wb") as file:
-        sink = pa.PythonFile(file, mode="w")
-        writer = pa.ipc.new_file(sink, schema)
-        for member in chunk:
-            try:
-                rows.append(member)
-            except Unreadable as error:
-                shard.skipped.append((_text(member.key), str(error)))
-                continue
-            if len(rows) == BATCH_ROWS or rows.num_bytes >= BATCH_BYTES:
-                batches.append(_flush(writer, sink, schema, rows))
-                rows = _Rows(form)
-        if len(rows):
+    sink = pa.PythonFile(file, mode="w")
+    writer = pa.ipc.new_file(sink, schema)
+    for member in piece.members:
+        try:
+            rows.append(member)
+        except Unreadable as error:
+            shard.skipped.append((_text(member.key), str(error)))
+            continue
+        if len(rows) == form.batch_rows or rows.num_bytes >= BATCH_BYTES:
             batches.append(_flush(writer, sink, schema, rows))
-        writer.close()
-        file.flush()
-        os.fsync(file.fileno())
-    if batches:
-        shard.entry = _sealed(aside, path.name, batches)
-    if not still_ours():
-        aside.unlink()
-        raise OSError(f"{path.parent} is being built by another process")
-    if batches:
-        aside.replace(path)
-    else:
-        aside.unlink()
-    note = note_of(path).with_suffix(".tmp")
-    note.write_text(shard.model_dump_json())
-    note.replace(note_of(path))
-    return shard
+            rows = _Rows(form)
+    if len(rows):
+        batches.append(_flush(writer, sink, schema, rows))
+    writer.close()
+    return shard, batches
+
+
+def put_in_place(written: Written) -> Shard:
+    """Give a shard its name and leave the note of it; only the process that has the store's lock may. Raises OSError."""
+    if written.aside:
+        written.aside.replace(written.path)
+    note = note_of(written.path)
+    aside = note.with_suffix(".tmp")
+    aside.write_text(written.shard.model_dump_json())
+    aside.replace(note)
+    return written.shard
 
 
 def note_of(path: Path) -> Path:
@@ -102,7 +138,7 @@ def note_of(path: Path) -> Path:
 
 
 def finished(path: Path, num_members: int) -> Shard | None:
-    """What ``write_shard`` said of a shard that is there as it wrote it, from as many members; else None."""
+    """What the note says of a shard that is there as it was written, from as many members; else None."""
     try:
         shard = Shard.model_validate_json(note_of(path).read_bytes())
         if shard.members != num_members:

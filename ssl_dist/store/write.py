@@ -1,23 +1,17 @@
 """Make a store: members of a source -> shards (see ``shard.py``) -> manifest.
 
-The source is cut into chunks of SHARD_FILES files (or CHUNK_BYTES), one shard each, so the shards do not depend on the
-number of writer processes. The manifest is written when every shard is on disk: a build that dies leaves no store, and
+The source is cut into chunks of SHARD_FILES files (or CHUNK_BYTES), one shard each, so the shards do not depend on who
+writes them (see ``writers.py``). The manifest is written when every shard is on disk: a build that dies leaves no store, and
 goes on after the shards it has when it is called again; an ``append`` that dies leaves the store as it was.
 """
 
 from __future__ import annotations
 
-import itertools
+import contextlib
 import json
 import logging
-import multiprocessing
 import os
-import threading
-import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,15 +19,14 @@ import xxhash
 
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable
 from ssl_dist.store.decode import describe_resize
-from ssl_dist.store.lock import Job, expect_room, locked, token_of, unwritable
+from ssl_dist.store.lock import Job, expect_room, locked, unwritable
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
-from ssl_dist.store.shard import Form, Shard, finished, pixels, write_shard
+from ssl_dist.store.shard import Form, Piece, Shard, pixels, put_in_place
 from ssl_dist.store.sources import Member, Share, Source, list_source, of_stores
+from ssl_dist.store.writers import Writers, processes
 
 SHARD_FILES = 16 * BATCH_ROWS
 CHUNK_BYTES = 256 << 20  # of members that wait in memory: a chunk ends there, if it comes first
-
-_WATCH_S = 0.1  # between two looks at whether the parent lives
 
 log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -48,7 +41,7 @@ def build(
     encoding: str = "raw",
     share: Share = (0, 1),
     keep: bool = False,
-    workers: int | None = None,
+    workers: int | Writers | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -63,7 +56,7 @@ def build(
             are kept as they are, other images are encoded with quality 90.
         share: only the images whose key, hashed to a number in [0, 1), lies in [low, high).
         keep: a store that is there, made of the same and in the same way, will do.
-        workers: writer processes; None: one a core.
+        workers: writer processes; None: one a core; or others who write shards (``cluster.build``'s), elsewhere.
         strict: stop at the first file that is not a readable image instead of leaving it out.
         progress: called with (images done, images in all).
 
@@ -85,7 +78,7 @@ def merge(
     stores: Sequence[str | os.PathLike[str]],
     destination: str | os.PathLike[str],
     *,
-    workers: int | None = None,
+    workers: int | Writers | None = None,
     progress: Progress | None = None,
 ) -> Manifest:
     """A new store of all images of several, one after the other; classes of one name are one class.
@@ -105,7 +98,7 @@ def append(
     source: str | os.PathLike[str],
     store: str | os.PathLike[str],
     *,
-    workers: int | None = None,
+    workers: int | Writers | None = None,
     strict: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -121,7 +114,7 @@ def append(
     with locked(place) as lock:
         old = Manifest.read(place)  # which nobody else writes now
         side = None if old.resize == describe_resize(None) else old.image_shape[0]
-        form = Form(encoding=old.encoding, image_shape=old.image_shape, size_px=side)
+        form = Form(encoding=old.encoding, image_shape=old.image_shape, size_px=side, batch_rows=BATCH_ROWS)
         job = Job(what=_digest(listed, form), onto=len(old.shards))
         if (died := lock.job) and died.what == job.what and old.made_of == died.identity:
             return old  # it died when all was done but to say so
@@ -141,7 +134,7 @@ def _build(
     size_px: int | None,
     encoding: str,
     keep: bool,
-    workers: int | None,
+    workers: int | Writers | None,
     strict: bool,
     progress: Progress | None,
 ) -> Manifest:
@@ -149,7 +142,10 @@ def _build(
         raise ConfigError(f"encoding {encoding!r}: it is one of {', '.join(get_args(Encoding))}")
     if size_px is not None and size_px < 1:
         raise ConfigError(f"size_px {size_px}: it is a number of pixels, 1 or more")
-    form = Form.model_validate({"encoding": encoding, "image_shape": _image_shape(listed, size_px), "size_px": size_px})
+    shape = _image_shape(listed, size_px)
+    form = Form.model_validate(
+        {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
+    )
     job = Job(what=_digest(listed, form, split), onto=0)
     if there := _made(store, job, keep):
         return there
@@ -215,7 +211,7 @@ def _image_shape(listed: Source, size_px: int | None) -> tuple[int, int, int]:
 
 def _digest(listed: Source, form: Form, *others: object) -> str:
     """Of what is being built, and how."""
-    parts = [listed.fingerprint, listed.class_names, form.model_dump(), BATCH_ROWS, SHARD_FILES, CHUNK_BYTES, *others]
+    parts = [listed.fingerprint, listed.class_names, form.model_dump(), SHARD_FILES, CHUNK_BYTES, *others]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())
 
 
@@ -224,19 +220,17 @@ def _write(
     store: Path,
     form: Form,
     old: Manifest | None,
-    workers: int | None,
+    workers: int | Writers | None,
     strict: bool,
     progress: Progress | None,
 ) -> tuple[list[ShardEntry], int]:
     """All shards of a source, and how many of its files were left out."""
-    if workers is not None and workers < 1:
-        raise ConfigError(f"workers {workers}: at least 1 writer process is needed")
     for key in listed.foreign:
         _leave_out(key, "not an image file", strict)
     entries, skipped, done = list[ShardEntry](), len(listed.foreign), 0
     number = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
-    paths = (store / f"shard-{n:05d}.arrow" for n in itertools.count(number))
-    for shard in _shards(zip(_chunks(listed), paths, strict=False), store, form, workers or os.cpu_count() or 1):
+    pieces = (Piece(chunk, store / f"shard-{n:05d}.arrow", form) for n, chunk in enumerate(_chunks(listed), number))
+    for shard in _shards(pieces, store, workers if callable(workers) else processes(workers)):
         for key, reason in shard.skipped:
             _leave_out(key, reason, strict)
         skipped, done = skipped + len(shard.skipped), done + shard.members
@@ -248,49 +242,14 @@ def _write(
     return entries, skipped
 
 
-def _shards(jobs: Iterator[tuple[list[Member], Path]], store: Path, form: Form, workers: int) -> Iterator[Shard]:
-    """Shards in order: those there are, and those that a pool, or here one worker, writes."""
+def _shards(pieces: Iterator[Piece], store: Path, writers: Writers) -> Iterator[Shard]:
+    """Shards in order, each in its place."""
     try:
-        if workers == 1:
-            for chunk, path in jobs:
-                yield _finish(chunk, path, form, token_of(store))
-        else:
-            yield from _by_pool(jobs, form, workers)
-    except (OSError, BrokenProcessPool) as error:
+        with contextlib.closing(writers(pieces)) as found:
+            for written in found:
+                yield put_in_place(written)
+    except OSError as error:
         raise unwritable(store, error) from None
-
-
-def _by_pool(jobs: Iterator[tuple[list[Member], Path]], form: Form, workers: int) -> Iterator[Shard]:
-    """At most two chunks a process are in memory."""
-    # spawn: a fork of a process that has threads (torch, Arrow) may hang
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        running: deque[Future[Shard]] = deque()
-        try:
-            for chunk, path in jobs:
-                running.append(pool.submit(_finish, chunk, path, form, token_of(path.parent)))
-                if len(running) > 2 * workers:
-                    yield running.popleft().result()
-            while running:
-                yield running.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _end_with_parent(parent: int) -> None:
-    """In a writer: a build that is killed must not write on, where perhaps another builds by then."""
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_WATCH_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _finish(chunk: list[Member], path: Path, form: Form, token: str) -> Shard:
-    """A shard that is there, or else written now; ``token``: see ``token_of``, of the build that asks for it."""
-    return finished(path, len(chunk)) or write_shard(chunk, path, form, lambda: token_of(path.parent) == token)
 
 
 def _chunks(listed: Source) -> Iterator[list[Member]]:

@@ -24,14 +24,14 @@ from PIL import Image
 
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
-from ssl_dist.store import ImageStore, lock, shard, write
+from ssl_dist.store import ImageStore, lock, shard, write, writers
 from ssl_dist.store.sources import File
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "SHARD_FILES", 10)
-    monkeypatch.setattr(shard, "BATCH_ROWS", 4)
+    monkeypatch.setattr(write, "BATCH_ROWS", 4)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -73,7 +73,9 @@ def test_a_build_that_died_goes_on_after_its_shards(
         ImageStore(tmp_path / "s")
     first = (tmp_path / "s" / "shard-00000.arrow").stat().st_ino
     written = []
-    monkeypatch.setattr(write, "write_shard", lambda *job: written.append(job[1].name) or shard.write_shard(*job))
+    monkeypatch.setattr(
+        writers, "write_shard", lambda piece: written.append(piece.path.name) or shard.write_shard(piece)
+    )
     store.build(image_folder, tmp_path / "s", workers=1)
     assert written == ["shard-00003.arrow", "shard-00004.arrow", "shard-00005.arrow"]
     assert (tmp_path / "s" / "shard-00000.arrow").stat().st_ino == first
@@ -103,7 +105,7 @@ def test_what_an_unfinished_build_left_is_not_trusted_blindly(change: str, image
 
 
 def _append(source: Path, path: Path) -> None:
-    write.SHARD_FILES, shard.BATCH_ROWS = 10, 4
+    write.SHARD_FILES, write.BATCH_ROWS = 10, 4
     store.append(source, path, workers=1)
 
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
-from ssl_dist.store import ImageStore, lock, shard, write
+from ssl_dist.store import ImageStore, lock, write
 from ssl_dist.store.decode import decode
 
 
@@ -71,7 +71,7 @@ def test_gather_takes_any_order_with_repeats_across_batches(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write, "SHARD_FILES", 20)
-    monkeypatch.setattr(shard, "BATCH_ROWS", 7)
+    monkeypatch.setattr(write, "BATCH_ROWS", 7)
     # one process: the smaller batches are this process' setting alone
     store.build(image_folder, tmp_path / "s", workers=1)
     opened = ImageStore(tmp_path / "s")
