@@ -1,4 +1,4 @@
-"""The commands that need Ray: pretrain, demo and doctor, added to those that need no cluster."""
+"""The commands that need Ray: pretrain, demo and doctor, added to those that make stores and that need no cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.table import Table
 
-from ssl_dist.cli import app, comparison
+from cluster.store_cli import app
+from ssl_dist.cli import comparison
 from ssl_dist.errors import ClusterError, ConfigError, RunError
 from ssl_dist.screen import Json, console, print_json, show
 

@@ -1,4 +1,5 @@
-"""The commands that need no cluster: store, checkpoint, evaluate, report. Heavy imports happen inside commands."""
+"""The commands that need no cluster: checkpoint, evaluate, report, and those that look at stores. Heavy imports happen
+inside commands."""
 
 from __future__ import annotations
 
@@ -16,8 +17,6 @@ if TYPE_CHECKING:
     from ssl_dist.evaluate import Comparison, Score
 
 Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
-Workers = Annotated[int | None, typer.Option(help="Writer processes. Default: one a core.")]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not a readable image.")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="Build, look at and check image stores.")
@@ -31,94 +30,6 @@ app.add_typer(evaluate_app, name="evaluate")
 @app.callback()
 def _describe() -> None:
     """Pretrain an image encoder on unlabelled images: store -> pretrain -> evaluate."""
-
-
-@store_app.command("build")
-def store_build(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of class folders, flat folder, tar of either, WebDataset shards, STL-10's *_X.bin, CIFAR's"
-            " Python files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar', 'b/**/*.jpg')."
-        ),
-    ],
-    destination: Annotated[Path, typer.Argument(help="Folder of the new store.")],
-    size_px: Annotated[
-        int | None, typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the one size.")
-    ] = None,
-    split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
-    encoding: Annotated[
-        str,
-        typer.Option(help="raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."),
-    ] = "raw",
-    split_by_hash: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            help="Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out.",
-        ),
-    ] = 0.0,
-    workers: Workers = None,
-    strict: Strict = False,
-    as_json: Json = False,
-) -> None:
-    """Build a store; a build that was killed goes on. Files that are not readable images are named and left out."""
-    from ssl_dist.errors import ConfigError
-    from ssl_dist.store import build
-
-    if not 0 <= split_by_hash < 1:
-        raise ConfigError(f"--split-by-hash {split_by_hash:g}: it is a share, 0 or more and less than 1")
-    # the held-out part first: where a small source leaves nothing for it, nothing has been built in vain
-    parts = {destination: (split, (split_by_hash, 1.0))}
-    if split_by_hash:
-        held_out = destination.with_name(f"{destination.name}-held-out")
-        parts = {held_out: ("held-out", (0.0, split_by_hash)), **parts}
-    for path, (name, share) in parts.items():
-        with image_progress("building") as progress:
-            manifest = build(
-                source,
-                path,
-                split=name,
-                size_px=size_px,
-                encoding=encoding,
-                share=share,
-                keep=bool(split_by_hash),
-                workers=workers,
-                strict=strict,
-                progress=progress,
-            )
-        store_info_table(path, manifest.model_dump(exclude={"shards"}), as_json)
-
-
-@store_app.command("append")
-def store_append(
-    source: Annotated[str, typer.Argument(help="As of `store build`.")],
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
-    workers: Workers = None,
-    strict: Strict = False,
-    as_json: Json = False,
-) -> None:
-    """Add images to a store, after those it has. Who reads it sees the old store or the new one."""
-    from ssl_dist.store import append
-
-    with image_progress("appending") as progress:
-        manifest = append(source, store, workers=workers, strict=strict, progress=progress)
-    store_info_table(store, manifest.model_dump(exclude={"shards"}), as_json)
-
-
-@store_app.command("merge")
-def store_merge(
-    stores: Annotated[list[Path], typer.Argument(help="Folders of the stores.")],
-    destination: Annotated[Path, typer.Argument(help="Folder of the new store.")],
-    workers: Workers = None,
-    as_json: Json = False,
-) -> None:
-    """A new store of all images of several, one after the other."""
-    from ssl_dist.store import merge
-
-    with image_progress("merging") as progress:
-        manifest = merge(stores, destination, workers=workers, progress=progress)
-    store_info_table(destination, manifest.model_dump(exclude={"shards"}), as_json)
 
 
 @store_app.command("info")

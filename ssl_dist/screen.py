@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -63,15 +63,25 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+class ImageBar:
+    """A bar of images with rate and time left; call it with (images done, images in all)."""
+
+    def __init__(self, progress: Progress, what: str) -> None:
+        self._progress, self._what = progress, what
+        self._task = progress.add_task(what, total=None, rate="")
+
+    def __call__(self, done: int, total: int) -> None:
+        rate = f"{done / (self._progress.tasks[0].elapsed or 1):,.0f} images/s"
+        self._progress.update(self._task, completed=done, total=total, rate=rate)
+
+    def say(self, text: str) -> None:
+        """Say it before the bar."""
+        self._progress.update(self._task, description=f"{self._what}, {text}")
+
+
 @contextlib.contextmanager
-def image_progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar with rate and time left; yields what to call with (images done, images in all)."""
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+def image_progress(what: str) -> Iterator[ImageBar]:
+    """A bar for what is done to many images."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     with Progress(*columns, TimeRemainingColumn(), console=_stderr, disable=not _stderr.is_terminal) as progress:
-        task = progress.add_task(what, total=None, rate="")
-
-        def update(done: int, total: int) -> None:
-            rate = f"{done / (progress.tasks[0].elapsed or 1):,.0f} images/s"
-            progress.update(task, completed=done, total=total, rate=rate)
-
-        yield update
+        yield ImageBar(progress, what)

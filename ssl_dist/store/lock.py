@@ -15,6 +15,7 @@ from ssl_dist.errors import StoreError
 from ssl_dist.store.schema import MANIFEST, Manifest
 
 _BUILDING = ".building"  # locked by the process that builds, and says what it builds; stays where it died
+_NOTES, _ASIDE = ".shard-*.json", (".shard-*.tmp", f"{MANIFEST}.*.tmp")  # of an unfinished store
 
 
 def unwritable(store: Path, error: Exception) -> StoreError:
@@ -40,19 +41,14 @@ class Lock:
     def __init__(self, store: Path, file: IO[str]) -> None:
         self._store, self._file = store, file
         file.seek(0)
-        try:
-            what, onto, _ = file.read().split()
-            self.job: Job | None = Job(what, int(onto))
-        except ValueError:  # new, or torn
-            self.job = None
+        self.job = _job(file.read())
 
     def begin(self, job: Job, old: Manifest | None) -> None:
-        """From here on shards are written; those of another job, which no manifest names, are removed, and what writers
-        have begun and nobody will give a name."""
+        """From here on shards are written; those of another job, which no manifest names, are removed, and what was
+        begun and nobody will give a name."""
         if self.job != job:
             _remove_unnamed(self._store, old)
-        for path in self._store.glob(".shard-*.tmp"):
-            path.unlink(missing_ok=True)
+        _remove(self._store, *_ASIDE)
         self._file.seek(0)
         self._file.truncate()
         self._file.write(f"{job.what} {job.onto} {os.getpid()}-{time.time_ns()}")
@@ -71,7 +67,7 @@ def locked(store: Path) -> Iterator[Lock]:
         store.mkdir(parents=True, exist_ok=True)
         with _lock_file(store) as file:
             yield Lock(store, file)
-            _remove_notes(store)
+            _remove(store, _NOTES, *_ASIDE)
             (store / _BUILDING).unlink()
     except BlockingIOError:
         raise StoreError(f"{store} is being built by another process: wait for it, or choose another") from None
@@ -114,12 +110,25 @@ def _remove_unnamed(store: Path, old: Manifest | None) -> None:
     for path in store.glob("shard-*.arrow"):
         if path.name not in named:
             path.unlink()
-    _remove_notes(store)
+    _remove(store, _NOTES)
 
 
-def _remove_notes(store: Path) -> None:
-    for path in itertools.chain(store.glob(".shard-*.json"), store.glob(".shard-*.tmp")):
+def _remove(store: Path, *patterns: str) -> None:
+    for path in itertools.chain.from_iterable(map(store.glob, patterns)):
         path.unlink(missing_ok=True)
+
+
+def unfinished(store: Path) -> Job | None:
+    """What is being built there, or was, by a process that died."""
+    return _job(token_of(store))
+
+
+def _job(token: str) -> Job | None:
+    try:
+        what, onto, _ = token.split()
+        return Job(what, int(onto))
+    except ValueError:  # none, new, or torn
+        return None
 
 
 def token_of(store: Path) -> str:

@@ -77,7 +77,7 @@ class Written(NamedTuple):
 
 
 def write_shard(piece: Piece) -> Written:
-    """Decode some members and write their shard, which ``put_in_place`` then gives its name; runs in any process, on any
+    """Decode some members and write their shard, which ``put_in_place`` then gives its name; runs in any process of any
     machine that has the store's folder.
 
     Raises:
@@ -122,7 +122,7 @@ def _write_rows(file: IO[bytes], piece: Piece) -> tuple[Shard, list[tuple[int, i
 
 
 def put_in_place(written: Written) -> Shard:
-    """Give a shard its name and leave the note of it; only the process that has the store's lock may. Raises OSError."""
+    """Give a shard its name and leave the note of it: only who has the store's lock may. Raises OSError."""
     if written.aside:
         written.aside.replace(written.path)
     note = note_of(written.path)

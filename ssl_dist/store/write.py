@@ -1,8 +1,8 @@
 """Make a store: members of a source -> shards (see ``shard.py``) -> manifest.
 
 The source is cut into chunks of SHARD_FILES files (or CHUNK_BYTES), one shard each, so the shards do not depend on who
-writes them (see ``writers.py``). The manifest is written when every shard is on disk: a build that dies leaves no store, and
-goes on after the shards it has when it is called again; an ``append`` that dies leaves the store as it was.
+writes them (see ``writers.py``). The manifest is written when every shard is on disk: a build that dies leaves no
+store, and goes on after the shards it has when it is called again; an ``append`` that dies leaves the store as it was.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import xxhash
 
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable
 from ssl_dist.store.decode import describe_resize
-from ssl_dist.store.lock import Job, expect_room, locked, unwritable
+from ssl_dist.store.lock import Job, expect_room, locked, unfinished, unwritable
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.store.shard import Form, Piece, Shard, pixels, put_in_place
 from ssl_dist.store.sources import Member, Share, Source, list_source, of_stores
@@ -147,11 +147,12 @@ def _build(
         {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
     )
     job = Job(what=_digest(listed, form, split), onto=0)
-    if there := _made(store, job, keep):
+    if unfinished(store) != job and (there := _made(store, job, keep)):
         return there
     expect_room(store)
     with locked(store) as lock:
-        if there := _made(store, job, keep):  # meanwhile
+        # made meanwhile; or it died when all was done but to say so
+        if there := _made(store, job, keep or lock.job == job):
             return there
         lock.begin(job, None)
         shards, skipped = _write(listed, store, form, None, workers, strict, progress)

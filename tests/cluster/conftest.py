@@ -23,6 +23,7 @@ def local_ray() -> Iterator[None]:
     import ray
 
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_CHDIR_TO_TRIAL_DIR="0")
+    os.environ.update(RAY_worker_niceness="0")  # as cluster/connect.py does: on a busy machine they would starve
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

@@ -290,12 +290,12 @@ def test_an_append_that_died_when_all_was_done_is_not_done_again(
 ) -> None:
     store.build(image_folder / "class0", tmp_path / "s", workers=1)
 
-    def die(path: Path) -> None:
+    def die(path: Path, *_: str) -> None:
         if len(ImageStore(path)) == 17 + 51:
             raise Stop
 
     with monkeypatch.context() as patched:
-        patched.setattr(lock, "_remove_notes", die)
+        patched.setattr(lock, "_remove", die)
         with pytest.raises(Stop):
             store.append(image_folder, tmp_path / "s", workers=1)
     done = everything(tmp_path / "s")

@@ -1,0 +1,346 @@
+"""Stores whose shards are written by Ray tasks."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cluster import build as cluster_build
+from cluster.build import tasks
+from cluster.cli import app
+from ssl_dist import store
+from ssl_dist.errors import ClusterError, ConfigError, SourceError, StoreError
+from ssl_dist.store import write
+from ssl_dist.store.shard import Form, Piece, Shard, Written
+from ssl_dist.store.sources import Member
+from tests.store.test_growing import everything, files_of
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """51 images are six shards, the last of one image."""
+    monkeypatch.setattr(write, "SHARD_FILES", 10)
+    monkeypatch.setattr(write, "BATCH_ROWS", 4)
+
+
+@pytest.fixture
+def whole(image_folder: Path, tmp_path: Path) -> Path:
+    """The store as this machine's processes make it."""
+    store.build(image_folder, tmp_path / "whole", workers=1)
+    return tmp_path / "whole"
+
+
+def test_a_store_is_the_same_with_any_number_of_workers(
+    local_ray: None, image_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    for workers in (1, 2, 3):
+        told, done = list[str](), list[tuple[int, int]]()
+        path, writers = tmp_path / f"by-{workers}", tasks(workers, told.append)
+        store.build(image_folder, path, workers=writers, progress=lambda *now, done=done: done.append(now))
+        assert files_of(path) == files_of(whole)
+        assert done == [*((images, 51) for images in (10, 20, 30, 40, 50, 51)), (51, 51)]
+        assert set(told) == {f"{workers} workers"}
+
+
+def test_tars_stores_and_stores_that_grow_are_the_same_too(
+    local_ray: None, image_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    """Their members' bytes and pixels travel through the object store."""
+    tar, writers = tmp_path / "images.tar", tasks(3)
+    with tarfile.open(tar, "w") as archive:
+        archive.add(image_folder, "images")
+    (tmp_path / "one").symlink_to(image_folder / "class1")
+    assert files_of_both(lambda path, by: store.build(tar, path, workers=by), tmp_path / "s", writers)
+    assert files_of_both(lambda path, by: store.merge([whole, whole], path, workers=by), tmp_path / "merged", writers)
+    shutil.copytree(whole, tmp_path / "grown")
+    store.append(tmp_path / "one", tmp_path / "grown", workers=writers)
+    store.append(tmp_path / "one", whole, workers=1)
+    assert files_of(tmp_path / "grown") == files_of(whole)
+
+
+def files_of_both(make: Callable[[Path, Any], object], path: Path, writers: Any) -> bool:
+    """Are they alike, made by these writers and by one process?"""
+    make(path, writers)
+    make(path.with_name("by-one"), 1)
+    alike = files_of(path) == files_of(path.with_name("by-one"))
+    shutil.rmtree(path.with_name("by-one"))
+    return alike
+
+
+def test_paths_may_be_relative(
+    local_ray: None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("images").symlink_to(image_folder)
+    store.build("images", "s", workers=tasks(2))
+    store.build("images", "whole", workers=1)
+    assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
+
+
+def test_the_command_builds_appends_and_merges(
+    local_ray: None, image_folder: Path, whole: Path, tmp_path: Path
+) -> None:
+    options = ("--cluster", "--workers", 2, "--json")
+    built = invoke("build", image_folder, tmp_path / "s", *options)
+    assert built.exit_code == 0, built.output
+    assert files_of(tmp_path / "s") == files_of(whole)
+    assert json.loads(built.output.splitlines()[-1])["rows"] == 51
+    assert invoke("append", image_folder, tmp_path / "s", *options).exit_code == 0
+    assert invoke("merge", tmp_path / "s", whole, tmp_path / "m", *options).exit_code == 0
+    assert everything(tmp_path / "m") == everything(whole) * 3
+    held = invoke("build", image_folder, tmp_path / "t", "--split-by-hash", 0.3, *options)
+    assert held.exit_code == 0, held.output
+    assert sorted(everything(tmp_path / "t") + everything(tmp_path / "t-held-out")) == sorted(everything(whole))
+    none = invoke("build", image_folder, tmp_path / "n", "--cluster", "--workers", 0)
+    assert isinstance(none.exception, ConfigError)
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["store", *map(str, arguments)])
+
+
+def test_without_a_cluster_the_command_needs_no_ray(image_folder: Path, tmp_path: Path) -> None:
+    arguments = ["ssl-dist", "store", "build", str(image_folder), str(tmp_path / "s"), "--workers", "1"]
+    at_exit = "import atexit, sys; atexit.register(lambda: print('ray' in sys.modules))"
+    code = f"{at_exit}; sys.argv = {arguments}; import tune.cli; tune.cli.run()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_what_is_no_image_is_left_out_or_refused_as_on_one_machine(
+    local_ray: None, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    for name in ("class0/003.png", "class2/016.png"):
+        (folder / name).write_bytes(b"no image")
+    assert files_of_both(lambda path, by: store.build(folder, path, workers=by), tmp_path / "s", tasks(3))
+    here, there = (re.findall(r"skipped \S+", caplog.text)[n : n + 2] for n in (0, 2))
+    assert here == there == ["skipped class0/003.png:", "skipped class2/016.png:"]
+    messages = []
+    for writers in (1, tasks(3)):
+        with pytest.raises(SourceError, match=r"class0/003.png: .*--strict") as strict:
+            store.build(folder, tmp_path / f"strict-{writers}", workers=writers, strict=True)
+        messages.append(re.sub("0x[0-9a-f]+", "", str(strict.value)))
+        with pytest.raises(SourceError, match="is 16 x 16 px where the images before it are 9 x 9") as sizes:
+            store.append(folder, _store_of_9_px(tmp_path), workers=writers)
+        messages.append(str(sizes.value))
+    assert messages[:2] == messages[2:]
+
+
+def _store_of_9_px(tmp_path: Path) -> Path:
+    from PIL import Image
+
+    path = tmp_path / "of-9-px"
+    if not path.exists():
+        Image.new("RGB", (9, 9)).save(tmp_path / "nine.png")
+        store.build(tmp_path / "nine.png", path, workers=1)
+    return path
+
+
+def _full(piece: Piece, *_: object) -> None:
+    piece.path.with_suffix(".tried").open("x").close()  # once
+    raise OSError(errno.ENOSPC, "No space left on device", str(piece.path))
+
+
+def test_a_full_disk_is_no_traceback_and_not_tried_again(
+    local_ray: None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_build, "_write", _full)
+    with pytest.raises(StoreError) as error:
+        store.build(image_folder, tmp_path / "s", workers=tasks(1))
+    assert str(error.value) == f"cannot write a store at {tmp_path / 's'}: No space left on device"
+    assert error.value.__cause__ is None
+    assert error.value.__suppress_context__
+
+
+def _die(*_: object) -> None:
+    os._exit(1)
+
+
+def test_a_shard_that_kills_its_writer_each_time_is_given_up(
+    local_ray: None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_build, "_write", _die)
+    monkeypatch.setattr(cluster_build, "_RETRIES", 1)
+    with pytest.raises(ClusterError, match=r"the writer of a shard was lost 2 times .*call again to go on"):
+        store.build(image_folder, tmp_path / "s", workers=tasks(1))
+
+
+def test_a_node_that_sees_another_destination_or_source_is_named(
+    local_ray: None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc/self/cwd is another folder in each process, as a disk of its own is on each node."""
+    monkeypatch.chdir(tmp_path)
+    own = Path("/proc/self/cwd")
+    shutil.copytree(image_folder, tmp_path / "images")
+    node = re.escape(os.uname().nodename)
+    with pytest.raises(ClusterError, match=rf"node {node} \(\S+\) does not see the store .* at {own}/s: choose"):
+        store.build(image_folder, own / "s", workers=tasks(2))
+    for number, source in enumerate([own / "images", f"{own}/images/*/*.png"]):
+        with pytest.raises(
+            ClusterError, match=rf"node {node} \(\S+\) does not see {own}/images/class0/000.png as this"
+        ):
+            store.build(source, tmp_path / f"t{number}", size_px=8, workers=tasks(2))
+    monkeypatch.setattr(cluster_build, "_versions", lambda: {**VERSIONS, "pillow": "1.0"})
+    with pytest.raises(ClusterError, match=rf"node {node} \(\S+\) has pillow {VERSIONS['pillow']}, and .* builds 1.0"):
+        store.build(image_folder, tmp_path / "u", workers=tasks(2))
+
+
+VERSIONS = cluster_build._versions()
+
+
+def test_a_file_that_went_after_it_was_listed_is_left_out(
+    local_ray: None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no node's fault."""
+    folder = tmp_path / "images"
+    shutil.copytree(image_folder, folder)
+    absolute = cluster_build._absolute
+
+    def late(piece: Piece) -> Piece:
+        (folder / "class1" / "005.png").unlink(missing_ok=True)
+        return absolute(piece)
+
+    monkeypatch.setattr(cluster_build, "_absolute", late)
+    manifest = store.build(folder, tmp_path / "s", workers=tasks(2))
+    assert (manifest.rows, manifest.skipped) == (50, 1)
+
+
+def _slowly(piece: Piece, *_: object) -> cluster_build._Answer:
+    with piece.path.with_suffix(".from").open("x") as file:
+        file.write(str(time.monotonic()))
+    time.sleep(0.2)
+    piece.path.with_suffix(".to").write_text(str(time.monotonic()))
+    return cluster_build._Answer(Written(piece.path, Shard(members=1), None), "node", [])
+
+
+@pytest.mark.parametrize(("at_most", "store_bytes", "most"), [(2, 10**9, 2), (None, 6000, 3)])
+def test_a_bounded_number_of_pieces_is_in_flight(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: int | None, store_bytes: int, most: int
+) -> None:
+    """Of 1,000 bytes each; half the object store is for them."""
+    monkeypatch.setattr(cluster_build, "_write", _slowly)
+    monkeypatch.setattr(cluster_build, "_object_store_bytes", lambda: store_bytes)
+    form = Form(encoding="raw", image_shape=(8, 8, 3), size_px=8, batch_rows=4)
+    cut = []
+
+    def pieces() -> Iterator[Piece]:
+        for number in range(16):
+            cut.append(number)
+            yield Piece([Member("a", 0, b"x" * 1000)], tmp_path / f"{number}", form)
+
+    ahead = [len(cut) - taken for taken, _ in enumerate(tasks(at_most)(pieces()))]
+    assert max(ahead) <= 2 * (at_most or 2 * 4) + 1
+    moments = [(float(file.read_text()), 1) for file in tmp_path.glob("*.from")]
+    moments += [(float(file.read_text()), -1) for file in tmp_path.glob("*.to")]
+    running = [sum(step for _, step in sorted(moments)[:n]) for n in range(1, 33)]
+    assert 1 < max(running) <= most
+
+
+DRIVER = """
+import os, sys
+from cluster.build import tasks
+from ssl_dist import store
+from ssl_dist.store import write
+
+write.SHARD_FILES, write.BATCH_ROWS = 10, 4
+store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=1200, workers=tasks(2))
+"""
+
+
+def driver(image_folder: Path, path: Path, address: str) -> subprocess.Popen[bytes]:
+    """A slow build of a process of its own."""
+    command = [sys.executable, "-c", DRIVER, str(image_folder), str(path)]
+    return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
+
+
+def writers_of(path: Path) -> set[int]:
+    """The processes that write below a folder now."""
+    found = set()
+    for link in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if os.readlink(link).startswith(f"{path}/.shard-"):
+                found.add(int(link.parts[2]))
+        except OSError:  # gone meanwhile
+            continue
+    return found
+
+
+def wait_until(happens: Callable[[], Any], seconds: float = 60) -> Any:
+    deadline = time.monotonic() + seconds
+    while not (found := happens()):
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    return found
+
+
+def address() -> str:
+    import ray
+
+    found: str = ray.get_runtime_context().gcs_address
+    return found
+
+
+def build_slowly(image_folder: Path, path: Path, workers: Any) -> dict[str, bytes]:
+    """As ``driver`` does."""
+    store.build(image_folder, path, encoding="jpeg", size_px=1200, workers=workers)
+    return files_of(path)
+
+
+def test_a_killed_writer_costs_nothing_but_time(local_ray: None, image_folder: Path, tmp_path: Path) -> None:
+    killed = []
+
+    def kill() -> None:
+        wait_until((tmp_path / "s" / "shard-00001.arrow").exists)
+        killed.extend(wait_until(lambda: writers_of(tmp_path / "s")))
+        for pid in killed:
+            os.kill(pid, signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    made = build_slowly(image_folder, tmp_path / "s", tasks(2))
+    killer.join()
+    assert killed
+    assert made == build_slowly(image_folder, tmp_path / "whole", 1)
+
+
+def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
+    local_ray: None, image_folder: Path, tmp_path: Path
+) -> None:
+    """The other begins at once; the first goes on in a copy of what it left."""
+    path, copy = tmp_path / "s", tmp_path / "copy"
+    first = driver(image_folder, path, address())
+    wait_until((path / ".shard-00001.json").exists)
+    wait_until(lambda: writers_of(path))
+    first.kill()
+    first.wait()
+    shutil.copytree(path, copy)
+    killed = time.monotonic()
+    store.build(image_folder, path, size_px=8, workers=tasks(2))
+    store.build(image_folder, tmp_path / "other", size_px=8, workers=1)
+    while writers_of(path):
+        assert files_of(path).items() >= files_of(tmp_path / "other").items()
+        assert time.monotonic() < killed + 10
+    assert files_of(path).items() >= files_of(tmp_path / "other").items()
+    before = {path.name: path.stat().st_mtime_ns for path in copy.glob("shard-*.arrow")}
+    assert {"shard-00000.arrow", "shard-00001.arrow"} <= set(before)
+    assert build_slowly(image_folder, copy, tasks(2)) == build_slowly(image_folder, tmp_path / "whole", 1)
+    assert {name: (copy / name).stat().st_mtime_ns for name in before} == before

@@ -1,0 +1,229 @@
+"""Builds and appends whose whole process group is killed, at moments of all kinds, beside somebody who reads."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from ssl_dist import store
+from ssl_dist.errors import StoreError
+from ssl_dist.store import ImageStore, write
+from tests.conftest import write_images
+from tests.store.test_growing import files_of
+
+_CHUNK, _IMAGES = 4, 40  # ten shards
+PROCESSES = multiprocessing.get_context("forkserver")  # their parent has no threads
+PROCESSES.set_forkserver_preload(["ssl_dist.store", "tests.conftest"])
+
+
+def _write(source: Path, path: Path, growing: bool, workers: int) -> None:
+    """In a process group of its own, on a slow disk."""
+    os.setsid()
+    write.SHARD_FILES, write.BATCH_ROWS = _CHUNK, 2
+    for name in ("fsync", "replace", "unlink"):
+        setattr(os, name, _slowly(getattr(os, name)))
+    if growing:
+        store.append(source, path, workers=workers)
+    else:
+        store.build(source, path, workers=workers)
+
+
+def _slowly(call: Callable[..., object]) -> Callable[..., object]:
+    def slow(*arguments: object, **more: object) -> object:
+        time.sleep(0.002)
+        return call(*arguments, **more)
+
+    return slow
+
+
+ENDED = "after its end"
+Content = bytes | None  # of a whole store: its pixels; None: there is none
+
+
+def content_of(path: Path) -> Content:
+    """What a reader finds; fails where it is damaged."""
+    try:
+        opened = ImageStore(path, verify="full")
+    except StoreError as error:
+        if "is not a store" in str(error):
+            return None
+        raise
+    assert opened.verify() == []
+    return opened.gather(np.arange(len(opened))).tobytes() + opened.labels.tobytes()
+
+
+class Stores(NamedTuple):
+    """The images, and what an undisturbed build of the first half and append of the rest make."""
+
+    first: Path
+    rest: Path
+    built: dict[str, bytes]
+    grown: dict[str, bytes]
+    contents: list[Content]  # of these, after none
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
+    folder = tmp_path_factory.mktemp("kills")
+    for name, seed in (("first", 0), ("rest", 1)):
+        write_images(folder / name, num_classes=2, per_class=_IMAGES // 2, size_px=64, seed=seed)
+    found, contents = [], [None]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(write, "SHARD_FILES", _CHUNK)
+        patched.setattr(write, "BATCH_ROWS", 2)
+        for make, name in ((store.build, "first"), (store.append, "rest")):
+            make(folder / name, folder / "s", workers=1)
+            found.append(files_of(folder / "s"))
+            contents.append(content_of(folder / "s"))
+    return Stores(folder / "first", folder / "rest", *found, contents)
+
+
+def _read(path: Path, contents: list[Content], pipe: Connection) -> None:
+    """Polls a store until something comes; sends how often it found which content, and what should never be."""
+    seen, last = Counter[int](), 0
+    try:
+        while not pipe.poll():
+            content = content_of(path)
+            assert content in contents
+            now = contents.index(content)
+            assert now >= last, f"content {now} after {last}"
+            seen[now], last = seen[now] + 1, now
+    except BaseException as error:
+        pipe.send((seen, repr(error)))
+        raise
+    pipe.send((seen, None))
+
+
+@contextlib.contextmanager
+def reading(path: Path, contents: list[Content], seen: Counter[int]) -> Iterator[None]:
+    """Somebody reads, who must never find anything else, nor the old after the new."""
+    ours, theirs = PROCESSES.Pipe()
+    reader = PROCESSES.Process(target=_read, args=(path, contents, theirs), daemon=True)
+    reader.start()
+    yield
+    ours.send("stop")
+    found, fault = ours.recv()
+    reader.join()
+    assert fault is None
+    seen.update(found)
+
+
+def moment(path: Path, chance: random.Random) -> Callable[[], bool]:
+    """What a kill waits for: any time, a shard that is being written, some more shards, the last ones, the manifest."""
+    before = len(list(path.glob(".shard-*.json")))
+    left = _IMAGES // _CHUNK - before
+    wanted = chance.choice(["any", "writing", "shards", "last", "manifest", "manifest"])
+    if wanted == "any":
+        return lambda: True
+    if wanted == "writing":
+        return lambda: any(path.glob(".shard-*.tmp"))
+    if wanted == "manifest":
+        inode = _inode(path / "manifest.json")
+        return lambda: any(path.glob("manifest.json.*.tmp")) or _inode(path / "manifest.json") != inode
+    more = left if wanted == "last" else chance.randint(1, max(1, left // 2))
+    return lambda: len(list(path.glob(".shard-*.json"))) >= before + more
+
+
+def _inode(path: Path) -> int:
+    return path.stat().st_ino if path.exists() else 0
+
+
+def where(path: Path, inode: int, alive: bool) -> str:
+    """What the killed call had come to, by what it left."""
+    if not alive:
+        return ENDED
+    if not (path / ".building").exists():
+        return "before its first file" if _inode(path / "manifest.json") == inode else "after the lock's removal"
+    if _inode(path / "manifest.json") != inode:
+        return "after the manifest's renaming"
+    if any(path.glob("manifest.json.*.tmp")):
+        return "while the manifest was written"
+    if any(path.glob(".shard-*.tmp")):
+        return "while a shard was written"
+    notes = len(list(path.glob(".shard-*.json")))
+    return "between shards" if 0 < notes < _IMAGES // _CHUNK else "before the first or after the last shard"
+
+
+def kill(path: Path, source: Path, growing: bool, workers: int, chance: random.Random) -> str:
+    """Call, and kill at some moment; where that was."""
+    due, inode, pause = moment(path, chance), _inode(path / "manifest.json"), chance.choice([0, 0, 0.001, 0.005])
+    if pause == 0 and chance.random() < 0.5:
+        pause = chance.random() * (0.1 if workers == 1 else 1.5)
+    caller = PROCESSES.Process(target=_write, args=(source, path, growing, workers))
+    caller.start()
+    while caller.is_alive() and not due():
+        time.sleep(0.0002)
+    time.sleep(pause)
+    assert caller.pid
+    try:
+        os.killpg(caller.pid, signal.SIGKILL)
+    except ProcessLookupError:  # it has no group yet, or is gone
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(caller.pid, signal.SIGKILL)
+    caller.join()
+    assert caller.exitcode in (0, -signal.SIGKILL)
+    return where(path, inode, caller.exitcode != 0)
+
+
+def named(path: Path) -> dict[str, int]:
+    """Inodes of the shards that a later call goes on from."""
+    return {note.name: (path / f"{note.stem[1:]}.arrow").stat().st_ino for note in path.glob(".shard-*.json")}
+
+
+def kills(stores: Stores, folder: Path, number: int, workers: tuple[int, ...], seed: int) -> Counter[str]:
+    """Stores made and added to, each by one call after the other that is killed, until there were so many kills.
+
+    Returns:
+        How many there were, by what was being done.
+    """
+    chance, landed, seen = random.Random(seed), Counter[str](), Counter[int]()
+    rounds = itertools.count()
+    while landed.total() < number:
+        path = folder / str(next(rounds))
+        with reading(path, stores.contents, seen):
+            for growing, source, made in ((False, stores.first, stores.built), (True, stores.rest, stores.grown)):
+                old, kept = _inode(path / "manifest.json"), dict[str, int]()
+                while _inode(path / "manifest.json") == old or (path / ".building").exists():
+                    spot = kill(path, source, growing, chance.choice(workers), chance)
+                    landed.update([f"{'append' if growing else 'build'}: {spot}"] if spot != ENDED else [])
+                    if _inode(path / "manifest.json") == old:
+                        assert named(path).items() >= kept.items(), "each call goes on after the shards there are"
+                        kept = named(path)
+                assert files_of(path) == made
+        shutil.rmtree(path)
+    assert set(seen) == {0, 1, 2}
+    return landed
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_store_is_the_old_or_the_new_one_at_six_kills(stores: Stores, tmp_path: Path, workers: int) -> None:
+    assert kills(stores, tmp_path, 6, (workers,), seed=workers).total() >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_store_is_the_old_or_the_new_one_at_200_kills(stores: Stores, tmp_path: Path) -> None:
+    began = time.monotonic()
+    landed = kills(stores, tmp_path, 200, (1, 1, 2), seed=0)
+    print(f"{landed.total()} kills in {time.monotonic() - began:.0f} s")
+    for spot, number in sorted(landed.items()):
+        print(f"{number:4d} {spot}")
+    spots = Counter[str]()
+    for spot, number in landed.items():
+        spots[spot.partition(": ")[2]] += number
+    for spot in ("while a shard was written", "between shards", "while the manifest was written"):
+        assert spots[spot] >= 10, spots
