@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -344,3 +345,26 @@ def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
     assert {"shard-00000.arrow", "shard-00001.arrow"} <= set(before)
     assert build_slowly(image_folder, copy, tasks(2)) == build_slowly(image_folder, tmp_path / "whole", 1)
     assert {name: (copy / name).stat().st_mtime_ns for name in before} == before
+
+
+@pytest.mark.slow
+def test_a_lost_node_costs_nothing_but_time(image_folder: Path, tmp_path: Path) -> None:
+    """While one of its workers writes."""
+    from ray.cluster_utils import Cluster
+
+    os.environ.update(RAY_AUTH_MODE="disabled", RAY_worker_niceness="0")
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    lost = nodes.add_node(num_cpus=1)
+    raylet = lost.all_processes["raylet"][0].process.pid
+    builder = driver(image_folder, tmp_path / "s", nodes.address)
+    wait_until(lambda: any(raylet == parent_of(pid) for pid in writers_of(tmp_path / "s")))
+    nodes.remove_node(lost, allow_graceful=False)
+    assert builder.wait(timeout=120) == 0
+    nodes.shutdown()
+    assert files_of(tmp_path / "s") == build_slowly(image_folder, tmp_path / "whole", 1)
+
+
+def parent_of(pid: int) -> int:
+    with contextlib.suppress(OSError):  # gone meanwhile
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
