@@ -14,6 +14,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from cluster.connect import connected, last_line
@@ -173,7 +174,7 @@ def _versions() -> dict[str, str]:
 def _absolute(piece: Piece) -> Piece:
     """With local paths that do not depend on a process' folder."""
     members = [
-        member._replace(content=file._replace(path=os.path.abspath(file.path)))
+        member._replace(content=file._replace(path=str(Path(file.path).absolute())))
         if isinstance(file := member.content, File) and file.filesystem is None
         else member
         for member in piece.members

@@ -50,9 +50,8 @@ class Lock:
             _remove_unnamed(self._store, old)
         _remove(self._store, *_ASIDE)
         self._file.seek(0)
-        self._file.truncate()
         self._file.write(f"{job.what} {job.onto} {os.getpid()}-{time.time_ns()}")
-        self._file.flush()
+        self._file.truncate()  # after it: a kill between leaves the job that is there to be read
         os.fsync(self._file.fileno())  # other machines see it
 
 
@@ -80,7 +79,7 @@ def _lock_file(store: Path) -> Iterator[IO[str]]:
     """Locked, and still the file of that name: whoever had it before unlinked it when he was done."""
     path = store / _BUILDING
     while True:
-        with path.open("a+", encoding="utf-8") as file:
+        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
                 same = os.fstat(file.fileno()).st_ino == path.stat().st_ino

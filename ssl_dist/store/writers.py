@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections import deque
@@ -65,7 +66,9 @@ def _by_pool(pieces: Iterator[Piece], number: int) -> Generator[Written, None, N
 
 
 def _end_with_parent(parent: int) -> None:
-    """In a writer: a build that is killed must not write on, where perhaps another builds by then."""
+    """In a writer: a build that is killed must not write on, where perhaps another builds by then. Nor after Ctrl-C,
+    which reaches both: the build says so."""
+    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -228,7 +228,7 @@ def test_a_file_that_went_after_it_was_listed_is_left_out(
 def _slowly(piece: Piece, *_: object) -> cluster_build._Answer:
     with piece.path.with_suffix(".from").open("x") as file:
         file.write(str(time.monotonic()))
-    time.sleep(0.2)
+    time.sleep(0.1)
     piece.path.with_suffix(".to").write_text(str(time.monotonic()))
     return cluster_build._Answer(Written(piece.path, Shard(members=1), None), "node", [])
 
@@ -244,7 +244,7 @@ def test_a_bounded_number_of_pieces_is_in_flight(
     cut = []
 
     def pieces() -> Iterator[Piece]:
-        for number in range(16):
+        for number in range(12):
             cut.append(number)
             yield Piece([Member("a", 0, b"x" * 1000)], tmp_path / f"{number}", form)
 
@@ -252,7 +252,7 @@ def test_a_bounded_number_of_pieces_is_in_flight(
     assert max(ahead) <= 2 * (at_most or 2 * 4) + 1
     moments = [(float(file.read_text()), 1) for file in tmp_path.glob("*.from")]
     moments += [(float(file.read_text()), -1) for file in tmp_path.glob("*.to")]
-    running = [sum(step for _, step in sorted(moments)[:n]) for n in range(1, 33)]
+    running = [sum(step for _, step in sorted(moments)[:n]) for n in range(1, 25)]
     assert 1 < max(running) <= most
 
 
@@ -263,7 +263,7 @@ from ssl_dist import store
 from ssl_dist.store import write
 
 write.SHARD_FILES, write.BATCH_ROWS = 10, 4
-store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=1200, workers=tasks(2))
+store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=800, workers=tasks(2))
 """
 
 
@@ -302,11 +302,21 @@ def address() -> str:
 
 def build_slowly(image_folder: Path, path: Path, workers: Any) -> dict[str, bytes]:
     """As ``driver`` does."""
-    store.build(image_folder, path, encoding="jpeg", size_px=1200, workers=workers)
+    store.build(image_folder, path, encoding="jpeg", size_px=800, workers=workers)
     return files_of(path)
 
 
-def test_a_killed_writer_costs_nothing_but_time(local_ray: None, image_folder: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def slow_whole(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(write, "SHARD_FILES", 10)
+        patched.setattr(write, "BATCH_ROWS", 4)
+        return build_slowly(image_folder, tmp_path_factory.mktemp("slow") / "s", 1)
+
+
+def test_a_killed_writer_costs_nothing_but_time(
+    local_ray: None, image_folder: Path, slow_whole: dict[str, bytes], tmp_path: Path
+) -> None:
     killed = []
 
     def kill() -> None:
@@ -320,11 +330,11 @@ def test_a_killed_writer_costs_nothing_but_time(local_ray: None, image_folder: P
     made = build_slowly(image_folder, tmp_path / "s", tasks(2))
     killer.join()
     assert killed
-    assert made == build_slowly(image_folder, tmp_path / "whole", 1)
+    assert made == slow_whole
 
 
 def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
-    local_ray: None, image_folder: Path, tmp_path: Path
+    local_ray: None, image_folder: Path, slow_whole: dict[str, bytes], tmp_path: Path
 ) -> None:
     """The other begins at once; the first goes on in a copy of what it left."""
     path, copy = tmp_path / "s", tmp_path / "copy"
@@ -343,12 +353,12 @@ def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
     assert files_of(path).items() >= files_of(tmp_path / "other").items()
     before = {path.name: path.stat().st_mtime_ns for path in copy.glob("shard-*.arrow")}
     assert {"shard-00000.arrow", "shard-00001.arrow"} <= set(before)
-    assert build_slowly(image_folder, copy, tasks(2)) == build_slowly(image_folder, tmp_path / "whole", 1)
+    assert build_slowly(image_folder, copy, tasks(2)) == slow_whole
     assert {name: (copy / name).stat().st_mtime_ns for name in before} == before
 
 
 @pytest.mark.slow
-def test_a_lost_node_costs_nothing_but_time(image_folder: Path, tmp_path: Path) -> None:
+def test_a_lost_node_costs_nothing_but_time(image_folder: Path, slow_whole: dict[str, bytes], tmp_path: Path) -> None:
     """While one of its workers writes."""
     from ray.cluster_utils import Cluster
 
@@ -361,7 +371,38 @@ def test_a_lost_node_costs_nothing_but_time(image_folder: Path, tmp_path: Path) 
     nodes.remove_node(lost, allow_graceful=False)
     assert builder.wait(timeout=120) == 0
     nodes.shutdown()
-    assert files_of(tmp_path / "s") == build_slowly(image_folder, tmp_path / "whole", 1)
+    assert files_of(tmp_path / "s") == slow_whole
+
+
+COMMAND = """
+import sys
+from ssl_dist.store import write
+
+if __name__ == "__main__":
+    write.SHARD_FILES = 4
+    import tune.cli
+
+    tune.cli.run()
+"""
+
+
+@pytest.mark.parametrize("where", [[], pytest.param(["--cluster"], marks=pytest.mark.slow)])
+def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
+    local_ray: None, image_folder: Path, tmp_path: Path, where: list[str]
+) -> None:
+    """It reaches the writers, too: they are in the terminal's process group."""
+    (tmp_path / "command.py").write_text(COMMAND)
+    options = ["--size-px", "800", "--encoding", "jpeg", "--workers", "2", *where]
+    command = [sys.executable, str(tmp_path / "command.py"), "store", "build", str(image_folder), str(tmp_path / "s")]
+    environment = {**os.environ, "RAY_ADDRESS": address(), "PYTHONPATH": str(ROOT)}
+    builder = subprocess.Popen(
+        command + options, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    wait_until((tmp_path / "s" / ".shard-00001.json").exists)
+    os.killpg(builder.pid, signal.SIGINT)
+    _, err = builder.communicate(timeout=60)
+    assert (builder.returncode, err) == (130, "error: stopped; the same command goes on where it was\n")
+    assert len(list((tmp_path / "s").glob("shard-*.arrow"))) < 13
 
 
 def parent_of(pid: int) -> int:
