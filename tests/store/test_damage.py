@@ -17,7 +17,7 @@ from ssl_dist.collectives import World
 from ssl_dist.errors import StoreDamaged, StoreError
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.samples import Samples, open_data
-from ssl_dist.store import ImageStore, read, shard, write
+from ssl_dist.store import ImageStore, read, write
 from tests.helpers import small_config
 
 SECTOR = 512  # bytes that a disk writes as one
@@ -29,7 +29,7 @@ def many_batches(request: pytest.FixtureRequest, image_folder: Path, tmp_path_fa
     path: Path = tmp_path_factory.mktemp("stores") / request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "SHARD_FILES", 20)
-        patch.setattr(shard, "BATCH_ROWS", 4)
+        patch.setattr(write, "BATCH_ROWS", 4)
         store.build(image_folder, path, encoding=request.param, workers=1)
     return path
 

@@ -99,7 +99,8 @@ def _read(path: Path, contents: list[Content], pipe: Connection) -> None:
     seen, last = Counter[int](), 0
     try:
         while not pipe.poll():
-            content = content_of(path)
+            if (content := content_of(path)) is None:
+                time.sleep(0.001)
             assert content in contents
             now = contents.index(content)
             assert now >= last, f"content {now} after {last}"
