@@ -138,9 +138,7 @@ class _Flight:
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
-            raise ClusterError(
-                f"the writer of a shard was lost {1 + _RETRIES} times ({last_line(error)}): call again to go on"
-            ) from None
+            raise ClusterError(f"the writers of a shard were lost ({last_line(error)}): call again to go on") from None
         for file in answer.changed:
             if _is_as_listed(file):
                 raise ClusterError(

@@ -181,7 +181,7 @@ def test_a_shard_that_kills_its_writer_each_time_is_given_up(
 ) -> None:
     monkeypatch.setattr(cluster_build, "_write", _die)
     monkeypatch.setattr(cluster_build, "_RETRIES", 1)
-    with pytest.raises(ClusterError, match=r"the writer of a shard was lost 2 times .*call again to go on"):
+    with pytest.raises(ClusterError, match=r"the writers of a shard were lost \(.*call again to go on"):
         store.build(image_folder, tmp_path / "s", workers=tasks(1))
 
 
@@ -285,7 +285,7 @@ def writers_of(path: Path) -> set[int]:
     return found
 
 
-def wait_until(happens: Callable[[], Any], seconds: float = 60) -> Any:
+def wait_until(happens: Callable[[], Any], seconds: float = 240) -> Any:
     deadline = time.monotonic() + seconds
     while not (found := happens()):
         assert time.monotonic() < deadline
@@ -349,7 +349,7 @@ def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
     store.build(image_folder, tmp_path / "other", size_px=8, workers=1)
     while writers_of(path):
         assert files_of(path).items() >= files_of(tmp_path / "other").items()
-        assert time.monotonic() < killed + 10
+        assert time.monotonic() < killed + 60
     assert files_of(path).items() >= files_of(tmp_path / "other").items()
     before = {path.name: path.stat().st_mtime_ns for path in copy.glob("shard-*.arrow")}
     assert {"shard-00000.arrow", "shard-00001.arrow"} <= set(before)
