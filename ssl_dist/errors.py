@@ -21,6 +21,10 @@ class SslDistError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        """One line of text: names in foreign files, which it quotes, may hold what moves a terminal's cursor."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
 
 class UsageError(SslDistError):
     """The user can mend this by calling again, corrected."""
