@@ -11,11 +11,11 @@ from ssl_dist.store.sources import arrays, images, tables
 from ssl_dist.store.sources.base import Member, Share, Source
 from ssl_dist.store.sources.files import File, expand, is_pattern, reading
 from ssl_dist.store.sources.stores import is_store, of_stores
+from ssl_dist.store.sources.tars import is_tar
 
 __all__ = ["File", "Member", "Share", "Source", "list_source", "of_stores"]
 
 _HEAD = 262  # bytes read of each file
-_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ")
 _PICKLE, _PROTOCOLS = b"\x80", b"\x02\x03\x04\x05"
 _OTHER = "something else"
 _LISTS = {
@@ -41,11 +41,11 @@ def list_source(source: str | os.PathLike[str]) -> Source:
     """
     name = os.fspath(source)
     folder = Path(name)
-    if not is_pattern(name) and not folder.exists():
+    if not is_pattern(name) and not os.path.exists(name):  # which takes any name; Path does not
         raise SourceError(f"{name}: no such file or folder")
     if is_store(folder):
         return of_stores(name, [folder])
-    files = list(images.files_below(folder)) if folder.is_dir() else expand(name)
+    files = list(images.files_below(folder)) if os.path.isdir(name) else expand(name)
     if any(file.is_regular and images.is_image(file.key) for file in files):
         return images.of_files(name, files)
     found: dict[str, list[File]] = {}
@@ -54,11 +54,6 @@ def list_source(source: str | os.PathLike[str]) -> Source:
     foreign = found.pop(_OTHER, [])
     if len(found) > 1:
         raise SourceError(f"{name}: files of several kinds ({', '.join(found)}): build a store of each, by a pattern")
-    if foreign and found and not folder.is_dir():
-        raise SourceError(
-            f"{name}: files of several kinds ({', '.join(found)}, and {foreign[0].path} is something else): narrow the"
-            " pattern"
-        )
     if not found:
         raise SourceError(
             f"{name}: no image file ({', '.join(sorted(images.IMAGE_SUFFIXES))}) among {len(files)} files, and no tar,"
@@ -83,7 +78,7 @@ def _kind(file: File) -> str:
     with reading(file, "file") as content:
         start = content.read(_HEAD)
     suffix = PurePosixPath(file.path).suffix.lower()
-    if start[257:262] == b"ustar" or start.startswith(_COMPRESSED) or suffix == ".tar":
+    if is_tar(start) or suffix == ".tar":
         return "tar"
     if start.startswith((tables.PARQUET, tables.ARROW, tables.STREAM)):
         return "table"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import itertools
+import math
 import os
 import re
 import stat
@@ -20,8 +22,15 @@ from ssl_dist.store.decode import refuse_large
 
 _GLOB = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})", re.ASCII)
 _MOST_BRACES = 1_000_000  # files that braces may stand for
+_RATIO, _SLACK_BYTES = 50, 8 << 20
+
+
+def most_unpacked(num_bytes: int) -> int:
+    """Bytes that a file of so many may stand for where it is compressed: images hardly compress once more, and
+    kilobytes that stand for gigabytes would take the memory, or the day."""
+    return _RATIO * num_bytes + _SLACK_BYTES
 
 
 class File(NamedTuple):
@@ -109,8 +118,8 @@ def expand(pattern: str) -> list[File]:
 
     Args:
         pattern: a path or URI (s3://, gs://, file:// ...) with ``{000..127}`` and ``{a,b}``, with ``*``, ``?`` and
-            ``[...]`` within a name, and ``**`` for any folders (in a URI, ``?`` begins its options). A folder stands
-            for all files below it.
+            ``[...]`` within a name, and ``**`` as a name for any folders (in a URI, ``?`` begins its options). A folder
+            stands for all files below it.
 
     Raises:
         SourceError: it stands for no file, or its place cannot be reached.
@@ -125,21 +134,21 @@ def expand(pattern: str) -> list[File]:
 
 
 def _braced(pattern: str) -> Iterator[str]:
-    if not (braces := _BRACES.search(pattern)):
-        yield pattern
-        return
-    inside = braces[1]
-    if numbers := _RANGE.fullmatch(inside):
-        first, last = int(numbers[1]), int(numbers[2])
-        if not first <= last < first + _MOST_BRACES:
-            raise SourceError(
-                f"{pattern}: {{{inside}}} goes from the smaller to the larger, over at most {_MOST_BRACES:,}"
-            )
-        choices = [f"{number:0{len(numbers[1])}d}" for number in range(first, last + 1)]
-    else:
-        choices = inside.split(",")
-    for choice in choices:
-        yield from _braced(pattern[: braces.start()] + choice + pattern[braces.end() :])
+    """What the braces stand for, the last changing first; braces do not nest."""
+    parts = _BRACES.split(pattern)  # text, what is inside braces, text, ...
+    choices = [_choices(pattern, part) if number % 2 else [part] for number, part in enumerate(parts)]
+    if math.prod(map(len, choices)) > _MOST_BRACES:
+        raise SourceError(f"{pattern}: its braces stand for more than {_MOST_BRACES:,} files")
+    return map("".join, itertools.product(*choices))
+
+
+def _choices(pattern: str, inside: str) -> list[str]:
+    if not (numbers := _RANGE.fullmatch(inside)):
+        return inside.split(",")
+    first, last = int(numbers[1]), int(numbers[2])
+    if not first <= last < first + _MOST_BRACES:
+        raise SourceError(f"{pattern}: {{{inside}}} goes from the smaller to the larger, over at most {_MOST_BRACES:,}")
+    return [f"{number:0{len(numbers[1])}d}" for number in range(first, last + 1)]
 
 
 def _matching(pattern: str) -> Iterator[File]:
@@ -152,10 +161,10 @@ def _matching(pattern: str) -> Iterator[File]:
                 yield _found(filesystem, info, info.base_name)
             if info.type != fs.FileType.Directory:
                 return
-        expression = _expression(rest) if rest else re.compile(".*", re.DOTALL)
+        glob = _Glob(rest or "**")
         for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True)):
             key = info.path[len(base) :].lstrip("/")
-            if info.type == fs.FileType.File and expression.fullmatch(key):
+            if info.type == fs.FileType.File and glob.matches(key):
                 yield _found(filesystem, info, key)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{pattern} cannot be reached ({error})") from None
@@ -184,21 +193,32 @@ def _found(filesystem: fs.FileSystem, info: fs.FileInfo, key: str) -> File:
     return File(None if here else filesystem, info.path, key, f"{info.size} {info.mtime_ns}")
 
 
-def _expression(pattern: str) -> re.Pattern[str]:
-    try:
-        return re.compile(_translate(pattern), re.DOTALL)
-    except re.error as error:
-        raise SourceError(f"{pattern} is not a pattern ({error}): [a-z] goes from the smaller to the larger") from None
+class _Glob:
+    """Names with wildcards, of which ``**`` is any number of folders. Each name is matched once at most with each part,
+    so that no pattern takes a time without end."""
 
+    def __init__(self, pattern: str) -> None:
+        self._parts = [None if part == "**" else re.compile(fnmatch.translate(part)) for part in pattern.split("/")]
 
-def _translate(pattern: str) -> str:
-    """A glob as a regular expression: ``**/`` any folders, ``*`` and ``?`` within a name."""
-    out, position = "", 0
-    tokens = re.compile(r"\*\*/|\*\*|\*|\?|\[!?[^\]]+\]")
-    kinds = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
-    for token in tokens.finditer(pattern):
-        text = token[0]
-        out += re.escape(pattern[position : token.start()])
-        out += kinds.get(text) or text.replace("[!", "[^", 1)
-        position = token.end()
-    return out + re.escape(pattern[position:])
+    def matches(self, path: str) -> bool:
+        reached = self._after({0})
+        for name in path.split("/"):
+            reached = self._after({next_part for part in reached for next_part in self._past(part, name)})
+        return len(self._parts) in reached
+
+    def _past(self, part: int, name: str) -> Iterator[int]:
+        """Where a name leads from a part."""
+        if part == len(self._parts):
+            return
+        expression = self._parts[part]
+        if expression is None:
+            yield part
+        elif expression.match(name):
+            yield part + 1
+
+    def _after(self, reached: set[int]) -> set[int]:
+        """With what lies behind ``**``, which may be no folder."""
+        for part, expression in enumerate(self._parts):
+            if part in reached and expression is None:
+                reached.add(part + 1)
+        return reached

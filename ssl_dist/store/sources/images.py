@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -19,18 +18,11 @@ from ssl_dist.store.decode import MAX_BYTES
 from ssl_dist.store.schema import NO_LABEL
 from ssl_dist.store.sources.base import MOST_CLASSES, Member, Source, text
 from ssl_dist.store.sources.files import File, fingerprint, local, reading
+from ssl_dist.store.sources.tars import regular_files
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
 _CLASS = ".cls"  # of a WebDataset sample: its class as a number
 _MOST_DIGITS = 9  # of that number
-_HEADER_TYPES = (  # what says more of the member that follows
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-)
-_MOST_HEADER_BYTES = 1 << 20
 
 
 def is_image(name: str) -> bool:
@@ -159,34 +151,6 @@ def _class_number(tar: File, key: str, content: bytes) -> int:
 
 def _regular_members(tar: File, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
     """The regular files of a tar in archive order, with the bytes of those wanted by name (of one larger than an image
-    may be, the first); links, devices and folders are passed over."""
+    may be, one byte more than that: ``decode`` then says so)."""
     with reading(tar, "tar file") as packed:
-        try:
-            with tarfile.open(fileobj=packed, mode="r:*", tarinfo=_Header) as archive:
-                while (info := archive.next()) is not None:
-                    archive.members.clear()  # type: ignore[attr-defined]  # tarfile keeps every header it has seen
-                    if info.issparse():
-                        raise SourceError(f"{tar.path}: {info.name} is packed as a sparse file: pack without --sparse")
-                    if info.isreg():
-                        yield info.name, _content(archive, info) if wanted(info.name) else None
-        except SourceError:
-            raise
-        except Exception as error:  # rubbish raises whatever it trips over, also the depth of Python's stack
-            raise ValueError(error) from None
-
-
-class _Header(tarfile.TarInfo):
-    """Refuses what tarfile would read whole, before it is listed: a compressed tar of kilobytes may say gigabytes."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Header:
-        header = super().frombuf(buf, encoding, errors)
-        if header.type in _HEADER_TYPES and header.size > _MOST_HEADER_BYTES:
-            raise ValueError(f"a header of {header.size:,} bytes")
-        return header
-
-
-def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(info)
-    assert file is not None, "a regular member has a file"
-    return file.read(min(info.size, MAX_BYTES + 1))  # one too many: ``decode`` then says so
+        yield from regular_files(packed, wanted, MAX_BYTES + 1)
