@@ -41,8 +41,15 @@ def of_stl10(name: str, files: Sequence[File]) -> Source:
     """``train_X.bin``, ``test_X.bin``, ``unlabeled_X.bin``; labels are those of the ``_y.bin`` beside it, if any.
 
     Raises:
-        SourceError: a file of another length than its images have, or labels of another number.
+        SourceError: a file of another length than its images have, labels of another number, or a folder with several
+            of them.
     """
+    if Path(name).is_dir() and len(files) > 1:
+        names = ", ".join(file.key for file in files)
+        raise SourceError(
+            f"{name} has several files of images, to train with and to test with: build a store of one, by"
+            f" '{name}/{files[-1].key}', or of some, by '{name}/{{train,unlabeled}}{STL_SUFFIX}'; it has {names}"
+        )
     beside = [neighbour(file, PurePosixPath(file.path).name.removesuffix(STL_SUFFIX) + "_y.bin") for file in files]
     parts = [
         _Stl10(file, _length(file), known and _stl_labels(known)) for file, known in zip(files, beside, strict=True)

@@ -14,11 +14,11 @@ from pyarrow import parquet
 from ssl_dist.errors import SourceError
 from ssl_dist.store.schema import NO_LABEL
 from ssl_dist.store.sources.base import MOST_CLASSES, Member, Source, text
-from ssl_dist.store.sources.files import File, fingerprint, reading
+from ssl_dist.store.sources.files import File, fingerprint, most_unpacked, reading
 
 PARQUET, ARROW, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # what the three kinds of file begin with
 _IMAGES, _LABELS = ("image", "img", "jpg", "jpeg", "png"), ("label", "labels", "cls", "class", "fine_label")
-_ROWS = 16  # at once, of Parquet: a dictionary makes many large images of one
+_ROW_BYTES = 64  # no image file is smaller, and no row is made of less
 _LABELS_AT_ONCE = 65536
 
 
@@ -62,7 +62,8 @@ def _labels(file: File, column: str) -> tuple[int, int]:
     rows, largest = 0, NO_LABEL
     for batch in _batches(file, [column], _LABELS_AT_ONCE):
         rows += batch.num_rows
-        largest = max(largest, pc.max(batch.column(0)).as_py() or NO_LABEL)
+        top = pc.max(batch.column(0)).as_py()
+        largest = largest if top is None else max(largest, top)
     return rows, largest
 
 
@@ -82,7 +83,8 @@ def _num_rows(file: File) -> int:
 
 def _members(file: File, columns: _Columns) -> Iterator[Member]:
     number = 0
-    for batch in _batches(file, [columns.image, *([columns.label] if columns.label else [])], _ROWS):
+    # of Parquet one row at once: a dictionary makes many large images of one
+    for batch in _batches(file, [columns.image, *([columns.label] if columns.label else [])], 1):
         images = batch.column(0)
         if pa.types.is_struct(images.type):
             images = pc.struct_field(images, "bytes")
@@ -103,12 +105,17 @@ def _columns(file: File) -> _Columns:
     named = [name for name in _IMAGES if name in holding] or holding
     if not named or (len(holding) > 1 and named == holding):
         raise SourceError(
-            f"{file.path} has no one column of images among {', '.join(schema.names)}: it is binary, or a struct with"
-            f" bytes, and its name is one of {', '.join(_IMAGES)}"
+            f"{file.path} has no one column of images among {', '.join(schema.names):.300}: it is binary, or a struct"
+            f" with bytes, and its name is one of {', '.join(_IMAGES)}"
         )
-    label = next(
-        (name for name in _LABELS if name in schema.names and pa.types.is_integer(schema.field(name).type)), None
-    )
+    labels = {name: schema.field(name).type for name in _LABELS if name in schema.names}
+    label = next((name for name, kind in labels.items() if pa.types.is_integer(kind)), None)
+    if labels and label is None:
+        [(name, kind), *_] = labels.items()
+        raise SourceError(
+            f"{file.path} has labels of type {kind} in the column {name}: number the classes, or rename the column to"
+            " build without labels"
+        )
     return _Columns(named[0], label, _class_names(schema, label) if label else ())
 
 
@@ -151,11 +158,33 @@ def _opened(content: IO[bytes], columns: Sequence[str] = ()) -> Any:
 def _batches(file: File, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
     """Of these columns, no others read; of Parquet at most so many rows each."""
     with reading(file, "Parquet or Arrow file") as content:
-        opened = _opened(content, columns)
+        most = most_unpacked(content.seek(0, 2))
+        content.seek(0)
+        opened, unpacked = _opened(content, columns), 0
         if isinstance(opened, parquet.ParquetFile):
-            yield from opened.iter_batches(rows, columns=columns)
-            return
-        in_file = isinstance(opened, pa.ipc.RecordBatchFileReader)
-        for batch in map(opened.get_batch, range(opened.num_record_batches)) if in_file else opened:
+            _bounded(_unpacked_bytes(opened.metadata, columns), most)
+            batches = opened.iter_batches(rows, columns=columns)
+        elif isinstance(opened, pa.ipc.RecordBatchFileReader):
+            batches = map(opened.get_batch, range(opened.num_record_batches))
+        else:
+            batches = opened
+        for batch in batches:
             batch.validate(full=True)  # foreign bytes: offsets may point anywhere
+            unpacked += batch.nbytes + _ROW_BYTES * batch.num_rows
+            _bounded(unpacked, most)
             yield batch.select(columns)
+
+
+def _unpacked_bytes(metadata: parquet.FileMetaData, columns: list[str]) -> int:
+    """What these columns and all rows take, by what the file says."""
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    parts = [group.column(number) for group in groups for number in range(group.num_columns)]
+    named = [part for part in parts if part.path_in_schema.partition(".")[0] in columns]
+    return int(metadata.num_rows * _ROW_BYTES + sum(part.total_uncompressed_size for part in named))
+
+
+def _bounded(num_bytes: int, most: int) -> None:
+    if num_bytes > most:
+        raise ValueError(
+            f"it unpacks to {num_bytes:,} bytes or more, far more than its own: write it anew, uncompressed"
+        )
