@@ -22,10 +22,11 @@ import pydantic
 import xxhash
 
 from ssl_dist.errors import StoreError
+from ssl_dist.store.decode import MAX_PIXELS, MAX_PX
 
 MANIFEST = "manifest.json"
 BATCH_ROWS = 512
-_MOST_ROWS, _MOST_PX = 2**40, 2**16
+_MOST_ROWS = 2**40
 NO_LABEL = -1  # of an image that has none; null in the shards
 
 Encoding = Literal["raw", "jpeg"]
@@ -72,11 +73,19 @@ class Manifest(_Record):
 
     @pydantic.model_validator(mode="after")
     def _adds_up(self) -> Manifest:
-        if min(self.image_shape) < 1 or max(self.image_shape) > _MOST_PX or self.image_shape[2] != 3:
-            raise ValueError(f"image_shape {self.image_shape}: (H, W, 3), of at most {_MOST_PX} px a side")
+        if min(self.image_shape) < 1 or max(self.image_shape) > MAX_PX or self.image_shape[2] != 3:
+            raise ValueError(f"image_shape {self.image_shape}: (H, W, 3), of at most {MAX_PX} px a side")
+        height, width, channels = self.image_shape
+        if self.encoding == "jpeg" and height * width > MAX_PIXELS:
+            raise ValueError(f"image_shape {self.image_shape}: a JPEG has at most {MAX_PIXELS} pixels")
+        # what a reader takes memory for must be there: labels and keys' ends take 4 bytes each
+        row_bytes = 8 + (height * width * channels if self.encoding == "raw" else 4)
         for shard in self.shards:
             if shard.rows != sum(batch.rows for batch in shard.batches):
                 raise ValueError(f"{shard.file} has {shard.rows} rows, and its record batches do not")
+            for batch in shard.batches:
+                if batch.rows * row_bytes > batch.length or batch.offset + batch.length > shard.bytes:
+                    raise ValueError(f"{shard.file} has a record batch of {batch.rows} rows that it has no room for")
         if (total := sum(shard.rows for shard in self.shards)) != self.rows or total > _MOST_ROWS:
             raise ValueError(f"rows {self.rows}: the shards have {total}")
         if self.xxh3 not in (None, self._digest()):
