@@ -1,0 +1,132 @@
+"""Try cases one after the other in this process, and say what each cost and how it ended.
+
+    python -m tests.store.hostile.meter KIND SEED COUNT RESULT
+
+Every case must end in a value or in an error of ssl_dist's of one line, without a word on stderr, within LIMIT_S of CPU
+time and with at most MOST_BYTES more resident memory than before the first. CPU time (all threads, user and system),
+because wall time on a shared machine measures the others. The kernel ends the process that takes more, in whatever code
+it is: the number of the case is in RESULT by then.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import logging
+import mmap
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ssl_dist.errors import SslDistError
+
+LIMIT_S = 1.0
+DEADLOCK_S = 60.0  # of wall time: threads that wait for one another take no CPU
+MOST_BYTES = 1 << 30
+_ADDRESS_BYTES = 16 << 30  # a guard for the machine's sake; what is touched of it is what counts
+_MOST_FAULTS, _LONGEST_MESSAGE = 10, 2000
+
+
+class Case(NamedTuple):
+    """Something to try: ``attempt`` is measured; ``content`` is what to look at where it fails; ``honest_s`` more time
+    where much honest work is asked for (the largest image there may be)."""
+
+    attempt: Callable[[], object]
+    content: bytes
+    honest_s: float = 0.0
+
+
+Cases = Callable[[Path, int], Iterator[Case]]
+
+
+def _peak_bytes() -> int:
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status[status.index("VmHWM:") + 6 :].split(maxsplit=1)[0]) << 10
+
+
+def _try(case: Case, stderr: Path) -> tuple[str, str | None]:
+    """How it ended, and what is wrong with that."""
+    try:
+        case.attempt()
+        ended, fault = "value", None
+    except SslDistError as error:
+        message = str(error)
+        ended = type(error).__name__
+        fault = None if message.isprintable() and len(message) < _LONGEST_MESSAGE else f"a message: {message!r:.300}"
+    except BaseException:
+        ended, fault = "fault", traceback.format_exc(limit=-4)
+    if stderr.stat().st_size:
+        fault = f"{fault or ''} wrote on stderr: {stderr.read_text()[:300]}"
+        os.truncate(2, 0)
+    return ended, fault
+
+
+def run(kind: str, seed: int, count: int, result: Path) -> dict[str, object]:
+    name, _, function = kind.partition(".")
+    cases: Cases = getattr(importlib.import_module(f"tests.store.hostile.{name}"), function)
+    endings: dict[str, int] = {}
+    faults: list[str] = []
+    slowest, number = (0.0, -1), 0
+    with (result / "number").open("w+b") as file, tempfile.TemporaryDirectory(dir=result) as folder:
+        file.truncate(8)
+        reached = mmap.mmap(file.fileno(), 8)
+        made = cases(Path(folder), seed)
+        first = next(made)
+        base = peak = _peak_bytes()
+        for number, case in enumerate(itertools.islice(itertools.chain([first], made), count)):
+            reached[:] = number.to_bytes(8, "little")
+            signal.setitimer(signal.ITIMER_REAL, DEADLOCK_S)
+            signal.setitimer(signal.ITIMER_PROF, LIMIT_S + case.honest_s)
+            start = time.process_time()
+            ended, fault = _try(case, result / "stderr")
+            took = time.process_time() - start - case.honest_s
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            slowest = max(slowest, (took, number))
+            endings[ended] = endings.get(ended, 0) + 1
+            before, peak = peak, _peak_bytes()
+            if peak > before and peak - base > MOST_BYTES:
+                fault = f"{fault or ''} took {(peak - base) >> 20} MiB"
+            if fault:
+                (result / f"case-{number}").write_bytes(case.content)
+                faults.append(f"case {number}: {fault}")
+            if len(faults) == _MOST_FAULTS:
+                break
+    return {
+        "kind": kind,
+        "seed": seed,
+        "cases": sum(endings.values()),
+        "endings": endings,
+        "slowest_s": round(slowest[0], 3),
+        "slowest_case": slowest[1],
+        "peak_mib": (peak - base) >> 20,
+        "faults": faults,
+    }
+
+
+def main() -> None:
+    kind, seed, count, result = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+    resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    stderr = os.open(result / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    said = os.dup(2)
+    os.dup2(stderr, 2)
+    logging.getLogger("ssl_dist").addHandler(logging.NullHandler())  # says what is left out, on purpose
+    try:
+        outcome = run(kind, seed, count, result)
+    except BaseException:  # the harness itself
+        os.write(said, traceback.format_exc().encode())
+        raise
+    (result / "outcome.json").write_text(json.dumps(outcome))
+
+
+if __name__ == "__main__":
+    main()

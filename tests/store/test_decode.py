@@ -1,0 +1,61 @@
+"""One image file: known by its content, decoded within a time and a memory that its size in pixels bounds."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_dist.errors import Unreadable
+from ssl_dist.store.decode import decode
+from tests.store.hostile import images
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.mark.parametrize("between", [b"", b"\xff\x01", b"\xff\xff\xff"])
+def test_a_jpeg_of_scans_upon_scans_is_refused(between: bytes) -> None:
+    """Each is a pass over all blocks: 1000 of them over 64 million pixels took 8 s, and may be in 4 MB."""
+    assert decode(images.jpeg_of_scans(32, 99, between), None).shape == (32, 32, 3)
+    with pytest.raises(Unreadable, match="a progressive JPEG of more than 100 scans"):
+        decode(images.jpeg_of_scans(32, 100, between), None)
+
+
+def test_scans_of_pictures_within_pictures_do_not_count() -> None:
+    inside = images.jpeg_of_scans(16, 150)
+    comment = b"\xff\xfe" + (len(inside) + 2).to_bytes(2, "big") + inside
+    outside = images.jpeg_of_scans(32, 9)
+    assert decode(outside[:2] + comment + outside[2:] + inside, None).shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("size", [(60000, 60000), (2**31 - 1, 2**31 - 1), (10000, 9000)])
+def test_a_size_that_cannot_be_kept_is_refused_in_every_format(size: tuple[int, int]) -> None:
+    for content in images.seeds():
+        with pytest.raises(Unreadable):
+            decode(images.resized(content, *size), 24)
+
+
+def test_a_side_that_no_store_has_is_refused() -> None:
+    with pytest.raises(Unreadable, match="70000 x 1 pixels, the most is 65536 a side"):
+        decode(images.png_of(70000, 1, 8, 2), None)
+
+
+def test_of_16_bits_colour_keeps_the_upper_eight() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+    assert np.array_equal(decode(images.sixteen_bits(pixels), None), pixels)
+
+
+def test_nothing_is_said_of_what_is_refused() -> None:
+    """Pillow warns of bombs, of transparency and of EXIF tags, at every image of millions."""
+    code = (
+        "from tests.store.hostile import images\n"
+        "from ssl_dist.store.decode import decode\n"
+        "for content in [*images.seeds(), *images.warned_of()]:\n"
+        "    try: decode(content, 24)\n"
+        "    except Exception as error: assert type(error).__name__ == 'Unreadable', repr(error)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")

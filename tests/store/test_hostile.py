@@ -1,0 +1,90 @@
+"""Hostile input ends in a value or in one error: it takes neither the process, nor a second, nor the memory."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.store.hostile import meter
+
+ROOT = Path(__file__).parent.parent.parent
+KINDS = {  # cases of CI's few thousand, and of all 100,000
+    "images.cases": (700, 30_000),
+    "archives.cases": (350, 20_000),
+    "stores.shards": (350, 15_000),
+    "stores.manifests": (350, 15_000),
+    "tables.cases": (250, 8_000),
+    "tables.structured": (100, 2_000),
+    "packed.cases": (300, 5_000),
+    "packed.structured": (100, 2_000),
+    "names.patterns": (100, 2_000),
+    "names.keys": (40, 1_000),
+}
+
+
+def tried(kind: str, seed: int, count: int, folder: Path) -> dict[str, Any]:
+    """What became of so many cases, in a process of their own."""
+    command = [sys.executable, "-m", "tests.store.hostile.meter", kind, str(seed), str(count), str(folder)]
+    ended = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"},
+        stderr=subprocess.PIPE,
+        check=False,
+    )
+    if ended.returncode:
+        number = int.from_bytes((folder / "number").read_bytes(), "little")
+        how = {-signal.SIGPROF: f"took more than {meter.LIMIT_S} s", -signal.SIGALRM: "waited for ever"}
+        why = how.get(ended.returncode, f"ended the process: {ended.returncode} {ended.stderr.decode()[-2000:]}")
+        pytest.fail(f"case {number} of {kind}, seed {seed}, {why}")
+    outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+    return outcome
+
+
+def assert_harmless(outcome: dict[str, Any], count: int) -> None:
+    assert outcome["faults"] == []
+    assert outcome["cases"] == count
+    assert outcome["slowest_s"] < meter.LIMIT_S
+    assert outcome["peak_mib"] << 20 <= meter.MOST_BYTES
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_hostile_input_takes_neither_the_process_nor_its_time_nor_its_memory(kind: str, tmp_path: Path) -> None:
+    count, _ = KINDS[kind]
+    assert_harmless(tried(kind, 0, count, tmp_path), count)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_hundred_thousand_cases(kind: str, tmp_path: Path) -> None:
+    _, count = KINDS[kind]
+    outcome = tried(kind, 1, count, tmp_path)
+    print(json.dumps(outcome))
+    assert_harmless(outcome, count)
+
+
+def test_all_cases_are_a_hundred_thousand() -> None:
+    assert sum(count for _, count in KINDS.values()) == 100_000
+
+
+CRIMES = {
+    "hang": "took more than 1.0 s",
+    "crash": "ended the process: -11",
+    "untyped": "KeyError",
+    "talk": "wrote on stderr: hello",
+    "memory": "took 12",
+    "lines": "a message: .two.*nlines",
+}
+
+
+@pytest.mark.parametrize("kind", CRIMES)
+def test_the_harness_sees_what_it_looks_for(kind: str, tmp_path: Path) -> None:
+    with pytest.raises((AssertionError, pytest.fail.Exception), match=CRIMES[kind]):
+        assert_harmless(tried(f"crimes.{kind}", 0, 2, tmp_path), 2)

@@ -1,0 +1,248 @@
+"""STL-10's and CIFAR's own files give the images and labels that were put in, or one error that says why."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import shutil
+import struct
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ssl_dist.errors import SourceError
+from ssl_dist.store.sources import list_source, pickles
+from tests.store.sources import Pixels, assert_holds, built, random_images
+
+
+def test_stl10s_columns_are_turned_into_rows(tmp_path: Path) -> None:
+    images = random_images(5, 96)
+    (tmp_path / "train_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+    (tmp_path / "train_y.bin").write_bytes(bytes([3, 1, 10, 2, 2]))
+    opened = built(tmp_path / "train_X.bin", tmp_path / "s")
+    assert_holds(opened, images, [2, 0, 9, 1, 1])
+    assert opened.class_names[0] == "airplane"
+    (tmp_path / "unlabeled_X.bin").write_bytes(images.transpose(0, 3, 2, 1).tobytes())
+    unlabelled = built(tmp_path / "unlabeled_X.bin", tmp_path / "u")
+    assert unlabelled.class_names == ()
+    both = built(f"{tmp_path}/{{train,unlabeled}}_X.bin", tmp_path / "b")
+    assert_holds(both, np.concatenate([images, images]), [2, 0, 9, 1, 1] + 5 * [-1])
+    assert built(tmp_path / "train_X.bin", tmp_path / "small", size_px=32).image_shape == (32, 32, 3)
+
+
+def test_stl10_files_that_are_cut_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "train_X.bin").write_bytes(bytes(3 * 96 * 96 + 1))
+    with pytest.raises(SourceError, match="has 27649 bytes: STL-10's images take 27648 each"):
+        list_source(tmp_path / "train_X.bin")
+    (tmp_path / "train_X.bin").write_bytes(bytes(3 * 96 * 96))
+    for labels, message in (
+        (bytes([1, 2]), "has 1 images, and the file of labels beside it 2"),
+        (bytes([11]), "1 to 10"),
+    ):
+        (tmp_path / "train_y.bin").write_bytes(labels)
+        with pytest.raises(SourceError, match=message):
+            list_source(tmp_path / "train_X.bin")
+
+
+def test_a_folder_of_stl10_asks_which_of_its_files(tmp_path: Path) -> None:
+    """A store of all would train on the images that it is tested with."""
+    for name in ("test", "train", "unlabeled"):
+        (tmp_path / f"{name}_X.bin").write_bytes(bytes(3 * 96 * 96))
+    message = r"by '.*/unlabeled_X\.bin', or of some, by '.*/\{train,unlabeled\}_X\.bin'; it has test_X\.bin, train_X"
+    with pytest.raises(SourceError, match=message):
+        list_source(tmp_path)
+    assert list_source(f"{tmp_path}/{{train,unlabeled}}_X.bin").total == 2
+
+
+def test_new_labels_of_stl10_make_another_source(tmp_path: Path) -> None:
+    """An unfinished build goes on with the same source alone: its labels would be old and new ones."""
+    (tmp_path / "train_X.bin").write_bytes(bytes(2 * 3 * 96 * 96))
+    without = list_source(tmp_path / "train_X.bin").fingerprint
+    (tmp_path / "train_y.bin").write_bytes(bytes([1, 2]))
+    before = list_source(tmp_path / "train_X.bin").fingerprint
+    (tmp_path / "train_y.bin").write_bytes(bytes([2, 1]))
+    os.utime(tmp_path / "train_y.bin", ns=(1, 1))
+    assert len({without, before, list_source(tmp_path / "train_X.bin").fingerprint}) == 3
+
+
+def test_the_labels_in_a_folder_of_stl10_are_not_foreign(tmp_path: Path) -> None:
+    (tmp_path / "train_X.bin").write_bytes(bytes(3 * 96 * 96))
+    (tmp_path / "train_y.bin").write_bytes(bytes([1]))
+    for name in ("class_names.txt", "other.txt"):
+        (tmp_path / name).write_text("airplane")
+    assert list_source(tmp_path).foreign == ("other.txt",)
+
+
+def python2_text(text: bytes) -> bytes:
+    return b"T" + struct.pack("<i", len(text)) + text
+
+
+def python2_cifar(images: Pixels, key: bytes, labels: list[int]) -> bytes:
+    """The bytes that Python 2 and its NumPy wrote for CIFAR's authors, opcode by opcode."""
+    data = images.transpose(0, 3, 1, 2).reshape(len(images), -1).tobytes()
+    shape = b"K" + bytes([len(images)]) + b"M" + struct.pack("<H", 3072) + b"\x86"
+    kind = b"cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    array = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR(K\x01" + shape + kind + b"\x89"
+    array += python2_text(data) + b"tb"
+    numbers = b"](" + b"".join(b"K" + bytes([label]) for label in labels) + b"e"
+    return b"\x80\x02}(" + python2_text(b"data") + array + python2_text(key) + numbers + b"u."
+
+
+def python2_names(key: bytes, names: list[str]) -> bytes:
+    listed = b"](" + b"".join(python2_text(name.encode()) for name in names) + b"e"
+    return b"\x80\x02}(" + python2_text(key) + listed + b"u."
+
+
+def test_cifars_python_files_of_ten_and_of_a_hundred(tmp_path: Path) -> None:
+    images, labels = random_images(6, 32), [3, 0, 9, 9, 1, 2]
+    (tmp_path / "data_batch_1").write_bytes(python2_cifar(images[:4], b"labels", labels[:4]))
+    (tmp_path / "data_batch_2").write_bytes(python2_cifar(images[4:], b"labels", labels[4:]))
+    opened = built(f"{tmp_path}/data_batch_{{1..2}}", tmp_path / "s")
+    assert_holds(opened, images, labels)
+    assert opened.class_names == tuple("0123456789")
+    names = [f"class {number}" for number in range(10)]
+    (tmp_path / "batches.meta").write_bytes(python2_names(b"label_names", names))
+    assert built(f"{tmp_path}/data_batch_*", tmp_path / "t").class_names == tuple(names)
+    (tmp_path / "train").write_bytes(python2_cifar(images, b"fine_labels", [*labels[:5], 99]))
+    hundred = built(tmp_path / "train", tmp_path / "h")
+    assert (len(hundred.class_names), hundred.labels.max()) == (100, 99)
+    with pytest.raises(SourceError, match="files of CIFAR-10 and of CIFAR-100"):
+        list_source(f"{tmp_path}/{{data_batch_1,train}}")
+
+
+def test_the_folder_of_cifar_10_as_downloaded(tmp_path: Path) -> None:
+    images, names = random_images(12, 32), [f"class {number}" for number in range(10)]
+    (tmp_path / "batches.meta").write_bytes(python2_names(b"label_names", names))
+    (tmp_path / "readme.html").write_text("<html>")
+    for number in range(5):
+        part = images[2 * number : 2 * number + 2]
+        (tmp_path / f"data_batch_{number + 1}").write_bytes(python2_cifar(part, b"labels", [number, 9]))
+    (tmp_path / "test_batch").write_bytes(python2_cifar(images[10:], b"labels", [5, 6]))
+    with pytest.raises(
+        SourceError, match=r"to train with and to test with: .*/data_batch_\{1\.\.5\}' and .*/test_batch'"
+    ):
+        list_source(tmp_path)
+    trained = built(f"{tmp_path}/data_batch_{{1..5}}", tmp_path / "stores" / "train", strict=True)
+    assert_holds(trained, images[:10], [0, 9, 1, 9, 2, 9, 3, 9, 4, 9])
+    assert trained.class_names == tuple(names)
+    shutil.rmtree(tmp_path / "stores")
+    (tmp_path / "test_batch").unlink()
+    assert (list_source(tmp_path).total, list_source(tmp_path).foreign) == (10, ())
+    (tmp_path / "mine.txt").write_text("notes")
+    assert list_source(tmp_path).foreign == ("mine.txt",)
+    with pytest.raises(SourceError, match="the names of CIFAR's classes, and no file of its images"):
+        list_source(tmp_path / "batches.meta")
+
+
+def test_the_folder_of_cifar_100_as_downloaded(tmp_path: Path) -> None:
+    images, names = random_images(3, 32), [f"class {number}" for number in range(100)]
+    (tmp_path / "meta").write_bytes(python2_names(b"fine_label_names", names))
+    (tmp_path / "file.txt~").write_text("")
+    (tmp_path / "train").write_bytes(python2_cifar(images, b"fine_labels", [0, 1, 99]))
+    (tmp_path / "test").write_bytes(python2_cifar(images[:2], b"fine_labels", [2, 3]))
+    with pytest.raises(SourceError, match=r"of CIFAR-100 by '.*/train' and '.*/test'"):
+        list_source(tmp_path)
+    one = list_source(tmp_path / "test")
+    assert (one.total, one.class_names) == (2, tuple(names))
+    os.utime(tmp_path / "meta", ns=(1, 1))
+    assert list_source(tmp_path / "test").fingerprint != one.fingerprint
+    (tmp_path / "test").unlink()
+    assert (list_source(tmp_path).total, list_source(tmp_path).foreign) == (3, ())
+
+
+def test_the_classes_of_cifar_100_are_the_fine_ones(tmp_path: Path) -> None:
+    content = {"coarse_labels": [4, 1], "fine_labels": [49, 33], "data": np.zeros((2, 3072), dtype=np.uint8)}
+    (tmp_path / "train").write_bytes(pickle.dumps(content, protocol=2))
+    names = {f"{kind}_label_names": [f"{kind} {n}" for n in range(n)] for kind, n in (("coarse", 20), ("fine", 100))}
+    (tmp_path / "meta").write_bytes(pickle.dumps(names, protocol=2))
+    listed = list_source(tmp_path)
+    assert [listed.class_names[member.label] for member in listed.members()] == ["fine 49", "fine 33"]
+
+
+def test_cifar_as_todays_numpy_would_pickle_it(tmp_path: Path) -> None:
+    images = random_images(3, 32)
+    data = images.transpose(0, 3, 1, 2).reshape(3, 3072)
+    for protocol in (2, 3, 4):
+        (tmp_path / "train").write_bytes(pickle.dumps({"data": data, "labels": [1, 2, 0]}, protocol=protocol))
+        assert_holds(built(tmp_path / "train", tmp_path / f"s{protocol}"), images, [1, 2, 0])
+
+
+def test_an_array_that_lies_column_by_column_gives_the_same_images(tmp_path: Path) -> None:
+    images = random_images(3, 32)
+    data = np.asfortranarray(images.transpose(0, 3, 1, 2).reshape(3, 3072))
+    (tmp_path / "train").write_bytes(pickle.dumps({"data": data, "labels": [1, 2, 0]}, protocol=2))
+    assert_holds(built(tmp_path / "train", tmp_path / "s"), images, [1, 2, 0])
+
+
+def test_a_batch_of_30_megabytes_is_read_in_seconds(tmp_path: Path) -> None:
+    content = {
+        "data": np.zeros((10_000, 3072), dtype=np.uint8),
+        "labels": [number % 10 for number in range(10_000)],
+        "filenames": [f"{number}.png" for number in range(10_000)],
+    }
+    (tmp_path / "data_batch_1").write_bytes(pickle.dumps(content, protocol=2))
+    start = time.process_time()
+    assert list_source(tmp_path / "data_batch_1").total == 10_000
+    assert time.process_time() - start < 10  # 0.3 s on an idle core
+
+
+_DEEP = b"\x80\x02}(" + b")" + 200_000 * b"\x85" + b"K\x01u."  # a tuple in a tuple in ..., as a key
+_DOUBLED = b"\x80\x02}(" + b")" + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"K\x01u."
+_AGAIN_AND_AGAIN = b"\x80\x02](c_codecs\nencode\nq\x00X\xe8\x03\x00\x00" + 1000 * b"x" + b"q\x01"
+_AGAIN_AND_AGAIN += 1000 * b"h\x00h\x01U\x06latin1\x86R" + b"e."
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (_DEEP, "a dictionary with keys that are no text"),
+        (_DOUBLED, "a dictionary with keys that are no text"),
+        (b"\x80\x02}(" + b")" + 100 * b"2\x86" + b"K\x01u.", "it has the operation DUP"),
+        (b"\x80\x02}r" + struct.pack("<I", 60_000_000) + b".", "has no uint8"),
+        (_AGAIN_AND_AGAIN, "it makes more bytes than it has"),
+        (b"\x80\x02}(U\x04data\x8a\x10" + 16 * b"\x7f" + b"u.", "a whole number of more than 64 bits"),
+        (b"\x80\x02}(U\x04dataU\x01xU\x01x\x86Ru.", "it calls what is no array's"),
+        (b"\x80\x02}}bu.", "puts something into what is no array"),
+        (b"\x80\x02}U\x01xe.", "not a file of CIFAR's"),
+        (b"\x80\x02\x86.", "takes more values than it has"),
+        (b"\x80\x02c" + 9999 * b"x" + b"\nx\n.", r"it asks for x{100,200}\)$"),
+        (b"\x80\x02Qx.", "it has the operation BINPERSID"),
+    ],
+)
+def test_a_pickle_takes_neither_the_process_nor_its_memory(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        list_source(tmp_path / "data_batch_1")
+
+
+def test_a_pickle_of_too_many_bytes_or_operations_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data_batch_1").write_bytes(b"\x80\x02" + 100 * b"]" + b".")
+    monkeypatch.setattr(pickles, "_MOST_STEPS", 50)
+    with pytest.raises(SourceError, match="more than 50 operations"):
+        list_source(tmp_path / "data_batch_1")
+    monkeypatch.setattr(pickles, "MOST_BYTES", 99)
+    with pytest.raises(SourceError, match="has more than 99 bytes"):
+        list_source(tmp_path / "data_batch_1")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x02cos\nsystem\n(U\x0etouch /tmp/xxxtR.", "it asks for os.system"),
+        (b"\x80\x02cnumpy.lib.npyio\nload\n(U\x01xtR.", "it asks for numpy.lib.npyio.load"),
+        (b"\x80\x02cbuiltins\neval\n(U\x0311tR.", "it asks for builtins.eval"),
+        (b"\x80\x02](K\x01e.", "it has no dictionary"),
+        (b"\x80\x02}(U\x04dataK\x01u.", "has no uint8"),
+        (b"\x80\x02}", "not a file of CIFAR's"),
+        (b"\x80\x05\x95\xff\xff\xff\xff\xff\xff\xff\x7f", "not a file of CIFAR's"),
+        (python2_cifar(random_images(2, 32), b"labels", [1]), "no whole number for each of its 2 images"),
+        (python2_cifar(random_images(2, 32), b"labels", [1, 10]), "has a label 10, and there are 10 classes"),
+        (python2_cifar(random_images(2, 32), b"labels", [1, 2])[:-200], "not a file of CIFAR's"),
+    ],
+)
+def test_a_hostile_pickle_runs_nothing(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "data_batch_1").write_bytes(content)
+    with pytest.raises(SourceError, match=message):
+        list_source(tmp_path / "data_batch_1")
