@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ from ssl_dist import store
 from ssl_dist.errors import SourceError
 from ssl_dist.store.sources import list_source
 from tests.store.sources import assert_holds, built, image_column, png, random_images, write_table
+
+ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("kind", ["struct", "binary", "large"])
@@ -153,3 +157,23 @@ def test_a_million_rows_of_nothing_are_refused(suffix: str, tmp_path: Path) -> N
             out.write_table(table)
     with pytest.raises(SourceError, match="far more than its own"):
         list_source(path)
+
+
+def test_no_byte_of_a_schema_ends_the_process(tmp_path: Path) -> None:
+    """pyarrow ended it where a column's metadata, asked for by itself, did not fit a changed schema."""
+    rows = [{"bytes": png(image), "path": "a"} for image in random_images(2, 16)]
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    path = write_table(pa.table({"image": pa.array(rows, struct), "label": [0, 1]}), tmp_path / "a.parquet")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from tests.store.hostile.archives import read_all\n"
+        "from ssl_dist.errors import SourceError\n"
+        "path = Path(sys.argv[1]); whole = path.read_bytes()\n"
+        "footer = len(whole) - 8 - int.from_bytes(whole[-8:-4], 'little')\n"
+        "for place in range(footer, footer + 150):\n"
+        "    path.write_bytes(whole[:place] + bytes([(whole[place] + 1) % 256]) + whole[place + 1 :])\n"
+        "    try: read_all(path)\n"
+        "    except SourceError: pass\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")

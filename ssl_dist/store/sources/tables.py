@@ -162,7 +162,7 @@ def _batches(file: File, columns: list[str], rows: int) -> Iterator[pa.RecordBat
         content.seek(0)
         opened, unpacked = _opened(content, columns), 0
         if isinstance(opened, parquet.ParquetFile):
-            _bounded(_unpacked_bytes(opened.metadata, columns), most)
+            _bounded(_unpacked_bytes(opened.metadata), most)
             batches = opened.iter_batches(rows, columns=columns)
         elif isinstance(opened, pa.ipc.RecordBatchFileReader):
             batches = map(opened.get_batch, range(opened.num_record_batches))
@@ -175,12 +175,11 @@ def _batches(file: File, columns: list[str], rows: int) -> Iterator[pa.RecordBat
             yield batch.select(columns)
 
 
-def _unpacked_bytes(metadata: parquet.FileMetaData, columns: list[str]) -> int:
-    """What these columns and all rows take, by what the file says."""
-    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    parts = [group.column(number) for group in groups for number in range(group.num_columns)]
-    named = [part for part in parts if part.path_in_schema.partition(".")[0] in columns]
-    return int(metadata.num_rows * _ROW_BYTES + sum(part.total_uncompressed_size for part in named))
+def _unpacked_bytes(metadata: parquet.FileMetaData) -> int:
+    """What all rows take, by what the file says. Of row groups, not of their columns: pyarrow ends the process where
+    those are damaged."""
+    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
+    return int(metadata.num_rows * _ROW_BYTES + sum(group.total_byte_size for group in groups))
 
 
 def _bounded(num_bytes: int, most: int) -> None:
