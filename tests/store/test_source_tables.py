@@ -177,3 +177,14 @@ def test_no_byte_of_a_schema_ends_the_process(tmp_path: Path) -> None:
     )
     ended = subprocess.run([sys.executable, "-c", code, path], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_a_length_beyond_all_memory_is_a_damaged_file(tmp_path: Path) -> None:
+    table = pa.table({"image": image_column("binary", random_images(2, 16))})
+    path = write_table(table, tmp_path / "a.stream")
+    whole = path.read_bytes()
+    messages = pa.ipc.MessageReader.open_stream(whole)
+    body = [message.body.size for message in messages][1]
+    path.write_bytes(whole.replace(body.to_bytes(8, "little"), (1 << 60).to_bytes(8, "little"), 1))
+    with pytest.raises(SourceError, match=r"a\.stream is not a whole Parquet or Arrow file .MemoryError.$"):
+        list_source(path)

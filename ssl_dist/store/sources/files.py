@@ -72,8 +72,8 @@ def reading(file: File, kind: str) -> Iterator[IO[bytes]]:
             yield content
     except SourceError:
         raise
-    except (OSError, EOFError, ValueError, pa.ArrowException) as error:
-        raise SourceError(f"{file.path} is not a whole {kind} ({error})") from None
+    except (OSError, EOFError, ValueError, pa.ArrowException, MemoryError) as error:  # a length that is damaged, too
+        raise SourceError(f"{file.path} is not a whole {kind} ({str(error) or type(error).__name__})") from None
 
 
 def local(path: str, key: str) -> File:
