@@ -31,6 +31,7 @@ def test_scans_of_pictures_within_pictures_do_not_count() -> None:
     assert decode(outside[:2] + comment + outside[2:] + inside, None).shape == (32, 32, 3)
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest sets aside decode's own filter
 @pytest.mark.parametrize("size", [(60000, 60000), (2**31 - 1, 2**31 - 1), (10000, 9000)])
 def test_a_size_that_cannot_be_kept_is_refused_in_every_format(size: tuple[int, int]) -> None:
     for content in images.seeds():
