@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_dist.errors import StoreDamaged, StoreError
-from ssl_dist.store.schema import Manifest, ShardEntry, checksum, shard_schema
+from ssl_dist.store.schema import Manifest, ShardEntry, checksum, record_batch, shard_schema
 
 
 class MappedShard:
@@ -29,6 +29,7 @@ class MappedShard:
     def __init__(self, store: Path, entry: ShardEntry, manifest: Manifest) -> None:
         self.entry, self.path = entry, store / entry.file
         self._schema = shard_schema(manifest.encoding, manifest.image_shape)
+        self._num_classes = len(manifest.class_names)
         try:
             self.path.stat()
         except OSError as error:
@@ -66,8 +67,8 @@ class MappedShard:
             StoreDamaged: it is none, or not of this schema.
         """
         try:
-            batch = pa.ipc.read_record_batch(pa.py_buffer(self._message(index)), self._schema)
-            batch.validate(full=True)  # its checksum says that it is what was written, not who wrote it
+            # its checksum says that it is what was written, not who wrote it
+            batch = record_batch(self._message(index), self._schema, self._num_classes)
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             raise StoreDamaged(f"{self.path}: record batch {index} cannot be read ({error})") from None
         if batch.num_rows != self.entry.batches[index].rows:

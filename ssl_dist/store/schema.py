@@ -13,11 +13,13 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pydantic
 import xxhash
 
@@ -150,3 +152,45 @@ def shard_schema(encoding: Encoding, image_shape: tuple[int, int, int]) -> pa.Sc
             pa.field("key", pa.string(), nullable=False),
         ]
     )
+
+
+def record_batch(message: np.ndarray, schema: pa.Schema, num_classes: int) -> pa.RecordBatch:
+    """The record batch of a shard, from its bytes, uint8 ``[n]``, which may be anybody's.
+
+    Raises:
+        pa.ArrowException, ValueError: it is none, or not such as a shard has: compressed, so that it may take more
+            memory than it has bytes; with a row that has no image or key; with a label that stands for no class.
+    """
+    buffer = pa.py_buffer(message)
+    if _is_compressed(pa.ipc.read_message(buffer).metadata):
+        raise ValueError("it is compressed")
+    batch = pa.ipc.read_record_batch(buffer, schema)
+    batch.validate(full=True)
+    if batch.column("image").null_count or batch.column("key").null_count:
+        raise ValueError("it has a row without an image or a key")
+    labels = pc.min_max(batch.column("label"))
+    if labels["min"].is_valid and not 0 <= labels["min"].as_py() <= labels["max"].as_py() < num_classes:
+        raise ValueError(f"it has labels that are not 0 to {num_classes - 1}")
+    return batch
+
+
+def _is_compressed(metadata: pa.Buffer) -> bool:
+    """Of an Arrow record batch's message, which is a FlatBuffers table.
+
+    Source: Arrow's format/Message.fbs, ``Message.header`` and ``RecordBatch.compression``; FlatBuffers' internals.
+    """
+    content = metadata.to_pybytes()
+
+    def field(table: int, number: int) -> int:
+        """Where it lies; 0: it is not there."""
+        places = table - struct.unpack_from("<i", content, table)[0]
+        (size,) = struct.unpack_from("<H", content, places)
+        place = 4 + 2 * number
+        offset = struct.unpack_from("<H", content, places + place)[0] if place < size else 0
+        return table + offset if offset else 0
+
+    try:
+        header = field(struct.unpack_from("<I", content)[0], 2)
+        return field(header + struct.unpack_from("<I", content, header)[0], 3) != 0
+    except struct.error as error:
+        raise ValueError(error) from None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -41,7 +42,10 @@ def use(path: Path, verify: read.Verify) -> np.ndarray:
     opened = ImageStore(path, verify=verify)
     labels = opened.labels
     assert labels.shape == (len(opened),)
-    assert sum(1 for _ in opened.rows()) == len(opened)
+    assert labels.max() < max(1, len(opened.class_names)), "a label that stands for no class"
+    for key, label, _ in opened.rows():
+        assert isinstance(key, str)
+        assert label >= -1
     images = opened.gather(np.arange(min(len(opened), 100)))
     assert images.shape[1:] == opened.image_shape
     opened.verify()
@@ -85,6 +89,65 @@ def _reseal(path: Path, file: Path, content: bytes) -> None:
             for batch in entry["batches"]:
                 batch["xxh3"] = checksum(data[batch["offset"] : batch["offset"] + batch["length"]])
     (path / MANIFEST).write_text(json.dumps(told | {"xxh3": None}))
+
+
+def packed(folder: Path, seed: int) -> Iterator[Case]:
+    """Record batches of an attacker: compressed, of nulls, of other types, of labels and sizes that cannot be."""
+    choose = random.Random(seed)
+    path = folder / "s"
+    while True:
+        encoding = choose.choice(("raw", "jpeg"))
+        content, rows = _batch(encoding, choose)
+        shape = choose.choice((*3 * ((_PX, _PX, 3),), (2 * _PX, _PX // 2, 3), (60000, 60000, 3)))
+        write_store(path, content, rows, encoding, shape, choose.choice((("a", "b"), ())))
+        yield Case(lambda: use(path, "lazy"), content)
+
+
+def write_store(
+    path: Path, content: bytes, rows: int, encoding: str, shape: tuple[int, ...], class_names: tuple[str, ...]
+) -> None:
+    """A store of one shard, which is no more than the message of its record batch, with checksums that fit."""
+    path.mkdir(exist_ok=True)
+    (path / "shard-00000.arrow").write_bytes(content)
+    digest = checksum(np.frombuffer(content, np.uint8))
+    batch = {"rows": rows, "offset": 0, "length": len(content), "xxh3": digest}
+    entry = {"file": "shard-00000.arrow", "rows": rows, "bytes": len(content), "xxh3": digest, "batches": [batch]}
+    told = {"split": "train", "encoding": encoding, "image_shape": shape, "resize": "none", "class_names": class_names}
+    (path / MANIFEST).write_text(
+        json.dumps({**told, "rows": rows, "bytes": len(content), "skipped": 0, "shards": [entry]})
+    )
+
+
+def _batch(encoding: str, choose: random.Random) -> tuple[bytes, int]:
+    """The message of a record batch, and its rows."""
+    rows = choose.choice((1, 2, 5))
+    size = choose.choice((*12 * (8,), 1 << 20, 16 << 20))
+    pixels = pa.array([[7] * (_PX * _PX * 3)] * rows, pa.list_(pa.uint8(), _PX * _PX * 3))
+    if encoding == "raw":
+        image = choose.choice((pixels, pixels, pa.nulls(rows, pixels.type)))
+    else:
+        image = pa.array([choose.choice((b"", None, bytes(size))) for _ in range(rows)], pa.binary())
+    label = pa.array([choose.choice((0, 1, None, 2, -5, 2**31 - 1)) for _ in range(rows)], pa.int32())
+    key = pa.array(["x"] * rows)
+    if choose.random() < 0.2:
+        names = [choose.choice((b"x", b"\xff", None, bytes(size))) for _ in range(rows)]
+        key = pa.array(names, pa.binary()).cast(pa.string(), safe=False)
+    columns = [image, label, key]
+    if choose.random() < 0.2:
+        choose.shuffle(columns)
+    content = message(columns, choose.choice((None, None, "zstd", "lz4")))
+    return content, choose.choice((rows, rows, rows, rows + 1, 10**9))
+
+
+def message(columns: list[pa.Array], compression: str | None = None) -> bytes:
+    """A record batch as it is in a shard."""
+    record = pa.RecordBatch.from_arrays(columns, ["image", "label", "key"])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, record.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
+        writer.write_batch(record)
+        stop = sink.tell()
+    content: bytes = sink.getvalue().to_pybytes()[record.schema.serialize().size : stop]
+    return content
 
 
 def manifests(folder: Path, seed: int) -> Iterator[Case]:
