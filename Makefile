@@ -30,6 +30,7 @@ bench: install
 	$(BIN)/python -m benchmarks.nt_xent
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.checkpoints
+	$(BIN)/python -m benchmarks.mixing
 
 clean:
 	rm -rf .venv runs stores *.egg-info

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import page
+from benchmarks import mixing, page
 from benchmarks.contenders import LOSSES
 from tests.gloo import GlooPool
 
@@ -48,3 +50,17 @@ def test_a_section_is_written_once(tmp_path: Path) -> None:
     assert text.count("## A\n\nsecond\n") == 1
     assert "first" not in text
     assert text.endswith("## B\n\n| x | y |\n| --- | --- |\n| 1 | 2 |\n")
+
+
+def test_orders_are_permutations_and_wider_windows_mix_better(tmp_path: Path) -> None:
+    count = 4 * mixing.SHARD
+    for name, order in mixing.orders(4, [1, 2, 4]).items():
+        assert np.array_equal(np.sort(order(1)), np.arange(count)), name
+    mixing.main(shards=4, batches=[64], epochs=1, docs=tmp_path)
+    found = dict(re.findall(r"^\| (.+?) \| ([\d.]+) \|$", (tmp_path / "performance.md").read_text(), re.MULTILINE))
+    rising = [float(found[f"window of {shards} shards"]) for shards in (1, 2, 4)]
+    assert rising[0] < rising[1] < rising[2]
+    assert rising[2] == pytest.approx(float(found["full permutation"]), abs=0.02)  # both a full one, of other seeds
+    assert rising[2] == pytest.approx(1, abs=0.02)
+    assert float(found["buffer of 1,000"]) < rising[0]
+    assert (tmp_path / "mixing.png").stat().st_size > 10_000
