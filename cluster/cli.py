@@ -185,7 +185,7 @@ def g_simclr(
 
 @app.command("self-train")
 def self_train(
-    test: Annotated[Path, typer.Option(help="Labelled store that each round is measured on.")],
+    test: Annotated[str, typer.Option(help="Labelled store that each round is measured on, a folder or a URI.")],
     recipe: Annotated[str, typer.Argument(help="Recipe of a method that classifies.")] = "supervised-cifar10",
     share: Annotated[
         float, typer.Option(help="Of the images without a label: how many get one in a round; more than 0, 1 at most.")

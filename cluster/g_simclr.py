@@ -94,9 +94,9 @@ class GSimCLR(NamedTuple):
 
     def _labels(self) -> np.ndarray:
         from ssl_dist.evaluate import cluster_labels, encoder_of, extract, fastest_device
-        from ssl_dist.store import ImageStore
+        from ssl_dist.samples import open_store
 
         encoder, config, _ = encoder_of(self.directory / "autoencoder")
-        store, device = ImageStore(self.simclr.data.store), fastest_device()
+        store, device = open_store(self.simclr.data), fastest_device()
         features = extract(encoder.to(device), store, np.arange(len(store)), device)
         return cluster_labels(features, self.num_clusters, config.seed)

@@ -35,6 +35,8 @@ FREE_ON_RESUME = (
     "engine.zero_stage",
     "data.store",
     "data.label_file",
+    "data.cache",
+    "data.cache_gb",
     "backbone.weights",
 )
 

@@ -13,7 +13,7 @@ from ssl_dist import methods
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.evaluate import expect_same_classes, labelled, most_confident, predict
-from ssl_dist.samples import labels_of
+from ssl_dist.samples import labels_of, open_store
 from ssl_dist.store import ImageStore
 
 
@@ -42,7 +42,7 @@ class SelfTraining(NamedTuple):
 
     directory: Path
     config: RunConfig
-    test: Path
+    test: str
     share: float
     margin: float
     rounds: int
@@ -56,7 +56,7 @@ class SelfTraining(NamedTuple):
             StoreError: the test store has other images or classes.
             RunError: a round was stopped before its last step.
         """
-        store = ImageStore(self.config.data.store)
+        store = open_store(self.config.data)
         labels, found = labels_of(self.config, store), list[Round]()
         test = self._checked(store, labels)
         for number in range(self.rounds + 1):
@@ -82,13 +82,13 @@ class SelfTraining(NamedTuple):
         if not 0 < self.share <= 1:
             raise ConfigError(f"--share {self.share:g}: more than 0, and 1 at most")
         if (labels >= 0).all():
-            raise ConfigError(f"{store.path}: every image has a label; name the few in a data.label_file")
-        test = labelled(self.test, store.image_shape)
+            raise ConfigError(f"{store.name}: every image has a label; name the few in a data.label_file")
+        test = labelled(self.test, self.config.data, store.image_shape)
         if store.class_names:
             expect_same_classes(store, test)
         if (largest := int(test.labels.max())) >= num_classes:
             raise StoreError(
-                f"{self.test} has a label {largest}, which a classifier of method.num_classes {num_classes} never gives"
+                f"{test.name} has a label {largest}, which a classifier of method.num_classes {num_classes} never gives"
             )
         return test
 

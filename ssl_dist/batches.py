@@ -124,6 +124,7 @@ class Batches:
         sizes = self._config.batch
         mine = self._world.share(sizes.num_micro)
         ids, epochs, labels = self._samples.of(step, mine)
+        self._store.prepare(*self._samples.shards(step))
         return Batch(
             step=step,
             micro_batches=mine,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ssl_dist.evaluate import Comparison, Score
 
 Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
+Store = Annotated[str, typer.Argument(help="Folder of the store, or its URI (s3://bucket/store).")]
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 store_app = typer.Typer(no_args_is_help=True, help="Build, look at and check image stores.")
@@ -33,14 +34,15 @@ def _describe() -> None:
 
 
 @store_app.command("info")
-def store_info(store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: Json = False) -> None:
+def store_info(store: Store, as_json: Json = False) -> None:
     """What is in a store."""
-    from ssl_dist.store import Manifest
+    from ssl_dist.store import manifest_at
+    from ssl_dist.store.remote import without_secrets
 
-    store_info_table(store, Manifest.read(store).model_dump(exclude={"shards"}), as_json)
+    store_info_table(without_secrets(store), manifest_at(store).model_dump(exclude={"shards"}), as_json)
 
 
-def store_info_table(store: Path, manifest: dict[str, Any], as_json: bool) -> None:
+def store_info_table(store: str | Path, manifest: dict[str, Any], as_json: bool) -> None:
     height, width, _ = manifest["image_shape"]
     rows = {
         "images": f"{manifest['rows']:,} of {width} x {height} px",
@@ -55,7 +57,7 @@ def store_info_table(store: Path, manifest: dict[str, Any], as_json: bool) -> No
 
 
 @store_app.command("verify")
-def store_verify(store: Annotated[Path, typer.Argument(help="Folder of the store.")], as_json: Json = False) -> None:
+def store_verify(store: Store, as_json: Json = False) -> None:
     """Check every byte against its checksum; exit code 1 where something is damaged."""
     from ssl_dist.store import ImageStore
 
@@ -70,10 +72,13 @@ def store_verify(store: Annotated[Path, typer.Argument(help="Folder of the store
         )
         console.print(f"damaged: {damage.shard}, {what}", markup=False, highlight=False, soft_wrap=True)
     console.print(
-        f"{store}: {len(opened):,} images, {len(damaged)} damaged places", markup=False, highlight=False, soft_wrap=True
+        f"{opened.name}: {len(opened):,} images, {len(damaged)} damaged places",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
     )
     if as_json:
-        print_json({"store": str(store), "rows": len(opened), "damaged": [damage._asdict() for damage in damaged]})
+        print_json({"store": opened.name, "rows": len(opened), "damaged": [damage._asdict() for damage in damaged]})
     if damaged:
         raise typer.Exit(1)
 
@@ -139,8 +144,8 @@ def report(
     show(f"{run}: {picture}", rows.items(), {"run": str(run), "picture": str(picture), **last}, as_json)
 
 
-TrainStore = Annotated[Path, typer.Option("--train", help="Labelled store to learn from.")]
-TestStore = Annotated[Path, typer.Option("--test", help="Labelled store to be right on.")]
+TrainStore = Annotated[str, typer.Option("--train", help="Labelled store to learn from, a folder or a URI.")]
+TestStore = Annotated[str, typer.Option("--test", help="Labelled store to be right on, a folder or a URI.")]
 
 
 @evaluate_app.command("knn")
@@ -171,13 +176,13 @@ def evaluate_linear(
     _evaluate("linear probe", lambda *features: linear_accuracy(*features, l2=l2), run, train, test, as_json)
 
 
-def _evaluate(name: str, score: Score, run: Path, train: Path, test: Path, as_json: bool, needs: int = 1) -> None:
+def _evaluate(name: str, score: Score, run: Path, train: str, test: str, as_json: bool, needs: int = 1) -> None:
     result = comparison(name, score, run, train, test, needs=needs)
     if as_json:
         print_json({"evaluation": name, **result._asdict()})
 
 
-def comparison(name: str, score: Score, run: Path, train: Path, test: Path, *, needs: int) -> Comparison:
+def comparison(name: str, score: Score, run: Path, train: str | Path, test: str | Path, *, needs: int) -> Comparison:
     """Trained beside random weights, with a bar while features are computed and a table at the end."""
     from ssl_dist.evaluate import compare
 

@@ -7,7 +7,7 @@ several workers with the loss alone; and a step of all workers with autograd of 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -214,6 +214,7 @@ class _RandomImages:
     def __init__(self, count: int) -> None:
         self._pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         self.labels = np.arange(count, dtype=np.int32) % 3
+        self.shard_rows = np.array([count])
 
     def __len__(self) -> int:
         return len(self._pixels)
@@ -224,3 +225,6 @@ class _RandomImages:
 
     def intact(self, ids: np.ndarray) -> np.ndarray:
         return np.ones(len(ids), dtype=bool)
+
+    def prepare(self, now: Collection[int], soon: Collection[int]) -> None:
+        """All of them are here."""

@@ -17,6 +17,7 @@ import pyarrow
 from pyarrow import fs
 
 from ssl_dist.errors import ConfigError
+from ssl_dist.store.remote import without_secrets
 
 _PARALLEL = 8 << 20  # bytes in flight a file
 
@@ -43,8 +44,7 @@ class Mirror:
         Raises:
             ConfigError: not a URI of a kind that is known.
         """
-        parts = urlsplit(uri)
-        self.uri = parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()  # without secrets
+        self.uri = without_secrets(uri)
         try:
             self._system, self._base = fs.FileSystem.from_uri(uri)
         except (OSError, ValueError, pyarrow.ArrowException) as error:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import math
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +17,7 @@ from ssl_dist.errors import ConfigError, StoreDamaged
 from ssl_dist.sections import DataConfig
 from ssl_dist.store import ImageStore
 
+log = logging.getLogger(__name__)
 _LABELLED = 1  # names the seed of the labelled images' order
 _STAND_IN = 3  # names the seeds of images that are taken in place of damaged ones
 _TRIES = 100  # for one that is intact
@@ -26,6 +30,11 @@ class Images(Protocol):
 
     @property
     def labels(self) -> np.ndarray: ...
+
+    @property
+    def shard_rows(self) -> np.ndarray: ...
+
+    def prepare(self, now: Collection[int], soon: Collection[int]) -> None: ...
 
     def gather(self, ids: np.ndarray) -> np.ndarray: ...
 
@@ -41,7 +50,8 @@ class Samples:
             ``data.stratified`` draws by label, images without one are left out.
 
     With ``data.damaged`` "skip" a damaged image has no label, and where no label is asked for another stands in for
-    it: which one is a pure function of seed, epoch and image, so that it is the same for any number of workers.
+    it: which one is a pure function of seed, epoch and image, so that it is the same for any number of workers. With
+    ``data.order`` "shards" it is of the same window, if that has an intact one.
     """
 
     def __init__(self, config: RunConfig, store: Images) -> None:
@@ -62,6 +72,15 @@ class Samples:
         elif config.data.stratified:
             self.count = int((self._labels >= 0).sum())
         self._groups = order.Groups(config.seed, self._labels) if config.data.stratified else None
+        self._windows: order.Windows | None = None
+        self._labelled_windows: order.Windows | None = None
+        self._num_shards = len(store.shard_rows)
+        if config.data.order == "shards":
+            self._windows = order.Windows(config.seed, store.shard_rows, config.data.window)
+            if config.num_labelled:
+                seed, ends = order.derive_seed(config.seed, _LABELLED), np.cumsum(store.shard_rows)
+                rows = np.diff(np.searchsorted(self._rows, ends), prepend=0)
+                self._labelled_windows = order.Windows(seed, rows, config.data.window)
 
     def of(self, step: int, micro_batches: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Ids, epochs and labels, each int64 ``[m * len(micro_batches)]``, of some of a step's micro-batches."""
@@ -78,9 +97,28 @@ class Samples:
         ids, epochs, labels = (_interleave(a, b, labelled, others, len(micro_batches)) for a, b in pairs)
         return ids, epochs, labels
 
+    @property
+    def windows(self) -> list[order.Windows]:
+        """Of the streams that a step draws from; none where it draws from all of the store."""
+        sizes = ((self._windows, self._config.batch.size > self._config.num_labelled), (self._labelled_windows, True))
+        return [windows for windows, drawn in sizes if windows and drawn]
+
+    def shards(self, step: int) -> tuple[Collection[int], Collection[int]]:
+        """Numbers of the shards that a step needs on some worker, or may need as its window has them, and of those that
+        are needed next. Of a full order all, at any step."""
+        if self._windows is None:
+            return range(self._num_shards), ()
+        labelled = self._config.num_labelled
+        pairs = ((self._windows, self._config.batch.size - labelled), (self._labelled_windows, labelled))
+        found = [windows.shards(step * count, (step + 1) * count) for windows, count in pairs if windows and count]
+        return [one for now, _ in found for one in now], [one for _, soon in found for one in soon]
+
     def _labelled(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         if self._groups:
             return self._groups.stream(start, stop)
+        if self._labelled_windows:
+            positions, epochs = self._labelled_windows.stream(start, stop)
+            return self._rows[positions], epochs
         seed = order.derive_seed(self._config.seed, _LABELLED)
         positions, epochs = order.stream(seed, start, stop, len(self._rows))
         return self._rows[positions], epochs
@@ -88,19 +126,25 @@ class Samples:
     def _any(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         if self._groups and not self._config.num_labelled:  # else it is the labelled ones that are stratified
             return self._groups.stream(start, stop)
-        ids, epochs = order.stream(self._config.seed, start, stop, self._num_images)
-        return (self._stand_ins(ids, epochs) if self._config.data.damaged == "skip" else ids), epochs
+        if self._windows:
+            ids, epochs = self._windows.stream(start, stop)
+        else:
+            ids, epochs = order.stream(self._config.seed, start, stop, self._num_images)
+        return (self._stand_ins(ids, epochs, start) if self._config.data.damaged == "skip" else ids), epochs
 
-    def _stand_ins(self, ids: np.ndarray, epochs: np.ndarray) -> np.ndarray:
+    def _stand_ins(self, ids: np.ndarray, epochs: np.ndarray, start: int) -> np.ndarray:
+        """The ids of positions from ``start`` on, with others for those that are damaged."""
         ids, first = ids.copy(), ids
         for tries in range(_TRIES):
             damaged = np.flatnonzero(~self._store.intact(ids))
             if not len(damaged):
                 return ids
             seed = order.derive_seed(self._config.seed, _STAND_IN, tries)
-            for place in damaged:
+            for place in damaged.tolist():
                 epoch, image = int(epochs[place]), int(first[place])
-                ids[place : place + 1] = order.sample_ids(seed, epoch, image, image + 1, self._num_images)
+                other = order.sample_ids(seed, epoch, image, image + 1, self._num_images)
+                within = self._windows if tries < _TRIES // 2 else None  # perhaps no other image of it is intact
+                ids[place] = within.within(start + place, int(other[0])) if within else other[0]
         raise StoreDamaged(f"{self._config.data.store}: next to no image is intact; build the store again")
 
 
@@ -144,17 +188,66 @@ def open_data(config: RunConfig) -> tuple[ImageStore, DataConfig]:
         StoreError: there is none.
         ConfigError: labels are needed that are not there.
     """
-    store = ImageStore(config.data.store, damaged=config.data.damaged)
+    store = open_store(config.data)
+    samples = Samples(config, store)
     found = {
-        "store": str(store.path.absolute()),
+        "store": store.location,
         "num_images": len(store),
-        "num_samples": Samples(config, store).count,
+        "num_samples": samples.count,
         "image_shape": store.image_shape,
         "label_digest": _label_digest(config),
+        "shards_digest": None,
     }
+    if config.data.order == "shards":
+        found["shards_digest"] = xxhash.xxh3_64_hexdigest(store.shard_rows.tobytes())
     if file := config.data.label_file:
         found["label_file"] = str(Path(file).absolute())
+    if store.cache_bytes is not None:
+        _expect_room(config.data, store, samples.windows)
     return store, config.data.model_copy(update=found)
+
+
+def open_store(data: DataConfig, path: str | None = None) -> ImageStore:
+    """The store of these settings, or another, by their cache."""
+    damaged = data.damaged if path is None else "refuse"
+    return ImageStore(path or data.store, damaged=damaged, cache=data.cache, cache_gb=data.cache_gb)
+
+
+def _expect_room(data: DataConfig, store: ImageStore, windows: Sequence[order.Windows]) -> None:
+    """Refuse a store of which the cache cannot hold what a step may need.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    assert store.cache_bytes is not None, "the store is elsewhere"
+    sizes = np.array([shard.bytes for shard in store.manifest.shards])
+    total, limit = store.manifest.bytes, store.cache_bytes
+    if not windows:
+        if total > limit:
+            raise ConfigError(
+                f"data.cache_gb {data.cache_gb:g} is less than the {_gb(total)} GB of {store.name}, and with data.order"
+                " full a batch has images of any shard, so most shards would be fetched anew in each step: set"
+                f" data.order=shards, or data.cache_gb to {_gb(total)} or more"
+            )
+        return
+    needed = min(total, sum(one.heaviest(sizes) for one in windows))
+    if needed > limit:
+        raise ConfigError(
+            f"data.cache_gb {data.cache_gb:g}: a window of {data.window} images of {store.name} is in shards of"
+            f" {_gb(needed)} GB: set it to {_gb(min(total, 2 * needed))}, for this window and the next, or lower"
+            " data.window"
+        )
+    if min(total, 2 * needed) > limit:
+        log.warning(
+            "data.cache_gb %g has no room for two windows (%s GB): steps will wait for the next window's shards",
+            *(data.cache_gb, _gb(min(total, 2 * needed))),
+        )
+
+
+def _gb(count: float) -> str:
+    """Bytes as GB of three digits, rounded up."""
+    unit = 10 ** (math.floor(math.log10(count)) - 2)
+    return f"{math.ceil(count / unit) * unit / 1e9:.3g}"
 
 
 def _label_digest(config: RunConfig) -> str | None:

@@ -11,6 +11,7 @@ import pydantic
 from ssl_dist import backbones
 from ssl_dist.augment import RECIPES, Recipe, View
 from ssl_dist.errors import StoreError
+from ssl_dist.store.cache import DEFAULT_GB
 
 
 class Section(pydantic.BaseModel):
@@ -20,10 +21,15 @@ class Section(pydantic.BaseModel):
 
 
 class DataConfig(Section):
-    """``store``: folder of the store to pretrain on; ``label_file``: a .npy of one whole number an image (-1: none), in
-    place of its labels; ``stratified``: a batch (its labelled images, where the method sees labels) has as many images
-    of each label, or up to two more of one than of another where their number is no multiple of that of labels;
-    ``damaged``: "refuse" to go on where a record batch of the store differs from its checksum, or "skip" its images.
+    """``store``: folder of the store to pretrain on, or its URI (``s3://bucket/store``); ``label_file``: a .npy of one
+    whole number an image (-1: none), in place of its labels; ``stratified``: a batch (its labelled images, where the
+    method sees labels) has as many images of each label, or up to two more of one than of another where their number is
+    no multiple of that of labels; ``damaged``: "refuse" to go on where a record batch of the store differs from its
+    checksum, or "skip" its images.
+
+    ``order``: "full", a permutation of all images, or "shards", for stores larger than the cache: of shards, and of the
+    images in windows of about ``window`` images (``order.Windows``). ``cache``: folder of this machine for shards of
+    stores elsewhere (None: in the user's cache directory), of at most ``cache_gb`` GB: two windows should fit.
 
     The rest is filled in when a run starts and checked whenever it goes on: with other images it would be another run.
     """
@@ -32,18 +38,33 @@ class DataConfig(Section):
     label_file: str | None = None
     stratified: bool = False
     damaged: Literal["refuse", "skip"] = "refuse"
+    order: Literal["full", "shards"] = "full"
+    window: int = pydantic.Field(2**18, ge=1)
+    cache: str | None = None
+    cache_gb: float = pydantic.Field(DEFAULT_GB, gt=0)
     num_images: int | None = None
     num_samples: int | None = None  # images of an epoch, see ``Samples``
     image_shape: tuple[int, int, int] | None = None
     label_digest: str | None = None
+    shards_digest: str | None = None  # of the sizes of the shards, on which the order ``shards`` depends
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> DataConfig:
+        if self.stratified and self.order == "shards":
+            raise ValueError(
+                "data.stratified with data.order shards: a batch with images of each label needs them from anywhere in"
+                " the store, not from a window of it: set data.order=full or data.stratified=false"
+            )
+        return self
 
     def expect(self, found: DataConfig) -> None:
         """Refuse a store of other images, or other labels, than the run began with.
 
         Raises:
-            StoreError: number or size of the images differs, or the labels' digest.
+            StoreError: number or size of the images differs, or the labels' digest, or (with ``order: shards``) how
+                they are cut into shards.
         """
-        for name in ("num_images", "num_samples", "image_shape", "label_digest"):
+        for name in ("num_images", "num_samples", "image_shape", "label_digest", "shards_digest"):
             began, now = getattr(self, name), getattr(found, name)
             filled_in = began is not None or (name == "label_digest" and self.num_images is not None)
             if filled_in and began != now:

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from pyarrow import fs
 
 from ssl_dist import store
+from ssl_dist.mirror import below
+from ssl_dist.samples import open_data
 from tests.helpers import RECIPE, save, small_config, train
 from tune import cli
 
@@ -94,6 +97,35 @@ def test_store_build_info_and_verify(command: Command, image_folder: Path, tmp_p
     torn = command("store", "verify", tmp_path / "s", "--json")
     assert (torn.code, torn.json["damaged"]) == (1, [{"shard": "shard-00000.arrow", "batch": 0, "rows": [0, 51]}])
     assert "damaged: shard-00000.arrow, record batch 0, samples 0..50" in torn.out
+
+
+def test_a_store_in_a_bucket_goes_wherever_a_store_does(
+    command: Command,
+    bucket: str,
+    small_store: Path,
+    finished: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    uri = below(bucket, tmp_path.name)
+    system, base = fs.FileSystem.from_uri(uri)
+    fs.copy_files(str(small_store), base, fs.LocalFileSystem(), system)
+    info, here = command("store", "info", uri, "--json"), command("store", "info", small_store, "--json")
+    assert {**info.json, "store": ""} == {**here.json, "store": ""}
+    assert info.json["store"] == f"s3://bucket/runs/{tmp_path.name}"
+    found = command("evaluate", "knn", finished, "--train", uri, "--test", uri, "--json")
+    assert (
+        found.json == command("evaluate", "knn", finished, "--train", small_store, "--test", small_store, "--json").json
+    )
+    assert len(list((tmp_path / "ssl_dist").glob("*.arrow"))) == 1
+    assert open_data(small_config(small_store, data={"store": uri}))[1].store == uri
+    whole = command("store", "verify", uri, "--json")
+    assert (whole.code, whole.json) == (0, {"store": info.json["store"], "rows": 51, "damaged": []})
+    system.delete_file(f"{base}/shard-00000.arrow")
+    torn = command("store", "verify", uri, "--json")
+    assert (torn.code, torn.json["damaged"]) == (1, [{"shard": "shard-00000.arrow", "batch": 0, "rows": [0, 51]}])
+    refused(command("store", "info", below(bucket, "nothing")), "s3://bucket/runs/nothing is not a store")
 
 
 def test_stores_are_split_added_to_and_merged(command: Command, image_folder: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_dist import order
+from ssl_dist import order, store
 from ssl_dist.batches import Batches
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError, StoreError
+from ssl_dist.evaluate.probe import Probe
 from ssl_dist.samples import Samples, open_data
-from ssl_dist.store import ImageStore
+from ssl_dist.store import ImageStore, write
 from tests.helpers import small_config
 
 FIXMATCH = {"name": "fixmatch", "num_classes": 3}
@@ -262,3 +264,87 @@ def test_a_run_begun_with_the_stores_labels_does_not_go_on_with_a_files(small_st
     _, found = open_data(small_config(small_store, data__label_file=label_file))
     with pytest.raises(StoreError, match=r"where the run began with None: set data\.label_file to what it was"):
         began.expect(found)
+
+
+@pytest.fixture(scope="module")
+def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small store in six shards of nine images, the last of six."""
+    path = tmp_path_factory.mktemp("stores") / "shards"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "SHARD_FILES", 9)
+        store.build(image_folder, path, workers=1)
+    return path
+
+
+WINDOWS = {"data__order": "shards", "data__window": 18}
+
+
+@pytest.mark.parametrize("settings", [{}, SOME, ALL], ids=["none", "some", "all"])
+def test_steps_in_windows_need_the_shards_that_they_say(
+    shards: Path, label_file: str, settings: dict[str, Any]
+) -> None:
+    config = small_config(shards, data__label_file=label_file, **WINDOWS, **settings)
+    made, announced = samples(config), set[int]()
+    whole = [part.reshape(12, -1) for part in whole_steps(config, range(12))]
+    for step in range(12):
+        now, soon = made.shards(step)
+        assert set(whole[0][step] // 9) <= set(now)
+        assert not step or set(now) <= announced
+        announced = {*now, *soon}
+        for size in (1, 2, 3):
+            shares = [World(rank, size).share(config.batch.num_micro) for rank in range(size)]
+            parts = zip(*(samples(config).of(step, share) for share in shares), strict=True)
+            for part, expected in zip(parts, whole, strict=True):
+                assert np.array_equal(np.concatenate(part), expected[step])
+    full = samples(small_config(shards, data__label_file=label_file, **settings))
+    assert full.shards(3) == (range(6), ())
+
+
+def test_labels_in_windows_are_each_seen_once_an_epoch(shards: Path, labels: np.ndarray, label_file: str) -> None:
+    ids, epochs, seen = whole_steps(small_config(shards, data__label_file=label_file, **WINDOWS, **SOME), range(51))
+    mine = slice(0, 2)
+    for epoch in range(7):
+        of_epoch = ids[:, :, mine].ravel()[epochs[:, :, mine].ravel() == epoch]
+        assert sorted(of_epoch) == np.flatnonzero(labels >= 0).tolist()
+    assert np.array_equal(seen[:, :, mine], labels[ids[:, :, mine]])
+
+
+def test_a_stand_in_is_of_the_same_window(shards: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(shards, copy)
+    batch = ImageStore(copy).manifest.shards[2].batches[0]
+    content = bytearray((copy / "shard-00002.arrow").read_bytes())
+    content[batch.offset + 200] ^= 1
+    (copy / "shard-00002.arrow").write_bytes(content)
+    halves = {**WINDOWS, "data__window": 27}
+    whole = whole_steps(small_config(shards, **halves), range(12))[0].reshape(12, -1)
+    config = small_config(copy, data__damaged="skip", **halves)
+    ids = whole_steps(config, range(12))[0].reshape(12, -1)
+    assert (whole // 9 == 2).any()
+    assert not (ids // 9 == 2).any()
+    assert np.array_equal(ids[whole // 9 != 2], whole[whole // 9 != 2])
+    for step in range(12):
+        assert set(ids[step] // 9) <= set(samples(config).shards(step)[0])
+    alone = small_config(copy, data__damaged="skip", **{**WINDOWS, "data__window": 9})
+    assert not (whole_steps(alone, range(12))[0] // 9 == 2).any(), "a window of a damaged shard alone borrows"
+
+
+def test_strata_in_windows_are_refused(shards: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.stratified with data\.order shards: .* set data\.order=full"):
+        small_config(shards, data__stratified=True, **WINDOWS)
+
+
+def test_a_run_in_windows_goes_on_with_the_shards_it_began_with(shards: Path, small_store: Path) -> None:
+    _, began = open_data(small_config(shards, **WINDOWS))
+    began.expect(open_data(small_config(shards, **WINDOWS))[1])
+    with pytest.raises(StoreError, match=r"shards_digest .*: set data\.store to what it was"):
+        began.expect(open_data(small_config(small_store, **WINDOWS))[1])
+    assert open_data(small_config(shards))[1].shards_digest is None, "a full order does not depend on it"
+
+
+def test_a_probe_of_a_run_in_windows_asks_the_shards_of_one_window(shards: Path) -> None:
+    probe = Probe(small_config(shards, probe={"bank": 10, "queries": 4}, **WINDOWS), ImageStore(shards))
+    assert probe.num_bank == 10
+    assert len(set(probe.ids)) == 14
+    assert len(set(probe.ids // 9)) <= 3
+    assert (np.diff(probe.ids[:10]) > 0).all(), "in the order of the store: each shard is needed once"

@@ -176,9 +176,9 @@ class Sweep(pydantic.BaseModel):
                 raise ConfigError("--scheduler pbt: some samples have weights of other shapes than others")
 
     def _labelled(self) -> bool:
-        from ssl_dist.store import ImageStore
+        from ssl_dist.samples import open_store
 
-        return bool((ImageStore(self.recipe.data.store).labels >= 0).any())
+        return bool((open_store(self.recipe.data).labels >= 0).any())
 
     def budget(self, config: RunConfig) -> int:
         """Images that a trial sees if nothing stops it."""

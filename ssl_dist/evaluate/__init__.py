@@ -67,7 +67,7 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    run: Path, train: Path, test: Path, score: Score, *, needs: int = 1, progress: Progress | None = None
+    run: Path, train: str | Path, test: str | Path, score: Score, *, needs: int = 1, progress: Progress | None = None
 ) -> Comparison:
     """Score a run's newest encoder, and the weights it started from, on the labelled images of two stores.
 
@@ -80,14 +80,14 @@ def compare(
         StoreError: no labels or too few, class names that differ, or images of another size than the run's.
     """
     backbone, config, step = encoder_of(run)
-    train_store = labelled(train, config.data.image_shape)
-    test_store = labelled(test, train_store.image_shape)
+    train_store = labelled(train, config.data, config.data.image_shape)
+    test_store = labelled(test, config.data, train_store.image_shape)
     expect_same_classes(train_store, test_store)
     stores = (train_store, test_store)
     ids = [np.flatnonzero(store.labels >= 0) for store in stores]
     labels = [torch.from_numpy(store.labels[rows]).long() for store, rows in zip(stores, ids, strict=True)]
     if len(ids[0]) < needs:
-        raise StoreError(f"{train} has {len(ids[0])} labelled images, {needs} are needed")
+        raise StoreError(f"{train_store.name} has {len(ids[0])} labelled images, {needs} are needed")
     device = fastest_device()
     count = _Count(2 * sum(map(len, ids)), progress)
     accuracies = []

@@ -13,6 +13,8 @@ from ssl_dist import checkpoint
 from ssl_dist.backbones import Backbone
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import RunError, StoreError
+from ssl_dist.samples import open_store
+from ssl_dist.sections import DataConfig
 from ssl_dist.store import ImageStore
 
 CHUNK = 256
@@ -89,18 +91,19 @@ def encoder_of(run: Path) -> tuple[Backbone, RunConfig, int]:
     return method.backbone, found.config, found.step
 
 
-def labelled(path: str | Path, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
-    """Open a store for an evaluation.
+def labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
+    """Open a store for an evaluation of a run, whose settings ``data`` name the cache.
 
     Raises:
         StoreError: no labels in it, or images of another size than ``image_shape``.
     """
-    store = ImageStore(path)
+    store = open_store(data, str(path))
     if not store.class_names or not (store.labels >= 0).any():
-        raise StoreError(f"{path} has no labels: an evaluation needs a store built from class folders")
+        raise StoreError(f"{store.name} has no labels: an evaluation needs a store built from class folders")
     if image_shape is not None and store.image_shape != image_shape:
         raise StoreError(
-            f"{path} holds {store.image_shape} images where {image_shape} is asked for: build it with that --size-px"
+            f"{store.name} holds {store.image_shape} images where {image_shape} is asked for: build it"
+            " with that --size-px"
         )
     return store
 
@@ -113,5 +116,5 @@ def expect_same_classes(train: ImageStore, test: ImageStore) -> None:
     """
     if train.class_names != test.class_names:
         raise StoreError(
-            f"{train.path} and {test.path} have different classes: {train.class_names} and {test.class_names}"
+            f"{train.name} and {test.name} have different classes: {train.class_names} and {test.class_names}"
         )

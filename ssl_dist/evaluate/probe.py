@@ -36,7 +36,7 @@ class Probe:
         self.kind = config.probe.kind
         self._store, self._seed, self._recipe = store, config.seed, config.augment.views()
         with_labels = self.kind in ("knn", "linear")
-        rows = np.flatnonzero(store.labels >= 0) if with_labels else np.arange(len(store))
+        rows = _rows(config, store, with_labels)
         self.num_bank = min(config.probe.bank, len(rows) * 4 // 5 if with_labels else len(rows))
         num_queries = min(config.probe.queries, len(rows) - self.num_bank) if with_labels else 0
         chosen = (
@@ -46,6 +46,8 @@ class Probe:
         if config.data.damaged == "skip" and not with_labels:  # a damaged image has no label
             self.ids = self.ids[store.intact(self.ids)]
             self.num_bank = len(self.ids)
+        if config.data.order == "shards":  # each shard is touched once, or twice
+            self.ids = np.concatenate([np.sort(self.ids[: self.num_bank]), np.sort(self.ids[self.num_bank :])])
         self.k = min(config.probe.k, self.num_bank)
 
     @property
@@ -64,7 +66,7 @@ class Probe:
         features = self._features(backbone, world, None)
         if self.kind == "rankme":
             return rankme(features)
-        labels = torch.from_numpy(self._store.labels[self.ids]).long().to(world.device)
+        labels = torch.from_numpy(self._store.labels_at(self.ids)).long().to(world.device)
         bank, queries = features[: self.num_bank], features[self.num_bank :]
         bank_labels, query_labels = labels[: self.num_bank], labels[self.num_bank :]
         if self.kind == "linear":
@@ -87,3 +89,14 @@ class Probe:
         pixels = torch.from_numpy(self._store.gather(ids)).to(device)
         numbers = torch.from_numpy(ids).to(device)
         return augment.views(pixels, numbers, seed=self._seed, epoch=view, recipe=self._recipe[:1])[0]
+
+
+def _rows(config: RunConfig, store: ImageStore, with_labels: bool) -> np.ndarray:
+    """What the choice is of: all images, or where an epoch goes through the shards in windows, those of one window."""
+    if config.data.order == "full":
+        return np.flatnonzero(store.labels >= 0) if with_labels else np.arange(len(store))
+    windows = order.Windows(config.seed, store.shard_rows, config.data.window)
+    ends = np.cumsum(store.shard_rows)
+    chosen = sorted(windows.shards(0, 1)[0])
+    rows = np.concatenate([np.arange(ends[shard] - store.shard_rows[shard], ends[shard]) for shard in chosen])
+    return rows[store.labels_at(rows) >= 0] if with_labels else rows

@@ -1,7 +1,8 @@
 """The sharded Arrow image store: ``build`` one, read it with ``ImageStore``."""
 
 from ssl_dist.store.read import Damage, ImageStore
+from ssl_dist.store.remote import manifest_at
 from ssl_dist.store.schema import Manifest
 from ssl_dist.store.write import append, build, merge
 
-__all__ = ["Damage", "ImageStore", "Manifest", "append", "build", "merge"]
+__all__ = ["Damage", "ImageStore", "Manifest", "append", "build", "manifest_at", "merge"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -16,31 +17,29 @@ import numpy as np
 import pyarrow as pa
 
 from ssl_dist.errors import StoreDamaged, StoreError
-from ssl_dist.store.schema import Manifest, ShardEntry, checksum, record_batch, shard_schema
+from ssl_dist.store.schema import NO_BATCH, Manifest, ShardEntry, checksum, record_batch, shard_schema
 
 
 class MappedShard:
-    """A shard file, mapped when it is first read.
+    """A shard file, opened and mapped when it is first read.
 
-    Raises:
-        StoreError: there is no such file.
+    Args:
+        store: name of the store.
+        opened: opens the file.
     """
 
-    def __init__(self, store: Path, entry: ShardEntry, manifest: Manifest) -> None:
-        self.entry, self.path = entry, store / entry.file
+    def __init__(self, store: str, entry: ShardEntry, manifest: Manifest, opened: Callable[[], io.FileIO]) -> None:
+        self.entry, self.path = entry, f"{store}/{entry.file}"
         self._schema = shard_schema(manifest.encoding, manifest.image_shape)
         self._num_classes = len(manifest.class_names)
-        try:
-            self.path.stat()
-        except OSError as error:
-            raise self._missing(error) from None
+        self._opened = opened
 
     @cached_property
     def _file(self) -> io.FileIO:
         try:
-            return io.FileIO(self.path)
+            return self._opened()
         except OSError as error:
-            raise self._missing(error) from None
+            raise missing(self.path, error) from None
 
     @cached_property
     def _map(self) -> mmap.mmap | None:
@@ -54,11 +53,14 @@ class MappedShard:
         """uint8 ``[n]``, read-only: the file's bytes."""
         return np.frombuffer(self._map or b"", dtype=np.uint8)
 
-    def is_intact(self, index: int | None = None) -> bool:
-        """Does this record batch (None: the whole file) match its checksum?"""
-        if index is None:
-            return checksum(self.contents) == self.entry.xxh3
-        return checksum(self._message(index)) == self.entry.batches[index].xxh3
+    def damaged(self) -> list[int]:
+        """Record batches that differ from their checksums; NO_BATCH alone where what is around them differs."""
+        found = [index for index in range(len(self.entry.batches)) if not self.is_intact(index)]
+        return found or ([] if checksum(self.contents) == self.entry.xxh3 else [NO_BATCH])
+
+    def is_intact(self, index: int) -> bool:
+        """Does this record batch match its checksum?"""
+        return checksum(self._message(self.contents, index)) == self.entry.batches[index].xxh3
 
     def batch(self, index: int) -> pa.RecordBatch:
         """A record batch on the map.
@@ -66,9 +68,12 @@ class MappedShard:
         Raises:
             StoreDamaged: it is none, or not of this schema.
         """
+        return self._read(self.contents, index)
+
+    def _read(self, contents: np.ndarray, index: int) -> pa.RecordBatch:
         try:
             # its checksum says that it is what was written, not who wrote it
-            batch = record_batch(self._message(index), self._schema, self._num_classes)
+            batch = record_batch(self._message(contents, index), self._schema, self._num_classes)
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             raise StoreDamaged(f"{self.path}: record batch {index} cannot be read ({error})") from None
         if batch.num_rows != self.entry.batches[index].rows:
@@ -83,9 +88,10 @@ class MappedShard:
         Raises:
             StoreDamaged: as ``batch``.
         """
-        column = self.batch(index).column("image")
+        contents = self.contents
+        column = self._read(contents, index).column("image")
         column = column.storage.flatten() if isinstance(column, pa.ExtensionArray) else column
-        base = self.contents.ctypes.data
+        base = contents.ctypes.data
         return [buffer.address - base for buffer in column.buffers()[1:]]
 
     def read_into(self, target: memoryview, start: int) -> None:
@@ -95,10 +101,11 @@ class MappedShard:
             StoreDamaged: the file has been cut since it was opened.
             StoreError: it cannot be read.
         """
+        file = self._file  # which another thread may ``forget`` meanwhile
         try:
-            done = os.preadv(self._file.fileno(), (target,), start)
+            done = os.preadv(file.fileno(), (target,), start)
         except OSError as error:
-            raise self._missing(error) from None
+            raise missing(self.path, error) from None
         if done != len(target):
             self.expect_whole()
             raise StoreDamaged(f"{self.path}: {done} bytes where {len(target)} were asked for, from byte {start} on")
@@ -109,17 +116,43 @@ class MappedShard:
         Raises:
             StoreDamaged: it has been.
         """
-        if self._map and self._map.size() < len(self._map):
+        there = self._mapped
+        if there and there.size() < len(there):
             raise StoreDamaged(f"{self.path} has been cut since it was opened: restore the file")
 
     def release(self) -> None:
         """Let go of the pages that are mapped; the system still caches what it has room for."""
-        if self._map:
-            self._map.madvise(mmap.MADV_DONTNEED)
+        if there := self._mapped:
+            there.madvise(mmap.MADV_DONTNEED)
 
-    def _message(self, index: int) -> np.ndarray:
+    def forget(self) -> None:
+        """Let go of the file itself, until it is read again; whoever reads it now still does."""
+        for name in ("contents", "_map", "_file"):
+            self.__dict__.pop(name, None)
+
+    @property
+    def _mapped(self) -> mmap.mmap | None:
+        """The map, if there is one by now."""
+        return self.__dict__.get("_map")
+
+    def _message(self, contents: np.ndarray, index: int) -> np.ndarray:
         batch = self.entry.batches[index]
-        return self.contents[batch.offset : batch.offset + batch.length]
+        return contents[batch.offset : batch.offset + batch.length]
 
-    def _missing(self, error: OSError) -> StoreError:
-        return StoreError(f"{self.path}: {error.strerror}; restore the file or build the store again")
+
+def local(path: Path) -> Callable[[], io.FileIO]:
+    """What opens a file of this machine's.
+
+    Raises:
+        StoreError: there is none.
+    """
+    try:
+        path.stat()
+    except OSError as error:
+        raise missing(str(path), error) from None
+    return lambda: io.FileIO(path)
+
+
+def missing(path: str, error: OSError) -> StoreError:
+    """What to raise where a shard's file cannot be opened or read."""
+    return StoreError(f"{path}: {error.strerror}; restore the file or build the store again")

@@ -1,26 +1,31 @@
-"""Read a store: random rows from memory-mapped shards, checked against the manifest on first touch."""
+"""Read a store: random rows from memory-mapped shards, checked against the manifest on first touch.
+
+Of a store elsewhere, shards are opened when they are touched, from the cache that ``remote`` keeps.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ssl_dist.errors import StoreDamaged, StoreError, Unreadable
+from ssl_dist.store.cache import DEFAULT_GB, Cache
 from ssl_dist.store.decode import decode
-from ssl_dist.store.mapping import MappedShard
-from ssl_dist.store.schema import NO_LABEL, Manifest
+from ssl_dist.store.mapping import MappedShard, local
+from ssl_dist.store.remote import Place, Remote, is_remote
+from ssl_dist.store.schema import NO_BATCH, NO_LABEL, Manifest
 
 Verify = Literal["lazy", "off", "full"]
 DamagedRows = Literal["refuse", "skip"]
 
-NO_BATCH = -1  # damage in a shard's Arrow header or footer, outside its record batches: no row is lost
 RESIDENT_BYTES = 1 << 30  # most of a process' maps, about; a store of no more than that stays mapped
 _FAULT_BYTES = 1 << 16  # that Linux maps around a page that is touched
 _UNKNOWN, _INTACT, _DAMAGED = range(3)  # states of a record batch
@@ -40,12 +45,18 @@ class ImageStore:
     """Random access to the images of a store.
 
     Args:
-        path: the store's folder.
+        path: the store's folder, or its URI.
         verify: "lazy" checks each record batch when it is first touched, "full" checks all of them now, "off" none.
         damaged: "skip": images of damaged record batches have no label, and ``intact`` tells which they are.
+        cache: where shards of a store elsewhere are kept, a folder of this machine; None: ``cache.default_folder()``.
+        cache_gb: the most that this folder may hold.
 
     Attributes:
+        name: the folder or URI, as messages have it.
+        location: the same for wherever it is opened next: the absolute path, or the URI with its options.
+        remote: what is fetched of a store elsewhere; None: it is a folder.
         manifest: what the store says of itself.
+        shard_rows: int64 ``[shards]``.
         image_shape: (H, W, 3).
         class_names: names of the classes; empty where there are no labels.
 
@@ -54,15 +65,30 @@ class ImageStore:
         StoreDamaged: "full" found damage.
     """
 
-    def __init__(self, path: str | os.PathLike[str], verify: Verify = "lazy", damaged: DamagedRows = "refuse") -> None:
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        verify: Verify = "lazy",
+        damaged: DamagedRows = "refuse",
+        *,
+        cache: str | os.PathLike[str] | None = None,
+        cache_gb: float = DEFAULT_GB,
+    ) -> None:
         if verify not in ("lazy", "off", "full"):
             raise StoreError(f"verify={verify!r}: it is 'lazy', 'off' or 'full'")
-        self.path = Path(path)
-        self.manifest = Manifest.read(self.path)
+        self.remote: Remote | None = None
+        if is_remote(path):
+            place, self.location = Place(os.fspath(path)), os.fspath(path)
+            self.name, self.manifest = place.name, place.manifest()
+            self.remote = Remote(place, self.manifest.shards, Cache(cache, cache_gb), self._forget)
+        else:
+            self.name, self.location = str(path), str(Path(path).absolute())
+            self.manifest = Manifest.read(Path(path))
         self.image_shape = self.manifest.image_shape
         self.class_names = self.manifest.class_names
         self._skip = damaged == "skip"
-        self._shards = [MappedShard(self.path, entry, self.manifest) for entry in self.manifest.shards]
+        self._shards = [self._shard(number) for number in range(len(self.manifest.shards))]
+        self.shard_rows = np.array([shard.entry.rows for shard in self._shards], dtype=np.int64)
         # record batch b of the whole store is number _index[b] of shard _shard_of[b], and has the sample ids
         # [_starts[b], _starts[b + 1])
         counts = [len(shard.entry.batches) for shard in self._shards]
@@ -76,7 +102,7 @@ class ImageStore:
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
         if verify == "full" and (found := self.verify()):
-            raise StoreDamaged(f"{self.path}: {len(found)} damaged record batches, first {found[0]}")
+            raise StoreDamaged(f"{self.name}: {len(found)} damaged record batches, first {found[0]}")
 
     def __len__(self) -> int:
         return self.manifest.rows
@@ -87,11 +113,36 @@ class ImageStore:
         if self._labels is None:
             self._labels = np.full(len(self), NO_LABEL, dtype=np.int32)
             for number in range(len(self._state)) if self.class_names else ():
-                if self._is_readable(number):
-                    shard, index = self._batch(number)
-                    labels = shard.batch(index).column("label").fill_null(NO_LABEL)
-                    self._labels[self._rows(number)] = labels.to_numpy(zero_copy_only=False)
+                self._labels[self._rows(number)] = self._labels_of(number)
         return self._labels
+
+    def labels_at(self, ids: np.ndarray) -> np.ndarray:
+        """int32 ``[N]``: ``labels[ids]``, for which only the record batches that have them are read."""
+        if self._labels is not None or not self.class_names:
+            known: np.ndarray = self.labels[ids]
+            return known
+        ids, batches = self._located(ids)
+        found = np.empty(len(ids), dtype=np.int32)
+        for number, places in _groups(batches):
+            found[places] = self._labels_of(number)[ids[places] - self._starts[number]]
+        return found
+
+    def _labels_of(self, number: int) -> np.ndarray:
+        if not self._is_readable(number):
+            return np.full(self._rows(number).stop - self._rows(number).start, NO_LABEL, dtype=np.int32)
+        shard, index = self._batch(number)
+        labels: np.ndarray = shard.batch(index).column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
+        return labels
+
+    @property
+    def cache_bytes(self) -> int | None:
+        """The most that is kept here of a store elsewhere."""
+        return self.remote.cache.limit_bytes if self.remote else None
+
+    def prepare(self, now: Collection[int], soon: Collection[int]) -> None:
+        """Say which shards are needed now and soon: those of a store elsewhere are fetched ahead, others given back."""
+        if self.remote:
+            self.remote.prepare(now, soon)
 
     def rows(self) -> Iterator[tuple[str, int, np.ndarray | bytes]]:
         """Key, label (NO_LABEL: none) and image of every row: pixels, uint8 ``[H, W, 3]``, or the bytes of a JPEG.
@@ -124,6 +175,22 @@ class ImageStore:
             StoreDamaged: a touched record batch differs from its checksum (names shard, batch, rows).
         """
         ids, batches = self._located(ids)
+        if self.remote is None:
+            return self._gather(ids, batches)
+        shards = np.unique(self._shard_of[batches]).tolist()
+        if held := self.remote.together(shards):
+            images = self._gather(ids, batches)
+            del held  # they were in use until now
+            return images
+        images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
+        places_of = dict(_groups(self._shard_of[batches]))
+        for shard in sorted(places_of, key=self.remote.holds, reverse=True):  # before they have to go
+            places, file = places_of[shard], self.remote.file(shard)
+            images[places] = self._gather(ids[places], batches[places])
+            del file
+        return images
+
+    def _gather(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
         touched = np.unique(batches)
         for number in touched[self._buffers[touched, 0] < 0].tolist():
             self._find(number)
@@ -152,7 +219,7 @@ class ImageStore:
         """Sample ids, and the number of each one's record batch."""
         ids = np.asarray(ids, dtype=np.int64)
         if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):
-            raise StoreError(f"{self.path} has samples 0..{len(self) - 1}, asked for {ids.min()}..{ids.max()}")
+            raise StoreError(f"{self.name} has samples 0..{len(self) - 1}, asked for {ids.min()}..{ids.max()}")
         return ids, np.searchsorted(self._starts, ids, side="right") - 1
 
     def _copy(self, ids: np.ndarray, batches: np.ndarray, images: np.ndarray) -> None:
@@ -179,7 +246,7 @@ class ImageStore:
         def one(place: int) -> int:
             number, row = int(batches[place]), int(rows[place])
             content = self._jpeg(number, row)
-            where = f"{self.path}: row {row} of record batch {number}"
+            where = f"{self.name}: row {row} of record batch {number}"
             try:
                 image = decode(content, None)
             except Unreadable as error:
@@ -199,13 +266,15 @@ class ImageStore:
         return content
 
     def verify(self) -> list[Damage]:
-        """Check every byte of every shard; returns what is damaged."""
-        damaged = [self._damage(number) for number in range(len(self._state)) if not self._matches(number)]
-        named = {damage.shard for damage in damaged}
-        for shard in self._shards:
-            if shard.entry.file not in named and not shard.is_intact():
-                damaged.append(Damage(shard.entry.file, NO_BATCH, (0, 0)))
-            self._mapped(shard.entry.bytes)
+        """Check every byte of every shard where it lies, be it elsewhere; returns what is damaged."""
+        damaged, first = list[Damage](), 0
+        for number, shard in enumerate(self._shards):
+            found = self.remote.damaged(number) if self.remote else shard.damaged()
+            damaged += [self._damage(first + index) for index in found if index != NO_BATCH]
+            damaged += [Damage(shard.entry.file, NO_BATCH, (0, 0))] if NO_BATCH in found else []
+            first += len(shard.entry.batches)
+            if self.remote is None:
+                self._mapped(shard.entry.bytes)
         return damaged
 
     def _damage(self, number: int) -> Damage:
@@ -220,11 +289,23 @@ class ImageStore:
 
     def _look_at(self, number: int) -> None:
         """Check a record batch that has not been touched yet."""
-        if self._state[number] == _UNKNOWN:
+        if self._state[number] != _UNKNOWN:
+            return
+        shard = int(self._shard_of[number])
+        try:
             intact = self._matches(number)
-            self._state[number] = _INTACT if intact else _DAMAGED
-            if self._skip and not intact:
-                log.warning("%s: goes on without its images", self._difference(number))
+            if self.remote and not intact:  # it was whole when it came
+                self.remote.discard(shard)
+                intact = self._matches(number)
+        except StoreDamaged as error:  # it does not come whole
+            if not self._skip:
+                raise
+            log.warning("%s; the run goes on without its images", error)
+            self._state[self._shard_of == shard] = _DAMAGED
+            return
+        self._state[number] = _INTACT if intact else _DAMAGED
+        if self._skip and not intact:
+            log.warning("%s: goes on without its images", self._difference(number))
 
     def _check(self, number: int) -> None:
         self._look_at(number)
@@ -240,13 +321,22 @@ class ImageStore:
 
     def _difference(self, number: int) -> str:
         shard, index, (start, stop) = self._damage(number)
-        return f"{self.path / shard}: record batch {index} (samples {start}..{stop - 1}) differs from its checksum"
+        return f"{self.name}/{shard}: record batch {index} (samples {start}..{stop - 1}) differs from its checksum"
 
     def _find(self, number: int) -> None:
         """Where a record batch's images are, once and for all."""
         self._check(number)
         shard, index = self._batch(number)
         self._buffers[number] = shard.image_buffers(index)
+
+    def _shard(self, number: int) -> MappedShard:
+        entry, remote = self.manifest.shards[number], self.remote
+        opened = local(Path(self.name) / entry.file) if remote is None else partial(remote.file, number)
+        return MappedShard(self.name, entry, self.manifest, opened)
+
+    def _forget(self, number: int) -> None:
+        """Let go of a shard's file."""
+        self._shards[number].forget()
 
     def _batch(self, number: int) -> tuple[MappedShard, int]:
         return self._shards[self._shard_of[number]], int(self._index[number])
@@ -262,3 +352,10 @@ class ImageStore:
             for shard in self._shards:
                 shard.release()
             self._resident = 0
+
+
+def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Each value that occurs, and the places where it does."""
+    places = np.argsort(values, kind="stable")
+    found, first = np.unique(values[places], return_index=True)
+    return zip(found.tolist(), np.split(places, first[1:]), strict=False)

@@ -11,6 +11,7 @@ Columns: ``image`` fixed_shape_tensor(uint8, [H, W, 3]) or binary (JPEG), ``labe
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
 import struct
@@ -29,6 +30,7 @@ from ssl_dist.store.decode import MAX_PIXELS, MAX_PX
 MANIFEST = "manifest.json"
 BATCH_ROWS = 512
 _MOST_ROWS = 2**40
+NO_BATCH = -1  # damage in a shard's Arrow header or footer, outside its record batches: no row is lost
 NO_LABEL = -1  # of an image that has none; null in the shards
 
 Encoding = Literal["raw", "jpeg"]
@@ -53,7 +55,7 @@ class ShardEntry(_Record):
     file: str = pydantic.Field(pattern=r"^shard-\d{5,}\.arrow$")
     rows: int = pydantic.Field(gt=0)
     bytes: int = pydantic.Field(gt=0)
-    xxh3: str
+    xxh3: str = pydantic.Field(pattern=r"^[0-9a-f]{16}$")  # a file's name in a cache
     batches: tuple[BatchEntry, ...]
 
 
@@ -119,14 +121,22 @@ class Manifest(_Record):
         """
         path = store / MANIFEST
         try:
-            return cls.model_validate(json.loads(path.read_text(encoding="utf-8")))
+            content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
             raise StoreError(
                 f"{store} is not a store (no {MANIFEST}): make one with `ssl-dist store build SRC {store}`"
             ) from None
-        except (ValueError, OSError, RecursionError) as error:
-            reason = _reason(error)
-            raise StoreError(f"{path} cannot be read ({reason}): build the store again") from None
+        except OSError as error:
+            raise StoreError(f"{path} cannot be read ({error}): build the store again") from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: builtins.bytes, name: str) -> Manifest:
+        """From the bytes of its file, which messages call ``name``. Raises as ``read``."""
+        try:
+            return cls.model_validate(json.loads(content.decode("utf-8")))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{name} cannot be read ({_reason(error)}): build the store again") from None
 
 
 def _reason(error: Exception) -> str:

@@ -26,7 +26,7 @@ def of_stores(name: str, paths: Sequence[Path]) -> Source:
         for what in ("image_shape", "encoding"):
             ours, theirs = getattr(first.manifest, what), getattr(store.manifest, what)
             if ours != theirs:
-                raise StoreError(f"{first.path} has {what} {ours} and {store.path} {theirs}: build one of them anew")
+                raise StoreError(f"{first.name} has {what} {ours} and {store.name} {theirs}: build one of them anew")
     names = tuple(dict.fromkeys(name for store in stores for name in store.class_names))
 
     def members() -> Iterator[Member]:
