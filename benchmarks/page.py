@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
-
 DOCS = Path(__file__).parent.parent / "docs"
 _HEAD = """# Performance
 
@@ -40,6 +38,8 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 def machine() -> str:
     """What the figures were measured on, in a sentence."""
+    import torch
+
     model = next(
         (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
     )

@@ -1,0 +1,206 @@
+"""One loader in a process of its own, on one core: reads commands from standard input, answers each with a JSON line.
+
+    python -m benchmarks.contestant NAME ENCODING FOLDER
+
+A command is ``{"do": METHOD, ...}`` with a method of ``_Session`` and its arguments; the answer is what it returns.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import multiprocessing
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import loaders, transforms
+from benchmarks.loaders import BATCH, Loader, Rows
+from benchmarks.processes import cpu_seconds
+
+Record = dict[str, Any]
+OURS = "ours"  # the contestant, and its views
+
+
+class Ours(Loader):
+    """The store, as training reads it: checked on first touch, fetched ahead by a thread."""
+
+    module, views = "ssl_dist.batches", (OURS,)
+
+    def write(self) -> None:
+        from ssl_dist.store import build
+
+        build(self.folder / "jpeg", self.place, encoding=self.encoding, workers=1)
+
+    def rows(self) -> Rows:
+        from ssl_dist.store import ImageStore
+
+        return ImageStore(self.place).gather
+
+    def training_batches(self) -> Iterator[Any]:
+        from ssl_dist.batches import Batches
+        from ssl_dist.collectives import World
+        from ssl_dist.config import RunConfig
+        from ssl_dist.store import ImageStore
+
+        recipe = transforms.recipe(self.image_shape[0])
+        overrides = {"data.store": str(self.place), "augment.recipe": recipe}
+        config = RunConfig.load("simclr-cifar10", overrides | {"batch": {"size": BATCH, "micro": BATCH}})
+        return iter(Batches(ImageStore(self.place), config, World(), 0, 10**9))
+
+
+class OursUnchecked(Ours):
+    """The same store with ``verify="off"``; random rows only."""
+
+    encodings, measures = ("raw",), ("rows",)
+
+    def write(self) -> None:
+        """It is there: the store."""
+
+    def rows(self) -> Rows:
+        from ssl_dist.store import ImageStore
+
+        return ImageStore(self.place, verify="off").gather
+
+
+class TableTake(Ours):
+    """The store's shards as any Arrow reader has them: memory-mapped, one table, ``take``."""
+
+    encodings, measures = ("raw",), ("rows",)
+
+    def write(self) -> None:
+        """It is there: the store."""
+
+    def rows(self) -> Rows:
+        import pyarrow as pa
+
+        shards = sorted(self.place.glob("shard-*.arrow"))
+        table = pa.concat_tables([pa.ipc.open_file(pa.memory_map(str(shard))).read_all() for shard in shards])
+
+        def read(ids: np.ndarray) -> np.ndarray:
+            column = table.take(pa.array(ids))["image"].combine_chunks()
+            made: np.ndarray = column.to_numpy_ndarray()
+            return made
+
+        return read
+
+
+class NumPy(Loader):
+    """All images in memory, fancy indexing."""
+
+    module, encodings, measures = "numpy", ("raw",), ("rows",)
+
+    def rows(self) -> Rows:
+        images = np.array(self.pixels)
+        return lambda ids: images[ids]
+
+
+CONTESTANTS: dict[str, type[Loader]] = {
+    OURS: Ours,
+    "ours, unchecked": OursUnchecked,
+    "NumPy in memory": NumPy,
+    "Table.take": TableTake,
+    "DataLoader + ImageFolder": loaders.TorchImageFolder,
+    "WebDataset": loaders.WebDatasetTars,
+    "MosaicML Streaming": loaders.MosaicStreaming,
+    "HF datasets": loaders.HuggingFace,
+    "HF datasets, shuffled indices": loaders.HuggingFaceShuffled,
+    "Lance": loaders.Lance,
+}
+
+
+def batches(loader: Loader, views: str) -> Iterator[Any]:
+    """Opens it; endless batches of pixels (``views`` is "none") or of their two views, float32."""
+    size_px = loader.image_shape[0]
+    if isinstance(loader, Ours):
+        for batch in loader.training_batches():
+            yield batch.images if views == "none" else batch.views(0, torch.device("cpu")).crops[0]
+    per_image = transforms.PER_IMAGE[views](size_px) if views in transforms.PER_IMAGE else None
+    whole: Callable[[Any], Any] = transforms.kornia(size_px) if views == "kornia" else lambda batch: batch
+    while True:
+        yield from map(whole, loader.samples(per_image))
+
+
+class _Session:
+    """Answers commands; one loader is open at a time."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._open: tuple[str, Any] = ("", None)
+        self._random = np.random.default_rng(0)
+
+    def _opened(self, what: str, opens: Callable[[], Any]) -> Any:
+        if self._open[0] != what:
+            self._open = ("", None)
+            self._open = (what, opens())
+        return self._open[1]
+
+    def write(self) -> Record:
+        """In a child process, whose memory is gone when the rest is measured."""
+        if importlib.util.find_spec(self._loader.module) is None:
+            return {"missing": self._loader.module}
+        child = multiprocessing.get_context("fork").Process(target=self._loader.write)
+        child.start()
+        child.join()
+        if child.exitcode:
+            raise RuntimeError(f"{self._loader.place} could not be written")
+        return {}
+
+    def load(self, views: list[str]) -> Record:
+        """Import what is needed, so that it is not measured, and keep to one core; returns the views there are."""
+        importlib.import_module(self._loader.module)
+        found = transforms.installed(views)
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+        torch.set_num_threads(1)
+        return {"views": found}
+
+    def rows(self, seconds: float) -> Record:
+        """Random rows; ids as in training, each image once an epoch."""
+        read = self._opened("rows", self._loader.rows)
+        count, began, cpu_began = 0, time.perf_counter(), cpu_seconds()
+        while time.perf_counter() - began < seconds:
+            order = self._random.permutation(len(self._loader.pixels))
+            for ids in np.split(order, range(BATCH, len(order), BATCH)):
+                read(ids)
+                count += len(ids)
+        cpu_s, wall_s = cpu_seconds() - cpu_began, time.perf_counter() - began
+        return {"rows_per_s": count / wall_s, "rows_per_cpu_s": count / cpu_s}
+
+    def first(self) -> Record:
+        self._open = ("", None)
+        began = time.perf_counter()
+        next(batches(self._loader, "none"))
+        return {"first_batch_s": time.perf_counter() - began}
+
+    def batches(self, views: str, seconds: float) -> Record:
+        """Whole batches, the one that opens it not counted."""
+        if self._open[0] != views:
+            next(self._opened(views, lambda: batches(self._loader, views)))
+        made, count = self._open[1], 0
+        began, cpu_began = time.perf_counter(), cpu_seconds()
+        while not count or time.perf_counter() - began < seconds:
+            next(made)
+            count += BATCH
+        cpu_s, wall_s = cpu_seconds() - cpu_began, time.perf_counter() - began
+        return {"images_per_cpu_s": count / cpu_s, "images_per_s": count / wall_s}
+
+
+def main(name: str, encoding: str, folder: str) -> None:
+    """Answer until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    session = _Session(CONTESTANTS[name](Path(folder), encoding))
+    for line in sys.stdin:
+        command = json.loads(line)
+        answer = getattr(session, command.pop("do"))(**command)
+        print(json.dumps(answer), file=answers, flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

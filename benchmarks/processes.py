@@ -1,0 +1,118 @@
+"""Memory and CPU time of process trees, seen from outside (Linux's /proc), and calls in fresh processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import resource
+import threading
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self, TypeVar
+
+import psutil
+
+Result = TypeVar("Result")
+
+
+class Memory(NamedTuple):
+    """Bytes of a process tree: ``rss`` counts a page once for each process that has it, ``pss`` once in all; ``anon``
+    is the part of ``rss`` that is no file's (pages of mapped files are the page cache's, and go when memory is
+    short)."""
+
+    rss: int
+    pss: int
+    anon: int
+
+    def __or__(self, other: Memory) -> Memory:
+        """The larger of each."""
+        return Memory(*(max(a, b) for a, b in zip(self, other, strict=True)))
+
+
+def memory_of(pid: int) -> Memory:
+    """Of a process and all its descendants, now."""
+    found = [_memory_of_one(member.pid) for member in _tree(pid)]
+    return Memory(*(sum(column) for column in zip(*found, strict=True))) if found else Memory(0, 0, 0)
+
+
+def cpu_seconds() -> float:
+    """User and system time so far of this process and all its descendants, also of those that have ended."""
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    living = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
+    return time.process_time() + ended.ru_utime + ended.ru_stime + living
+
+
+def _tree(pid: int) -> list[psutil.Process]:
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _memory_of_one(pid: int) -> Memory:
+    try:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+    except OSError:  # it has ended
+        return Memory(0, 0, 0)
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
+    return Memory(*(kib.get(name, 0) * 1024 for name in ("Rss", "Pss", "Anonymous")))
+
+
+class Peak:
+    """``with Peak(pid) as peak: ...``: then ``peak.memory`` is the most that the tree was seen to have."""
+
+    def __init__(self, pid: int, every_s: float = 0.05) -> None:
+        self.memory = Memory(0, 0, 0)
+        self._pid, self._every_s, self._done = pid, every_s, threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._done.wait(self._every_s):
+            self.memory |= memory_of(self._pid)
+
+    def __enter__(self) -> Self:
+        self.memory |= memory_of(self._pid)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._done.set()
+        self._thread.join()
+        self.memory |= memory_of(self._pid)
+
+
+class Call(NamedTuple):
+    """What a call in a fresh process gave, and the peak of the process' tree."""
+
+    result: Any
+    peak: Memory
+
+
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Call:
+    """Call a module's function in a process that has done nothing else.
+
+    Raises:
+        RuntimeError: the process ended without an answer; what it said is on standard error.
+    """
+    context = multiprocessing.get_context("spawn")
+    mine, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_answer, args=(theirs, function, arguments))
+    process.start()
+    theirs.close()
+    assert process.pid
+    with Peak(process.pid) as peak:
+        try:
+            result = mine.recv()
+        except EOFError:
+            process.join()
+            raise RuntimeError(f"{function.__name__}{arguments} ended with code {process.exitcode}") from None
+    process.join()
+    return Call(result, peak.memory)
+
+
+def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    pipe.send(function(*arguments))
+    pipe.close()
