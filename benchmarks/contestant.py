@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -163,13 +164,13 @@ class _Session:
     def rows(self, seconds: float) -> Record:
         """Random rows; ids as in training, each image once an epoch."""
         read = self._opened("rows", self._loader.rows)
-        count, began, cpu_began = 0, time.perf_counter(), cpu_seconds()
-        while time.perf_counter() - began < seconds:
+        count, cpu_began, began = 0, cpu_seconds(), time.perf_counter()
+        while not count or time.perf_counter() - began < seconds:
             order = self._random.permutation(len(self._loader.pixels))
             for ids in np.split(order, range(BATCH, len(order), BATCH)):
                 read(ids)
                 count += len(ids)
-        cpu_s, wall_s = cpu_seconds() - cpu_began, time.perf_counter() - began
+        wall_s, cpu_s = time.perf_counter() - began, cpu_seconds() - cpu_began
         return {"rows_per_s": count / wall_s, "rows_per_cpu_s": count / cpu_s}
 
     def first(self) -> Record:
@@ -183,11 +184,11 @@ class _Session:
         if self._open[0] != views:
             next(self._opened(views, lambda: batches(self._loader, views)))
         made, count = self._open[1], 0
-        began, cpu_began = time.perf_counter(), cpu_seconds()
+        cpu_began, began = cpu_seconds(), time.perf_counter()
         while not count or time.perf_counter() - began < seconds:
             next(made)
             count += BATCH
-        cpu_s, wall_s = cpu_seconds() - cpu_began, time.perf_counter() - began
+        wall_s, cpu_s = time.perf_counter() - began, cpu_seconds() - cpu_began
         return {"images_per_cpu_s": count / cpu_s, "images_per_s": count / wall_s}
 
 
@@ -195,6 +196,7 @@ def main(name: str, encoding: str, folder: str) -> None:
     """Answer until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
+    warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # batches are only read here
     session = _Session(CONTESTANTS[name](Path(folder), encoding))
     for line in sys.stdin:
         command = json.loads(line)

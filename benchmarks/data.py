@@ -40,7 +40,7 @@ Record = dict[str, Any]
 
 def main(
     source: Annotated[Path, typer.Option(help="Real images: anything that a store is built from.")],
-    images: Annotated[int, typer.Option(min=256, help="How many of them.")] = 8192,
+    images: Annotated[int, typer.Option(min=256, help="How many of them.")] = 16_384,
     sizes: Annotated[list[int], typer.Option(help="Sides they are resized to, px.")] = [96, 32],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1)] = 3,
     seconds: Annotated[float, typer.Option(help="Of each repeat, at least.")] = 1.0,

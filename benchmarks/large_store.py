@@ -50,7 +50,7 @@ def main(
         records += _say(_open(place / "large", repeats))
         records += _say(_train({name: place / name for name in ("small", "large")}, steps))
         records += _say(_order({"small": images // 10, "large": images, "10^9": BILLION}))
-    page.write_section("A store of 512,000 images", _text(records, images), docs)
+    page.write_section("A large store", _text(records, images), docs)
 
 
 def _say(records: Iterator[Record]) -> list[Record]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import resource
 import threading
@@ -98,7 +99,7 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Call:
         RuntimeError: the process ended without an answer; what it said is on standard error.
     """
     context = multiprocessing.get_context("spawn")
-    mine, theirs = context.Pipe(duplex=False)
+    mine, theirs = context.Pipe()
     process = context.Process(target=_answer, args=(theirs, function, arguments))
     process.start()
     theirs.close()
@@ -109,10 +110,13 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Call:
         except EOFError:
             process.join()
             raise RuntimeError(f"{function.__name__}{arguments} ended with code {process.exitcode}") from None
+    mine.close()
     process.join()
     return Call(result, peak.memory)
 
 
 def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-    pipe.send(function(*arguments))
-    pipe.close()
+    result = function(*arguments)
+    pipe.send(result)
+    with contextlib.suppress(EOFError):
+        pipe.recv()  # until it has been seen what the process has now
