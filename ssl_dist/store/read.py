@@ -26,7 +26,8 @@ from ssl_dist.store.schema import NO_BATCH, NO_LABEL, Manifest
 Verify = Literal["lazy", "off", "full"]
 DamagedRows = Literal["refuse", "skip"]
 
-RESIDENT_BYTES = 1 << 30  # most of a process' maps, about; a store of no more than that stays mapped
+RESIDENT_BYTES = 1 << 30  # a store of no more stays mapped
+_PASSING_BYTES = 64 << 20  # of a larger one, about, are mapped at a time
 _FAULT_BYTES = 1 << 16  # that Linux maps around a page that is touched
 _UNKNOWN, _INTACT, _DAMAGED = range(3)  # states of a record batch
 
@@ -328,6 +329,7 @@ class ImageStore:
         self._check(number)
         shard, index = self._batch(number)
         self._buffers[number] = shard.image_buffers(index)
+        self._mapped(3 * _FAULT_BYTES)  # its header, labels and keys
 
     def _shard(self, number: int) -> MappedShard:
         entry, remote = self.manifest.shards[number], self.remote
@@ -345,10 +347,9 @@ class ImageStore:
         return slice(int(self._starts[number]), int(self._starts[number + 1]))
 
     def _mapped(self, num_bytes: int) -> None:
-        """Keep about RESIDENT_BYTES of a larger store mapped: pages count as the process' memory, and come for nothing
-        but a fault."""
+        """Of a larger store let go of what was mapped before: pages count as the process' memory."""
         self._resident += num_bytes
-        if self._resident > RESIDENT_BYTES and not self._stays_mapped:
+        if self._resident > _PASSING_BYTES and not self._stays_mapped:
             for shard in self._shards:
                 shard.release()
             self._resident = 0

@@ -32,7 +32,7 @@ from ssl_dist.store.schema import (
 from ssl_dist.store.sources import File, Member
 
 JPEG_QUALITY = 90
-BATCH_BYTES = 256 << 20  # of images: a record batch ends there, if it comes before that many rows
+BATCH_BYTES = 2 << 20  # of images: a record batch, which is checked as a whole when a row is touched, ends there
 _MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
 
 
