@@ -11,7 +11,7 @@ import os
 import threading
 import time
 import weakref
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO
@@ -22,16 +22,15 @@ import xxhash
 from pyarrow import fs
 
 from ssl_dist.errors import SslDistError, StoreDamaged, StoreError
+from ssl_dist.store.ahead import Ahead
 from ssl_dist.store.cache import Busy, Cache, Held, NoRoom
 from ssl_dist.store.schema import MANIFEST, NO_BATCH, Manifest, ShardEntry
 
-_THREADS = 4  # shards that are fetched ahead at one time
 _CHUNK_BYTES = 8 << 20
 _ATTEMPTS = 2  # to fetch a shard where the connection fails; in each, Arrow tries S3 anew by itself for minutes
 _PAUSE_S = 1.0
 _ROOM_S = 120.0  # a process that is a step behind gives its shards back by then
 _POLL_S = 0.05
-_END_S = 10.0  # for a chunk to arrive, when the process ends
 
 log = logging.getLogger(__name__)
 
@@ -211,7 +210,7 @@ class Remote:
         self._lock = threading.RLock()
         self._files: OrderedDict[int, Held] = OrderedDict()  # the last used last
         self._now, self._kept = frozenset[int](), frozenset[int]()
-        self._ahead: _Ahead | None = None
+        self._ahead: Ahead | None = None
 
     def file(self, number: int) -> Held:
         """A shard, fetched if need be.
@@ -266,7 +265,7 @@ class Remote:
                 self._drop(number)
             missing = [number for number in dict.fromkeys((*now, *soon)) if number not in self._files]
             if missing:
-                self._ahead = self._ahead or _Ahead(self._fetch_ahead)
+                self._ahead = self._ahead or Ahead(self._fetch_ahead)
                 self._ahead.want(missing, anew=anew)
 
     def holds(self, number: int) -> bool:
@@ -325,52 +324,3 @@ class Remote:
             if number in self._kept:
                 self._files.setdefault(number, found)
         return True
-
-
-class _Ahead:
-    """Threads that fetch what is wanted, in that order, and end when all is there."""
-
-    def __init__(self, fetch: Callable[[int, threading.Event], bool]) -> None:
-        self._fetch = weakref.WeakMethod(fetch)  # a store that nobody uses any more lets go of its shards at once
-        self._lock, self._stop = threading.Lock(), threading.Event()
-        self._queue, self._threads = deque[int](), set[threading.Thread]()
-        self._pending, self._in_vain = set[int](), set[int]()
-        weakref.finalize(self, _end, self._stop, self._threads)
-
-    def want(self, numbers: list[int], *, anew: bool) -> None:
-        """Those that are not on their way; ``anew``: others were wanted before, so there may be room now."""
-        with self._lock:
-            if anew:
-                self._in_vain.clear()
-            fresh = [number for number in numbers if number not in self._pending | self._in_vain]
-            self._pending.update(fresh)
-            self._queue.extend(fresh)
-            for _ in range(min(len(self._queue), _THREADS - len(self._threads))):
-                thread = threading.Thread(target=self._run, name="fetch-shards", daemon=True)
-                self._threads.add(thread)
-                thread.start()
-
-    def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._queue or self._stop.is_set():
-                    self._threads.discard(threading.current_thread())
-                    return
-                number = self._queue.popleft()
-            fetch, done = self._fetch(), False
-            try:
-                done = fetch is not None and fetch(number, self._stop)
-            finally:
-                del fetch
-                with self._lock:
-                    self._pending.discard(number)
-                    if not done:
-                        self._in_vain.add(number)
-
-
-def _end(stop: threading.Event, threads: set[threading.Thread]) -> None:
-    """Also when the process ends: a thread that is then in Arrow's code would take it down with it."""
-    stop.set()
-    for thread in list(threads):
-        if thread is not threading.current_thread():
-            thread.join(timeout=_END_S)
