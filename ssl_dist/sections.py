@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pydantic
 
 from ssl_dist import backbones
-from ssl_dist.augment import RECIPES, Recipe, View
+from ssl_dist.augment import OPERATIONS, RECIPES, Recipe, View, only
 from ssl_dist.errors import StoreError
 from ssl_dist.store.cache import DEFAULT_GB
 
@@ -75,13 +75,17 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """A recipe of ``augment.RECIPES``; every other key, where given, replaces that setting in all of its views."""
+    """A recipe of ``augment.RECIPES``; every other key, where given, replaces that setting in all of its views.
+    ``only``: names of ``augment.OPERATIONS``, the others are off (an empty list: whole images, resized)."""
 
     recipe: str = "simclr"
+    only: tuple[str, ...] | None = None
     size_px: int | None = None
+    crop_p: float | None = None
     crop_scale: tuple[float, float] | None = None
     crop_ratio: tuple[float, float] | None = None
     flip_p: float | None = None
+    rotation_p: float | None = None
     jitter_p: float | None = None
     jitter_strength: float | None = None
     grey_p: float | None = None
@@ -90,17 +94,30 @@ class AugmentConfig(Section):
     solarise_p: float | None = None
     jitter_saturation: float | None = None
 
+    @pydantic.field_validator("only")
+    @classmethod
+    def _in_one_order(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        unknown = sorted(set(names or ()) - set(OPERATIONS))
+        if unknown:
+            raise ValueError(f"augment.only {', '.join(map(repr, unknown))}: each is one of {', '.join(OPERATIONS)}")
+        return None if names is None else tuple(name for name in OPERATIONS if name in names)
+
     @pydantic.model_validator(mode="after")
     def _is_a_recipe(self) -> AugmentConfig:
         if self.recipe not in RECIPES:
             raise ValueError(f"augment.recipe {self.recipe!r}: it is one of {', '.join(RECIPES)}")
+        for name in self.only or ():
+            key, usual = OPERATIONS[name]
+            if getattr(self, key) == 0:
+                raise ValueError(f"augment.only names {name} and augment.{key} is 0: leave one out, or try {usual}")
         self.views()
         return self
 
     def views(self) -> Recipe:
         """The recipe with the replacements in it."""
-        given = self.model_dump(exclude={"recipe"}, exclude_none=True)
-        return tuple(View.model_validate({**view.model_dump(), **given}) for view in RECIPES[self.recipe])
+        given = self.model_dump(exclude={"recipe", "only"}, exclude_none=True)
+        views = tuple(View.model_validate({**view.model_dump(), **given}) for view in RECIPES[self.recipe])
+        return views if self.only is None else only(views, self.only)
 
 
 class BackboneConfig(Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import mixing, page
+from benchmarks import augment, mixing, page
+from benchmarks.augmenters import CONTENDERS
 from benchmarks.contenders import LOSSES
 from tests.gloo import GlooPool
 
@@ -39,6 +41,29 @@ def test_every_contender_computes_the_same_loss(gloo: Callable[[int], GlooPool],
     if name != "dense autograd":  # the peers' losses are of their own rows, to be averaged like their gradients
         unit = 1 if name == "ours" else 2
         assert gloo(2).run(_value, name)[0] == pytest.approx((loss, norm * unit), rel=1e-5)
+
+
+def test_augmenters_make_two_views_of_the_same_kind_and_are_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("lightly")
+    pytest.importorskip("kornia")
+    pixels = np.full((4, 32, 32, 3), 99, dtype=np.uint8)
+    task = augment.TASKS[0]._replace(strength=0.0)  # of one colour, which nothing changes
+    for name, contender in CONTENDERS.items():
+        if not name.startswith("ours"):  # whose strength is its recipe's
+            first, second = contender.start(task, pixels)()
+            for view in (first, second):
+                torch.testing.assert_close(view, torch.full((4, 3, 32, 32), 99 / 255), rtol=0, atol=1 / 255)
+    threads = torch.get_num_threads()
+    try:
+        augment.main(images=2, single=1, repeats=1, docs=tmp_path)
+    finally:
+        torch.set_num_threads(threads)
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {(one["augmenter"], one["size_px"]) for one in records} == {(n, s) for n in CONTENDERS for s in (32, 96)}
+    assert (tmp_path / "augment.png").stat().st_size > 0
+    assert "| lightly |" in (tmp_path / "performance.md").read_text()
 
 
 def test_a_section_is_written_once(tmp_path: Path) -> None:

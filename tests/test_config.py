@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ssl_dist.augment import OPERATIONS, RECIPES
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.overrides import RECIPE_FOLDER, parse_override
@@ -93,6 +94,11 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
             "method.queue_from_epoch 15: the queue would take no part in a run of 6 epochs",
         ),
         ({"augment__recipe": "x"}, "augment.recipe 'x': it is one of simclr, simclr-small"),
+        ({"augment__only": ["crop", "jitter"]}, "augment.only 'jitter': each is one of crop, flip, rotation, colour"),
+        (
+            {"augment": {"only": ["flip"], "flip_p": 0}},
+            "augment.only names flip and augment.flip_p is 0: leave one out",
+        ),
         ({"augment__crop_scale": [0, 1]}, "crop_scale (0.0, 1.0): two shares of the area"),
         (
             {"optim__name": "lars", "engine__zero_stage": 3},
@@ -182,6 +188,15 @@ def test_a_config_survives_its_own_json() -> None:
     assert RunConfig.from_tree(config.model_dump(mode="json"), "here") == config
     assert config.flat()["method.temperature"] == 0.2
     assert {view.size_px for view in config.augment.views()} == {24}
+
+
+def test_only_the_named_operations_happen_in_whatever_order_they_are_named() -> None:
+    config = load(augment={"recipe": "simclr", "only": ["rotation", "crop"], "crop_scale": [0.2, 1.0]})
+    for view in config.augment.views():
+        happens = {name for name, (key, _) in OPERATIONS.items() if getattr(view, key)}
+        assert (happens, view.rotation_p, view.crop_scale) == ({"crop", "rotation"}, 0.75, (0.2, 1.0))
+    assert load(augment={**config.augment.model_dump(), "only": ["crop", "rotation"]}) == config
+    assert load(augment={"recipe": "simclr", "only": []}).augment.views() == RECIPES["none"] * 2
 
 
 def test_a_backbone_is_made_for_the_size_of_its_views() -> None:

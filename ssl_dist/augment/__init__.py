@@ -1,10 +1,9 @@
 """Random views of a batch: a pure function of (pixels, seed, epoch, sample id, view).
 
-Crop, resize, flip and blur are linear and separable: one [S, H] and one [S, W] matrix an image, two batched products.
-Brightness, contrast, saturation, hue and greyscale are affine in colour: one 3 x 4 matrix an image. Values are clamped
-to [0, 1] once, at the end, where torchvision clamps after every operation; there is no mean/std normalisation.
-Randomness is a 64-bit hash of (seed, epoch, sample id, view, draw), so a view does not depend on its batch, its
-worker or on what was drawn before.
+A line of a view is a weighted sum of a few lines of the image (crop, resize, flip, blur), its colours an affine map of
+the image's (brightness, contrast, saturation, hue, grey). Values are clamped to [0, 1] once, at the end, where
+torchvision clamps after every operation; there is no mean/std normalisation. Randomness is a 64-bit hash of (seed,
+epoch, sample id, view, draw), so a view does not depend on its batch, its worker or on what was drawn before.
 
 Shapes: N images, V views, H x W stored pixels, S output pixels a side.
 """
@@ -12,16 +11,20 @@ Shapes: N images, V views, H x W stored pixels, S output pixels a side.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from ssl_dist.augment.operations import Draws, blur_matrices, colour_matrices, crop_boxes, resize_matrices
-from ssl_dist.augment.recipes import RECIPES, Recipe, View
+from ssl_dist.augment.draws import draw
+from ssl_dist.augment.operations import Maps, render
+from ssl_dist.augment.recipes import OPERATIONS, RECIPES, Recipe, View, only
 from ssl_dist.errors import ConfigError
 from ssl_dist.order import fold
 
-__all__ = ["RECIPES", "Recipe", "View", "crops", "views"]
+__all__ = ["OPERATIONS", "RECIPES", "Recipe", "View", "crops", "only", "views"]
+
+_CACHED_BYTES = 1 << 20  # of pixels that a core works on at a time
 
 
 def views(
@@ -41,7 +44,7 @@ def views(
         seed: of the run.
         epoch: of all images, or int64 ``[N]`` of each.
         recipe: a name of RECIPES, or one View for each view; all of one output size.
-        dtype: of the result and the products, float32 or bfloat16 (the parameters are float32 either way).
+        dtype: of the result, float32 or bfloat16: all is computed in float32 and rounded once.
 
     Returns:
         ``[V, N, 3, S, S]`` in [0, 1].
@@ -70,43 +73,40 @@ def crops(
             raise ConfigError(f"augment recipe {recipe!r}: it is one of {', '.join(RECIPES)}")
         recipe = RECIPES[recipe]
     images, ids = torch.as_tensor(images), torch.as_tensor(ids)
-    epochs = torch.as_tensor(epoch, device=images.device).expand(len(ids))
-    rows = _to_float(images, dtype)
+    height = images.shape[1]
+    epochs = torch.as_tensor(epoch, device=images.device).expand(len(images))
     state = fold(fold(fold(torch.zeros_like(ids), seed), epochs), ids)
-    made, number = [], 0
-    for size, alike in itertools.groupby(view.size_px or images.shape[1] for view in recipe):
-        part = []
-        for _ in alike:
-            part.append(_one_view(rows, recipe[number], Draws(fold(state, number)), size))
-            number += 1
-        made.append(torch.stack(part))
+    maps = _maps(recipe, state, images)
+    made = [
+        images.new_empty((len(list(alike)), len(images), 3, size, size), dtype=dtype)
+        for size, alike in itertools.groupby(view.size_px or height for view in recipe)
+    ]
+    outs = [out for part in made for out in part]
+    for some in _parts(images):
+        columns_first = images[some].float().div_(255).permute(0, 3, 2, 1).contiguous()  # [N, 3, W, H]
+        for one, out in zip(maps, outs, strict=True):
+            out[some] = render(columns_first, one.part(some), out.shape[-1])
     return tuple(made)
 
 
-def _to_float(images: Tensor, dtype: torch.dtype) -> Tensor:
-    """[N, H, W * 3] in [0, 1]."""
-    return images.to(dtype).flatten(2).mul_(1 / 255)
+def _maps(recipe: Recipe, state: Tensor, images: Tensor) -> list[Maps]:
+    """Of each view; equal views in a row are drawn together."""
+    num_images, height, width, _ = images.shape
+    numbers = torch.arange(len(recipe), device=state.device)
+    states = fold(state, numbers[:, None])  # [V, N]
+    maps, first = [], 0
+    for view, alike in itertools.groupby(recipe):
+        after = first + len(list(alike))
+        drawn = draw(states[first:after].flatten(), view, height, width)
+        together = Maps.of(drawn, height, width, view.size_px or height)
+        maps += [together.part(slice(k * num_images, (k + 1) * num_images)) for k in range(after - first)]
+        first = after
+    return maps
 
 
-def _one_view(rows: Tensor, view: View, draws: Draws, size: int) -> Tensor:
-    """[N, H, W * 3] -> [N, 3, S, S]."""
-    n, height, width = rows.shape[0], rows.shape[1], rows.shape[2] // 3
-    top, left, crop_height, crop_width = crop_boxes(draws, view, height, width)
-    vertical = resize_matrices(top, crop_height, height, size)  # [N, S, H]
-    horizontal = resize_matrices(left, crop_width, width, size)  # [N, S, W]
-    horizontal = torch.where(draws.happens(view.flip_p)[:, None, None], horizontal.flip(1), horizontal)
-    blurred = draws.happens(view.blur_p)
-    sigma = draws.uniform(*view.blur_sigma)[:, 0]
-    if view.blur_p > 0 and bool(blurred.any()):
-        blur = blur_matrices(sigma[blurred], size)
-        vertical[blurred] = blur @ vertical[blurred]
-        horizontal[blurred] = blur @ horizontal[blurred]
-    half = torch.bmm(vertical.to(rows.dtype), rows).view(n, size, width, 3)  # [N, S, W, 3]
-    half = half.transpose(1, 2).reshape(n, width, size * 3)  # [N, W, S * 3]
-    crop = torch.bmm(horizontal.to(rows.dtype), half).view(n, size * size, 3)  # [N, S * S, 3], columns before rows
-    colour = colour_matrices(draws, view, crop.mean(1, dtype=torch.float32)).to(rows.dtype)  # [N, 3, 4]
-    out = torch.baddbmm(colour[:, :, 3:], colour[:, :, :3], crop.transpose(1, 2)).clamp_(0, 1)  # [N, 3, S * S]
-    if view.solarise_p > 0:
-        turned = draws.happens(view.solarise_p)[:, None, None] & (out >= 0.5)
-        out = torch.where(turned, 1 - out, out)
-    return out.view(n, 3, size, size).transpose(2, 3)
+def _parts(images: Tensor) -> Iterator[slice]:
+    """Runs of images of which a processor's cores each have a cacheful; on other devices, all."""
+    at_once = max(1, len(images))
+    if images.device.type == "cpu" and len(images):
+        at_once = max(1, _CACHED_BYTES // (images[0].numel() * 4)) * torch.get_num_threads()
+    return (slice(start, start + at_once) for start in range(0, len(images), at_once))

@@ -1,166 +1,204 @@
-"""The operations of a view as matrices, each image with its own: crop, resize, blur, colour.
+"""The operations of a view on given parameters.
 
-Sources: SimCLR, arXiv 2002.05709, appendix A (crop, colour distortion, blur); torchvision's RandomResizedCrop (ten
-tries, then the centre) and antialiased bilinear resize. Hue turns the colour about the grey axis by a linear map
-(Haeberli, "Matrix Operations for Image Processing", 1993) where torchvision goes through HSV.
+Crop, resize, flip and blur are linear and separable: a line of the view is a weighted sum of a few lines of the image,
+its *taps*. Brightness, contrast, saturation, hue and grey are one affine map of colour.
+
+Shapes: N images, H x W stored pixels, S x S of the output, K taps of a line.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from ssl_dist.augment.recipes import View
-from ssl_dist.order import fold
+from ssl_dist.augment.draws import Drawn
 
-_CROP_TRIES = 10
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
-_COLOUR_OPERATIONS = 4
+_IN_PHASE, _QUADRATURE = (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)  # of the NTSC's YIQ
 
 
-class Draws:
-    """Independent uniforms of each image: draw number k is a hash of its state and k."""
+class Taps(NamedTuple):
+    """Each of S lines as a weighted sum of K lines of an image.
 
-    def __init__(self, state: Tensor) -> None:
-        self.state, self.count = state, 0  # int64 [N]
+    Attributes:
+        lines: int64 ``[N, S, K]``, their numbers.
+        weight: float32 ``[N, S, K]``; sums to 1 over the taps.
+    """
 
-    def uniform(self, low: float = 0.0, high: float = 1.0, columns: int = 1) -> Tensor:
-        """float32 [N, columns] in [low, high)."""
-        numbers = torch.arange(self.count, self.count + columns, device=self.state.device)
-        self.count += columns
-        word = fold(self.state[:, None], numbers)
-        return low + (high - low) * ((word >> 40) & 0xFFFFFF).to(torch.float32) / (1 << 24)
+    lines: Tensor
+    weight: Tensor
 
-    def happens(self, p: float) -> Tensor:
-        """bool [N], true with probability p."""
-        return self.uniform()[:, 0] < p
+    def part(self, some: slice) -> Taps:
+        return Taps(self.lines[some], self.weight[some])
 
 
-def crop_boxes(draws: Draws, view: View, height: int, width: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Crop boxes in whole pixels, as torchvision's RandomResizedCrop draws them.
+class Maps(NamedTuple):
+    """What one view does to each of N images.
+
+    Attributes:
+        down, right: taps of the view's rows and columns: crop, resize, flip and a rotation's flips.
+        blurred: int64, the numbers of the images that are.
+        blur: taps ``[len(blurred), S, K]`` of both their rows and columns.
+        transposed: bool ``[N]``, the rest of a rotation.
+        matrix, grey: of ``colour``.
+        solarised: bool ``[N]``.
+    """
+
+    down: Taps
+    right: Taps
+    blurred: Tensor
+    blur: Taps
+    transposed: Tensor
+    matrix: Tensor
+    grey: Tensor
+    solarised: Tensor
+
+    @classmethod
+    def of(cls, drawn: Drawn, height: int, width: int, size: int) -> Maps:
+        """Of stored images of height x width."""
+        # Counterclockwise by one quarter: mirror, then transpose; by two: both ways; by three: invert, then transpose.
+        quarters = drawn.quarter_turns
+        mirrored = drawn.flipped ^ (quarters == 1) ^ (quarters == 2)
+        inverted = (quarters == 2) | (quarters == 3)
+        blurred = drawn.blur_sigma.nonzero()[:, 0]
+        return cls(
+            resize_taps(drawn.top, drawn.height, inverted, height, size),
+            resize_taps(drawn.left, drawn.width, mirrored, width, size),
+            blurred,
+            blur_taps(drawn.blur_sigma[blurred], size),
+            quarters % 2 == 1,
+            *colour(drawn),
+            drawn.solarised,
+        )
+
+    def part(self, some: slice) -> Maps:
+        """Of some of the images."""
+        first, last = torch.searchsorted(self.blurred, self.blurred.new_tensor([some.start, some.stop])).tolist()
+        return Maps(
+            self.down.part(some),
+            self.right.part(some),
+            self.blurred[first:last] - some.start,
+            self.blur.part(slice(first, last)),
+            self.transposed[some],
+            self.matrix[some],
+            self.grey[some],
+            self.solarised[some],
+        )
+
+
+def render(images: Tensor, maps: Maps, size: int) -> Tensor:
+    """Make one view.
+
+    Args:
+        images: float32 ``[N, 3, W, H]`` in [0, 1], columns first.
+        maps: what is done to each.
+        size: S, pixels.
 
     Returns:
-        (top, left, height, width), each float32 ``[N]``.
+        float32 ``[N, 3, S, S]``.
     """
-    low_ratio, high_ratio = (math.log(ratio) for ratio in view.crop_ratio)
-    area = draws.uniform(*view.crop_scale, columns=_CROP_TRIES) * (height * width)
-    ratio = draws.uniform(low_ratio, high_ratio, columns=_CROP_TRIES).exp()
-    widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
-    fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
-    first = fits.to(torch.int8).argmax(1, keepdim=True)
-    # No try fits: the largest centred box of an allowed ratio.
-    spare_width, spare_height = _fallback_box(view, height, width)
-    fitted = fits.any(1)
-    crop_width = torch.where(fitted, widths.gather(1, first)[:, 0], spare_width)
-    crop_height = torch.where(fitted, heights.gather(1, first)[:, 0], spare_height)
-    where = draws.uniform(columns=2)
-    where = torch.where(fitted[:, None], where, 0.5)
-    top = (where[:, 0] * (height - crop_height + 1)).floor().clamp(max=height - crop_height)
-    left = (where[:, 1] * (width - crop_width + 1)).floor().clamp(max=width - crop_width)
-    return top, left, crop_height, crop_width
+    columns = _blur(combine(images, maps.right), maps)  # [N, 3, S, H]
+    view = _blur(combine(columns.mT, maps.down), maps)  # [N, 3, S, S]
+    if bool(maps.transposed.any()):
+        view = torch.where(maps.transposed[:, None, None, None], view.mT, view)
+    view = view.flatten(2)
+    luma = view.mean(2) @ view.new_tensor(GREY)  # [N]
+    view = torch.baddbmm((maps.grey * luma)[:, None, None], maps.matrix, view)
+    if bool(maps.solarised.any()):
+        view = torch.where(maps.solarised[:, None, None] & (view >= 0.5), 1 - view, view)
+    return view.clamp_(0, 1).view(-1, 3, size, size)
 
 
-def _fallback_box(view: View, height: int, width: int) -> tuple[float, float]:
-    ratio = min(max(width / height, view.crop_ratio[0]), view.crop_ratio[1])
-    return float(min(width, round(height * ratio))), float(min(height, round(width / ratio)))
+def _blur(planes: Tensor, maps: Maps) -> Tensor:
+    if not len(maps.blurred):
+        return planes
+    return planes.index_copy_(0, maps.blurred, combine(planes, maps.blur, maps.blurred))
 
 
-def resize_matrices(start: Tensor, length: Tensor, size: int, out: int) -> Tensor:
+def combine(planes: Tensor, taps: Taps, which: Tensor | None = None) -> Tensor:
+    """Each plane's lines, combined.
+
+    Args:
+        planes: float32 ``[M, 3, L, R]``: L lines of R pixels.
+        taps: of N images.
+        which: int64 ``[N]``, their numbers among the M; all by default.
+
+    Returns:
+        ``[N, 3, S, R]``.
+    """
+    _, colours, num_lines, length = planes.shape
+    n, size, num_taps = taps.lines.shape
+    first = torch.arange(n, device=planes.device) if which is None else which
+    plane = first[:, None] * colours + torch.arange(colours, device=planes.device)  # [N, 3]
+    lines = plane[:, :, None, None] * num_lines + taps.lines[:, None]  # [N, 3, S, K]
+    weight = taps.weight[:, None].expand(-1, colours, -1, -1)
+    made: Tensor = embedding_bag(  # of all there is, what sums weighted rows of a matrix in one go
+        lines.view(-1, num_taps),
+        planes.reshape(-1, length),
+        mode="sum",
+        per_sample_weights=weight.reshape(-1, num_taps),
+    )
+    return made.view(n, colours, size, length)
+
+
+def resize_taps(start: Tensor, length: Tensor, reverse: Tensor, size: int, out: int) -> Taps:
     """Antialiased bilinear resize of the pixels [start, start + length) of a line of ``size`` to ``out`` pixels.
 
     Args:
         start, length: float32 ``[N]``, whole numbers.
-
-    Returns:
-        float32 ``[N, out, size]``; rows sum to 1.
+        reverse: bool ``[N]``, whether the result runs from the last pixel to the first.
     """
-    pixel = torch.arange(size, device=start.device, dtype=torch.float32) + 0.5
-    target = torch.arange(out, device=start.device, dtype=torch.float32) + 0.5
-    scale = (length / out)[:, None, None]
-    centre = start[:, None, None] + target[:, None] * scale  # [N, out, 1]
-    weight = (1 - (pixel - centre).abs() / scale.clamp(min=1)).clamp(min=0)  # triangle, widened where it shrinks
-    inside = (pixel > start[:, None]) & (pixel < (start + length)[:, None])  # [N, size]
-    weight = weight * inside[:, None, :]
-    return weight / weight.sum(2, keepdim=True)
+    target = torch.arange(out, device=start.device) + 0.5
+    target = torch.where(reverse[:, None], out - target, target)  # [N, S]
+    scale = (length / out)[:, None]
+    reach = scale.clamp(min=1)[:, None]  # of the triangle, widened where it shrinks
+    centre = (target * scale)[:, None]  # [N, 1, S], from the crop's edge
+    tap = torch.arange(math.ceil(2 * max(1, size / out)), device=start.device)
+    pixel = (centre - reach + 0.5).floor() + tap[:, None]  # [N, K, S]
+    weight = (1 - (pixel + 0.5 - centre).abs() / reach).clamp_(min=0)
+    inside = pixel.clamp(min=0).minimum(length[:, None, None] - 1)
+    weight = torch.where(pixel == inside, weight, 0.0)  # none beyond the crop
+    weight = weight / weight.sum(1, keepdim=True)
+    return Taps((inside + start[:, None, None]).long().mT.contiguous(), weight.mT.contiguous())
 
 
-def blur_matrices(sigma: Tensor, size: int) -> Tensor:
-    """Gaussian blur of a line with reflected borders, kernel of size // 10 taps made odd (SimCLR, appendix A).
+def blur_taps(sigma: Tensor, size: int) -> Taps:
+    """Gaussian blur with reflected borders, of S // 10 taps made odd (SimCLR, appendix A), at least 3.
 
     Args:
         sigma: float32 ``[N]``, pixels.
-
-    Returns:
-        float32 ``[N, size, size]``; rows sum to 1.
     """
-    radius = max(1, size // 10 // 2)
+    radius = min(max(1, size // 10 // 2), size - 1)
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.exp(-0.5 * (offset / sigma[:, None]) ** 2)  # [N, taps]
-    kernel = kernel / kernel.sum(1, keepdim=True)
-    source = torch.arange(size, device=sigma.device)[:, None] + offset  # [size, taps]
-    source = torch.where(source < 0, -source, source)
-    source = torch.where(source >= size, 2 * (size - 1) - source, source).clamp(0, size - 1)
-    taps = torch.nn.functional.one_hot(source, size).to(torch.float32)  # [size, taps, size]
-    return torch.einsum("nt,its->nis", kernel, taps)
+    kernel = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # [N, K]
+    line = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()
+    line = size - 1 - (size - 1 - line).abs()  # [S, K]
+    return Taps(line.expand(len(sigma), -1, -1), kernel[:, None].expand(-1, size, -1))
 
 
-def colour_matrices(draws: Draws, view: View, mean: Tensor) -> Tensor:
-    """Jitter in a random order, then greyscale, as one affine map of colour.
+def colour(drawn: Drawn) -> tuple[Tensor, Tensor]:
+    """Brightness, contrast, saturation and hue as one affine map of colour; they commute, so they have no order.
 
-    Args:
-        mean: float32 ``[N, 3]``, mean colour of each crop (contrast turns about the mean's grey).
+        colour -> brightness (contrast turn(colour) + (1 - contrast) luma of the mean colour)
 
-    Returns:
-        float32 ``[N, 3, 4]``: colour -> matrix[:, :, :3] @ colour + matrix[:, :, 3].
-    """
-    n, device = len(mean), mean.device
-    strength = view.jitter_strength
-    reach = 0.8 * strength
-    low = max(0.0, 1 - reach)
-    brightness, contrast = (draws.uniform(low, 1 + reach) for _ in range(2))
-    if view.jitter_saturation is not None:
-        low, reach = 1 - view.jitter_saturation, view.jitter_saturation
-    saturation = draws.uniform(low, 1 + reach)
-    hue = draws.uniform(-0.2 * strength, 0.2 * strength)[:, 0]
-    order = draws.uniform(columns=_COLOUR_OPERATIONS).argsort(1)  # [N, 4]
-    jittered, greyed = draws.happens(view.jitter_p), draws.happens(view.grey_p)
-    grey = torch.tensor(GREY, device=device).expand(3, 3)  # every row: the luma weights
-    eye = torch.eye(3, device=device)
-    zero = torch.zeros(n, 3, 1, device=device)
-    linear = {
-        0: brightness[:, :, None] * eye,
-        1: contrast[:, :, None] * eye,
-        2: saturation[:, :, None] * eye + (1 - saturation[:, :, None]) * grey,
-        3: hue_matrices(hue),
-    }
-    colour = torch.cat([eye.expand(n, 3, 3), zero], dim=2)
-    for position in range(_COLOUR_OPERATIONS):
-        now = order[:, position, None, None]
-        matrix = sum((torch.where(now == number, linear[number], 0.0) for number in linear), torch.zeros(()))
-        mean_now = colour[:, :, :3] @ mean[:, :, None] + colour[:, :, 3:]  # [N, 3, 1]
-        shift = torch.where(now == 1, (1 - contrast[:, :, None]) * (grey @ mean_now), 0.0)
-        colour = matrix @ colour
-        colour[:, :, 3:] += shift
-    colour = torch.where(jittered[:, None, None], colour, torch.cat([eye.expand(n, 3, 3), zero], dim=2))
-    return torch.where(greyed[:, None, None], grey @ colour, colour)
-
-
-def hue_matrices(turn: Tensor) -> Tensor:
-    """Rotation of colour about the grey axis that leaves luma unchanged, by ``turn`` full turns.
-
-    Args:
-        turn: float32 ``[N]``.
+    where ``turn`` leaves luma alone, multiplies what is not grey by saturation and turns it by hue about the grey axis
+    (Haeberli, "Matrix Operations for Image Processing", 1993). torchvision's hue goes through HSV.
 
     Returns:
-        float32 ``[N, 3, 3]``.
+        (matrix ``[N, 3, 3]``, grey ``[N]``), float32: colour -> matrix @ colour + grey * luma of the mean colour.
     """
-    to_yiq = torch.tensor([GREY, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)], device=turn.device)
-    angle = turn * (2 * math.pi)
-    rotate = torch.zeros(len(turn), 3, 3, device=turn.device)
-    rotate[:, 0, 0] = 1
-    rotate[:, 1, 1] = rotate[:, 2, 2] = angle.cos()
-    rotate[:, 1, 2], rotate[:, 2, 1] = -angle.sin(), angle.sin()
-    turned: Tensor = torch.linalg.inv(to_yiq) @ rotate @ to_yiq
-    return turned
+    device = drawn.hue.device
+    to_yiq = torch.tensor([GREY, _IN_PHASE, _QUADRATURE], device=device)
+    quarter = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]], device=device)  # of I and Q
+    across = torch.linalg.inv(to_yiq) @ quarter @ to_yiq
+    luma = to_yiq[:1].expand(3, 3)
+    chroma = torch.eye(3, device=device) - luma
+    angle = drawn.hue * (2 * math.pi)
+    along, turned = (drawn.saturation * part for part in (angle.cos(), angle.sin()))
+    turn = luma + along[:, None, None] * chroma + turned[:, None, None] * across
+    gain = drawn.brightness * drawn.contrast
+    return gain[:, None, None] * turn, drawn.brightness * (1 - drawn.contrast)

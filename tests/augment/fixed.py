@@ -1,0 +1,44 @@
+"""Views made on parameters that a test sets, in place of drawn ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ssl_dist.augment.draws import Drawn
+from ssl_dist.augment.operations import Maps, render
+
+
+def pictures(n: int, height: int = 32, width: int | None = None) -> Tensor:
+    """Smooth uint8 [n, height, width, 3], away from black and white so that nothing is clamped."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.rand(n, 3, 6, 6, generator=generator) * 100 + 70
+    smooth = torch.nn.functional.interpolate(coarse, size=(height, width or height), mode="bicubic")
+    return smooth.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).contiguous()
+
+
+def planes(images: Tensor) -> Tensor:
+    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [0, 1], as torchvision has them."""
+    return images.permute(0, 3, 1, 2) / 255
+
+
+def made(images: Tensor, size: int | None = None, **drawn: float | bool) -> Tensor:
+    """[N, 3, S, S]: one view of each, with these fields of ``Drawn`` and no other operation; ``size``: the height."""
+    n, height, width, _ = images.shape
+    nothing = {
+        "top": 0.0,
+        "left": 0.0,
+        "height": float(height),
+        "width": float(width),
+        "flipped": False,
+        "quarter_turns": 0.0,
+        "brightness": 1.0,
+        "contrast": 1.0,
+        "saturation": 1.0,
+        "hue": 0.0,
+        "blur_sigma": 0.0,
+        "solarised": False,
+    }
+    fields = {name: torch.full((n,), value) for name, value in {**nothing, **drawn}.items()}
+    size = size or height
+    return render(planes(images).mT, Maps.of(Drawn(**fields), height, width, size), size)
