@@ -37,6 +37,7 @@ test-cluster: install
 bench: install .venv-streaming/.installed
 	$(BIN)/pip install -q -c constraints.txt -e '.[bench]'
 	$(BIN)/python -m benchmarks.nt_xent
+	$(BIN)/python -m benchmarks.augment
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.mixing
