@@ -22,8 +22,10 @@ from ssl_dist import augment
 
 
 class Task(NamedTuple):
-    """Views of S x S pixels of stored images of as many: jitter times ``strength``, with or without blur."""
+    """Views of S x S pixels of stored images of as many: jitter times ``strength``, with or without blur; ``images`` in
+    a call that makes a batch at once."""
 
+    images: int
     size: int
     strength: float
     blur: bool

@@ -83,9 +83,9 @@ def crops(
     ]
     outs = [out for part in made for out in part]
     for some in _parts(images):
-        columns_first = images[some].float().div_(255).permute(0, 3, 2, 1).contiguous()  # [N, 3, W, H]
+        columns = images[some].float().div_(255).permute(0, 2, 3, 1).contiguous()  # [N, W, 3, H]
         for one, out in zip(maps, outs, strict=True):
-            out[some] = render(columns_first, one.part(some), out.shape[-1])
+            out[some] = render(columns, one.part(some), out.shape[-1])
     return tuple(made)
 
 

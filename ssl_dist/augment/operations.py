@@ -25,7 +25,7 @@ class Taps(NamedTuple):
     """Each of S lines as a weighted sum of K lines of an image.
 
     Attributes:
-        lines: int64 ``[N, S, K]``, their numbers.
+        lines: int64 ``[N, S, K]``, or ``[S, K]`` for all; their numbers.
         weight: float32 ``[N, S, K]``; sums to 1 over the taps.
     """
 
@@ -41,8 +41,8 @@ class Maps(NamedTuple):
 
     Attributes:
         down, right: taps of the view's rows and columns: crop, resize, flip and a rotation's flips.
-        blurred: int64, the numbers of the images that are.
-        blur: taps ``[len(blurred), S, K]`` of both their rows and columns.
+        blurred: bool ``[N]``.
+        kernel: float32 ``[N, K]`` of the blur, of rows and columns.
         transposed: bool ``[N]``, the rest of a rotation.
         matrix, grey: of ``colour``.
         solarised: bool ``[N]``.
@@ -51,7 +51,7 @@ class Maps(NamedTuple):
     down: Taps
     right: Taps
     blurred: Tensor
-    blur: Taps
+    kernel: Tensor
     transposed: Tensor
     matrix: Tensor
     grey: Tensor
@@ -64,12 +64,11 @@ class Maps(NamedTuple):
         quarters = drawn.quarter_turns
         mirrored = drawn.flipped ^ (quarters == 1) ^ (quarters == 2)
         inverted = (quarters == 2) | (quarters == 3)
-        blurred = drawn.blur_sigma.nonzero()[:, 0]
         return cls(
             resize_taps(drawn.top, drawn.height, inverted, height, size),
             resize_taps(drawn.left, drawn.width, mirrored, width, size),
-            blurred,
-            blur_taps(drawn.blur_sigma[blurred], size),
+            drawn.blur_sigma > 0,
+            blur_kernels(drawn.blur_sigma, size),
             quarters % 2 == 1,
             *colour(drawn),
             drawn.solarised,
@@ -77,72 +76,66 @@ class Maps(NamedTuple):
 
     def part(self, some: slice) -> Maps:
         """Of some of the images."""
-        first, last = torch.searchsorted(self.blurred, self.blurred.new_tensor([some.start, some.stop])).tolist()
-        return Maps(
-            self.down.part(some),
-            self.right.part(some),
-            self.blurred[first:last] - some.start,
-            self.blur.part(slice(first, last)),
-            self.transposed[some],
-            self.matrix[some],
-            self.grey[some],
-            self.solarised[some],
-        )
+        down, right = self.down.part(some), self.right.part(some)
+        blurred, kernel, transposed, matrix, grey, solarised = (each[some] for each in self[2:])
+        return Maps(down, right, blurred, kernel, transposed, matrix, grey, solarised)
 
 
-def render(images: Tensor, maps: Maps, size: int) -> Tensor:
+def render(columns: Tensor, maps: Maps, size: int) -> Tensor:
     """Make one view.
 
     Args:
-        images: float32 ``[N, 3, W, H]`` in [0, 1], columns first.
+        columns: float32 ``[N, W, 3, H]`` in [0, 1], of the images, contiguous.
         maps: what is done to each.
         size: S, pixels.
 
     Returns:
         float32 ``[N, 3, S, S]``.
     """
-    columns = _blur(combine(images, maps.right), maps)  # [N, 3, S, H]
-    view = _blur(combine(columns.mT, maps.down), maps)  # [N, 3, S, S]
+    n, _, _, height = columns.shape
+    blurred = maps.blurred.nonzero()[:, 0]
+    blur = blur_taps(maps.kernel[blurred], size)
+    columns = _blur(combine(columns.flatten(2), maps.right), blur, blurred)  # [N, S, 3 * H]
+    rows = columns.view(n, size, 3, height).transpose(1, 3).reshape(n, height, 3 * size)
+    rows = _blur(combine(rows, maps.down), blur, blurred)  # [N, S, 3 * S]
+    view = rows.view(n, size, 3, size).transpose(1, 2)  # [N, 3, S, S]
     if bool(maps.transposed.any()):
         view = torch.where(maps.transposed[:, None, None, None], view.mT, view)
-    view = view.flatten(2)
+    view = view.reshape(n, 3, size * size)
     luma = view.mean(2) @ view.new_tensor(GREY)  # [N]
     view = torch.baddbmm((maps.grey * luma)[:, None, None], maps.matrix, view)
     if bool(maps.solarised.any()):
         view = torch.where(maps.solarised[:, None, None] & (view >= 0.5), 1 - view, view)
-    return view.clamp_(0, 1).view(-1, 3, size, size)
+    return view.clamp_(0, 1).view(n, 3, size, size)
 
 
-def _blur(planes: Tensor, maps: Maps) -> Tensor:
-    if not len(maps.blurred):
-        return planes
-    return planes.index_copy_(0, maps.blurred, combine(planes, maps.blur, maps.blurred))
-
-
-def combine(planes: Tensor, taps: Taps, which: Tensor | None = None) -> Tensor:
-    """Each plane's lines, combined.
+def combine(images: Tensor, taps: Taps, which: Tensor | None = None) -> Tensor:
+    """Lines of images, combined.
 
     Args:
-        planes: float32 ``[M, 3, L, R]``: L lines of R pixels.
+        images: float32 ``[M, L, R]``: L lines of R values.
         taps: of N images.
         which: int64 ``[N]``, their numbers among the M; all by default.
 
     Returns:
-        ``[N, 3, S, R]``.
+        ``[N, S, R]``.
     """
-    _, colours, num_lines, length = planes.shape
-    n, size, num_taps = taps.lines.shape
-    first = torch.arange(n, device=planes.device) if which is None else which
-    plane = first[:, None] * colours + torch.arange(colours, device=planes.device)  # [N, 3]
-    lines = plane[:, :, None, None] * num_lines + taps.lines[:, None]  # [N, 3, S, K]
-    weight = taps.weight[:, None].expand(-1, colours, -1, -1)
+    _, num_lines, length = images.shape
+    n, size, num_taps = taps.weight.shape
+    which = torch.arange(n, device=images.device) if which is None else which
+    lines = taps.lines + (which * num_lines)[:, None, None]
     made: Tensor = embedding_bag(  # of all there is, what sums weighted rows of a matrix in one go
         lines.view(-1, num_taps),
-        planes.reshape(-1, length),
+        images.flatten(0, 1),
         mode="sum",
-        per_sample_weights=weight.reshape(-1, num_taps),
+        per_sample_weights=taps.weight.reshape(-1, num_taps),
     )
-    return made.view(n, colours, size, length)
+    return made.view(n, size, length)
+
+
+def _blur(lines: Tensor, taps: Taps, blurred: Tensor) -> Tensor:
+    """In place: of the images with the numbers ``blurred``, along dimension 1."""
+    return lines.index_copy_(0, blurred, combine(lines, taps, blurred)) if len(blurred) else lines
 
 
 def resize_taps(start: Tensor, length: Tensor, reverse: Tensor, size: int, out: int) -> Taps:
@@ -166,18 +159,30 @@ def resize_taps(start: Tensor, length: Tensor, reverse: Tensor, size: int, out: 
     return Taps((inside + start[:, None, None]).long().mT.contiguous(), weight.mT.contiguous())
 
 
-def blur_taps(sigma: Tensor, size: int) -> Taps:
-    """Gaussian blur with reflected borders, of S // 10 taps made odd (SimCLR, appendix A), at least 3.
+def blur_kernels(sigma: Tensor, size: int) -> Tensor:
+    """Of a Gaussian blur of S // 10 taps made odd (SimCLR, appendix A), at least 3, unless the borders are nearer.
 
     Args:
-        sigma: float32 ``[N]``, pixels.
+        sigma: float32 ``[N]``, pixels; 0: no blur.
+
+    Returns:
+        float32 ``[N, K]``; sums to 1.
     """
     radius = min(max(1, size // 10 // 2), size - 1)
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    kernel = torch.softmax(-0.5 * (offset / sigma[:, None]) ** 2, dim=1)  # [N, K]
-    line = (torch.arange(size, device=sigma.device)[:, None] + offset).abs()
-    line = size - 1 - (size - 1 - line).abs()  # [S, K]
-    return Taps(line.expand(len(sigma), -1, -1), kernel[:, None].expand(-1, size, -1))
+    return torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-6)[:, None]) ** 2, dim=1)
+
+
+def blur_taps(kernel: Tensor, size: int) -> Taps:
+    """Of S lines with reflected borders.
+
+    Args:
+        kernel: ``[N, K]``.
+    """
+    num_taps = kernel.shape[1]
+    tap = torch.arange(num_taps, device=kernel.device) - num_taps // 2
+    line = (torch.arange(size, device=kernel.device)[:, None] + tap).abs()
+    return Taps(size - 1 - (size - 1 - line).abs(), kernel[:, None].expand(-1, size, -1))
 
 
 def colour(drawn: Drawn) -> tuple[Tensor, Tensor]:

@@ -41,4 +41,4 @@ def made(images: Tensor, size: int | None = None, **drawn: float | bool) -> Tens
     }
     fields = {name: torch.full((n,), value) for name, value in {**nothing, **drawn}.items()}
     size = size or height
-    return render(planes(images).mT, Maps.of(Drawn(**fields), height, width, size), size)
+    return render((images / 255).permute(0, 2, 3, 1).contiguous(), Maps.of(Drawn(**fields), height, width, size), size)
