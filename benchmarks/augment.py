@@ -82,7 +82,9 @@ def _text(records: list[Record], repeats: int) -> str:
 `python -m benchmarks.augment`: SimCLR's two views of random images, one thread; medians of {repeats} calls that take
 turns. What makes a batch at once has 256 images of 32 px or 128 of 96 px a call. Jitter of strength 0.5 at 32 px, 1
 at 96 px. Each has the images in the form it takes best: torchvision uint8 tensors, lightly decoded PIL images, kornia a
-float32 batch, ours uint8. What differs between them is in `benchmarks/augmenters.py`. {page.machine()}
+float32 batch, ours uint8. What differs between them is in `benchmarks/augmenters.py`. Before, 31 MB are allocated and
+freed, so that glibc keeps freed memory as it does in training; the views of 256 images of 96 px (57 MB of float32) are
+above what it keeps and would cost more. {page.machine()}
 
 ![Views a CPU-second](augment.png)
 
