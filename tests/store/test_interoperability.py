@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from ssl_dist import store
-from ssl_dist.store import ImageStore, shard, write
+from ssl_dist.store import ImageStore, write
 
 ROWS, SHAPE = 40, (8, 10, 3)
 
@@ -35,14 +35,14 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, SHAPE, dtype=np.uint8)).save(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shard, "BATCH_ROWS", 10)
+        patch.setattr(write, "BATCH_ROWS", 10)
         patch.setattr(write, "SHARD_FILES", 16)
         store.build(folder / "images", folder / "store", encoding=request.param, workers=1)
     return ImageStore(folder / "store")
 
 
 def shards(opened: ImageStore) -> list[str]:
-    return [str(opened.path / entry.file) for entry in opened.manifest.shards]
+    return [f"{opened.location}/{entry.file}" for entry in opened.manifest.shards]
 
 
 def pixels(image: Any) -> np.ndarray:

@@ -27,7 +27,7 @@ from ssl_dist.collectives import World
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError
 from ssl_dist.mirror import below
 from ssl_dist.samples import open_data, open_store
-from ssl_dist.store import ImageStore, cache, remote, shard, write
+from ssl_dist.store import ImageStore, cache, remote, write
 from ssl_dist.store.schema import ShardEntry
 from tests.helpers import differences, small_config, train
 
@@ -40,7 +40,7 @@ def here(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("stores") / "here"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(write, "SHARD_FILES", ROWS)
-        patch.setattr(shard, "BATCH_ROWS", 4)
+        patch.setattr(write, "BATCH_ROWS", 4)
         store.build(image_folder, path, workers=1)
     return path
 
