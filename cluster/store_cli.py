@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -40,7 +39,7 @@ def store_build(
             " Python files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar', 'b/**/*.jpg')."
         ),
     ],
-    destination: Annotated[Path, typer.Argument(help="Folder of the new store.")],
+    destination: Annotated[str, typer.Argument(help="Folder of the new store.")],
     size_px: Annotated[
         int | None, typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the one size.")
     ] = None,
@@ -69,7 +68,7 @@ def store_build(
     # the held-out part first: where a small source leaves nothing for it, nothing has been built in vain
     parts = {destination: (split, (split_by_hash, 1.0))}
     if split_by_hash:
-        held_out = destination.with_name(f"{destination.name}-held-out")
+        held_out = f"{destination.rstrip('/')}-held-out"
         parts = {held_out: ("held-out", (0.0, split_by_hash)), **parts}
     for path, (name, share) in parts.items():
         with _making("building") as progress:
@@ -91,7 +90,7 @@ def store_build(
 @store_app.command("append")
 def store_append(
     source: Annotated[str, typer.Argument(help="As of `store build`.")],
-    store: Annotated[Path, typer.Argument(help="Folder of the store.")],
+    store: Annotated[str, typer.Argument(help="Folder of the store.")],
     workers: Workers = None,
     cluster: OnCluster = False,
     strict: Strict = False,
@@ -108,8 +107,8 @@ def store_append(
 
 @store_app.command("merge")
 def store_merge(
-    stores: Annotated[list[Path], typer.Argument(help="Folders of the stores.")],
-    destination: Annotated[Path, typer.Argument(help="Folder of the new store.")],
+    stores: Annotated[list[str], typer.Argument(help="Folders of the stores.")],
+    destination: Annotated[str, typer.Argument(help="Folder of the new store.")],
     workers: Workers = None,
     cluster: OnCluster = False,
     as_json: Json = False,

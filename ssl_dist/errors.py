@@ -16,14 +16,18 @@ SslDistError               its message is one line a person can act on; the comm
 """
 
 
+def printable(text: str) -> str:
+    """As one line: names in foreign files, which messages quote, may hold what moves a terminal's cursor."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
 class SslDistError(Exception):
     """Base of all errors raised on purpose."""
 
     exit_code = 1
 
     def __str__(self) -> str:
-        """One line of text: names in foreign files, which it quotes, may hold what moves a terminal's cursor."""
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+        return printable(super().__str__())
 
 
 class UsageError(SslDistError):

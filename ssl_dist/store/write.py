@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,8 +18,8 @@ from typing import Any, get_args
 
 import xxhash
 
-from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable
-from ssl_dist.store.decode import describe_resize
+from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable, printable
+from ssl_dist.store.decode import MAX_PIXELS, describe_resize
 from ssl_dist.store.lock import Job, expect_room, locked, unfinished, unwritable
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.store.shard import Form, Piece, Shard, pixels, put_in_place
@@ -71,7 +72,7 @@ def build(
     if not 0 <= share[0] < share[1] <= 1:
         raise ConfigError(f"share {share}: two numbers, 0 <= low < high <= 1")
     listed = list_source(source).part(share)
-    return _build(listed, Path(destination), split, size_px, encoding, keep, workers, strict, progress)
+    return _build(listed, _folder(destination), split, size_px, encoding, keep, workers, strict, progress)
 
 
 def merge(
@@ -86,12 +87,12 @@ def merge(
     Raises:
         StoreError: one is no store or damaged, their images differ in size or encoding, or as ``build``.
     """
-    paths = [Path(store) for store in stores]
+    paths = [_folder(store) for store in stores]
     if not paths:
         raise ConfigError("there is no store to merge: name one or more")
     first = Manifest.read(paths[0])
     listed = of_stores(", ".join(map(str, paths)), paths)
-    return _build(listed, Path(destination), first.split, None, first.encoding, False, workers, True, progress)
+    return _build(listed, _folder(destination), first.split, None, first.encoding, False, workers, True, progress)
 
 
 def append(
@@ -109,7 +110,7 @@ def append(
     Raises:
         As ``build``.
     """
-    place, listed = Path(store), list_source(source)
+    place, listed = _folder(store), list_source(source)
     Manifest.read(place)
     with locked(place) as lock:
         old = Manifest.read(place)  # which nobody else writes now
@@ -127,6 +128,15 @@ def append(
         return _publish(place, {**about, "made_of": job.identity}, [*old.shards, *shards])
 
 
+def _folder(path: str | os.PathLike[str]) -> Path:
+    """Raises ConfigError for a URI."""
+    if "://" in os.fspath(path):
+        raise ConfigError(
+            f"{path}: a store is made and grows in a folder of a disk; copy it there when it is whole, {MANIFEST} last"
+        )
+    return Path(path)
+
+
 def _build(
     listed: Source,
     store: Path,
@@ -140,8 +150,9 @@ def _build(
 ) -> Manifest:
     if encoding not in get_args(Encoding):
         raise ConfigError(f"encoding {encoding!r}: it is one of {', '.join(get_args(Encoding))}")
-    if size_px is not None and size_px < 1:
-        raise ConfigError(f"size_px {size_px}: it is a number of pixels, 1 or more")
+    most = math.isqrt(MAX_PIXELS)
+    if size_px is not None and not 1 <= size_px <= most:
+        raise ConfigError(f"size_px {size_px}: it is a number of pixels from 1 to {most}")
     shape = _image_shape(listed, size_px)
     form = Form.model_validate(
         {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
@@ -194,7 +205,7 @@ def _publish(store: Path, about: dict[str, Any], shards: Sequence[ShardEntry]) -
 def _leave_out(key: str, reason: str, strict: bool) -> None:
     if strict:
         raise SourceError(f"{key}: {reason} (--strict: nothing is left out)")
-    log.warning("skipped %s: %s", key, reason)
+    log.warning("skipped %s: %s", printable(key), printable(reason))
 
 
 def _image_shape(listed: Source, size_px: int | None) -> tuple[int, int, int]:

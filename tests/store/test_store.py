@@ -171,6 +171,7 @@ def test_an_image_of_too_many_pixels_is_refused_before_it_is_decoded(monkeypatch
     ("arguments", "message"),
     [
         ({"size_px": 0}, "size_px 0"),
+        ({"size_px": 8001}, "size_px 8001: it is a number of pixels from 1 to 8000"),
         ({"workers": 0}, "workers 0"),
         ({"encoding": "png"}, "encoding 'png'"),
     ],
@@ -180,6 +181,18 @@ def test_arguments_out_of_range_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         store.build(image_folder, tmp_path / "s", **arguments)  # type: ignore[arg-type]
+
+
+def test_a_store_is_not_made_elsewhere(small_store: Path, image_folder: Path) -> None:
+    there = "s3://bucket/store"
+    for make in (
+        lambda: store.build(image_folder, there),
+        lambda: store.append(image_folder, there),
+        lambda: store.merge([small_store], there),
+        lambda: store.merge([there], small_store),
+    ):
+        with pytest.raises(ConfigError, match=f"{there}: a store is made and grows in a folder of a disk"):
+            make()
 
 
 def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
