@@ -30,11 +30,11 @@ class Draws:
         self._uniforms, self._count = ((word >> 40) & 0xFFFFFF).to(torch.float32) / (1 << 24), 0
 
     def uniform(self, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """float32 [N] in [low, high)."""
+        """float32 [N] in [low, high], ``high`` by rounding only."""
         return self.uniforms(1, low, high)[:, 0]
 
     def uniforms(self, columns: int, low: float = 0.0, high: float = 1.0) -> Tensor:
-        """float32 [N, columns] in [low, high)."""
+        """float32 [N, columns], as ``uniform``."""
         taken = self._uniforms[:, self._count : self._count + columns]
         self._count += columns
         assert taken.shape[1] == columns, "a view has _DRAWS draws"

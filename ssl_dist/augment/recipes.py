@@ -78,7 +78,7 @@ def _swav(
     return (large,) * 2 + (large.model_copy(update={"size_px": small, "crop_scale": small_scale}),) * num_small
 
 
-# FixMatch, arXiv 2001.07685: a weak and a strong view, without its RandAugment
+# after FixMatch, arXiv 2001.07685: its translation is a crop here, and there is neither RandAugment nor Cutout
 _WEAK = View(crop_scale=(0.75, 1.0), crop_ratio=(1.0, 1.0), jitter_p=0.0, grey_p=0.0, blur_p=0.0)
 _STRONG = View(crop_scale=(0.5, 1.0), jitter_p=0.8, solarise_p=0.2)
 

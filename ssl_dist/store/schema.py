@@ -2,7 +2,7 @@
 
     STORE/
       manifest.json          renamed into place last: a reader sees the old store or the new one
-      shard-00000.arrow      Arrow IPC file; record batches of BATCH_ROWS rows
+      shard-00000.arrow      Arrow IPC file; record batches of BATCH_ROWS rows, or fewer of large images
       ...
 
 Columns: ``image`` fixed_shape_tensor(uint8, [H, W, 3]) or binary (JPEG), ``label`` int32 (null: none), ``key`` string

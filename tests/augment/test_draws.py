@@ -145,10 +145,6 @@ def test_byols_views_are_drawn_as_its_table_says() -> None:
     assert RECIPES["byol-small"] == without_blur
 
 
-def test_weak_and_strong_are_fixmatchs_two_views() -> None:
-    assert RECIPES["weak"] + RECIPES["strong"] == RECIPES["weak-strong"]
-
-
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("recipe", ["simclr", "simclr-small", "byol"])
 def test_only_a_pair_of_operations_happens(recipe: str, pair: tuple[str, str]) -> None:

@@ -16,12 +16,12 @@ from tests.store.hostile import meter
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = {  # cases of CI's few thousand, and of all 100,000
-    "images.cases": (700, 30_000),
-    "archives.cases": (350, 20_000),
-    "stores.shards": (350, 12_000),
+    "images.cases": (300, 30_000),
+    "archives.cases": (150, 20_000),
+    "stores.shards": (150, 12_000),
     "stores.packed": (150, 3_000),
-    "stores.manifests": (350, 15_000),
-    "tables.cases": (250, 8_000),
+    "stores.manifests": (200, 15_000),
+    "tables.cases": (120, 8_000),
     "tables.structured": (100, 2_000),
     "packed.cases": (300, 5_000),
     "packed.structured": (100, 2_000),
