@@ -8,6 +8,7 @@ Shapes: N images, H x W stored pixels, S x S of the output, K taps of a line.
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from torch.nn.functional import embedding_bag
 from ssl_dist.augment.draws import Drawn
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
+_LUMA = torch.tensor(GREY)
 _IN_PHASE, _QUADRATURE = (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)  # of the NTSC's YIQ
 
 
@@ -25,8 +27,8 @@ class Taps(NamedTuple):
     """Each of S lines as a weighted sum of K lines of an image.
 
     Attributes:
-        lines: int64 ``[N, S, K]``, or ``[S, K]`` for all; their numbers.
-        weight: float32 ``[N, S, K]``; sums to 1 over the taps.
+        lines: int32 ``[N, S, K]``, or ``[S, K]`` for all; their numbers.
+        weight: float32 ``[N, S, K]``, or ``[N, 1, K]`` for all; sums to 1 over the taps.
     """
 
     lines: Tensor
@@ -92,20 +94,22 @@ def render(columns: Tensor, maps: Maps, size: int) -> Tensor:
     Returns:
         float32 ``[N, 3, S, S]``.
     """
-    n, _, _, height = columns.shape
+    n, width, _, height = columns.shape
     blurred = maps.blurred.nonzero()[:, 0]
     blur = blur_taps(maps.kernel[blurred], size)
-    columns = _blur(combine(columns.flatten(2), maps.right), blur, blurred)  # [N, S, 3 * H]
-    rows = columns.view(n, size, 3, height).transpose(1, 3).reshape(n, height, 3 * size)
-    rows = _blur(combine(rows, maps.down), blur, blurred)  # [N, S, 3 * S]
-    view = rows.view(n, size, 3, size).transpose(1, 2)  # [N, 3, S, S]
-    if bool(maps.transposed.any()):
-        view = torch.where(maps.transposed[:, None, None, None], view.mT, view)
-    view = view.reshape(n, 3, size * size)
-    luma = view.mean(2) @ view.new_tensor(GREY)  # [N]
+    columns = _blur(combine(columns.view(n, 1, width, 3 * height), maps.right), blur, blurred)  # [N, 1, S, 3 * H]
+    rows = columns.mT.contiguous().view(n, 3, height, size)
+    view = _blur(combine(rows, maps.down), blur, blurred)  # [N, 3, S, S]
+    transposed = maps.transposed.nonzero()[:, 0]
+    if len(transposed):
+        view.index_copy_(0, transposed, view[transposed].mT)
+    view = view.view(n, 3, size * size)
+    luma = view.mean(2) @ _LUMA.to(view.device)  # [N]
     view = torch.baddbmm((maps.grey * luma)[:, None, None], maps.matrix, view)
-    if bool(maps.solarised.any()):
-        view = torch.where(maps.solarised[:, None, None] & (view >= 0.5), 1 - view, view)
+    solarised = maps.solarised.nonzero()[:, 0]
+    if len(solarised):
+        bright = view[solarised]
+        view.index_copy_(0, solarised, torch.minimum(bright, 1 - bright))  # 1 - x is the lesser from 0.5 on
     return view.clamp_(0, 1).view(n, 3, size, size)
 
 
@@ -113,29 +117,30 @@ def combine(images: Tensor, taps: Taps, which: Tensor | None = None) -> Tensor:
     """Lines of images, combined.
 
     Args:
-        images: float32 ``[M, L, R]``: L lines of R values.
-        taps: of N images.
+        images: float32 ``[M, C, L, R]``: of each C sets of L lines of R values, contiguous.
+        taps: of N images, the same for all sets of one.
         which: int64 ``[N]``, their numbers among the M; all by default.
 
     Returns:
-        ``[N, S, R]``.
+        ``[N, C, S, R]``.
     """
-    _, num_lines, length = images.shape
-    n, size, num_taps = taps.weight.shape
-    which = torch.arange(n, device=images.device) if which is None else which
-    lines = taps.lines + (which * num_lines)[:, None, None]
+    num_images, num_sets, num_lines, length = images.shape
+    end = num_images * num_sets * num_lines
+    first = torch.arange(0, end, num_lines, dtype=torch.int32, device=images.device).view(-1, num_sets)
+    first = first if which is None else first[which]  # [N, C]
+    lines = taps.lines.unsqueeze(-3) + first[:, :, None, None]  # [N, C, S, K]
     made: Tensor = embedding_bag(  # of all there is, what sums weighted rows of a matrix in one go
-        lines.view(-1, num_taps),
-        images.flatten(0, 1),
+        lines.flatten(0, 2),
+        images.view(-1, length),
         mode="sum",
-        per_sample_weights=taps.weight.reshape(-1, num_taps),
+        per_sample_weights=taps.weight[:, None].expand_as(lines).reshape(-1, lines.shape[-1]),
     )
-    return made.view(n, size, length)
+    return made.view(*lines.shape[:3], length)
 
 
-def _blur(lines: Tensor, taps: Taps, blurred: Tensor) -> Tensor:
-    """In place: of the images with the numbers ``blurred``, along dimension 1."""
-    return lines.index_copy_(0, blurred, combine(lines, taps, blurred)) if len(blurred) else lines
+def _blur(images: Tensor, taps: Taps, blurred: Tensor) -> Tensor:
+    """In place: the lines of the images with the numbers ``blurred``."""
+    return images.index_copy_(0, blurred, combine(images, taps, blurred)) if len(blurred) else images
 
 
 def resize_taps(start: Tensor, length: Tensor, reverse: Tensor, size: int, out: int) -> Taps:
@@ -156,7 +161,7 @@ def resize_taps(start: Tensor, length: Tensor, reverse: Tensor, size: int, out: 
     inside = pixel.clamp(min=0).minimum(length[:, None, None] - 1)
     weight = torch.where(pixel == inside, weight, 0.0)  # none beyond the crop
     weight = weight / weight.sum(1, keepdim=True)
-    return Taps((inside + start[:, None, None]).long().mT.contiguous(), weight.mT.contiguous())
+    return Taps((inside + start[:, None, None]).int().mT.contiguous(), weight.mT.contiguous())
 
 
 def blur_kernels(sigma: Tensor, size: int) -> Tensor:
@@ -179,10 +184,15 @@ def blur_taps(kernel: Tensor, size: int) -> Taps:
     Args:
         kernel: ``[N, K]``.
     """
-    num_taps = kernel.shape[1]
-    tap = torch.arange(num_taps, device=kernel.device) - num_taps // 2
-    line = (torch.arange(size, device=kernel.device)[:, None] + tap).abs()
-    return Taps(size - 1 - (size - 1 - line).abs(), kernel[:, None].expand(-1, size, -1))
+    return Taps(_reflected(size, kernel.shape[1], kernel.device), kernel[:, None])
+
+
+@functools.lru_cache
+def _reflected(size: int, num_taps: int, device: torch.device) -> Tensor:
+    """int32 ``[S, K]``: the lines under the kernel at each line; kept, as it is asked for with every cacheful."""
+    tap = torch.arange(num_taps, dtype=torch.int32, device=device) - num_taps // 2
+    line = (torch.arange(size, dtype=torch.int32, device=device)[:, None] + tap).abs()
+    return size - 1 - (size - 1 - line).abs()
 
 
 def colour(drawn: Drawn) -> tuple[Tensor, Tensor]:
