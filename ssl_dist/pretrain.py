@@ -12,7 +12,7 @@ from ssl_dist.batches import Batch, Batches
 from ssl_dist.collectives import Shares, World
 from ssl_dist.config import Plan, RunConfig
 from ssl_dist.engine import Engine, StepResult
-from ssl_dist.errors import Preempted, RunError
+from ssl_dist.errors import Diverged, Preempted, RunError
 from ssl_dist.evaluate import collapsed, embedding_statistics
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.monitor import Monitor, Stopwatch
@@ -97,6 +97,11 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: Launche
                 _save(run, step, score)
             if ending or preempted:
                 break
+    except Diverged:  # raised by all: who leaves first ends the others, and the checkpoint that is still being written
+        if run.writer:
+            run.writer.close()
+        world.any(False)
+        raise
     finally:
         _close(run)
     _vote(run)

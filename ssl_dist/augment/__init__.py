@@ -81,7 +81,8 @@ def crops(
         for size, alike in itertools.groupby(view.size_px or height for view in recipe)
     ]
     outs = [out for part in made for out in part]
-    with torch.inference_mode():  # many small operations, each quicker by what autograd would look after
+    # many small operations, each quicker by what autograd would look after; autocast would round pixels to bfloat16
+    with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
         maps = _maps(recipe, state, images)
         for some in _parts(images):
             columns = images[some].permute(0, 2, 3, 1)  # [N, W, 3, H]

@@ -78,6 +78,13 @@ def test_without_operations_a_view_is_the_whole_image() -> None:
     assert torch.equal(view, planes(images))
 
 
+def test_autocast_does_not_round_views() -> None:
+    images, ids = pictures(4), torch.arange(4)
+    exact = augment.views(images, ids, seed=0, epoch=0, recipe="simclr")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(augment.views(images, ids, seed=0, epoch=0, recipe="simclr"), exact)
+
+
 @pytest.mark.parametrize("recipe", ["simclr", "byol", "strong"])
 def test_bfloat16_is_float32_rounded_once(recipe: str) -> None:
     images, ids = pictures(8), torch.arange(8)
