@@ -9,19 +9,71 @@ import json
 import statistics
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
 import typer
+from PIL import Image
 
-from benchmarks import page
-from benchmarks.augmenters import CONTENDERS, Task, Views
+from benchmarks import page, transforms
+from ssl_dist import augment
 
-TASKS = [Task(256, 32, 0.5, blur=False), Task(128, 96, 1.0, blur=True)]
-_KEPT_BYTES = 31 << 20
 Record = dict[str, Any]
+Views = Callable[[], Any]  # makes two views of every image
+
+
+class Task(NamedTuple):
+    """Views of S x S pixels, ``size``, of stored images of as many; ``images`` are in a call that makes a batch."""
+
+    images: int
+    size: int
+
+    @property
+    def blur(self) -> bool:
+        return self.size > transforms.SMALL_PX
+
+    def __str__(self) -> str:
+        return f"{self.size} px, {'with' if self.blur else 'no'} blur"
+
+
+TASKS = [Task(256, 32), Task(256, 96)]
+
+
+class Contender(NamedTuple):
+    """``start`` gets uint8 [N, S, S, 3]; ``batched``: it makes views of all of them at once, not of one at a time."""
+
+    start: Callable[[np.ndarray], Views]
+    batched: bool
+
+
+def _ours(images: np.ndarray) -> Views:
+    pixels, ids, recipe = torch.from_numpy(images), torch.arange(len(images)), transforms.recipe(images.shape[1])
+    return lambda: augment.views(pixels, ids, seed=0, epoch=0, recipe=recipe)
+
+
+def _kornia(images: np.ndarray) -> Views:
+    make, pixels = transforms.kornia(images.shape[1]), torch.from_numpy(images)
+    return lambda: make(pixels)
+
+
+def _per_image(name: str) -> Callable[[np.ndarray], Views]:
+    """Of decoded PIL images, and the batch that a DataLoader's collate function makes of their views."""
+
+    def start(images: np.ndarray) -> Views:
+        make, pictures = transforms.PER_IMAGE[name](images.shape[1]), [Image.fromarray(image) for image in images]
+        return lambda: [torch.stack(view) for view in zip(*map(make, pictures), strict=True)]
+
+    return start
+
+
+CONTENDERS: dict[str, Contender] = {
+    "ours": Contender(_ours, batched=True),
+    "kornia": Contender(_kornia, batched=True),
+    **{name: Contender(_per_image(name), batched=False) for name in transforms.PER_IMAGE},
+}
 
 
 def main(
@@ -32,28 +84,24 @@ def main(
 ) -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
-    keep_freed_memory()
-    records = [one for task in TASKS for one in _measure(task, images, single, repeats)]
+    there = transforms.installed(list(CONTENDERS))
+    records: list[Record] = [{"augmenter": name, "missing": name} for name in CONTENDERS if name not in there]
+    tasks = [task._replace(images=min(images, task.images)) for task in TASKS]
+    for task in tasks:
+        records += _measure(task, there, single, repeats)
     for record in records:
         print(json.dumps(record), flush=True)
     _draw(records, docs / "augment.png")
-    page.write_section("Augmentation", _text(records, repeats), docs)
+    page.write_section("Augmentation", _text(records, tasks, single, repeats), docs)
 
 
-def keep_freed_memory() -> None:
-    """glibc gives freed memory back to the kernel unless larger blocks were freed before, as any training step does;
-    getting it again, page by page, would be most of the time of whoever works on batches."""
-    torch.empty(_KEPT_BYTES, dtype=torch.uint8)
-
-
-def _measure(task: Task, images: int, single: int, repeats: int) -> list[Record]:
+def _measure(task: Task, names: list[str], single: int, repeats: int) -> list[Record]:
     """Of each contender, the median of calls that take turns."""
-    images = min(images, task.images)
-    pixels = np.random.default_rng(0).integers(0, 256, (images, task.size, task.size, 3), dtype=np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (task.images, task.size, task.size, 3), dtype=np.uint8)
     makers: dict[str, tuple[Views, int]] = {}
-    for name, contender in CONTENDERS.items():
-        count = images if contender.batched else min(single, images)
-        makers[name] = (contender.start(task, pixels[:count]), 2 * count)
+    for name in names:
+        count = task.images if CONTENDERS[name].batched else min(single, task.images)
+        makers[name] = (CONTENDERS[name].start(pixels[:count]), 2 * count)
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the peers' own, of what they have deprecated
@@ -69,28 +117,29 @@ def _measure(task: Task, images: int, single: int, repeats: int) -> list[Record]
     ]
 
 
-def _text(records: list[Record], repeats: int) -> str:
-    found = {(one["augmenter"], one["size_px"]): one["views_per_cpu_s"] for one in records}
-    ours = "ours, float32"
+def _text(records: list[Record], tasks: list[Task], single: int, repeats: int) -> str:
+    missing = [one["missing"] for one in records if "missing" in one]
+    found = {(one["augmenter"], one["size_px"]): one["views_per_cpu_s"] for one in records if "missing" not in one}
 
     def cell(name: str, size: int) -> str:
-        return f"{found[name, size]:,.0f} ({found[ours, size] / found[name, size]:.1f})"
+        return f"{found[name, size]:,.0f} ({found['ours', size] / found[name, size]:.1f})"
 
-    rows = [[name, *(cell(name, task.size) for task in TASKS)] for name in CONTENDERS]
-    header = ["", *(f"{task.size} px, {'with' if task.blur else 'no'} blur" for task in TASKS)]
+    names = [name for name in CONTENDERS if name not in missing]
+    rows = [[name, *(cell(name, task.size) for task in tasks)] for name in names]
+    batches = " or ".join(f"{task.images} of {task.size} px" for task in tasks)
     return f"""
-`python -m benchmarks.augment`: SimCLR's two views of random images, one thread; medians of {repeats} calls that take
-turns. What makes a batch at once has 256 images of 32 px or 128 of 96 px a call. Jitter of strength 0.5 at 32 px, 1
-at 96 px. Each has the images in the form it takes best: torchvision uint8 tensors, lightly decoded PIL images, kornia a
-float32 batch, ours uint8. What differs between them is in `benchmarks/augmenters.py`. Before, 31 MB are allocated and
-freed, so that glibc keeps freed memory as it does in training; the views of 256 images of 96 px (57 MB of float32) are
-above what it keeps and would cost more. {page.machine()}
+`python -m benchmarks.augment`: SimCLR's two views of random images, float32, one thread; medians of {repeats} calls
+that take turns. Ours and kornia work on uint8 batches ({batches}); torchvision (its transforms.v2) and lightly on
+decoded PIL images, one at a time, {single} a call. Jitter of strength 0.5 up to {transforms.SMALL_PX} px, 1 above. What
+else differs between them is in `benchmarks/transforms.py`. {page.machine()}
 
 ![Views a CPU-second](augment.png)
 
-Views a CPU-second (how many times as many ours makes in float32):
+Views a CPU-second (how many times as many ours makes):
 
-{page.table(header, rows)}
+{page.table(["", *map(str, tasks)], rows)}
+
+Not installed in this run: {", ".join(missing) or "none"}.
 """
 
 
@@ -102,11 +151,12 @@ def _draw(records: list[Record], picture: Path) -> None:
 
     figure, axes = plt.subplots(1, len(TASKS), figsize=(9, 2.6), layout="constrained", sharey=True)
     for axis, task in zip(axes, TASKS, strict=True):
-        mine = [one for one in records if one["size_px"] == task.size][::-1]
+        mine = [one for one in records if one.get("size_px") == task.size][::-1]
         bars = axis.barh([one["augmenter"] for one in mine], [one["views_per_cpu_s"] for one in mine])
         axis.bar_label(bars, fmt="{:,.0f}", padding=3)
-        axis.set(xlabel="views a CPU-second", title=f"{task.size} px, {'with' if task.blur else 'no'} blur")
+        axis.set(xlabel="views a CPU-second", title=str(task))
         axis.margins(x=0.2)
+        axis.locator_params(axis="x", nbins=5)  # their labels would touch
     figure.savefig(picture, dpi=120)
 
 

@@ -34,7 +34,7 @@ from ssl_dist.order import sample_ids
 from ssl_dist.store import ImageStore, build
 
 JPEG_QUALITY = 90
-_FOR_MEMORY = ("none", OURS, "torchvision")  # views
+_FOR_MEMORY = ("none", OURS, "torchvision")  # views: of the peers those that all loaders can have
 Record = dict[str, Any]
 
 

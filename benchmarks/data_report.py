@@ -104,7 +104,8 @@ Loaders: images a CPU second of all processes and threads, in the loader's own p
 alone" is without views. Views are SimCLR's two with the same operations and probabilities, of float32: with blur above
 32 px, `simclr-small` at 32 px. torchvision is transforms.v2 on PIL's images, kornia works on the batch. First batch:
 from opening to {BATCH} shuffled images without views. Memory: peak over the idle process that has imported all that it
-needs, with the views; anonymous is what is not the page cache of a mapped file.
+needs, of batches of pixels and of views, by ours for ours and by torchvision for the others; anonymous is what is not
+the page cache of a mapped file.
 """
     ]
     for px in _sizes(records):
@@ -124,10 +125,7 @@ The best other loader is {name} ({encoding}) with {views}: {rates[_OURS, "raw", 
     missing = sorted({f"{one['contestant']} (no module {one['missing']})" for one in records if "missing" in one})
     made = {one["views"] for one in _of(records, measure="batches")}
     missing += [f"views by {name}" for name in ("torchvision", "kornia", "lightly") if name not in made]
-    parts.append(
-        f"Not installed in this run: {', '.join(missing) or 'none'}. FFCV is not among them: its source package"
-        " did not build."
-    )
+    parts.append(f"Not installed in this run: {', '.join(missing) or 'none'}.")
     return "\n".join(part.strip() + "\n" for part in parts)
 
 

@@ -1,6 +1,8 @@
 """The two SimCLR views as other libraries make them: operations and probabilities as in our recipes, no normalisation.
 
-At 32 px that is ``simclr-small`` (half the colour jitter, no blur), above it ``simclr``.
+At 32 px that is ``simclr-small`` (half the colour jitter, no blur), above it ``simclr``. What differs: torchvision and
+lightly work on bytes, jitter hue through HSV and clamp after each step; lightly's blur is Pillow's, of box filters;
+kornia's crop is a grid sample without antialiasing, which no crop needs that is enlarged.
 """
 
 from __future__ import annotations
@@ -49,10 +51,8 @@ def torchvision(size_px: int) -> Callable[[Any], tuple[Tensor, Tensor]]:
 
 def lightly(size_px: int) -> Callable[[Any], list[Tensor]]:
     """SimCLRTransform on one of PIL's images -> two of float32 [3, S, S]."""
-    from lightly.transforms import SimCLRTransform
-
     blur_p = 0.5 if size_px > SMALL_PX else 0.0
-    made: Callable[[Any], list[Tensor]] = SimCLRTransform(
+    made: Callable[[Any], list[Tensor]] = _module("lightly").SimCLRTransform(
         input_size=size_px, cj_strength=_strength(size_px), gaussian_blur=blur_p, normalize=None
     )
     return made
@@ -79,8 +79,9 @@ def kornia(size_px: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
     view = torch.nn.Sequential(*operations)
 
     def views(images: Tensor) -> tuple[Tensor, Tensor]:
-        scaled = (images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)) / 255
-        return view(scaled), view(scaled)
+        with torch.no_grad():
+            scaled = (images if images.shape[1] == 3 else images.permute(0, 3, 1, 2)) / 255
+            return view(scaled), view(scaled)
 
     return views
 
@@ -95,10 +96,15 @@ _MODULES = {
 
 def installed(views: list[str]) -> list[str]:
     """Those of ``views`` that can be made here; what they need is imported."""
-    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
     found = []
     for name in views:
         with contextlib.suppress(ImportError):
-            importlib.import_module(_MODULES.get(name, __name__))
+            _module(name)
             found.append(name)
     return found
+
+
+def _module(views: str) -> Any:
+    """What makes them; ours needs no more than torch."""
+    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # lightly asks its server for news when it is imported
+    return importlib.import_module(_MODULES.get(views, __name__))

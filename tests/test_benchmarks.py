@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import augment, mixing, page
-from benchmarks.augmenters import CONTENDERS
+from benchmarks import augment, mixing, page, transforms
 from benchmarks.contenders import LOSSES
 from tests.gloo import GlooPool
 
@@ -43,27 +43,48 @@ def test_every_contender_computes_the_same_loss(gloo: Callable[[int], GlooPool],
         assert gloo(2).run(_value, name)[0] == pytest.approx((loss, norm * unit), rel=1e-5)
 
 
-def test_augmenters_make_two_views_of_the_same_kind_and_are_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("name", augment.CONTENDERS)
+@pytest.mark.parametrize(("size_px", "strength"), [(32, 0.4), (96, 0.8)])
+def test_views_of_grey_images_are_grey_and_as_bright_as_the_jitter_lets_them(
+    name: str, size_px: int, strength: float
 ) -> None:
-    pytest.importorskip("lightly")
-    pytest.importorskip("kornia")
-    pixels = np.full((4, 32, 32, 3), 99, dtype=np.uint8)
-    task = augment.TASKS[0]._replace(strength=0.0)  # of one colour, which nothing changes
-    for name, contender in CONTENDERS.items():
-        if not name.startswith("ours"):  # whose strength is its recipe's
-            first, second = contender.start(task, pixels)()
-            for view in (first, second):
-                torch.testing.assert_close(view, torch.full((4, 3, 32, 32), 99 / 255), rtol=0, atol=1 / 255)
+    if not transforms.installed([name]):
+        pytest.skip(f"{name} is not installed")
+    torch.manual_seed(0)
+    grey, byte = 99 / 255, 1 / 255  # some round to bytes after each operation
+    first, second = augment.CONTENDERS[name].start(np.full((4, size_px, size_px, 3), 99, dtype=np.uint8))()
+    for view in (first, second):
+        assert view.dtype == torch.float32
+        assert view.shape == (4, 3, size_px, size_px)
+        assert (view.amax((1, 2, 3)) - view.amin((1, 2, 3))).max() <= byte
+        assert grey * (1 - strength) - byte <= view.min() <= view.max() <= grey * (1 + strength) + byte
+    assert not torch.equal(first, second)
+
+
+def test_augmenters_are_measured_and_one_that_is_not_installed_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("kornia.augmentation", "lightly.transforms"):
+        monkeypatch.setitem(sys.modules, module, None)  # its import fails
     threads = torch.get_num_threads()
     try:
         augment.main(images=2, single=1, repeats=1, docs=tmp_path)
     finally:
         torch.set_num_threads(threads)
     records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert {(one["augmenter"], one["size_px"]) for one in records} == {(n, s) for n in CONTENDERS for s in (32, 96)}
+    assert records[:2] == [{"augmenter": name, "missing": name} for name in ("kornia", "lightly")]
+    assert [(one["augmenter"], one["size_px"], one["blur"]) for one in records[2:]] == [
+        (name, size, blur) for size, blur in ((32, False), (96, True)) for name in ("ours", "torchvision")
+    ]
+    assert all(one["views_per_cpu_s"] > 0 for one in records[2:])
     assert (tmp_path / "augment.png").stat().st_size > 0
-    assert "| lightly |" in (tmp_path / "performance.md").read_text()
+    text = (tmp_path / "performance.md").read_text()
+    assert re.findall(r"^\| (\w+) \| [\d,]+ \([\d.]+\) \| [\d,]+ \([\d.]+\) \|$", text, re.MULTILINE) == [
+        "ours",
+        "torchvision",
+    ]
+    assert "(2 of 32 px or 2 of 96 px)" in text
+    assert "Not installed in this run: kornia, lightly." in text
 
 
 def test_a_section_is_written_once(tmp_path: Path) -> None:
