@@ -147,9 +147,9 @@ def _reason(error: Exception) -> str:
     return str(error).splitlines()[0]
 
 
-def checksum(content: np.ndarray) -> str:
+def checksum(content: np.ndarray | bytes) -> str:
     """xxh3-64 of uint8 ``[n]``, hexadecimal."""
-    return xxhash.xxh3_64_hexdigest(content.data)
+    return xxhash.xxh3_64_hexdigest(memoryview(content))
 
 
 def shard_schema(encoding: Encoding, image_shape: tuple[int, int, int]) -> pa.Schema:

@@ -17,6 +17,7 @@ from typing import IO, NamedTuple
 import numpy as np
 import pyarrow as pa
 import pydantic
+import xxhash
 from PIL import Image
 
 from ssl_dist.errors import SourceError, Unreadable
@@ -145,8 +146,8 @@ def finished(path: Path, num_members: int) -> Shard | None:
             return None
         if shard.entry is None:
             return shard
-        content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
-        return shard if checksum(content) == shard.entry.xxh3 else None
+        batches = [(batch.rows, batch.offset, batch.offset + batch.length) for batch in shard.entry.batches]
+        return shard if _sealed(path, path.name, batches) == shard.entry else None
     except (OSError, ValueError):
         return None
 
@@ -238,10 +239,14 @@ def _flush(
 
 
 def _sealed(path: Path, name: str, batches: list[tuple[int, int, int]]) -> ShardEntry:
-    content: np.ndarray = np.memmap(path, dtype=np.uint8, mode="r")
-    entries = tuple(
-        BatchEntry(rows=rows, offset=start, length=stop - start, xxh3=checksum(content[start:stop]))
-        for rows, start, stop in batches
-    )
+    entries, whole = list[BatchEntry](), xxhash.xxh3_64()
+    with path.open("rb") as file:  # not mapped: the pages would count as the writer's memory
+        for rows, start, stop in batches:
+            whole.update(file.read(start - file.tell()))
+            content = file.read(stop - start)
+            whole.update(content)
+            entries.append(BatchEntry(rows=rows, offset=start, length=stop - start, xxh3=checksum(content)))
+        whole.update(file.read())
+        size = file.tell()
     total = sum(batch.rows for batch in entries)
-    return ShardEntry(file=name, rows=total, bytes=content.size, xxh3=checksum(content), batches=entries)
+    return ShardEntry(file=name, rows=total, bytes=size, xxh3=whole.hexdigest(), batches=tuple(entries))
