@@ -93,6 +93,7 @@ def _restored(uri: str, out: Path) -> Path:
     from ssl_dist.config import RunConfig
     from ssl_dist.mirror import Mirror, above
     from ssl_dist.overrides import put_override
+    from ssl_dist.store.remote import without_secrets
 
     place, name = above(uri)
     directory = out / name
@@ -100,7 +101,7 @@ def _restored(uri: str, out: Path) -> Path:
         raise RunError(f"{directory} is there: go on with it by --resume {directory}, or choose another --out")
     found = checkpoint.newest(directory, Mirror(uri))
     if found is None:
-        raise RunError(f"{uri} holds no checkpoint: give RUN of checkpoint.mirror/RUN")
+        raise RunError(f"{without_secrets(uri)} holds no checkpoint: give RUN of checkpoint.mirror/RUN")
     tree = found.config.model_dump()
     put_override(tree, "checkpoint.mirror", place)
     RunDirectory.enter(directory, RunConfig.from_tree(tree, uri)).leave()

@@ -10,10 +10,11 @@ import numpy as np
 from rich.console import Console
 
 from cluster.run_directory import write_text
-from cluster.stages import begun, complete, save_labels, with_data
+from cluster.stages import begun, complete, expect_no_skip, save_labels, with_data
 from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
+from ssl_dist.store.remote import without_secrets
 
 
 class GSimCLR(NamedTuple):
@@ -46,15 +47,17 @@ class GSimCLR(NamedTuple):
             What ``complete`` returns of SimCLR's run.
 
         Raises:
-            ConfigError: two stores, more clusters than images, or others than a stage began with.
+            ConfigError: two stores, damage is skipped, more clusters than images, or others than a stage began with.
             RunError: a stage was stopped before its last step.
         """
         ours, theirs = self.simclr.data, self.autoencoder.data
         if Path(ours.store).resolve() != Path(theirs.store).resolve():
             raise ConfigError(
-                f"the autoencoder's data.store {theirs.store} is not SimCLR's, {ours.store}, of which the clusters are:"
-                " leave it out of --set-autoencoder"
+                f"the autoencoder's data.store {without_secrets(theirs.store)} is not SimCLR's,"
+                f" {without_secrets(ours.store)}, of which the clusters are: leave it out of --set-autoencoder"
             )
+        expect_no_skip(ours)
+        expect_no_skip(theirs)
         assert ours.num_images, "the store was opened before"
         if ours.num_images < self.num_clusters:
             raise ConfigError(f"{self.num_clusters} clusters of {ours.num_images} images: choose fewer --clusters")

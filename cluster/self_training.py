@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from cluster.stages import begun, complete, save_labels, with_data
+from cluster.stages import begun, complete, expect_no_skip, save_labels, with_data
 from ssl_dist import methods
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError, StoreError
@@ -51,11 +51,12 @@ class SelfTraining(NamedTuple):
         """All rounds, those that are finished included.
 
         Raises:
-            ConfigError: the method does not classify, there is nothing without a label, the share is none, or a round
-                has begun with other labels.
+            ConfigError: the method does not classify, damage is skipped, there is nothing without a label, the share is
+                none, or a round has begun with other labels.
             StoreError: the test store has other images or classes.
             RunError: a round was stopped before its last step.
         """
+        expect_no_skip(self.config.data)
         store = open_store(self.config.data)
         labels, found = labels_of(self.config, store), list[Round]()
         test = self._checked(store, labels)

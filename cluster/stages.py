@@ -16,6 +16,7 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import ClusterError, ConfigError, RunError
 from ssl_dist.mirror import below
 from ssl_dist.samples import open_data
+from ssl_dist.sections import DataConfig
 
 AGAIN = "the same command again"
 
@@ -65,6 +66,19 @@ def complete(directory: Path, config: RunConfig, console: Console) -> dict[str, 
     if last["step"] < total:
         raise RunError(f"{directory} was stopped after {last['step']} of {total} steps: go on with {AGAIN}")
     return last
+
+
+def expect_no_skip(data: DataConfig) -> None:
+    """Refuse a store of which damaged images are left out: between two stages every image is looked at.
+
+    Raises:
+        ConfigError: that is asked for.
+    """
+    if data.damaged == "skip":
+        raise ConfigError(
+            "data.damaged=skip: this command looks at every image between its stages: set data.damaged=refuse, and"
+            " build the store again if it is damaged"
+        )
 
 
 def begun(directory: Path) -> bool:

@@ -123,8 +123,8 @@ class Batches:
         """This worker's share of one step."""
         sizes = self._config.batch
         mine = self._world.share(sizes.num_micro)
-        ids, epochs, labels = self._samples.of(step, mine)
         self._store.prepare(*self._samples.shards(step))
+        ids, epochs, labels = self._samples.of(step, mine)
         return Batch(
             step=step,
             micro_batches=mine,

@@ -11,28 +11,39 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import pyarrow
 from pyarrow import fs
 
 from ssl_dist.errors import ConfigError
-from ssl_dist.store.remote import without_secrets
+from ssl_dist.store.remote import reason_of, without_secrets
 
 _PARALLEL = 8 << 20  # bytes in flight a file
 
 
 def below(uri: str, name: str) -> str:
-    """The URI of a folder in another; what follows a ``?`` (``endpoint_override=...``) stays behind it."""
-    parts = urlsplit(uri)
+    """The URI of a folder in another; what follows a ``?`` (``endpoint_override=...``) stays behind it.
+
+    Raises:
+        ConfigError: it is no URI.
+    """
+    parts = _parts(uri)
     return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
 
 
 def above(uri: str) -> tuple[str, str]:
-    """The folder that another is in, and its name there: ``below`` turned round."""
-    parts = urlsplit(uri)
+    """The folder that another is in, and its name there: ``below`` turned round. Raises as that."""
+    parts = _parts(uri)
     path, _, name = parts.path.rstrip("/").rpartition("/")
     return parts._replace(path=path).geturl(), name
+
+
+def _parts(uri: str) -> SplitResult:
+    try:
+        return urlsplit(uri)
+    except ValueError:  # whose text may repeat the key
+        raise ConfigError(f"{without_secrets(uri)} is not a place for checkpoints: e.g. s3://bucket/folder") from None
 
 
 class Mirror:
@@ -48,7 +59,9 @@ class Mirror:
         try:
             self._system, self._base = fs.FileSystem.from_uri(uri)
         except (OSError, ValueError, pyarrow.ArrowException) as error:
-            raise ConfigError(f"{self.uri} is not a place for checkpoints ({error}): e.g. s3://bucket/folder") from None
+            raise ConfigError(
+                f"{self.uri} is not a place for checkpoints ({reason_of(error, uri)}): e.g. s3://bucket/folder"
+            ) from None
 
     def expect_writable(self) -> None:
         """

@@ -22,6 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ssl_dist.config import Plan, RunConfig
+from ssl_dist.store.remote import without_secrets
 
 METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
@@ -42,7 +43,7 @@ class Monitor:
         self._lines = (run / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step + 1)
         known = {
-            key: value if isinstance(value, (bool, int, float, str)) else json.dumps(value)
+            key: _shown(value)
             for key, value in config.flat().items()
             if config.monitor.hparams is None or key in config.monitor.hparams
         }
@@ -154,6 +155,13 @@ class ProgressBar:
         self._progress.update(
             self._task, description="steps", total=total, completed=self.last["step"], numbers=numbers
         )
+
+
+def _shown(value: Any) -> bool | int | float | str:
+    """A hyperparameter as TensorBoard takes it."""
+    if isinstance(value, str):
+        return without_secrets(value)
+    return value if isinstance(value, (bool, int, float)) else json.dumps(value)
 
 
 def _keep_until(path: Path, last_step: int) -> None:

@@ -16,6 +16,8 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError, StoreDamaged
 from ssl_dist.sections import DataConfig
 from ssl_dist.store import ImageStore
+from ssl_dist.store.cache import folder_of
+from ssl_dist.store.remote import without_secrets
 
 log = logging.getLogger(__name__)
 _LABELLED = 1  # names the seed of the labelled images' order
@@ -200,6 +202,8 @@ def open_data(config: RunConfig) -> tuple[ImageStore, DataConfig]:
     }
     if config.data.order == "shards":
         found["shards_digest"] = xxhash.xxh3_64_hexdigest(store.shard_rows.tobytes())
+    if cache := config.data.cache:
+        found["cache"] = str(folder_of(cache))
     if file := config.data.label_file:
         found["label_file"] = str(Path(file).absolute())
     if store.cache_bytes is not None:
@@ -263,7 +267,7 @@ def _expect_labels(config: RunConfig, labels: np.ndarray) -> None:
     largest = int(labels.max(initial=-1))
     if largest < 0:
         who = f"method {config.method.name}" if config.num_labelled else "data.stratified"
-        given = config.data.label_file or config.data.store
+        given = config.data.label_file or without_secrets(config.data.store)
         raise ConfigError(
             f"{who} needs labels, and {given} has none: build the store from class folders, or name a data.label_file"
         )

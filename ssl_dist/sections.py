@@ -12,6 +12,7 @@ from ssl_dist import backbones
 from ssl_dist.augment import OPERATIONS, RECIPES, Recipe, View, only
 from ssl_dist.errors import StoreError
 from ssl_dist.store.cache import DEFAULT_GB
+from ssl_dist.store.remote import without_secrets
 
 
 class Section(pydantic.BaseModel):
@@ -25,7 +26,7 @@ class DataConfig(Section):
     whole number an image (-1: none), in place of its labels; ``stratified``: a batch (its labelled images, where the
     method sees labels) has as many images of each label, or up to two more of one than of another where their number is
     no multiple of that of labels; ``damaged``: "refuse" to go on where a record batch of the store differs from its
-    checksum, or "skip" its images.
+    checksum, or "skip" its images (of a folder, not of a URI).
 
     ``order``: "full", a permutation of all images, or "shards", for stores larger than the cache: of shards, and of the
     images in windows of about ``window`` images (``order.Windows``). ``cache``: folder of this machine for shards of
@@ -41,7 +42,7 @@ class DataConfig(Section):
     order: Literal["full", "shards"] = "full"
     window: int = pydantic.Field(2**18, ge=1)
     cache: str | None = None
-    cache_gb: float = pydantic.Field(DEFAULT_GB, gt=0)
+    cache_gb: float = pydantic.Field(DEFAULT_GB, gt=0, le=1e6)
     num_images: int | None = None
     num_samples: int | None = None  # images of an epoch, see ``Samples``
     image_shape: tuple[int, int, int] | None = None
@@ -70,7 +71,8 @@ class DataConfig(Section):
             if filled_in and began != now:
                 key = "data.label_file" if name == "label_digest" else "data.store"
                 raise StoreError(
-                    f"{found.store} has {name} {now} where the run began with {began}: set {key} to what it was"
+                    f"{without_secrets(found.store)} has {name} {now} where the run began with {began}: set {key} to"
+                    " what it was"
                 )
 
 

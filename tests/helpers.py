@@ -16,7 +16,7 @@ from ssl_dist.config import RunConfig
 from ssl_dist.engine import Engine, State
 from ssl_dist.exactness import smooth
 from ssl_dist.methods import Method
-from ssl_dist.store import ImageStore
+from ssl_dist.samples import open_store
 
 RECIPE = """
 epochs: 100
@@ -68,7 +68,7 @@ def train(
     assert (found.step if found else 0) == first_step
     world = World.current()
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
-    batches = Batches(ImageStore(config.data.store), config, world, first_step, total_steps or last_step)
+    batches = Batches(open_store(config.data), config, world, first_step, total_steps or last_step)
     results, snapshot = [], None
     for batch in itertools.islice(batches, last_step - first_step):
         results.append(engine.step(batch, config.optim.lr))

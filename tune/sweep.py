@@ -25,6 +25,7 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.overrides import explain
 from ssl_dist.sections import ProbeConfig
+from ssl_dist.store.remote import without_secrets
 from tune import space as spaces
 from tune.space import Sample, Space
 
@@ -155,7 +156,7 @@ class Sweep(pydantic.BaseModel):
             self._check_population(configs)
         if self.objective in ("knn", "linear") and not self._labelled():
             raise ConfigError(
-                f"--objective {self.objective} needs labels, and {self.recipe.data.store} has none:"
+                f"--objective {self.objective} needs labels, and {without_secrets(self.recipe.data.store)} has none:"
                 " choose rankme or lidar, or a store built from class folders"
             )
 

@@ -46,7 +46,9 @@ def extract(
     def whole(ids: np.ndarray) -> Tensor:
         return torch.from_numpy(store.gather(ids)).to(device).permute(0, 3, 1, 2).float() / 255
 
-    return embed(backbone, ids, whole, count)
+    features = embed(backbone, ids, whole, count)
+    store.prepare((), ())  # shards of a store elsewhere, whose room the next store may need
+    return features
 
 
 @torch.no_grad()

@@ -27,7 +27,8 @@ class Ahead:
         with self._lock:
             if anew:
                 self._in_vain.clear()
-            fresh = [number for number in numbers if number not in self._pending | self._in_vain]
+            known = self._pending | self._in_vain
+            fresh = [number for number in numbers if number not in known]
             self._pending.update(fresh)
             self._queue.extend(fresh)
             for _ in range(min(len(self._queue), _THREADS - len(self._threads))):
@@ -36,21 +37,31 @@ class Ahead:
                 thread.start()
 
     def _run(self) -> None:
-        while True:
+        try:
+            while (number := self._next()) is not None:
+                self._do(number)
+        finally:  # also by an exception that nobody foresaw, so that another thread takes its place
             with self._lock:
-                if not self._queue or self._stop.is_set():
-                    self._threads.discard(threading.current_thread())
-                    return
-                number = self._queue.popleft()
-            fetch, done = self._fetch(), False
-            try:
-                done = fetch is not None and fetch(number, self._stop)
-            finally:
-                del fetch
-                with self._lock:
-                    self._pending.discard(number)
-                    if not done:
-                        self._in_vain.add(number)
+                self._threads.discard(threading.current_thread())
+
+    def _next(self) -> int | None:
+        """None: this thread is done, and ``want`` no longer counts on it."""
+        with self._lock:
+            if self._queue and not self._stop.is_set():
+                return self._queue.popleft()
+            self._threads.discard(threading.current_thread())
+            return None
+
+    def _do(self, number: int) -> None:
+        fetch, done = self._fetch(), False
+        try:
+            done = fetch is not None and fetch(number, self._stop)
+        finally:
+            del fetch
+            with self._lock:
+                self._pending.discard(number)
+                if not done:
+                    self._in_vain.add(number)
 
 
 def _end(stop: threading.Event, threads: set[threading.Thread]) -> None:

@@ -45,30 +45,35 @@ class Busy(Exception):
     """Another process fetches the shard."""
 
 
-def default_folder() -> Path:
-    """The user's cache directory."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_dist"
+def folder_of(given: str | os.PathLike[str] | None) -> Path:
+    """What ``data.cache`` stands for on this machine, absolute; None: in the user's cache directory.
+
+    Raises:
+        StoreError: the user has no home directory, and it is needed.
+    """
+    try:
+        if given:
+            return Path(given).expanduser().absolute()
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_dist"
+    except RuntimeError as error:
+        raise StoreError(f"data.cache {given or ''} ({error}): set it to a folder of this machine, in full") from None
 
 
 class Cache:
     """See the module. Every method may be called from any thread and process at any time.
 
     Args:
-        folder: on a disk of this machine; made if need be. None: ``default_folder()``.
+        folder: on a disk of this machine, made when a shard is fetched; see ``folder_of``.
         limit_gb: the most that it may hold, in 1e9 bytes.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, limit_gb: float) -> None:
-        """
-        Raises:
-            StoreError: it cannot be made.
-        """
-        self.folder = Path(folder) if folder else default_folder()
-        self.limit_bytes = int(limit_gb * 1e9)
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise self._unwritable(error) from None
+        self._given, self.limit_bytes = folder, int(limit_gb * 1e9)
+
+    @property
+    def folder(self) -> Path:
+        """Raises StoreError as ``folder_of``."""
+        return folder_of(self._given)
 
     def find(self, entry: ShardEntry) -> Held | None:
         """The shard, if it is here."""
@@ -126,6 +131,7 @@ class Cache:
     def _part(self, entry: ShardEntry, wait: bool) -> Iterator[IO[bytes] | None]:
         """The file to fetch into, locked; None where another process had it and is done."""
         path = self._part_of(entry)
+        path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,7 +10,6 @@ import io
 import mmap
 import os
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,25 +32,39 @@ class MappedShard:
         self._schema = shard_schema(manifest.encoding, manifest.image_shape)
         self._num_classes = len(manifest.class_names)
         self._opened = opened
+        self._file: io.FileIO | None = None
+        self._map: mmap.mmap | None = None
+        self._contents: np.ndarray | None = None
 
-    @cached_property
-    def _file(self) -> io.FileIO:
-        try:
-            return self._opened()
-        except OSError as error:
-            raise missing(self.path, error) from None
+    @property
+    def contents(self) -> np.ndarray:
+        """uint8 ``[n]``, read-only: the file's bytes.
 
-    @cached_property
-    def _map(self) -> mmap.mmap | None:
+        Raises:
+            StoreError: the file cannot be opened.
+        """
+        if (there := self._contents) is None:
+            found = self._map = self._mapped()
+            there = self._contents = np.frombuffer(found or b"", dtype=np.uint8)
+        return there
+
+    def _open(self) -> io.FileIO:
+        """The file; two threads may open it at once. No lock is held, since it may be fetched, and wait for room."""
+        if (there := self._file) is None:
+            try:
+                there = self._file = self._opened()
+            except OSError as error:
+                raise missing(self.path, error) from None
+        return there
+
+    def _mapped(self) -> mmap.mmap | None:
+        file = self._open()  # which another thread may ``forget`` meanwhile: then its descriptor would be another's
         try:
-            return mmap.mmap(self._file.fileno(), 0, prot=mmap.PROT_READ)
+            return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except ValueError:  # an empty file cannot be mapped
             return None
-
-    @cached_property
-    def contents(self) -> np.ndarray:
-        """uint8 ``[n]``, read-only: the file's bytes."""
-        return np.frombuffer(self._map or b"", dtype=np.uint8)
+        except OSError as error:
+            raise missing(self.path, error) from None
 
     def damaged(self) -> list[int]:
         """Record batches that differ from their checksums; NO_BATCH alone where what is around them differs."""
@@ -101,7 +114,7 @@ class MappedShard:
             StoreDamaged: the file has been cut since it was opened.
             StoreError: it cannot be read.
         """
-        file = self._file  # which another thread may ``forget`` meanwhile
+        file = self._open()  # which another thread may ``forget`` meanwhile
         try:
             done = os.preadv(file.fileno(), (target,), start)
         except OSError as error:
@@ -116,24 +129,18 @@ class MappedShard:
         Raises:
             StoreDamaged: it has been.
         """
-        there = self._mapped
+        there = self._map
         if there and there.size() < len(there):
             raise StoreDamaged(f"{self.path} has been cut since it was opened: restore the file")
 
     def release(self) -> None:
         """Let go of the pages that are mapped; the system still caches what it has room for."""
-        if there := self._mapped:
+        if there := self._map:
             there.madvise(mmap.MADV_DONTNEED)
 
     def forget(self) -> None:
         """Let go of the file itself, until it is read again; whoever reads it now still does."""
-        for name in ("contents", "_map", "_file"):
-            self.__dict__.pop(name, None)
-
-    @property
-    def _mapped(self) -> mmap.mmap | None:
-        """The map, if there is one by now."""
-        return self.__dict__.get("_map")
+        self._contents = self._map = self._file = None
 
     def _message(self, contents: np.ndarray, index: int) -> np.ndarray:
         batch = self.entry.batches[index]

@@ -16,11 +16,11 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from ssl_dist.errors import StoreDamaged, StoreError, Unreadable
+from ssl_dist.errors import ConfigError, StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.cache import DEFAULT_GB, Cache
 from ssl_dist.store.decode import decode
 from ssl_dist.store.mapping import MappedShard, local
-from ssl_dist.store.remote import Place, Remote, is_remote
+from ssl_dist.store.remote import Place, Remote, is_remote, without_secrets
 from ssl_dist.store.schema import NO_BATCH, NO_LABEL, Manifest
 
 Verify = Literal["lazy", "off", "full"]
@@ -48,8 +48,9 @@ class ImageStore:
     Args:
         path: the store's folder, or its URI.
         verify: "lazy" checks each record batch when it is first touched, "full" checks all of them now, "off" none.
-        damaged: "skip": images of damaged record batches have no label, and ``intact`` tells which they are.
-        cache: where shards of a store elsewhere are kept, a folder of this machine; None: ``cache.default_folder()``.
+        damaged: "skip": images of damaged record batches have no label, and ``intact`` tells which they are; only of a
+            folder, whose damage all machines see alike.
+        cache: where shards of a store elsewhere are kept, a folder of this machine; see ``cache.folder_of``.
         cache_gb: the most that this folder may hold.
 
     Attributes:
@@ -64,6 +65,7 @@ class ImageStore:
     Raises:
         StoreError: no store there, or a shard is missing or of another schema.
         StoreDamaged: "full" found damage.
+        ConfigError: "skip", of a store elsewhere.
     """
 
     def __init__(
@@ -77,8 +79,15 @@ class ImageStore:
     ) -> None:
         if verify not in ("lazy", "off", "full"):
             raise StoreError(f"verify={verify!r}: it is 'lazy', 'off' or 'full'")
+        if damaged not in ("refuse", "skip"):
+            raise StoreError(f"damaged={damaged!r}: it is 'refuse' or 'skip'")
         self.remote: Remote | None = None
         if is_remote(path):
+            if damaged == "skip":
+                raise ConfigError(
+                    f"data.damaged=skip with {without_secrets(os.fspath(path))}: what arrives damaged at one machine"
+                    " may arrive whole at another: set data.damaged=refuse, and copy a shard again that is damaged there"
+                )
             place, self.location = Place(os.fspath(path)), os.fspath(path)
             self.name, self.manifest = place.name, place.manifest()
             self.remote = Remote(place, self.manifest.shards, Cache(cache, cache_gb), self._forget)
@@ -112,9 +121,11 @@ class ImageStore:
     def labels(self) -> np.ndarray:
         """int32 ``[n]``: index into ``class_names``, -1 where an image has none."""
         if self._labels is None:
-            self._labels = np.full(len(self), NO_LABEL, dtype=np.int32)
+            labels = np.full(len(self), NO_LABEL, dtype=np.int32)
             for number in range(len(self._state)) if self.class_names else ():
-                self._labels[self._rows(number)] = self._labels_of(number)
+                labels[self._rows(number)] = self._labels_of(number)
+            self._labels = labels
+            self.prepare((), ())  # who has read the labels may touch no image for long
         return self._labels
 
     def labels_at(self, ids: np.ndarray) -> np.ndarray:
@@ -161,6 +172,7 @@ class ImageStore:
             raw = self.manifest.encoding == "raw"
             contents = images.to_numpy_ndarray() if raw else (one.as_py() for one in images)
             yield from zip(batch.column("key").to_pylist(), labels, contents, strict=True)
+        self.prepare((), ())
 
     def gather(self, ids: np.ndarray) -> np.ndarray:
         """Images by sample id, in the order asked for, repeats allowed.
@@ -247,7 +259,8 @@ class ImageStore:
         def one(place: int) -> int:
             number, row = int(batches[place]), int(rows[place])
             content = self._jpeg(number, row)
-            where = f"{self.name}: row {row} of record batch {number}"
+            shard, index, _ = self._damage(number)
+            where = f"{self.name}/{shard}: row {row} of record batch {index} (sample {ids[place]})"
             try:
                 image = decode(content, None)
             except Unreadable as error:
@@ -292,18 +305,10 @@ class ImageStore:
         """Check a record batch that has not been touched yet."""
         if self._state[number] != _UNKNOWN:
             return
-        shard = int(self._shard_of[number])
-        try:
+        intact = self._matches(number)
+        if self.remote and not intact:  # it was whole when it came
+            self.remote.discard(int(self._shard_of[number]))
             intact = self._matches(number)
-            if self.remote and not intact:  # it was whole when it came
-                self.remote.discard(shard)
-                intact = self._matches(number)
-        except StoreDamaged as error:  # it does not come whole
-            if not self._skip:
-                raise
-            log.warning("%s; the run goes on without its images", error)
-            self._state[self._shard_of == shard] = _DAMAGED
-            return
         self._state[number] = _INTACT if intact else _DAMAGED
         if self._skip and not intact:
             log.warning("%s: goes on without its images", self._difference(number))
@@ -311,9 +316,10 @@ class ImageStore:
     def _check(self, number: int) -> None:
         self._look_at(number)
         if self._state[number] == _DAMAGED:
+            without = "" if self.remote else ", or train without these images, in a new run with data.damaged=skip"
             raise StoreDamaged(
-                f"{self._difference(number)}: `ssl-dist store verify` lists all damage; build the store again,"
-                " restore the file, or train without these images with data.damaged=skip"
+                f"{self._difference(number)}: `ssl-dist store verify` lists all damage; build the store again, or"
+                f" restore the file{without}"
             )
 
     def _is_readable(self, number: int) -> bool:

@@ -15,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import IO
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import xxhash
@@ -46,11 +45,20 @@ def manifest_at(path: str | os.PathLike[str]) -> Manifest:
 
 
 def without_secrets(uri: str) -> str:
-    """A URI as messages show it, without a user's key and without options; a path as it is."""
+    """A URI as messages show it, without a user's key and without options; a path as it is. Also of a URI that is none,
+    since a key with a ``/`` that is not escaped makes it so."""
     if not is_remote(uri):
         return uri
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    scheme, _, rest = uri.partition("://")
+    place = rest.partition("?")[0]
+    user, found, after = place.rpartition("@")
+    is_user = found and (":" in user or "/" not in user)  # else it is of a folder's name
+    return f"{scheme}://{after if is_user else place}"
+
+
+def reason_of(error: Exception, uri: str) -> str:
+    """What Arrow says, which repeats the URI, without what is secret in that."""
+    return str(error).replace(uri, without_secrets(uri))
 
 
 class Place:
@@ -69,7 +77,9 @@ class Place:
         try:
             self._system, base = fs.FileSystem.from_uri(uri)
         except (OSError, ValueError, pa.ArrowException) as error:
-            raise StoreError(f"{self.name} is not the place of a store ({error}): e.g. s3://bucket/store") from None
+            raise StoreError(
+                f"{self.name} is not the place of a store ({reason_of(error, uri)}): e.g. s3://bucket/store"
+            ) from None
         self._base = base.rstrip("/")
 
     def manifest(self) -> Manifest:
@@ -259,7 +269,7 @@ class Remote:
         """Give back what is in neither, and fetch what is missing, what is needed now first: in threads."""
         with self._lock:
             kept = frozenset((*now, *soon))
-            anew = kept != self._kept
+            anew = kept != self._kept or not kept  # who needs none may have touched some
             self._now, self._kept = frozenset(now), kept
             for number in set(range(len(self._entries))) - kept if anew else ():
                 self._drop(number)

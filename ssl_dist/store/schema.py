@@ -164,6 +164,16 @@ def shard_schema(encoding: Encoding, image_shape: tuple[int, int, int]) -> pa.Sc
     )
 
 
+def is_of_shard(schema: pa.Schema) -> bool:
+    """Is it a shard's, of whatever encoding and image size?"""
+    if schema.names != ["image", "label", "key"]:
+        return False
+    image = schema.field("image").type
+    if isinstance(image, pa.FixedShapeTensorType):
+        return bool(schema.equals(shard_schema("raw", tuple(image.shape))))
+    return bool(schema.equals(shard_schema("jpeg", (1, 1, 3))))
+
+
 def record_batch(message: np.ndarray, schema: pa.Schema, num_classes: int) -> pa.RecordBatch:
     """The record batch of a shard, from its bytes, uint8 ``[n]``, which may be anybody's.
 

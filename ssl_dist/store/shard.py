@@ -31,6 +31,7 @@ from ssl_dist.store.schema import (
     shard_schema,
 )
 from ssl_dist.store.sources import File, Member
+from ssl_dist.store.sources.base import text
 
 JPEG_QUALITY = 90
 BATCH_BYTES = 2 << 20  # of images: a record batch, which is checked as a whole when a row is touched, ends there
@@ -111,7 +112,7 @@ def _write_rows(file: IO[bytes], piece: Piece) -> tuple[Shard, list[tuple[int, i
         try:
             rows.append(member)
         except Unreadable as error:
-            shard.skipped.append((_text(member.key), str(error)))
+            shard.skipped.append((text(member.key), str(error)))
             continue
         if len(rows) == form.batch_rows or rows.num_bytes >= BATCH_BYTES:
             batches.append(_flush(writer, sink, schema, rows))
@@ -175,11 +176,6 @@ def read(member: Member) -> bytes | np.ndarray:
         raise SourceError(f"{member.key} cannot be read ({error}): call again to go on") from None
 
 
-def _text(key: str) -> str:
-    """A file's name may hold bytes that are no text."""
-    return key.encode(errors="replace").decode(errors="replace")
-
-
 class _Rows:
     """Rows of the record batch being filled."""
 
@@ -209,7 +205,7 @@ class _Rows:
             self._files.append(_jpeg(member.content, image))
             self.num_bytes += len(self._files[-1])
         self._labels.append(None if member.label == NO_LABEL else member.label)
-        self._keys.append(_text(member.key))
+        self._keys.append(text(member.key))
 
     def arrays(self) -> list[pa.Array]:
         if self._form.encoding == "raw":

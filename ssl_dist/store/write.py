@@ -24,7 +24,7 @@ from ssl_dist.store.lock import Job, expect_room, locked, unfinished, unwritable
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.store.shard import Form, Piece, Shard, pixels, put_in_place
 from ssl_dist.store.sources import Member, Share, Source, list_source, of_stores
-from ssl_dist.store.writers import Writers, processes
+from ssl_dist.store.writers import Writers, writers_of
 
 SHARD_FILES = 16 * BATCH_ROWS
 CHUNK_BYTES = 256 << 20  # of members that wait in memory: a chunk ends there, if it comes first
@@ -71,8 +71,9 @@ def build(
     """
     if not 0 <= share[0] < share[1] <= 1:
         raise ConfigError(f"share {share}: two numbers, 0 <= low < high <= 1")
+    writers = writers_of(workers)
     listed = list_source(source).part(share)
-    return _build(listed, _folder(destination), split, size_px, encoding, keep, workers, strict, progress)
+    return _build(listed, _folder(destination), split, size_px, encoding, keep, writers, strict, progress)
 
 
 def merge(
@@ -90,9 +91,10 @@ def merge(
     paths = [_folder(store) for store in stores]
     if not paths:
         raise ConfigError("there is no store to merge: name one or more")
+    writers = writers_of(workers)
     first = Manifest.read(paths[0])
     listed = of_stores(", ".join(map(str, paths)), paths)
-    return _build(listed, _folder(destination), first.split, None, first.encoding, False, workers, True, progress)
+    return _build(listed, _folder(destination), first.split, None, first.encoding, False, writers, True, progress)
 
 
 def append(
@@ -110,6 +112,7 @@ def append(
     Raises:
         As ``build``.
     """
+    writers = writers_of(workers)
     place, listed = _folder(store), list_source(source)
     Manifest.read(place)
     with locked(place) as lock:
@@ -121,7 +124,7 @@ def append(
             return old  # it died when all was done but to say so
         lock.begin(job, old)
         names = (*old.class_names, *(name for name in listed.class_names if name not in old.class_names))
-        shards, skipped = _write(listed.renamed(names), place, form, old, workers, strict, progress)
+        shards, skipped = _write(listed.renamed(names), place, form, old, writers, strict, progress)
         if not shards:
             raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
         about = {**old.model_dump(exclude={"shards", "xxh3"}), "class_names": names, "skipped": old.skipped + skipped}
@@ -144,7 +147,7 @@ def _build(
     size_px: int | None,
     encoding: str,
     keep: bool,
-    workers: int | Writers | None,
+    writers: Writers,
     strict: bool,
     progress: Progress | None,
 ) -> Manifest:
@@ -166,7 +169,7 @@ def _build(
         if there := _made(store, job, keep or lock.job == job):
             return there
         lock.begin(job, None)
-        shards, skipped = _write(listed, store, form, None, workers, strict, progress)
+        shards, skipped = _write(listed, store, form, None, writers, strict, progress)
         if not shards:
             raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
         about = {
@@ -232,7 +235,7 @@ def _write(
     store: Path,
     form: Form,
     old: Manifest | None,
-    workers: int | Writers | None,
+    writers: Writers,
     strict: bool,
     progress: Progress | None,
 ) -> tuple[list[ShardEntry], int]:
@@ -242,7 +245,7 @@ def _write(
     entries, skipped, done = list[ShardEntry](), len(listed.foreign), 0
     number = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
     pieces = (Piece(chunk, store / f"shard-{n:05d}.arrow", form) for n, chunk in enumerate(_chunks(listed), number))
-    for shard in _shards(pieces, store, workers if callable(workers) else processes(workers)):
+    for shard in _shards(pieces, store, writers):
         for key, reason in shard.skipped:
             _leave_out(key, reason, strict)
         skipped, done = skipped + len(shard.skipped), done + shard.members

@@ -29,13 +29,15 @@ def write_piece(piece: Piece) -> Written:
     return Written(piece.path, shard, None) if shard else write_shard(piece)
 
 
-def processes(number: int | None) -> Writers:
-    """So many processes of this machine (None: one a core); 1 is this one.
+def writers_of(workers: int | Writers | None) -> Writers:
+    """So many processes of this machine (None: one a core; 1 is this one), or those who were given.
 
     Raises:
         ConfigError: a number less than 1.
     """
-    number = (os.cpu_count() or 1) if number is None else number
+    if callable(workers):
+        return workers
+    number = (os.cpu_count() or 1) if workers is None else workers
     if number < 1:
         raise ConfigError(f"workers {number}: at least 1 writer process is needed")
     return _here if number == 1 else functools.partial(_by_pool, number=number)

@@ -26,7 +26,7 @@ from ssl_dist.batches import Batches
 from ssl_dist.collectives import World
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError
 from ssl_dist.mirror import below
-from ssl_dist.samples import open_data, open_store
+from ssl_dist.samples import Samples, open_data, open_store
 from ssl_dist.store import ImageStore, cache, remote, write
 from ssl_dist.store.schema import ShardEntry
 from tests.helpers import differences, small_config, train
@@ -58,7 +58,9 @@ def uri(bucket: str, here: Path, tmp_path: Path) -> str:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Path:
-    return tmp_path / "cache"
+    path = tmp_path / "cache"
+    path.mkdir()
+    return path
 
 
 def gb(path: Path, shards: float) -> float:
@@ -245,12 +247,14 @@ def test_places_that_are_none_are_one_clear_error(bucket: str, uri: str, room: P
         below(bucket, "nothing"): r"s3://bucket/runs/nothing is not a store \(no manifest\.json\): build one",
         bucket.replace("bucket/runs", "nobucket/x"): "is not a store|cannot be reached",
         "ftp://host/x": "ftp://host/x is not the place of a store",
+        "s3://[x/store": r"s3://\[x/store is not the place of a store",
     }.items():
         with pytest.raises(StoreError, match=message):
             ImageStore(wrong, cache=room)
     (tmp_path / "file").touch()
     with pytest.raises(StoreError, match=r"data\.cache .*file cannot be used"):
-        ImageStore(uri, cache=tmp_path / "file")
+        ImageStore(uri, cache=tmp_path / "file").gather(np.array([0]))
+    assert ImageStore(uri, cache=tmp_path / "file").verify() == [], "which keeps nothing here"
     change(uri, "manifest.json", lambda content: content[:-20])
     with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
         ImageStore(uri, cache=room)
@@ -399,7 +403,7 @@ def test_a_fetch_that_is_killed_leaves_nothing_that_is_taken_for_a_shard(
     log = tmp_path / "log"
     with reader(log, uri, room, 600, 0) as process:
         deadline = time.monotonic() + 60
-        while ".part" not in (kinds(room) if room.exists() else []) or not log.exists():
+        while ".part" not in kinds(room) or not log.exists():
             assert time.monotonic() < deadline, "it never began"
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
@@ -422,14 +426,18 @@ def windowed(uri: str, tmp_path: Path, room: Path, **more: Any) -> Any:
 def test_shards_are_fetched_ahead_and_once_an_epoch(
     here: Path, uri: str, room: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slow = Slow(monkeypatch, latency_s=0.05)  # a shard; a window of three is trained on for 0.03 s x 3
+    slow = Slow(monkeypatch, latency_s=0.01)
     config = windowed(uri, tmp_path, room, data__cache_gb=gb(here, 8))
     there, local = open_store(config.data), ImageStore(here)
-    steps = 2 * 51 // 6
+    batches, samples, deadline = Batches(there, config, World(), 0, 17), Samples(config, there), time.monotonic() + 60
     assert there.remote is not None
-    for batch in Batches(there, config, World(), 0, steps):
+    for step in range(2 * 51 // 6):
+        batch = batches.fetch(step)
         assert np.array_equal(batch.images.numpy(), local.gather(batch.ids.numpy()))
-        time.sleep(0.06)
+        now, soon = samples.shards(step)
+        while len({*now, *soon}) <= 8 and not all(map(there.remote.holds, soon)):  # else there is no room for them yet
+            assert time.monotonic() < deadline, "the next window's shards never came"
+            time.sleep(0.005)
     assert there.remote.waits <= 3, "but for the first window, a shard was there before it was touched"
     assert len(slow.names) <= 2 * 9 + 4, "each once an epoch, and the first ones of the third"
     assert there.cache_bytes is not None

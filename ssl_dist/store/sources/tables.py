@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.schema import NO_LABEL
+from ssl_dist.store.schema import NO_LABEL, is_of_shard
 from ssl_dist.store.sources.base import MOST_CLASSES, Member, Source, text
 from ssl_dist.store.sources.files import File, fingerprint, most_unpacked, reading
 
@@ -34,7 +34,7 @@ def of_tables(name: str, files: Sequence[File]) -> Source:
     in ``label``, ``labels``, ``cls``, ``class`` or ``fine_label``; their names are Hugging Face's, where given.
 
     Raises:
-        SourceError: a file cannot be read, or has no such column; schemas or labels differ.
+        SourceError: a file cannot be read, has no such column, or is a shard of a store; schemas or labels differ.
     """
     found = {_columns(file) for file in files}
     if len(found) > 1:
@@ -99,6 +99,11 @@ def _columns(file: File) -> _Columns:
     with reading(file, "Parquet or Arrow file") as content:
         opened = _opened(content)
         schema = opened.schema_arrow if isinstance(opened, parquet.ParquetFile) else opened.schema
+        if is_of_shard(schema):  # whose names of classes are in its store's manifest
+            raise SourceError(
+                f"{file.path} is a shard of a store: give the store's folder (of several, to `ssl-dist store merge`);"
+                " copy it into a folder first if it is elsewhere"
+            )
         if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
             raise SourceError(f"{file.path} has several columns of the name {twice[0]}: rename them")
         holding = [field.name for field in schema if _holds_images(field.type)]

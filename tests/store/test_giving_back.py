@@ -1,0 +1,163 @@
+"""Shards of a store elsewhere are given back: at once by who is done with them, and while others read them."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from ssl_dist import store
+from ssl_dist.errors import ConfigError
+from ssl_dist.evaluate import extract
+from ssl_dist.store import ImageStore, mapping, remote, write
+from ssl_dist.store.ahead import Ahead
+from ssl_dist.store.mapping import MappedShard, local
+
+ROWS = 6  # of a shard: the 51 images are in 8 of these and one of 3
+
+
+@pytest.fixture(scope="module")
+def here(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small store, in nine shards of two record batches."""
+    path = tmp_path_factory.mktemp("stores") / "here"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(write, "SHARD_FILES", ROWS)
+        patch.setattr(write, "BATCH_ROWS", 4)
+        store.build(image_folder, path, workers=1)
+    return path
+
+
+def cached(here: Path, room: Path, shards: float) -> ImageStore:
+    """By a cache that has room for so many shards."""
+    largest = max(entry.bytes for entry in store.Manifest.read(here).shards)
+    return ImageStore(f"file://{here}", cache=room, cache_gb=largest * shards / 1e9)
+
+
+@pytest.mark.parametrize(
+    "passes",
+    [
+        lambda one: one.labels,
+        lambda one: list(one.rows()),
+        lambda one: extract(torch.nn.Flatten(), one, np.arange(51), torch.device("cpu")),
+    ],
+    ids=["labels", "rows", "features"],
+)
+def test_who_has_passed_over_a_store_leaves_its_room_to_others(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Callable[[ImageStore], Any]
+) -> None:
+    monkeypatch.setattr(remote, "_ROOM_S", 0.2)
+    one, other = cached(here, tmp_path, 2.5), cached(here, tmp_path, 2.5)
+    passes(one)
+    assert other.gather(np.array([0, ROWS])).shape == (2, 16, 16, 3)
+
+
+def test_a_shard_given_back_while_it_is_mapped_is_not_taken_for_another(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, whole, opened = cached(here, tmp_path, 9), ImageStore(here), list[io.FileIO]()
+    one.gather(np.arange(2 * ROWS))
+    one.prepare([8], [])
+    mapped = mmap.mmap
+
+    def late(descriptor: int, *arguments: Any, **more: Any) -> mmap.mmap:
+        if not opened:
+            one.prepare([7], [])
+            opened.append(io.FileIO(here / "shard-00001.arrow"))  # by the same number, had that been closed
+        return mapped(descriptor, *arguments, **more)
+
+    monkeypatch.setattr(mapping.mmap, "mmap", late)
+    assert np.array_equal(one.labels_at(np.arange(ROWS)), whole.labels[:ROWS])
+    assert np.array_equal(one.gather(np.arange(ROWS)), whole.gather(np.arange(ROWS)))
+    assert opened
+
+
+def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -> None:
+    manifest, asked, arrived = store.Manifest.read(here), threading.Event(), threading.Event()
+
+    def late() -> io.FileIO:
+        asked.set()
+        arrived.wait(10)
+        return io.FileIO(here / manifest.shards[0].file)
+
+    opened = (late, local(here / manifest.shards[1].file))
+    slow, other = (MappedShard("s", manifest.shards[n], manifest, opened[n]) for n in range(2))
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(slow.batch, 0)
+        assert asked.wait(10)
+        assert pool.submit(other.batch, 0).result(timeout=5).num_rows == 4
+        assert not waiting.done()
+        arrived.set()
+        assert waiting.result().num_rows == 4
+
+
+def test_two_threads_read_what_a_third_has_given_back(
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "_ROOM_S", 10.0)
+    whole = ImageStore(here)
+    images, labels, one = whole.gather(np.arange(51)), whole.labels, cached(here, tmp_path, 6.1)
+    end, reads = time.monotonic() + 1.5, [0, 0]
+
+    def read(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        while time.monotonic() < end:
+            ids = random.integers(0, 51, 8)
+            assert np.array_equal(one.gather(ids), images[ids])
+            assert np.array_equal(one.labels_at(ids), labels[ids])
+            reads[seed] += 1
+
+    def prepare() -> None:
+        random = np.random.default_rng(2)
+        while time.monotonic() < end:
+            order = random.permutation(9).tolist()
+            one.prepare(order[:2], order[2:4])
+            time.sleep(0.001)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            for done in [*(pool.submit(read, seed) for seed in range(2)), pool.submit(prepare)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
+    assert min(reads) > 0
+
+
+def test_threads_that_end_unforeseen_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    ended, fetched = threading.Semaphore(0), threading.Semaphore(0)
+
+    class Failing:
+        def fetch(self, number: int, _: threading.Event) -> bool:
+            if number < 8:
+                ended.release()
+                raise MemoryError
+            fetched.release()
+            return True
+
+    failing = Failing()
+    ahead = Ahead(failing.fetch)
+    for number in range(8):  # twice as many as there are threads
+        ahead.want([number], anew=True)
+        assert ended.acquire(timeout=10)
+        while ahead._threads:
+            time.sleep(0.001)
+    ahead.want([8, 9], anew=True)
+    assert fetched.acquire(timeout=10)
+    assert fetched.acquire(timeout=10)
+
+
+def test_damage_is_not_skipped_where_machines_may_see_another(here: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"data\.damaged=skip with file://.*set data\.damaged=refuse"):
+        ImageStore(f"file://{here}", damaged="skip", cache=tmp_path)
