@@ -113,9 +113,14 @@ def test_a_run_does_not_end_with_its_mirror_but_does_not_start_over_without_it(
 
 
 def test_places_that_are_none_are_refused(bucket: str, tmp_path: Path) -> None:
-    for uri in ("runs/x", "ftp://host/x", "s4://bucket"):
+    for uri in ("runs/x", "ftp://host/x", "s4://bucket", "s3://[x/runs"):
         with pytest.raises(ConfigError, match="not a place"):
             Mirror(uri)
+    with pytest.raises(ConfigError, match=r"s3://\[x/runs is not a place"):
+        below("s3://[x/runs", "run")
+    with pytest.raises(ConfigError) as refused:
+        Mirror("s3://key:SE/CRET@bucket/runs")
+    assert "CRET" not in str(refused.value)
     with pytest.raises(ConfigError, match="cannot be written"):
         Mirror(bucket.replace("bucket/runs", "nobucket/runs")).expect_writable()
     Mirror(bucket).expect_writable()

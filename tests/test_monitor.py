@@ -90,6 +90,16 @@ def test_tensorboard_has_views_and_hyperparameters(run: Path, config: RunConfig)
     assert set(written) == set(config.flat())
 
 
+def test_hyperparameters_hold_no_keys(config: RunConfig, tmp_path: Path) -> None:
+    there = config.model_copy(
+        update={"data": config.data.model_copy(update={"store": "s3://key:SECRET@bucket/photos"})}
+    )
+    Monitor(tmp_path, there, there.plan(51), 0).close()
+    content = board(tmp_path).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    written = HParamsPluginData.FromString(content).session_start_info.hparams
+    assert written["data.store"].string_value == "s3://bucket/photos"
+
+
 def test_an_interrupted_run_ends_as_an_undisturbed_one(run: Path, config: RunConfig, tmp_path: Path) -> None:
     undisturbed = pretrain(config, tmp_path, World(), Launcher())
     for tag in ("train/loss", "train/gradient_norm", "probe/knn", "embedding/std"):

@@ -86,7 +86,7 @@ class ImageStore:
             if damaged == "skip":
                 raise ConfigError(
                     f"data.damaged=skip with {without_secrets(os.fspath(path))}: what arrives damaged at one machine"
-                    " may arrive whole at another: set data.damaged=refuse, and copy a shard again that is damaged there"
+                    " may arrive whole at another: set data.damaged=refuse; what is damaged there can be copied again"
                 )
             place, self.location = Place(os.fspath(path)), os.fspath(path)
             self.name, self.manifest = place.name, place.manifest()

@@ -152,3 +152,14 @@ def test_mirrors_of_stages_of_two_commands_do_not_meet(
         for name in ("a", "b"):
             complete(tmp_path / str(mirror is None) / name / "round-0", config, Console())
     assert mirrors == [None, None, f"{place}/a", f"{place}/b"]
+
+
+def test_damage_cannot_be_skipped_between_stages(small_store: Path, few_labels: Path, tmp_path: Path) -> None:
+    skip = sets("--set", "data.damaged=skip")
+    for command in (
+        lambda: g_simclr(small_store, tmp_path / "g", "--clusters", 5, *skip),
+        lambda: self_train(small_store, few_labels, tmp_path / "s", *skip),
+    ):
+        with pytest.raises(ConfigError, match=r"data\.damaged=skip: .* set data\.damaged=refuse"):
+            command()
+    assert not list(tmp_path.glob("*/*"))

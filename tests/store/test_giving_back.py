@@ -7,6 +7,7 @@ import mmap
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,7 +48,7 @@ def cached(here: Path, room: Path, shards: float) -> ImageStore:
     "passes",
     [
         lambda one: one.labels,
-        lambda one: list(one.rows()),
+        lambda one: deque(one.rows(), maxlen=0),
         lambda one: extract(torch.nn.Flatten(), one, np.arange(51), torch.device("cpu")),
     ],
     ids=["labels", "rows", "features"],

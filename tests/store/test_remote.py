@@ -27,6 +27,7 @@ from ssl_dist.collectives import World
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError
 from ssl_dist.mirror import below
 from ssl_dist.samples import Samples, open_data, open_store
+from ssl_dist.sections import DataConfig
 from ssl_dist.store import ImageStore, cache, remote, write
 from ssl_dist.store.schema import ShardEntry
 from tests.helpers import differences, small_config, train
@@ -258,6 +259,51 @@ def test_places_that_are_none_are_one_clear_error(bucket: str, uri: str, room: P
     change(uri, "manifest.json", lambda content: content[:-20])
     with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
         ImageStore(uri, cache=room)
+
+
+@pytest.mark.parametrize(
+    ("uri", "shown"),
+    [
+        ("s3://key:SECRET@bucket/a?region=x", "s3://bucket/a"),
+        ("s3://key:SE/CRET@bucket/a", "s3://bucket/a"),
+        ("s3://key:SE@C/RET@bucket/a b", "s3://bucket/a b"),
+        ("s3://key@bucket", "s3://bucket"),
+        ("s3://bucket/me@home/a", "s3://bucket/me@home/a"),
+        ("file:///data/me@home", "file:///data/me@home"),
+        ("stores/me@home", "stores/me@home"),
+    ],
+)
+def test_messages_hold_no_keys(uri: str, shown: str) -> None:
+    assert remote.without_secrets(uri) == shown
+    if "key" in uri:
+        with pytest.raises(StoreError) as refused:
+            remote.Place(f"{uri.partition('?')[0]}?unknown=1")
+        assert shown in str(refused.value)
+        assert not re.search("key|SE|RET", str(refused.value))
+        began, found = (DataConfig(store="x", num_images=n) for n in (3, 4))
+        with pytest.raises(StoreError, match=f"^{re.escape(shown)} has num_images 4"):
+            began.expect(found.model_copy(update={"store": uri}))
+
+
+def test_a_cache_is_where_its_user_says(monkeypatch: pytest.MonkeyPatch, here: Path, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = windowed(f"file://{here}", tmp_path, Path("~/shards"))
+    assert open_data(config)[1].cache == str(tmp_path / "shards")
+    assert len(open_store(config.data).labels) == 51
+    assert kinds(tmp_path / "shards") == [".arrow"] * 9
+    monkeypatch.chdir(tmp_path)
+    assert cache.folder_of("shards") == tmp_path / "shards"
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    opened = ImageStore(f"file://{here}")
+    with pytest.raises(StoreError, match=r"data\.cache .*Could not determine home.*: set it to a folder"):
+        opened.gather(np.array([0]))
+    with pytest.raises(ConfigError, match=r"data\.cache_gb"):
+        windowed(f"file://{here}", tmp_path, tmp_path, data__cache_gb=1e300)
 
 
 def test_a_manifest_cannot_name_files_outside_the_cache(uri: str, room: Path) -> None:

@@ -268,6 +268,34 @@ def test_any_arrow_reader_opens_a_shard(small_store: Path) -> None:
     assert np.array_equal(image, ImageStore(small_store).gather(np.array([17]))[0])
 
 
+def test_a_store_in_a_bucket_is_no_source_of_images(image_folder: Path, small_store: Path, tmp_path: Path) -> None:
+    """Its shards alone would be tables of images whose classes have no names."""
+    store.build(image_folder, tmp_path / "jpeg", encoding="jpeg", workers=1)
+    for place in (small_store, tmp_path / "jpeg"):
+        for source in (f"file://{place}", f"{place}/*.arrow"):
+            with pytest.raises(SourceError, match=r"shard-00000\.arrow is a shard of a store: give the store's folder"):
+                store.build(source, tmp_path / "new", workers=1)
+
+
+def test_no_writers_are_refused_before_anything_is_written(image_folder: Path, copy: Path, tmp_path: Path) -> None:
+    before = sorted(path.name for path in copy.iterdir())
+    for make in (
+        lambda: store.build(image_folder, tmp_path / "new", workers=0),
+        lambda: store.append(image_folder, copy, workers=0),
+        lambda: store.merge([copy], tmp_path / "new", workers=0),
+    ):
+        with pytest.raises(ConfigError, match="workers 0: at least 1"):
+            make()
+    assert not (tmp_path / "new").exists()
+    assert sorted(path.name for path in copy.iterdir()) == before
+
+
+def test_settings_of_a_reader_that_are_none_are_refused(small_store: Path) -> None:
+    for wrong in ({"verify": "typo"}, {"damaged": "typo"}):
+        with pytest.raises(StoreError, match="='typo': it is"):
+            ImageStore(small_store, **wrong)
+
+
 @pytest.fixture
 def copy(small_store: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(small_store, tmp_path / "copy"))
