@@ -149,7 +149,7 @@ def _reason(error: Exception) -> str:
 
 def checksum(content: np.ndarray | bytes) -> str:
     """xxh3-64 of uint8 ``[n]``, hexadecimal."""
-    return xxhash.xxh3_64_hexdigest(memoryview(content))
+    return xxhash.xxh3_64_hexdigest(content.data if isinstance(content, np.ndarray) else content)
 
 
 def shard_schema(encoding: Encoding, image_shape: tuple[int, int, int]) -> pa.Schema:
