@@ -148,11 +148,12 @@ def test_threads_that_end_unforeseen_are_replaced(monkeypatch: pytest.MonkeyPatc
             return True
 
     failing = Failing()
-    ahead = Ahead(failing.fetch)
+    ahead, deadline = Ahead(failing.fetch), time.monotonic() + 10
     for number in range(8):  # twice as many as there are threads
         ahead.want([number], anew=True)
         assert ended.acquire(timeout=10)
         while ahead._threads:
+            assert time.monotonic() < deadline, "it is still counted on"
             time.sleep(0.001)
     ahead.want([8, 9], anew=True)
     assert fetched.acquire(timeout=10)
