@@ -21,6 +21,7 @@ import xxhash
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable, printable
 from ssl_dist.store.decode import MAX_PIXELS, describe_resize
 from ssl_dist.store.lock import Job, expect_room, locked, unfinished, unwritable
+from ssl_dist.store.remote import is_remote
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.store.shard import Form, Piece, Shard, pixels, put_in_place
 from ssl_dist.store.sources import Member, Share, Source, list_source, of_stores
@@ -133,7 +134,7 @@ def append(
 
 def _folder(path: str | os.PathLike[str]) -> Path:
     """Raises ConfigError for a URI."""
-    if "://" in os.fspath(path):
+    if is_remote(path):
         raise ConfigError(
             f"{path}: a store is made and grows in a folder of a disk; copy it there when it is whole, {MANIFEST} last"
         )

@@ -20,22 +20,10 @@ import torch
 from ssl_dist import store
 from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate import extract
-from ssl_dist.store import ImageStore, mapping, remote, write
+from ssl_dist.store import ImageStore, mapping, remote
 from ssl_dist.store.ahead import Ahead
 from ssl_dist.store.mapping import MappedShard, local
-
-ROWS = 6  # of a shard: the 51 images are in 8 of these and one of 3
-
-
-@pytest.fixture(scope="module")
-def here(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small store, in nine shards of two record batches."""
-    path = tmp_path_factory.mktemp("stores") / "here"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "SHARD_FILES", ROWS)
-        patch.setattr(write, "BATCH_ROWS", 4)
-        store.build(image_folder, path, workers=1)
-    return path
+from tests.store.conftest import ROWS
 
 
 def cached(here: Path, room: Path, shards: float) -> ImageStore:

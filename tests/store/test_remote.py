@@ -28,22 +28,10 @@ from ssl_dist.errors import ConfigError, StoreDamaged, StoreError
 from ssl_dist.mirror import below
 from ssl_dist.samples import Samples, open_data, open_store
 from ssl_dist.sections import DataConfig
-from ssl_dist.store import ImageStore, cache, remote, write
+from ssl_dist.store import ImageStore, cache, remote
 from ssl_dist.store.schema import ShardEntry
 from tests.helpers import differences, small_config, train
-
-ROWS = 6  # of a shard: the 51 images are in 8 of these and one of 3
-
-
-@pytest.fixture(scope="module")
-def here(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small store, in nine shards of two record batches."""
-    path = tmp_path_factory.mktemp("stores") / "here"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "SHARD_FILES", ROWS)
-        patch.setattr(write, "BATCH_ROWS", 4)
-        store.build(image_folder, path, workers=1)
-    return path
+from tests.store.conftest import ROWS
 
 
 def put(folder: Path, uri: str) -> str:
