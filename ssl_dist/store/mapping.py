@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -145,6 +145,41 @@ class MappedShard:
     def _message(self, contents: np.ndarray, index: int) -> np.ndarray:
         batch = self.entry.batches[index]
         return contents[batch.offset : batch.offset + batch.length]
+
+
+def copied(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+    """Runs of bytes of several maps at once, as fast as NumPy indexes the rows of one array, without the interpreter's
+    lock: all addresses from the first map to the last are one array, in which a row may begin at any byte.
+
+    Args:
+        maps: uint8 ``[n_i]``, contiguous, by their numbers.
+        numbers, starts: int64 ``[N]``, of each run its map and its first byte there.
+        length: of a run.
+
+    Returns:
+        uint8 ``[N, length]``.
+
+    Raises:
+        IndexError: a run that ends beyond its map.
+    """
+    if not len(starts):
+        return np.empty((0, length), dtype=np.uint8)
+    first = min(maps.values(), key=_address)
+    offsets, ends = np.zeros((2, max(maps) + 1), dtype=np.int64)
+    for number, each in maps.items():
+        offsets[number] = _address(each) - _address(first)
+        ends[number] = offsets[number] + len(each)
+    rows = starts + offsets[numbers]
+    if (ends[numbers] - rows).min() < length:
+        raise IndexError("bytes beyond a map")
+    everything = np.lib.stride_tricks.as_strided(first, (int(ends.max()) - length + 1, length), (1, 1))
+    made: np.ndarray = everything[rows]
+    return made
+
+
+def _address(array: np.ndarray) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address
 
 
 def local(path: Path) -> Callable[[], io.FileIO]:

@@ -19,7 +19,7 @@ import numpy as np
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.cache import DEFAULT_GB, Cache
 from ssl_dist.store.decode import decode
-from ssl_dist.store.mapping import MappedShard, local
+from ssl_dist.store.mapping import MappedShard, copied, local
 from ssl_dist.store.remote import Place, Remote, is_remote, without_secrets
 from ssl_dist.store.schema import NO_BATCH, NO_LABEL, Manifest
 
@@ -108,6 +108,7 @@ class ImageStore:
         self._index = np.concatenate([np.arange(count) for count in counts])
         self._state = np.full(len(rows), _INTACT if verify == "off" else _UNKNOWN, dtype=np.uint8)
         self._buffers = np.full((len(rows), 2 if self.manifest.encoding == "jpeg" else 1), -1, dtype=np.int64)
+        self._num_found = 0  # of them
         self._stays_mapped, self._resident = self.manifest.bytes <= RESIDENT_BYTES, 0
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
@@ -204,17 +205,25 @@ class ImageStore:
         return images
 
     def _gather(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
-        touched = np.unique(batches)
-        for number in touched[self._buffers[touched, 0] < 0].tolist():
-            self._find(number)
-        for shard in np.unique(self._shard_of[touched]).tolist():
-            self._shards[shard].expect_whole()
-        images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
-        if self.manifest.encoding == "raw":
-            self._copy(ids, batches, images)
-        else:
-            self._decode(ids, batches, images)
-        return images
+        if self._num_found < len(self._buffers):
+            for number in set(batches[self._buffers[batches, 0] < 0].tolist()):
+                self._find(number)
+        of_shards = self._shard_of[batches]
+        touched = {number: self._shards[number] for number in np.flatnonzero(np.bincount(of_shards)).tolist()}
+        for shard in touched.values():
+            shard.expect_whole()
+        if self.manifest.encoding == "jpeg":
+            return self._decode(ids, batches)
+        length = math.prod(self.image_shape)
+        starts = self._buffers[batches, 0] + (ids - self._starts[batches]) * length
+        if self._stays_mapped:
+            images = copied({number: shard.contents for number, shard in touched.items()}, of_shards, starts, length)
+        else:  # where pages do not stay mapped, a fault costs more than a read
+            images = np.empty((len(ids), length), dtype=np.uint8)
+            target, places = images.reshape(-1).data, range(0, images.size, length)
+            for place, number, start in zip(places, of_shards.tolist(), starts.tolist(), strict=True):
+                touched[number].read_into(target[place : place + length], start)
+        return images.reshape(-1, *self.image_shape)
 
     def intact(self, ids: np.ndarray) -> np.ndarray:
         """bool ``[N]``: are the record batches of these sample ids as they were written? "off" says so of all.
@@ -231,28 +240,13 @@ class ImageStore:
     def _located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Sample ids, and the number of each one's record batch."""
         ids = np.asarray(ids, dtype=np.int64)
-        if ids.size and not (ids.min() >= 0 and ids.max() < len(self)):
+        if ids.size and not ids.view(np.uint64).max() < len(self):  # what is negative is large then
             raise StoreError(f"{self.name} has samples 0..{len(self) - 1}, asked for {ids.min()}..{ids.max()}")
         return ids, np.searchsorted(self._starts, ids, side="right") - 1
 
-    def _copy(self, ids: np.ndarray, batches: np.ndarray, images: np.ndarray) -> None:
-        """Rows of pixels into their places."""
-        length, place = math.prod(self.image_shape), 0
-        starts = self._buffers[batches, 0] + (ids - self._starts[batches]) * length
-        shards = self._shard_of[batches]
-        target = images.reshape(-1).data  # slices of memoryviews cost half of what those of arrays do
-        if self._stays_mapped:
-            sources = {shard: self._shards[shard].contents.data for shard in np.unique(shards).tolist()}
-            for shard, start in zip(shards.tolist(), starts.tolist(), strict=True):
-                target[place : place + length] = sources[shard][start : start + length]
-                place += length
-        else:  # where pages do not stay mapped, a fault costs more than a read
-            for shard, start in zip(shards.tolist(), starts.tolist(), strict=True):
-                self._shards[shard].read_into(target[place : place + length], start)
-                place += length
-
-    def _decode(self, ids: np.ndarray, batches: np.ndarray, images: np.ndarray) -> None:
-        """JPEGs, in threads, into their places."""
+    def _decode(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
+        """JPEGs, in threads."""
+        images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
         self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
         rows = ids - self._starts[batches]
 
@@ -271,6 +265,7 @@ class ImageStore:
             return len(content) + 2 * _FAULT_BYTES
 
         self._mapped(sum(self._threads.map(one, range(len(ids)))))
+        return images
 
     def _jpeg(self, number: int, row: int) -> bytes:
         contents = self._shards[self._shard_of[number]].contents
@@ -335,6 +330,7 @@ class ImageStore:
         self._check(number)
         shard, index = self._batch(number)
         self._buffers[number] = shard.image_buffers(index)
+        self._num_found += 1
         self._mapped(3 * _FAULT_BYTES)  # its header, labels and keys
 
     def _shard(self, number: int) -> MappedShard:
