@@ -11,13 +11,14 @@ Shapes: N images, V views, H x W stored pixels, S output pixels a side.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ssl_dist.augment.draws import draw
-from ssl_dist.augment.operations import Maps, render
+from ssl_dist.augment.operations import Maps, maps_of, render
 from ssl_dist.augment.recipes import OPERATIONS, RECIPES, Recipe, View, only
 from ssl_dist.errors import ConfigError
 from ssl_dist.order import fold
@@ -25,6 +26,7 @@ from ssl_dist.order import fold
 __all__ = ["OPERATIONS", "RECIPES", "Recipe", "View", "crops", "only", "views"]
 
 _CACHED_BYTES = 3 << 18  # of pixels that a core works on at a time
+_DRAWN = 32  # such lots that are drawn together
 
 
 def views(
@@ -77,39 +79,53 @@ def crops(
     epochs = torch.as_tensor(epoch, device=images.device).expand(len(images))
     state = fold(fold(fold(torch.zeros_like(ids), seed), epochs), ids)
     made = [
-        images.new_empty((len(list(alike)), len(images), 3, size, size), dtype=dtype)
+        _empty((len(list(alike)), len(images), 3, size, size), dtype, images.device)
         for size, alike in itertools.groupby(view.size_px or height for view in recipe)
     ]
     outs = [out for part in made for out in part]
     # many small operations, each quicker by what autograd would look after; autocast would round pixels to bfloat16
     with torch.inference_mode(), torch.autocast(images.device.type, enabled=False):
-        maps = _maps(recipe, state, images)
-        for some in _parts(images):
-            columns = images[some].permute(0, 2, 3, 1)  # [N, W, 3, H]
-            columns = columns.to(torch.float32, memory_format=torch.contiguous_format).div_(255)
-            for one, out in zip(maps, outs, strict=True):
-                out[some] = render(columns, one.part(some), out.shape[-1])
+        at_once = _at_once(images)
+        for first in range(0, len(images), _DRAWN * at_once):
+            some = slice(first, first + _DRAWN * at_once)
+            _render(images[some], state[some], recipe, at_once, [out[some] for out in outs])
     return tuple(made)
 
 
-def _maps(recipe: Recipe, state: Tensor, images: Tensor) -> list[Maps]:
-    """Of each view; equal views in a row are drawn together."""
-    num_images, height, width, _ = images.shape
+def _render(images: Tensor, state: Tensor, recipe: Recipe, at_once: int, outs: list[Tensor]) -> None:
+    """All views of some images, into ``outs``."""
+    parts = images.split(at_once)
+    maps = _maps(recipe, state, images.shape[1:3], [len(part) for part in parts])
+    for place, part in enumerate(parts):
+        across = part.permute(0, 2, 3, 1)
+        columns = torch.empty(across.shape, device=images.device).copy_(across).div_(255)  # [N, W, 3, H]
+        for one, out in zip(maps, outs, strict=True):
+            render(columns, one[place], out[place * at_once :][: len(part)])
+
+
+def _maps(recipe: Recipe, state: Tensor, shape: torch.Size, together: list[int]) -> list[list[Maps]]:
+    """Of each view and each part of the images; equal views in a row are drawn together."""
+    (height, width), maps = shape, list[list[Maps]]()
     numbers = torch.arange(len(recipe), device=state.device)
     states = fold(state, numbers[:, None])  # [V, N]
-    maps, first = [], 0
     for view, alike in itertools.groupby(recipe):
-        after = first + len(list(alike))
-        drawn = draw(states[first:after].flatten(), view, height, width)
-        together = Maps.of(drawn, height, width, view.size_px or height)
-        maps += [together.part(slice(k * num_images, (k + 1) * num_images)) for k in range(after - first)]
-        first = after
+        count = len(list(alike))
+        drawn = draw(states[len(maps) : len(maps) + count].flatten(), view, height, width)
+        made = iter(maps_of(drawn, height, width, view.size_px or height, together * count))
+        maps += [list(itertools.islice(made, len(together))) for _ in range(count)]
     return maps
 
 
-def _parts(images: Tensor) -> Iterator[slice]:
-    """Runs of images of which a processor's cores each have a cacheful; on other devices, all."""
-    at_once = max(1, len(images))
-    if images.device.type == "cpu" and len(images):
-        at_once = max(1, _CACHED_BYTES // (images[0].numel() * 4)) * torch.get_num_threads()
-    return (slice(start, start + at_once) for start in range(0, len(images), at_once))
+def _at_once(images: Tensor) -> int:
+    """How many images a processor's cores have, each a cacheful; on other devices, all."""
+    if images.device.type != "cpu" or not images.numel():
+        return max(1, len(images))
+    return max(1, _CACHED_BYTES // (images[0].numel() * 4)) * torch.get_num_threads()
+
+
+def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Memory that NumPy asks of the system comes in large pages, unlike torch's: at a third of the cost."""
+    size = math.prod(shape) * dtype.itemsize
+    if device.type != "cpu" or not size:
+        return torch.empty(shape, dtype=dtype, device=device)
+    return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).view(shape)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag
 
 from ssl_dist.augment.draws import Drawn
 
@@ -34,113 +33,136 @@ class Taps(NamedTuple):
     lines: Tensor
     weight: Tensor
 
-    def part(self, some: slice) -> Taps:
-        return Taps(self.lines[some], self.weight[some])
+
+class Bags(NamedTuple):
+    """Taps as ``embedding_bag`` has them, of C sets of lines of each image, the same for all sets.
+
+    Attributes:
+        lines: int32 ``[N, C * S, K]``, numbers among all lines of the images that are rendered together.
+        weight: float32 ``[N, C * S, K]``.
+    """
+
+    lines: Tensor
+    weight: Tensor
+
+    @classmethod
+    def of(cls, taps: Taps, places: Tensor, num_sets: int, num_lines: int) -> Bags:
+        """Of sets of ``num_lines`` lines; ``places``, int64 ``[N]``: which of the images rendered together each is."""
+        sets = torch.arange(num_sets, device=places.device)
+        first = ((places[:, None] * num_sets + sets) * num_lines).int()  # [N, C]
+        lines = taps.lines.unsqueeze(-3) + first[:, :, None, None]  # [N, C, S, K]
+        return cls(lines.flatten(1, 2), taps.weight.unsqueeze(1).expand(lines.shape).flatten(1, 2).contiguous())
+
+    def split(self, counts: list[int]) -> list[Bags]:
+        """Of so many images each."""
+        return [Bags(*both) for both in zip(self.lines.split(counts), self.weight.split(counts), strict=True)]
+
+    def sums(self, lines: Tensor) -> Tensor:
+        """Of lines of R values, float32 ``[.., R]``, contiguous: ``[N, C * S, R]``."""
+        num_images, num_sums, num_taps = self.lines.shape
+        made = torch.embedding_bag(  # of all there is, what sums weighted rows of a matrix in one go
+            lines.view(-1, lines.shape[-1]),
+            self.lines.view(-1),
+            _starts(num_images * num_sums, num_taps, lines.device),
+            mode=0,  # a sum; torch.nn.functional's function costs three times as much on its way here
+            per_sample_weights=self.weight.view(-1),
+        )[0]
+        return made.view(num_images, num_sums, lines.shape[-1])
+
+
+@functools.lru_cache
+def _starts(bags: int, num_taps: int, device: torch.device) -> Tensor:
+    """int32 ``[bags]``: the first tap of each; kept, as it is asked for with every cacheful."""
+    return torch.arange(0, bags * num_taps, num_taps, dtype=torch.int32, device=device)
 
 
 class Maps(NamedTuple):
-    """What one view does to each of N images.
+    """What one view does to each of N images that are rendered together.
 
     Attributes:
-        down, right: taps of the view's rows and columns: crop, resize, flip and a rotation's flips.
-        blurred: bool ``[N]``.
-        kernel: float32 ``[N, K]`` of the blur, of rows and columns.
-        transposed: bool ``[N]``, the rest of a rotation.
+        right, down: of the view's columns and rows: crop, resize, flip and a rotation's flips.
+        blurred: int64 ``[B]``, which images are.
+        blur_right, blur_down: of these.
+        transposed: int64 ``[T]``, which images are, for the rest of a rotation.
         matrix, grey: of ``colour``.
-        solarised: bool ``[N]``.
+        solarised: int64 ``[Z]``, which images are.
     """
 
-    down: Taps
-    right: Taps
+    right: Bags
+    down: Bags
     blurred: Tensor
-    kernel: Tensor
+    blur_right: Bags
+    blur_down: Bags
     transposed: Tensor
     matrix: Tensor
     grey: Tensor
     solarised: Tensor
 
-    @classmethod
-    def of(cls, drawn: Drawn, height: int, width: int, size: int) -> Maps:
-        """Of stored images of height x width."""
-        # Counterclockwise by one quarter: mirror, then transpose; by two: both ways; by three: invert, then transpose.
-        quarters = drawn.quarter_turns
-        mirrored = drawn.flipped ^ (quarters == 1) ^ (quarters == 2)
-        inverted = (quarters == 2) | (quarters == 3)
-        return cls(
-            resize_taps(drawn.top, drawn.height, inverted, height, size),
-            resize_taps(drawn.left, drawn.width, mirrored, width, size),
-            drawn.blur_sigma > 0,
-            blur_kernels(drawn.blur_sigma, size),
-            quarters % 2 == 1,
-            *colour(drawn),
-            drawn.solarised,
+
+def maps_of(drawn: Drawn, height: int, width: int, size: int, together: list[int]) -> list[Maps]:
+    """Of stored images of height x width, so many of them rendered ``together`` at a time."""
+    # Counterclockwise by one quarter: mirror, then transpose; by two: both ways; by three: invert, then transpose.
+    quarters, blurred = drawn.quarter_turns, drawn.blur_sigma > 0
+    mirrored = drawn.flipped ^ (quarters == 1) ^ (quarters == 2)
+    inverted = (quarters == 2) | (quarters == 3)
+    counts = torch.tensor(together, device=quarters.device)
+    times = torch.arange(len(together), device=quarters.device).repeat_interleave(counts)
+    places = torch.arange(len(times), device=quarters.device) - (counts.cumsum(0) - counts)[times]
+
+    def which(happens: Tensor) -> list[Tensor]:
+        return list(places[happens].split(times[happens].bincount(minlength=len(together)).tolist()))
+
+    blurred_ones = which(blurred)
+    blur = blur_taps(blur_kernels(drawn.blur_sigma[blurred], size), size)
+    num_blurred = [len(each) for each in blurred_ones]
+    return [
+        Maps(*each)
+        for each in zip(
+            Bags.of(resize_taps(drawn.left, drawn.width, mirrored, width, size), places, 1, width).split(together),
+            Bags.of(resize_taps(drawn.top, drawn.height, inverted, height, size), places, 3, height).split(together),
+            blurred_ones,
+            Bags.of(blur, places[blurred], 1, size).split(num_blurred),
+            Bags.of(blur, places[blurred], 3, size).split(num_blurred),
+            which(quarters % 2 == 1),
+            *(each.split(together) for each in colour(drawn)),
+            which(drawn.solarised),
+            strict=True,
         )
-
-    def part(self, some: slice) -> Maps:
-        """Of some of the images."""
-        down, right = self.down.part(some), self.right.part(some)
-        blurred, kernel, transposed, matrix, grey, solarised = (each[some] for each in self[2:])
-        return Maps(down, right, blurred, kernel, transposed, matrix, grey, solarised)
+    ]
 
 
-def render(columns: Tensor, maps: Maps, size: int) -> Tensor:
+def render(columns: Tensor, maps: Maps, out: Tensor) -> None:
     """Make one view.
 
     Args:
         columns: float32 ``[N, W, 3, H]`` in [0, 1], of the images, contiguous.
         maps: what is done to each.
-        size: S, pixels.
-
-    Returns:
-        float32 ``[N, 3, S, S]``.
+        out: ``[N, 3, S, S]``, contiguous; written.
     """
     n, width, _, height = columns.shape
-    blurred = maps.blurred.nonzero()[:, 0]
-    blur = blur_taps(maps.kernel[blurred], size)
-    columns = _blur(combine(columns.view(n, 1, width, 3 * height), maps.right), blur, blurred)  # [N, 1, S, 3 * H]
-    rows = columns.mT.contiguous().view(n, 3, height, size)
-    view = _blur(combine(rows, maps.down), blur, blurred)  # [N, 3, S, S]
-    transposed = maps.transposed.nonzero()[:, 0]
-    if len(transposed):
-        view.index_copy_(0, transposed, view[transposed].mT)
+    size = out.shape[-1]
+    view = maps.right.sums(columns.view(n * width, 3 * height))  # [N, S, 3 * H]
+    _blur(view, maps.blurred, maps.blur_right)
+    rows = view.new_empty(n, 3 * height, size)
+    rows.mT.copy_(view)  # quicker than to read across
+    view = maps.down.sums(rows)  # [N, 3 * S, S]
+    _blur(view, maps.blurred, maps.blur_down)
+    view = view.view(n, 3, size, size)
+    if len(maps.transposed):
+        view.index_copy_(0, maps.transposed, view[maps.transposed].mT)
     view = view.view(n, 3, size * size)
     luma = view.mean(2) @ _LUMA.to(view.device)  # [N]
     view = torch.baddbmm((maps.grey * luma)[:, None, None], maps.matrix, view)
-    solarised = maps.solarised.nonzero()[:, 0]
-    if len(solarised):
-        bright = view[solarised]
-        view.index_copy_(0, solarised, torch.minimum(bright, 1 - bright))  # 1 - x is the lesser from 0.5 on
-    return view.clamp_(0, 1).view(n, 3, size, size)
+    if len(maps.solarised):
+        bright = view[maps.solarised]
+        view.index_copy_(0, maps.solarised, torch.minimum(bright, 1 - bright))  # 1 - x is the lesser from 0.5 on
+    torch.clamp(view.to(out.dtype), 0, 1, out=out.view(view.shape))
 
 
-def combine(images: Tensor, taps: Taps, which: Tensor | None = None) -> Tensor:
-    """Lines of images, combined.
-
-    Args:
-        images: float32 ``[M, C, L, R]``: of each C sets of L lines of R values, contiguous.
-        taps: of N images, the same for all sets of one.
-        which: int64 ``[N]``, their numbers among the M; all by default.
-
-    Returns:
-        ``[N, C, S, R]``.
-    """
-    num_images, num_sets, num_lines, length = images.shape
-    end = num_images * num_sets * num_lines
-    first = torch.arange(0, end, num_lines, dtype=torch.int32, device=images.device).view(-1, num_sets)
-    first = first if which is None else first[which]  # [N, C]
-    lines = taps.lines.unsqueeze(-3) + first[:, :, None, None]  # [N, C, S, K]
-    made: Tensor = embedding_bag(  # of all there is, what sums weighted rows of a matrix in one go
-        lines.flatten(0, 2),
-        images.view(-1, length),
-        mode="sum",
-        per_sample_weights=taps.weight[:, None].expand_as(lines).reshape(-1, lines.shape[-1]),
-    )
-    return made.view(*lines.shape[:3], length)
-
-
-def _blur(images: Tensor, taps: Taps, blurred: Tensor) -> Tensor:
-    """In place: the lines of the images with the numbers ``blurred``."""
-    return images.index_copy_(0, blurred, combine(images, taps, blurred)) if len(blurred) else images
+def _blur(lines: Tensor, which: Tensor, changes: Bags) -> None:
+    """In place: the lines of some images, by what a blur adds to them."""
+    if len(which):
+        lines.index_add_(0, which, changes.sums(lines))  # quicker than index_copy_ by far
 
 
 def resize_taps(start: Tensor, length: Tensor, reverse: Tensor, size: int, out: int) -> Taps:
@@ -179,12 +201,14 @@ def blur_kernels(sigma: Tensor, size: int) -> Tensor:
 
 
 def blur_taps(kernel: Tensor, size: int) -> Taps:
-    """Of S lines with reflected borders.
+    """What a blur adds to each of S lines, with reflected borders.
 
     Args:
         kernel: ``[N, K]``.
     """
-    return Taps(_reflected(size, kernel.shape[1], kernel.device), kernel[:, None])
+    weight = kernel[:, None].clone()
+    weight[..., kernel.shape[1] // 2] -= 1
+    return Taps(_reflected(size, kernel.shape[1], kernel.device), weight)
 
 
 @functools.lru_cache

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ssl_dist.augment.draws import Drawn
-from ssl_dist.augment.operations import Maps, render
+from ssl_dist.augment.operations import maps_of, render
 
 
 def pictures(n: int, height: int = 32, width: int | None = None) -> Tensor:
@@ -41,4 +41,7 @@ def made(images: Tensor, size: int | None = None, **drawn: float | bool) -> Tens
     }
     fields = {name: torch.full((n,), value) for name, value in {**nothing, **drawn}.items()}
     size = size or height
-    return render((images / 255).permute(0, 2, 3, 1).contiguous(), Maps.of(Drawn(**fields), height, width, size), size)
+    [maps] = maps_of(Drawn(**fields), height, width, size, [n])
+    out = torch.empty(n, 3, size, size)
+    render((images / 255).permute(0, 2, 3, 1).contiguous(), maps, out)
+    return out

@@ -23,6 +23,14 @@ def test_a_view_does_not_depend_on_its_batch(recipe: str, size: int) -> None:
     assert all(torch.equal(a.flip(1), b) for a, b in zip(turned, whole, strict=True))
 
 
+def test_what_is_rendered_and_drawn_together_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, ids = pictures(40), torch.arange(40)
+    whole = augment.crops(images, ids, seed=1, epoch=2, recipe="byol")
+    monkeypatch.setattr(augment, "_CACHED_BYTES", 3 * images[0].numel() * 4)
+    monkeypatch.setattr(augment, "_DRAWN", 5)
+    assert all(map(torch.equal, augment.crops(images, ids, seed=1, epoch=2, recipe="byol"), whole))
+
+
 def test_seed_epoch_id_and_view_each_change_the_view() -> None:
     images, ids = pictures(1).expand(4, -1, -1, -1), torch.arange(4)
     base = augment.views(images, ids, seed=0, epoch=0, recipe="simclr")
