@@ -41,6 +41,7 @@ bench: install .venv-streaming/.installed
 	$(BIN)/python -m benchmarks.memory
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.mixing
+	$(BIN)/python -m benchmarks.checks --source $(IMAGES)
 	$(BIN)/python -m benchmarks.data --source $(IMAGES) --python "MosaicML Streaming=.venv-streaming/bin/python"
 	$(BIN)/python -m benchmarks.large_store --source $(IMAGES)
 

@@ -161,13 +161,13 @@ class _Session:
         torch.set_num_threads(1)
         return {"views": found}
 
-    def rows(self, seconds: float) -> Record:
-        """Random rows; ids as in training, each image once an epoch."""
+    def rows(self, batch: int, seconds: float) -> Record:
+        """Random rows, ``batch`` a call; ids as in training, each image once an epoch."""
         read = self._opened("rows", self._loader.rows)
         count, cpu_began, began = 0, cpu_seconds(), time.perf_counter()
         while not count or time.perf_counter() - began < seconds:
             order = self._random.permutation(len(self._loader.pixels))
-            for ids in np.split(order, range(BATCH, len(order), BATCH)):
+            for ids in np.split(order, range(batch, len(order), batch)):
                 read(ids)
                 count += len(ids)
         wall_s, cpu_s = time.perf_counter() - began, cpu_seconds() - cpu_began

@@ -28,7 +28,7 @@ from PIL import Image
 from benchmarks import page
 from benchmarks.contestant import CONTESTANTS, OURS
 from benchmarks.data_report import draw, show, text
-from benchmarks.loaders import jpeg_path
+from benchmarks.loaders import ROWS, jpeg_path
 from benchmarks.processes import Memory, Peak, memory_of
 from ssl_dist.order import sample_ids
 from ssl_dist.store import ImageStore, build
@@ -89,8 +89,9 @@ def _measure(folder: Path, interpreters: dict[str, str], repeats: int, seconds: 
         yield from (one.label | {"missing": module} for one, module in zip(entered, missing, strict=True) if module)
         there = [one for one, module in zip(entered, missing, strict=True) if not module]
         list(pool.map(_Contestant.load, there))
-        rows = [(one, {"seconds": seconds}) for one in there if "rows" in one.kind.measures and one.is_raw]
-        yield from _turns("rows", rows, repeats)
+        readers = [one for one in there if "rows" in one.kind.measures and one.is_raw]
+        for batch in ROWS:
+            yield from _turns("rows", [(one, {"batch": batch, "seconds": seconds}) for one in readers], repeats)
         loaders = [one for one in there if "batches" in one.kind.measures]
         yield from _turns("first", [(one, {}) for one in loaders], repeats)
         yield from _batches(loaders, ("none",), repeats, seconds)

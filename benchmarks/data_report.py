@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import page
-from benchmarks.loaders import BATCH
+from benchmarks.loaders import BATCH, ROWS
 
 Record = dict[str, Any]
 _OURS = "ours"
-_ROWS = ["", "rows/s", "ours in units of it"]
+_ROWS = ["", *(column for batch in ROWS for column in (f"rows/s, {batch:,} a call", "ours in units of it"))]
 _VIEWS = (_OURS, "torchvision", "kornia", "lightly")
 _LOADERS = ["", "pixels alone", *(f"views by {name}" for name in _VIEWS), "ours in units of its best"]
 _LOADERS += ["first batch, ms", "RSS, MB", "anonymous, MB"]
@@ -30,11 +30,10 @@ def _sizes(records: list[Record]) -> list[int]:
 
 def row_lines(records: list[Record], px: int) -> list[list[str]]:
     """A line of _ROWS for each contestant."""
-    found = _of(records, px=px, measure="rows")
-    [ours] = _of(found, contestant=_OURS)
+    found = {(one["contestant"], one["batch"]): one["rows_per_s"] for one in _of(records, px=px, measure="rows")}
     return [
-        [one["contestant"], f"{one['rows_per_s']:,.0f}", f"{ours['rows_per_s'] / one['rows_per_s']:.2f}"]
-        for one in found
+        [name, *(cell for n in ROWS for cell in (f"{found[name, n]:,.0f}", f"{found[_OURS, n] / found[name, n]:.2f}"))]
+        for name in dict.fromkeys(name for name, _ in found)
     ]
 
 
@@ -95,7 +94,7 @@ pixels decoded from them. {page.machine()}
 
 ![Two-view batches](data.png)
 
-Random rows: {BATCH} images a call, each image once an epoch, as uint8 arrays. "ours" checks record batches on first
+Random rows: each image once an epoch, as uint8 arrays. "ours" checks record batches on first
 touch. HF datasets has its fastest form, a flat list a row in its Arrow format; with "shuffled indices" it is its NumPy
 format. `Table.take` copies all of a column at each call, so it slows down with the number of images. WebDataset has no
 random access.

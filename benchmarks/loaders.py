@@ -21,6 +21,7 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 
 BATCH = 256
+ROWS = (BATCH, 1024)  # a call for random rows
 SHARD_IMAGES = 1024
 PerImage = Callable[[Any], Any] | None  # one of PIL's images -> a sample
 Rows = Callable[[np.ndarray], np.ndarray]

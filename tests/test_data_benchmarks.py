@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import data, data_report, large_store, mosaics, transforms
+from benchmarks import checks, data, data_report, large_store, mosaics, transforms
 from benchmarks.contestant import CONTESTANTS, OURS, batches
 from benchmarks.loaders import BATCH, Loader
 from benchmarks.processes import in_fresh_process
@@ -102,13 +102,13 @@ def test_a_contestant_is_measured_in_a_process_of_its_own(folder: Path) -> None:
         one.load()
         assert one.views == ("none", OURS)
         found: list[dict[str, Any]] = [
-            *data._turns("rows", [(one, {"seconds": 0.01})], 1),
+            *data._turns("rows", [(one, {"batch": 100, "seconds": 0.01})], 1),
             *data._turns("first", [(one, {})], 1),
             *data._batches([one], (OURS, "kornia"), 1, 0.01),
             one.extra_memory(),
         ]
     rows, first, made, memory = found
-    assert rows["contestant"] == OURS
+    assert (rows["contestant"], rows["batch"]) == (OURS, 100)
     assert rows["rows_per_s"] > 0
     assert first["first_batch_s"] > 0
     assert made["views"] == OURS
@@ -131,8 +131,11 @@ def test_the_report_names_the_best_other_loader_and_what_was_missing(tmp_path: P
             for (who, _, views), rate in rates.items()
             if who == name
         ]
-    records.append({"px": 96, "contestant": OURS, "encoding": "raw", "measure": "rows", "rows_per_s": 5.0})
+    for name, rate in ((OURS, 5.0), ("Lance", 2.0)):
+        about = {"px": 96, "contestant": name, "encoding": "raw", "measure": "rows"}
+        records += [{**about, "batch": batch, "rows_per_s": rate * batch} for batch in (256, 1024)]
     text = data_report.text(records, 1000, 3)
+    assert "| Lance | 512 | 2.50 | 2,048 | 2.50 |" in text
     assert "best other loader is Lance (jpeg) with kornia: 4.0 times slower" in text
     assert "HF datasets (no module datasets)" in text
     data_report.draw(records, tmp_path / "data.png")
@@ -167,6 +170,16 @@ def test_a_store_is_trained_on_and_opened_at_any_step(folder: Path) -> None:
     orders = list(large_store._order({"small": 100, "10^9": 10**9}))
     assert [one["ids"] for one in orders] == [100] * 3 + [10**9] * 3
     assert max(one["peak_bytes"] for one in orders) < 1 << 20  # nothing of 10^9 items
+
+
+def test_checks_are_measured_as_a_share_of_the_same_epoch(folder: Path) -> None:
+    record = checks.measure(folder / "ssl_dist.batches-raw", 1)
+    assert record.pop("images") == len(ImageStore(folder / "ssl_dist.batches-raw"))
+    assert min(record.values()) > 0
+    seconds = {"disk_first_off": 4.0, "disk_first_lazy": 5.0, "cache_first_off": 1.0, "cache_first_lazy": 1.2}
+    later = {"cache_later_off": 1.0, "cache_later_lazy": 0.5}
+    line = checks._text([{"px": 32, "images": 100, **seconds, **later}], 1).splitlines()[-1]
+    assert line == "| 32 px | 25 | 20 | 100 | 83 | 100 | 200 | +25% | +20% | +2.0% |"
 
 
 @pytest.mark.slow

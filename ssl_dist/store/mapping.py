@@ -6,6 +6,7 @@ lies under a checksum; the Arrow file's own header and footer serve other reader
 
 from __future__ import annotations
 
+import contextlib
 import io
 import mmap
 import os
@@ -25,13 +26,16 @@ class MappedShard:
     Args:
         store: name of the store.
         opened: opens the file.
+        large_pages: whether all of it may stay mapped: then its pages are mapped by the 2 MiB where the system can.
     """
 
-    def __init__(self, store: str, entry: ShardEntry, manifest: Manifest, opened: Callable[[], io.FileIO]) -> None:
+    def __init__(
+        self, store: str, entry: ShardEntry, manifest: Manifest, opened: Callable[[], io.FileIO], large_pages: bool
+    ) -> None:
         self.entry, self.path = entry, f"{store}/{entry.file}"
         self._schema = shard_schema(manifest.encoding, manifest.image_shape)
         self._num_classes = len(manifest.class_names)
-        self._opened = opened
+        self._opened, self._large_pages = opened, large_pages
         self._file: io.FileIO | None = None
         self._map: mmap.mmap | None = None
         self._contents: np.ndarray | None = None
@@ -60,11 +64,18 @@ class MappedShard:
     def _mapped(self) -> mmap.mmap | None:
         file = self._open()  # which another thread may ``forget`` meanwhile: then its descriptor would be another's
         try:
-            return mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            found = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            self._advise(found)
+            return found
         except ValueError:  # an empty file cannot be mapped
             return None
         except OSError as error:
             raise missing(self.path, error) from None
+
+    def _advise(self, there: mmap.mmap) -> None:
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with contextlib.suppress(OSError):  # of a system without them
+                there.madvise(mmap.MADV_HUGEPAGE if self._large_pages else mmap.MADV_NOHUGEPAGE)
 
     def damaged(self) -> list[int]:
         """Record batches that differ from their checksums; NO_BATCH alone where what is around them differs."""
@@ -164,22 +175,18 @@ def copied(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarr
     """
     if not len(starts):
         return np.empty((0, length), dtype=np.uint8)
-    first = min(maps.values(), key=_address)
+    addresses = {number: each.__array_interface__["data"][0] for number, each in maps.items()}
+    first = min(addresses, key=addresses.__getitem__)
     offsets, ends = np.zeros((2, max(maps) + 1), dtype=np.int64)
     for number, each in maps.items():
-        offsets[number] = _address(each) - _address(first)
+        offsets[number] = addresses[number] - addresses[first]
         ends[number] = offsets[number] + len(each)
     rows = starts + offsets[numbers]
     if (ends[numbers] - rows).min() < length:
         raise IndexError("bytes beyond a map")
-    everything = np.lib.stride_tricks.as_strided(first, (int(ends.max()) - length + 1, length), (1, 1))
+    everything = np.lib.stride_tricks.as_strided(maps[first], (int(ends.max()) - length + 1, length), (1, 1))
     made: np.ndarray = everything[rows]
     return made
-
-
-def _address(array: np.ndarray) -> int:
-    address: int = array.__array_interface__["data"][0]
-    return address
 
 
 def local(path: Path) -> Callable[[], io.FileIO]:

@@ -96,7 +96,7 @@ class ImageStore:
             self.manifest = Manifest.read(Path(path))
         self.image_shape = self.manifest.image_shape
         self.class_names = self.manifest.class_names
-        self._skip = damaged == "skip"
+        self._skip, self._stays_mapped = damaged == "skip", self.manifest.bytes <= RESIDENT_BYTES
         self._shards = [self._shard(number) for number in range(len(self.manifest.shards))]
         self.shard_rows = np.array([shard.entry.rows for shard in self._shards], dtype=np.int64)
         # record batch b of the whole store is number _index[b] of shard _shard_of[b], and has the sample ids
@@ -108,8 +108,7 @@ class ImageStore:
         self._index = np.concatenate([np.arange(count) for count in counts])
         self._state = np.full(len(rows), _INTACT if verify == "off" else _UNKNOWN, dtype=np.uint8)
         self._buffers = np.full((len(rows), 2 if self.manifest.encoding == "jpeg" else 1), -1, dtype=np.int64)
-        self._num_found = 0  # of them
-        self._stays_mapped, self._resident = self.manifest.bytes <= RESIDENT_BYTES, 0
+        self._resident = 0
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
         if verify == "full" and (found := self.verify()):
@@ -205,8 +204,8 @@ class ImageStore:
         return images
 
     def _gather(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
-        if self._num_found < len(self._buffers):
-            for number in set(batches[self._buffers[batches, 0] < 0].tolist()):
+        if (unknown := self._buffers[batches, 0] < 0).any():
+            for number in set(batches[unknown].tolist()):
                 self._find(number)
         of_shards = self._shard_of[batches]
         touched = {number: self._shards[number] for number in np.flatnonzero(np.bincount(of_shards)).tolist()}
@@ -330,13 +329,12 @@ class ImageStore:
         self._check(number)
         shard, index = self._batch(number)
         self._buffers[number] = shard.image_buffers(index)
-        self._num_found += 1
         self._mapped(3 * _FAULT_BYTES)  # its header, labels and keys
 
     def _shard(self, number: int) -> MappedShard:
         entry, remote = self.manifest.shards[number], self.remote
         opened = local(Path(self.name) / entry.file) if remote is None else partial(remote.file, number)
-        return MappedShard(self.name, entry, self.manifest, opened)
+        return MappedShard(self.name, entry, self.manifest, opened, self._stays_mapped)
 
     def _forget(self, number: int) -> None:
         """Let go of a shard's file."""

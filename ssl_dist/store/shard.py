@@ -35,6 +35,7 @@ from ssl_dist.store.sources.base import text
 
 JPEG_QUALITY = 90
 BATCH_BYTES = 2 << 20  # of images: a record batch, which is checked as a whole when a row is touched, ends there
+_WRITE_BYTES = 16 << 20  # at a time: what is written in large parts the system also caches, and maps, in large pages
 _MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
 
 
@@ -88,7 +89,7 @@ def write_shard(piece: Piece) -> Written:
     """
     aside = piece.path.with_name(f".{piece.path.stem}.{uuid.uuid4().hex}.tmp")
     try:
-        with aside.open("wb") as file:
+        with aside.open("wb", buffering=_WRITE_BYTES) as file:
             shard, batches = _write_rows(file, piece)
             file.flush()
             os.fsync(file.fileno())

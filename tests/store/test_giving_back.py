@@ -79,7 +79,7 @@ def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -
         return io.FileIO(here / manifest.shards[0].file)
 
     opened = (late, local(here / manifest.shards[1].file))
-    slow, other = (MappedShard("s", manifest.shards[n], manifest, opened[n]) for n in range(2))
+    slow, other = (MappedShard("s", manifest.shards[n], manifest, opened[n], large_pages=False) for n in range(2))
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(slow.batch, 0)
         assert asked.wait(10)
