@@ -43,7 +43,8 @@ def machine() -> str:
     model = next(
         (line.partition(":")[2].strip() for line in _cpu_lines() if line.startswith("model name")), platform.machine()
     )
-    return f"{os.cpu_count()} cores of {model}, {torch.get_num_threads()} threads, torch {torch.__version__}."
+    threads = torch.get_num_threads()
+    return f"{os.cpu_count()} cores of {model}, {threads} thread{'s' * (threads > 1)}, torch {torch.__version__}."
 
 
 def _cpu_lines() -> list[str]:

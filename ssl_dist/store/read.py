@@ -5,14 +5,13 @@ Of a store elsewhere, shards are opened when they are touched, from the cache th
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -20,26 +19,14 @@ from ssl_dist.errors import ConfigError, StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.cache import DEFAULT_GB, Cache
 from ssl_dist.store.decode import decode
 from ssl_dist.store.mapping import MappedShard, copied, local
+from ssl_dist.store.record_batches import FAULT_BYTES, Damage, RecordBatches
 from ssl_dist.store.remote import Place, Remote, is_remote, without_secrets
-from ssl_dist.store.schema import NO_BATCH, NO_LABEL, Manifest
+from ssl_dist.store.schema import NO_LABEL, Manifest
 
 Verify = Literal["lazy", "off", "full"]
 DamagedRows = Literal["refuse", "skip"]
 
 RESIDENT_BYTES = 1 << 30  # a store of no more stays mapped
-_PASSING_BYTES = 64 << 20  # of a larger one, about, are mapped at a time
-_FAULT_BYTES = 1 << 16  # that Linux maps around a page that is touched
-_UNKNOWN, _INTACT, _DAMAGED = range(3)  # states of a record batch
-
-log = logging.getLogger(__name__)
-
-
-class Damage(NamedTuple):
-    """A record batch whose bytes differ from its checksum; ``rows`` are sample ids [first, one past the last)."""
-
-    shard: str
-    batch: int
-    rows: tuple[int, int]
 
 
 class ImageStore:
@@ -96,19 +83,18 @@ class ImageStore:
             self.manifest = Manifest.read(Path(path))
         self.image_shape = self.manifest.image_shape
         self.class_names = self.manifest.class_names
-        self._skip, self._stays_mapped = damaged == "skip", self.manifest.bytes <= RESIDENT_BYTES
+        self._stays_mapped = self.manifest.bytes <= RESIDENT_BYTES
         self._shards = [self._shard(number) for number in range(len(self.manifest.shards))]
         self.shard_rows = np.array([shard.entry.rows for shard in self._shards], dtype=np.int64)
-        # record batch b of the whole store is number _index[b] of shard _shard_of[b], and has the sample ids
-        # [_starts[b], _starts[b + 1])
-        counts = [len(shard.entry.batches) for shard in self._shards]
-        rows = [batch.rows for shard in self._shards for batch in shard.entry.batches]
-        self._starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
-        self._shard_of = np.repeat(np.arange(len(counts)), counts)
-        self._index = np.concatenate([np.arange(count) for count in counts])
-        self._state = np.full(len(rows), _INTACT if verify == "off" else _UNKNOWN, dtype=np.uint8)
-        self._buffers = np.full((len(rows), 2 if self.manifest.encoding == "jpeg" else 1), -1, dtype=np.int64)
-        self._resident = 0
+        self._batches = RecordBatches(
+            self.name,
+            self._shards,
+            self.remote,
+            checked=verify != "off",
+            skip=damaged == "skip",
+            num_buffers=2 if self.manifest.encoding == "jpeg" else 1,
+            stay_mapped=self._stays_mapped,
+        )
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
         if verify == "full" and (found := self.verify()):
@@ -122,8 +108,8 @@ class ImageStore:
         """int32 ``[n]``: index into ``class_names``, -1 where an image has none."""
         if self._labels is None:
             labels = np.full(len(self), NO_LABEL, dtype=np.int32)
-            for number in range(len(self._state)) if self.class_names else ():
-                labels[self._rows(number)] = self._labels_of(number)
+            for number in range(len(self._batches)) if self.class_names else ():
+                labels[self._batches.rows(number)] = self._labels_of(number)
             self._labels = labels
             self.prepare((), ())  # who has read the labels may touch no image for long
         return self._labels
@@ -133,16 +119,17 @@ class ImageStore:
         if self._labels is not None or not self.class_names:
             known: np.ndarray = self.labels[ids]
             return known
-        ids, batches = self._located(ids)
+        ids, batches = self._batches.located(ids)
         found = np.empty(len(ids), dtype=np.int32)
         for number, places in _groups(batches):
-            found[places] = self._labels_of(number)[ids[places] - self._starts[number]]
+            found[places] = self._labels_of(number)[ids[places] - self._batches.starts[number]]
         return found
 
     def _labels_of(self, number: int) -> np.ndarray:
-        if not self._is_readable(number):
-            return np.full(self._rows(number).stop - self._rows(number).start, NO_LABEL, dtype=np.int32)
-        shard, index = self._batch(number)
+        """Of a record batch."""
+        shard, index = self._batches.of(number)
+        if not self._batches.is_readable(number):
+            return np.full(shard.entry.batches[index].rows, NO_LABEL, dtype=np.int32)
         labels: np.ndarray = shard.batch(index).column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
         return labels
 
@@ -162,10 +149,10 @@ class ImageStore:
         Raises:
             StoreDamaged: as ``gather``.
         """
-        for number in range(len(self._state)):
-            self._check(number)
-            shard, index = self._batch(number)
-            self._mapped(shard.entry.batches[index].length)
+        for number in range(len(self._batches)):
+            self._batches.check(number)
+            shard, index = self._batches.of(number)
+            self._batches.mapped(shard.entry.batches[index].length)
             batch = shard.batch(index)
             labels = batch.column("label").fill_null(NO_LABEL).to_pylist()
             images = batch.column("image")
@@ -187,16 +174,16 @@ class ImageStore:
             StoreError: an id outside the store.
             StoreDamaged: a touched record batch differs from its checksum (names shard, batch, rows).
         """
-        ids, batches = self._located(ids)
+        ids, batches = self._batches.located(ids)
         if self.remote is None:
             return self._gather(ids, batches)
-        shards = np.unique(self._shard_of[batches]).tolist()
+        shards = np.unique(self._batches.shard_of[batches]).tolist()
         if held := self.remote.together(shards):
             images = self._gather(ids, batches)
             del held  # they were in use until now
             return images
         images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
-        places_of = dict(_groups(self._shard_of[batches]))
+        places_of = dict(_groups(self._batches.shard_of[batches]))
         for shard in sorted(places_of, key=self.remote.holds, reverse=True):  # before they have to go
             places, file = places_of[shard], self.remote.file(shard)
             images[places] = self._gather(ids[places], batches[places])
@@ -204,17 +191,15 @@ class ImageStore:
         return images
 
     def _gather(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
-        if (unknown := self._buffers[batches, 0] < 0).any():
-            for number in set(batches[unknown].tolist()):
-                self._find(number)
-        of_shards = self._shard_of[batches]
+        self._batches.find(batches)
+        of_shards = self._batches.shard_of[batches]
         touched = {number: self._shards[number] for number in np.flatnonzero(np.bincount(of_shards)).tolist()}
         for shard in touched.values():
             shard.expect_whole()
         if self.manifest.encoding == "jpeg":
             return self._decode(ids, batches)
         length = math.prod(self.image_shape)
-        starts = self._buffers[batches, 0] + (ids - self._starts[batches]) * length
+        starts = self._batches.buffers[batches, 0] + (ids - self._batches.starts[batches]) * length
         if self._stays_mapped:
             images = copied({number: shard.contents for number, shard in touched.items()}, of_shards, starts, length)
         else:  # where pages do not stay mapped, a fault costs more than a read
@@ -230,29 +215,22 @@ class ImageStore:
         Raises:
             StoreError: an id outside the store.
         """
-        _, batches = self._located(ids)
-        for number in np.unique(batches).tolist():
-            self._look_at(number)
-        intact: np.ndarray = self._state[batches] == _INTACT
-        return intact
+        return self._batches.intact(self._batches.located(ids)[1])
 
-    def _located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Sample ids, and the number of each one's record batch."""
-        ids = np.asarray(ids, dtype=np.int64)
-        if ids.size and not ids.view(np.uint64).max() < len(self):  # what is negative is large then
-            raise StoreError(f"{self.name} has samples 0..{len(self) - 1}, asked for {ids.min()}..{ids.max()}")
-        return ids, np.searchsorted(self._starts, ids, side="right") - 1
+    def verify(self) -> list[Damage]:
+        """Check every byte of every shard where it lies, be it elsewhere; returns what is damaged."""
+        return self._batches.verify()
 
     def _decode(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
         """JPEGs, in threads."""
         images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
         self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
-        rows = ids - self._starts[batches]
+        rows = ids - self._batches.starts[batches]
 
         def one(place: int) -> int:
             number, row = int(batches[place]), int(rows[place])
             content = self._jpeg(number, row)
-            shard, index, _ = self._damage(number)
+            shard, index, _ = self._batches.damage(number)
             where = f"{self.name}/{shard}: row {row} of record batch {index} (sample {ids[place]})"
             try:
                 image = decode(content, None)
@@ -261,75 +239,17 @@ class ImageStore:
             if image.shape != self.image_shape:
                 raise StoreDamaged(f"{where} is {image.shape}, not {self.image_shape}")
             images[place] = image
-            return len(content) + 2 * _FAULT_BYTES
+            return len(content) + 2 * FAULT_BYTES
 
-        self._mapped(sum(self._threads.map(one, range(len(ids)))))
+        self._batches.mapped(sum(self._threads.map(one, range(len(ids)))))
         return images
 
     def _jpeg(self, number: int, row: int) -> bytes:
-        contents = self._shards[self._shard_of[number]].contents
-        offsets, files = self._buffers[number].tolist()
+        contents = self._shards[self._batches.shard_of[number]].contents
+        offsets, files = self._batches.buffers[number].tolist()
         start, stop = contents[offsets + 4 * row : offsets + 4 * row + 8].view(np.int32).tolist()
         content: bytes = contents[files + start : files + stop].tobytes()
         return content
-
-    def verify(self) -> list[Damage]:
-        """Check every byte of every shard where it lies, be it elsewhere; returns what is damaged."""
-        damaged, first = list[Damage](), 0
-        for number, shard in enumerate(self._shards):
-            found = self.remote.damaged(number) if self.remote else shard.damaged()
-            damaged += [self._damage(first + index) for index in found if index != NO_BATCH]
-            damaged += [Damage(shard.entry.file, NO_BATCH, (0, 0))] if NO_BATCH in found else []
-            first += len(shard.entry.batches)
-            if self.remote is None:
-                self._mapped(shard.entry.bytes)
-        return damaged
-
-    def _damage(self, number: int) -> Damage:
-        shard, index = self._batch(number)
-        rows = self._rows(number)
-        return Damage(shard.entry.file, index, (rows.start, rows.stop))
-
-    def _matches(self, number: int) -> bool:
-        shard, index = self._batch(number)
-        self._mapped(shard.entry.batches[index].length)
-        return shard.is_intact(index)
-
-    def _look_at(self, number: int) -> None:
-        """Check a record batch that has not been touched yet."""
-        if self._state[number] != _UNKNOWN:
-            return
-        intact = self._matches(number)
-        if self.remote and not intact:  # it was whole when it came
-            self.remote.discard(int(self._shard_of[number]))
-            intact = self._matches(number)
-        self._state[number] = _INTACT if intact else _DAMAGED
-        if self._skip and not intact:
-            log.warning("%s: goes on without its images", self._difference(number))
-
-    def _check(self, number: int) -> None:
-        self._look_at(number)
-        if self._state[number] == _DAMAGED:
-            without = "" if self.remote else ", or train without these images, in a new run with data.damaged=skip"
-            raise StoreDamaged(
-                f"{self._difference(number)}: `ssl-dist store verify` lists all damage; build the store again, or"
-                f" restore the file{without}"
-            )
-
-    def _is_readable(self, number: int) -> bool:
-        self._look_at(number) if self._skip else self._check(number)
-        return bool(self._state[number] == _INTACT)
-
-    def _difference(self, number: int) -> str:
-        shard, index, (start, stop) = self._damage(number)
-        return f"{self.name}/{shard}: record batch {index} (samples {start}..{stop - 1}) differs from its checksum"
-
-    def _find(self, number: int) -> None:
-        """Where a record batch's images are, once and for all."""
-        self._check(number)
-        shard, index = self._batch(number)
-        self._buffers[number] = shard.image_buffers(index)
-        self._mapped(3 * _FAULT_BYTES)  # its header, labels and keys
 
     def _shard(self, number: int) -> MappedShard:
         entry, remote = self.manifest.shards[number], self.remote
@@ -339,20 +259,6 @@ class ImageStore:
     def _forget(self, number: int) -> None:
         """Let go of a shard's file."""
         self._shards[number].forget()
-
-    def _batch(self, number: int) -> tuple[MappedShard, int]:
-        return self._shards[self._shard_of[number]], int(self._index[number])
-
-    def _rows(self, number: int) -> slice:
-        return slice(int(self._starts[number]), int(self._starts[number + 1]))
-
-    def _mapped(self, num_bytes: int) -> None:
-        """Of a larger store let go of what was mapped before: pages count as the process' memory."""
-        self._resident += num_bytes
-        if self._resident > _PASSING_BYTES and not self._stays_mapped:
-            for shard in self._shards:
-                shard.release()
-            self._resident = 0
 
 
 def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

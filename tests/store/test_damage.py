@@ -18,6 +18,7 @@ from ssl_dist.errors import StoreDamaged, StoreError
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.samples import Samples, open_data
 from ssl_dist.store import ImageStore, read, write
+from ssl_dist.store.schema import NO_BATCH
 from tests.helpers import small_config
 
 SECTOR = 512  # bytes that a disk writes as one
@@ -74,7 +75,7 @@ def damage_and_look(path: Path, cases: int, seed: int) -> None:
         file.write_bytes(torn)
         rows = differing_rows(whole, torn, path, file.name)
         opened = ImageStore(path)
-        expected = [(file.name, number, at) for number, at in rows.items()] or [(file.name, read.NO_BATCH, (0, 0))]
+        expected = [(file.name, number, at) for number, at in rows.items()] or [(file.name, NO_BATCH, (0, 0))]
         assert opened.verify() == expected, case
         lost = np.zeros(51, dtype=bool)
         for number, (start, stop) in rows.items():

@@ -1,0 +1,168 @@
+"""The record batches of a store: where they lie, and whether they are as they were written."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_dist.errors import StoreDamaged, StoreError
+from ssl_dist.store.mapping import MappedShard
+from ssl_dist.store.remote import Remote
+from ssl_dist.store.schema import NO_BATCH
+
+FAULT_BYTES = 1 << 16  # that Linux maps around a page that is touched, of files that are not mapped in large pages
+_PASSING_BYTES = 64 << 20  # of a larger store, about, are mapped at a time
+_UNKNOWN, _INTACT, _DAMAGED = range(3)
+
+log = logging.getLogger(__name__)
+
+
+class Damage(NamedTuple):
+    """A record batch whose bytes differ from its checksum; ``rows`` are sample ids [first, one past the last)."""
+
+    shard: str
+    batch: int
+    rows: tuple[int, int]
+
+
+class RecordBatches:
+    """Record batch ``number`` of a whole store, 0 and up.
+
+    Args:
+        name: of the store.
+        shards: all of them, in order.
+        remote: what fetches them, of a store elsewhere.
+        checked: whether each is checked when it is first touched.
+        skip: whether whoever asks goes on without those that are damaged.
+        num_buffers: of a record batch's images; see ``MappedShard.image_buffers``.
+
+    Attributes:
+        starts: int64 ``[batches + 1]``; it has the sample ids [starts[number], starts[number + 1]).
+        shard_of: int64 ``[batches]``, numbers of shards.
+        buffers: int64 ``[batches, num_buffers]``, where its images are; -1 until ``find``.
+        stay_mapped: whether they do, once they are touched.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        shards: Sequence[MappedShard],
+        remote: Remote | None,
+        *,
+        checked: bool,
+        skip: bool,
+        num_buffers: int,
+        stay_mapped: bool,
+    ) -> None:
+        self._name, self._shards, self._remote, self._skip = name, shards, remote, skip
+        counts = [len(shard.entry.batches) for shard in shards]
+        rows = [batch.rows for shard in shards for batch in shard.entry.batches]
+        self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+        self.shard_of = np.repeat(np.arange(len(counts)), counts)
+        self._index = np.concatenate([np.arange(count) for count in counts])
+        self._state = np.full(len(rows), _UNKNOWN if checked else _INTACT, dtype=np.uint8)
+        self.buffers = np.full((len(rows), num_buffers), -1, dtype=np.int64)
+        self.stay_mapped, self._resident = stay_mapped, 0
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def located(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Sample ids as int64 ``[N]``, and the number of each one's record batch.
+
+        Raises:
+            StoreError: an id outside the store.
+        """
+        ids, end = np.asarray(ids, dtype=np.int64), int(self.starts[-1])
+        if ids.size and not ids.view(np.uint64).max() < end:  # what is negative is large then
+            raise StoreError(f"{self._name} has samples 0..{end - 1}, asked for {ids.min()}..{ids.max()}")
+        return ids, np.searchsorted(self.starts, ids, side="right") - 1
+
+    def of(self, number: int) -> tuple[MappedShard, int]:
+        """Its shard, and its number there."""
+        return self._shards[self.shard_of[number]], int(self._index[number])
+
+    def rows(self, number: int) -> slice:
+        """Its sample ids."""
+        return slice(int(self.starts[number]), int(self.starts[number + 1]))
+
+    def find(self, numbers: np.ndarray) -> None:
+        """Have their ``buffers``. Raises StoreDamaged where one differs from its checksum."""
+        unknown = self.buffers[numbers, 0] < 0
+        for number in set(numbers[unknown].tolist()) if unknown.any() else ():
+            self.check(number)
+            shard, index = self.of(number)
+            self.buffers[number] = shard.image_buffers(index)
+            self.mapped(3 * FAULT_BYTES)  # its header, labels and keys
+
+    def intact(self, numbers: np.ndarray) -> np.ndarray:
+        """bool, of the shape of ``numbers``."""
+        for number in np.unique(numbers).tolist():
+            self._look_at(number)
+        intact: np.ndarray = self._state[numbers] == _INTACT
+        return intact
+
+    def is_readable(self, number: int) -> bool:
+        """False: it is damaged, and left out. Raises StoreDamaged: it is damaged, and must not be."""
+        self._look_at(number) if self._skip else self.check(number)
+        return bool(self._state[number] == _INTACT)
+
+    def check(self, number: int) -> None:
+        """Raises StoreDamaged where it differs from its checksum."""
+        self._look_at(number)
+        if self._state[number] == _DAMAGED:
+            without = "" if self._remote else ", or train without these images, in a new run with data.damaged=skip"
+            raise StoreDamaged(
+                f"{self._difference(number)}: `ssl-dist store verify` lists all damage; build the store again, or"
+                f" restore the file{without}"
+            )
+
+    def damage(self, number: int) -> Damage:
+        """What messages say of it, damaged or not."""
+        shard, index = self.of(number)
+        rows = self.rows(number)
+        return Damage(shard.entry.file, index, (rows.start, rows.stop))
+
+    def verify(self) -> list[Damage]:
+        """Check every byte of every shard where it lies, be it elsewhere; returns what is damaged."""
+        damaged, first = list[Damage](), 0
+        for number, shard in enumerate(self._shards):
+            found = self._remote.damaged(number) if self._remote else shard.damaged()
+            damaged += [self.damage(first + index) for index in found if index != NO_BATCH]
+            damaged += [Damage(shard.entry.file, NO_BATCH, (0, 0))] if NO_BATCH in found else []
+            first += len(shard.entry.batches)
+            if self._remote is None:
+                self.mapped(shard.entry.bytes)
+        return damaged
+
+    def mapped(self, num_bytes: int) -> None:
+        """Of a larger store let go of what was mapped before: pages count as the process' memory."""
+        self._resident += num_bytes
+        if self._resident > _PASSING_BYTES and not self.stay_mapped:
+            for shard in self._shards:
+                shard.release()
+            self._resident = 0
+
+    def _look_at(self, number: int) -> None:
+        """Check one that has not been touched yet."""
+        if self._state[number] != _UNKNOWN:
+            return
+        intact = self._matches(number)
+        if self._remote and not intact:  # it was whole when it came
+            self._remote.discard(int(self.shard_of[number]))
+            intact = self._matches(number)
+        self._state[number] = _INTACT if intact else _DAMAGED
+        if self._skip and not intact:
+            log.warning("%s: goes on without its images", self._difference(number))
+
+    def _matches(self, number: int) -> bool:
+        shard, index = self.of(number)
+        self.mapped(shard.entry.batches[index].length)
+        return shard.is_intact(index)
+
+    def _difference(self, number: int) -> str:
+        shard, index, (start, stop) = self.damage(number)
+        return f"{self._name}/{shard}: record batch {index} (samples {start}..{stop - 1}) differs from its checksum"
