@@ -1,4 +1,4 @@
-"""Read a store: random rows from memory-mapped shards, checked against the manifest on first touch.
+"""Read a store: random rows, checked against the manifest on first touch.
 
 Of a store elsewhere, shards are opened when they are touched, from the cache that ``remote`` keeps.
 """
@@ -18,15 +18,15 @@ import numpy as np
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.cache import DEFAULT_GB, Cache
 from ssl_dist.store.decode import decode
-from ssl_dist.store.mapping import MappedShard, copied, local
-from ssl_dist.store.record_batches import FAULT_BYTES, Damage, RecordBatches
+from ssl_dist.store.record_batches import Damage, RecordBatches
 from ssl_dist.store.remote import Place, Remote, is_remote, without_secrets
 from ssl_dist.store.schema import NO_LABEL, Manifest
+from ssl_dist.store.shard_file import ShardFile, copied, local
 
 Verify = Literal["lazy", "off", "full"]
 DamagedRows = Literal["refuse", "skip"]
 
-RESIDENT_BYTES = 1 << 30  # a store of no more stays mapped
+RESIDENT_BYTES = 1 << 30  # a store of no more is mapped, and stays so; a larger one is read
 
 
 class ImageStore:
@@ -93,7 +93,6 @@ class ImageStore:
             checked=verify != "off",
             skip=damaged == "skip",
             num_buffers=2 if self.manifest.encoding == "jpeg" else 1,
-            stay_mapped=self._stays_mapped,
         )
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
@@ -128,9 +127,11 @@ class ImageStore:
     def _labels_of(self, number: int) -> np.ndarray:
         """Of a record batch."""
         shard, index = self._batches.of(number)
-        if not self._batches.is_readable(number):
+        if (message := self._batches.readable(number)) is None:
             return np.full(shard.entry.batches[index].rows, NO_LABEL, dtype=np.int32)
-        labels: np.ndarray = shard.batch(index).column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
+        labels: np.ndarray = (
+            shard.batch(index, message).column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
+        )
         return labels
 
     @property
@@ -150,10 +151,8 @@ class ImageStore:
             StoreDamaged: as ``gather``.
         """
         for number in range(len(self._batches)):
-            self._batches.check(number)
             shard, index = self._batches.of(number)
-            self._batches.mapped(shard.entry.batches[index].length)
-            batch = shard.batch(index)
+            batch = shard.batch(index, self._batches.checked(number))
             labels = batch.column("label").fill_null(NO_LABEL).to_pylist()
             images = batch.column("image")
             raw = self.manifest.encoding == "raw"
@@ -202,7 +201,7 @@ class ImageStore:
         starts = self._batches.buffers[batches, 0] + (ids - self._batches.starts[batches]) * length
         if self._stays_mapped:
             images = copied({number: shard.contents for number, shard in touched.items()}, of_shards, starts, length)
-        else:  # where pages do not stay mapped, a fault costs more than a read
+        else:
             images = np.empty((len(ids), length), dtype=np.uint8)
             target, places = images.reshape(-1).data, range(0, images.size, length)
             for place, number, start in zip(places, of_shards.tolist(), starts.tolist(), strict=True):
@@ -227,7 +226,7 @@ class ImageStore:
         self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
         rows = ids - self._batches.starts[batches]
 
-        def one(place: int) -> int:
+        def one(place: int) -> None:
             number, row = int(batches[place]), int(rows[place])
             content = self._jpeg(number, row)
             shard, index, _ = self._batches.damage(number)
@@ -239,22 +238,22 @@ class ImageStore:
             if image.shape != self.image_shape:
                 raise StoreDamaged(f"{where} is {image.shape}, not {self.image_shape}")
             images[place] = image
-            return len(content) + 2 * FAULT_BYTES
 
-        self._batches.mapped(sum(self._threads.map(one, range(len(ids)))))
+        for _ in self._threads.map(one, range(len(ids))):
+            pass
         return images
 
     def _jpeg(self, number: int, row: int) -> bytes:
-        contents = self._shards[self._batches.shard_of[number]].contents
+        shard, _ = self._batches.of(number)
         offsets, files = self._batches.buffers[number].tolist()
-        start, stop = contents[offsets + 4 * row : offsets + 4 * row + 8].view(np.int32).tolist()
-        content: bytes = contents[files + start : files + stop].tobytes()
+        start, stop = shard.part(offsets + 4 * row, 8).view(np.int32).tolist()
+        content: bytes = shard.part(files + start, stop - start).tobytes()
         return content
 
-    def _shard(self, number: int) -> MappedShard:
+    def _shard(self, number: int) -> ShardFile:
         entry, remote = self.manifest.shards[number], self.remote
         opened = local(Path(self.name) / entry.file) if remote is None else partial(remote.file, number)
-        return MappedShard(self.name, entry, self.manifest, opened, self._stays_mapped)
+        return ShardFile(self.name, entry, self.manifest, opened, mapped=self._stays_mapped)
 
     def _forget(self, number: int) -> None:
         """Let go of a shard's file."""

@@ -9,12 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_dist.errors import StoreDamaged, StoreError
-from ssl_dist.store.mapping import MappedShard
 from ssl_dist.store.remote import Remote
 from ssl_dist.store.schema import NO_BATCH
+from ssl_dist.store.shard_file import ShardFile
 
-FAULT_BYTES = 1 << 16  # that Linux maps around a page that is touched, of files that are not mapped in large pages
-_PASSING_BYTES = 64 << 20  # of a larger store, about, are mapped at a time
 _UNKNOWN, _INTACT, _DAMAGED = range(3)
 
 log = logging.getLogger(__name__)
@@ -37,25 +35,23 @@ class RecordBatches:
         remote: what fetches them, of a store elsewhere.
         checked: whether each is checked when it is first touched.
         skip: whether whoever asks goes on without those that are damaged.
-        num_buffers: of a record batch's images; see ``MappedShard.image_buffers``.
+        num_buffers: of a record batch's images; see ``ShardFile.image_buffers``.
 
     Attributes:
         starts: int64 ``[batches + 1]``; it has the sample ids [starts[number], starts[number + 1]).
         shard_of: int64 ``[batches]``, numbers of shards.
         buffers: int64 ``[batches, num_buffers]``, where its images are; -1 until ``find``.
-        stay_mapped: whether they do, once they are touched.
     """
 
     def __init__(
         self,
         name: str,
-        shards: Sequence[MappedShard],
+        shards: Sequence[ShardFile],
         remote: Remote | None,
         *,
         checked: bool,
         skip: bool,
         num_buffers: int,
-        stay_mapped: bool,
     ) -> None:
         self._name, self._shards, self._remote, self._skip = name, shards, remote, skip
         counts = [len(shard.entry.batches) for shard in shards]
@@ -65,7 +61,6 @@ class RecordBatches:
         self._index = np.concatenate([np.arange(count) for count in counts])
         self._state = np.full(len(rows), _UNKNOWN if checked else _INTACT, dtype=np.uint8)
         self.buffers = np.full((len(rows), num_buffers), -1, dtype=np.int64)
-        self.stay_mapped, self._resident = stay_mapped, 0
 
     def __len__(self) -> int:
         return len(self._state)
@@ -81,7 +76,7 @@ class RecordBatches:
             raise StoreError(f"{self._name} has samples 0..{end - 1}, asked for {ids.min()}..{ids.max()}")
         return ids, np.searchsorted(self.starts, ids, side="right") - 1
 
-    def of(self, number: int) -> tuple[MappedShard, int]:
+    def of(self, number: int) -> tuple[ShardFile, int]:
         """Its shard, and its number there."""
         return self._shards[self.shard_of[number]], int(self._index[number])
 
@@ -93,32 +88,36 @@ class RecordBatches:
         """Have their ``buffers``. Raises StoreDamaged where one differs from its checksum."""
         unknown = self.buffers[numbers, 0] < 0
         for number in set(numbers[unknown].tolist()) if unknown.any() else ():
-            self.check(number)
+            message = self.checked(number)
             shard, index = self.of(number)
-            self.buffers[number] = shard.image_buffers(index)
-            self.mapped(3 * FAULT_BYTES)  # its header, labels and keys
+            self.buffers[number] = shard.image_buffers(index, message)
 
     def intact(self, numbers: np.ndarray) -> np.ndarray:
         """bool, of the shape of ``numbers``."""
-        for number in np.unique(numbers).tolist():
-            self._look_at(number)
+        for number in np.unique(numbers[self._state[numbers] == _UNKNOWN]).tolist():
+            self._looked_at(number)
         intact: np.ndarray = self._state[numbers] == _INTACT
         return intact
 
-    def is_readable(self, number: int) -> bool:
-        """False: it is damaged, and left out. Raises StoreDamaged: it is damaged, and must not be."""
-        self._look_at(number) if self._skip else self.check(number)
-        return bool(self._state[number] == _INTACT)
+    def readable(self, number: int) -> np.ndarray | None:
+        """As ``checked``; None: it is damaged, and left out."""
+        message = self._looked_at(number) if self._skip else self.checked(number)
+        return message if self._state[number] == _INTACT else None
 
-    def check(self, number: int) -> None:
-        """Raises StoreDamaged where it differs from its checksum."""
-        self._look_at(number)
+    def checked(self, number: int) -> np.ndarray:
+        """uint8 ``[n]``: its bytes, for ``ShardFile.batch``.
+
+        Raises:
+            StoreDamaged: it differs from its checksum.
+        """
+        message = self._looked_at(number)
         if self._state[number] == _DAMAGED:
             without = "" if self._remote else ", or train without these images, in a new run with data.damaged=skip"
             raise StoreDamaged(
                 f"{self._difference(number)}: `ssl-dist store verify` lists all damage; build the store again, or"
                 f" restore the file{without}"
             )
+        return message
 
     def damage(self, number: int) -> Damage:
         """What messages say of it, damaged or not."""
@@ -134,34 +133,22 @@ class RecordBatches:
             damaged += [self.damage(first + index) for index in found if index != NO_BATCH]
             damaged += [Damage(shard.entry.file, NO_BATCH, (0, 0))] if NO_BATCH in found else []
             first += len(shard.entry.batches)
-            if self._remote is None:
-                self.mapped(shard.entry.bytes)
         return damaged
 
-    def mapped(self, num_bytes: int) -> None:
-        """Of a larger store let go of what was mapped before: pages count as the process' memory."""
-        self._resident += num_bytes
-        if self._resident > _PASSING_BYTES and not self.stay_mapped:
-            for shard in self._shards:
-                shard.release()
-            self._resident = 0
-
-    def _look_at(self, number: int) -> None:
-        """Check one that has not been touched yet."""
-        if self._state[number] != _UNKNOWN:
-            return
-        intact = self._matches(number)
-        if self._remote and not intact:  # it was whole when it came
-            self._remote.discard(int(self.shard_of[number]))
-            intact = self._matches(number)
-        self._state[number] = _INTACT if intact else _DAMAGED
-        if self._skip and not intact:
-            log.warning("%s: goes on without its images", self._difference(number))
-
-    def _matches(self, number: int) -> bool:
+    def _looked_at(self, number: int) -> np.ndarray:
+        """Its bytes, checked if they have not been yet."""
         shard, index = self.of(number)
-        self.mapped(shard.entry.batches[index].length)
-        return shard.is_intact(index)
+        message = shard.message(index)
+        if self._state[number] == _UNKNOWN:
+            intact = shard.matches(index, message)
+            if self._remote and not intact:  # it was whole when it came
+                self._remote.discard(int(self.shard_of[number]))
+                message = shard.message(index)
+                intact = shard.matches(index, message)
+            self._state[number] = _INTACT if intact else _DAMAGED
+            if self._skip and not intact:
+                log.warning("%s: goes on without its images", self._difference(number))
+        return message
 
     def _difference(self, number: int) -> str:
         shard, index, (start, stop) = self.damage(number)

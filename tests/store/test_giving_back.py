@@ -20,9 +20,9 @@ import torch
 from ssl_dist import store
 from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate import extract
-from ssl_dist.store import ImageStore, mapping, remote
+from ssl_dist.store import ImageStore, remote, shard_file
 from ssl_dist.store.ahead import Ahead
-from ssl_dist.store.mapping import MappedShard, local
+from ssl_dist.store.shard_file import ShardFile, local
 from tests.store.conftest import ROWS
 
 
@@ -64,7 +64,7 @@ def test_a_shard_given_back_while_it_is_mapped_is_not_taken_for_another(
             opened.append(io.FileIO(here / "shard-00001.arrow"))  # by the same number, had that been closed
         return mapped(descriptor, *arguments, **more)
 
-    monkeypatch.setattr(mapping.mmap, "mmap", late)
+    monkeypatch.setattr(shard_file.mmap, "mmap", late)
     assert np.array_equal(one.labels_at(np.arange(ROWS)), whole.labels[:ROWS])
     assert np.array_equal(one.gather(np.arange(ROWS)), whole.gather(np.arange(ROWS)))
     assert opened
@@ -79,14 +79,14 @@ def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -
         return io.FileIO(here / manifest.shards[0].file)
 
     opened = (late, local(here / manifest.shards[1].file))
-    slow, other = (MappedShard("s", manifest.shards[n], manifest, opened[n], large_pages=False) for n in range(2))
+    slow, other = (ShardFile("s", manifest.shards[n], manifest, opened[n], mapped=True) for n in range(2))
     with ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(slow.batch, 0)
+        waiting = pool.submit(slow.message, 0)
         assert asked.wait(10)
-        assert pool.submit(other.batch, 0).result(timeout=5).num_rows == 4
+        assert other.matches(0, pool.submit(other.message, 0).result(timeout=5))
         assert not waiting.done()
         arrived.set()
-        assert waiting.result().num_rows == 4
+        assert slow.matches(0, waiting.result())
 
 
 def test_two_threads_read_what_a_third_has_given_back(

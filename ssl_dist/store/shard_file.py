@@ -1,4 +1,4 @@
-"""One shard file on a memory map.
+"""One shard file: of a store that may stay in memory mapped, of a larger one read.
 
 Record batches are found by the manifest's offsets and read with the manifest's schema, so every byte that is trusted
 lies under a checksum; the Arrow file's own header and footer serve other readers.
@@ -10,39 +10,45 @@ import contextlib
 import io
 import mmap
 import os
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import xxhash
 
 from ssl_dist.errors import StoreDamaged, StoreError
 from ssl_dist.store.schema import NO_BATCH, Manifest, ShardEntry, checksum, record_batch, shard_schema
 
+_PART_BYTES = 16 << 20  # of a file that is read as a whole
+_LARGEST = sys.maxsize  # bytes of an array, as NumPy has it
 
-class MappedShard:
-    """A shard file, opened and mapped when it is first read.
+
+class ShardFile:
+    """A shard file, opened when it is first read.
 
     Args:
         store: name of the store.
         opened: opens the file.
-        large_pages: whether all of it may stay mapped: then its pages are mapped by the 2 MiB where the system can.
+        mapped: whether it is mapped, and stays so. Mapped pages count as the process' memory, and so do those that the
+            system maps with one that is touched, of up to 2 MiB.
     """
 
     def __init__(
-        self, store: str, entry: ShardEntry, manifest: Manifest, opened: Callable[[], io.FileIO], large_pages: bool
+        self, store: str, entry: ShardEntry, manifest: Manifest, opened: Callable[[], io.FileIO], *, mapped: bool
     ) -> None:
         self.entry, self.path = entry, f"{store}/{entry.file}"
         self._schema = shard_schema(manifest.encoding, manifest.image_shape)
         self._num_classes = len(manifest.class_names)
-        self._opened, self._large_pages = opened, large_pages
+        self._opened, self._is_mapped = opened, mapped
         self._file: io.FileIO | None = None
         self._map: mmap.mmap | None = None
         self._contents: np.ndarray | None = None
 
     @property
     def contents(self) -> np.ndarray:
-        """uint8 ``[n]``, read-only: the file's bytes.
+        """uint8 ``[n]``, read-only: the file's bytes, mapped.
 
         Raises:
             StoreError: the file cannot be opened.
@@ -65,39 +71,43 @@ class MappedShard:
         file = self._open()  # which another thread may ``forget`` meanwhile: then its descriptor would be another's
         try:
             found = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            self._advise(found)
-            return found
         except ValueError:  # an empty file cannot be mapped
             return None
         except OSError as error:
             raise missing(self.path, error) from None
+        with contextlib.suppress(OSError, AttributeError):  # of a system without large pages
+            found.madvise(mmap.MADV_HUGEPAGE)
+        return found
 
-    def _advise(self, there: mmap.mmap) -> None:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with contextlib.suppress(OSError):  # of a system without them
-                there.madvise(mmap.MADV_HUGEPAGE if self._large_pages else mmap.MADV_NOHUGEPAGE)
+    def message(self, index: int) -> np.ndarray:
+        """uint8 ``[n]``: a record batch as it lies there, which is less than all of it where the file has been cut."""
+        batch = self.entry.batches[index]
+        return self._bytes(batch.offset, batch.length)
+
+    def matches(self, index: int, message: np.ndarray) -> bool:
+        """Has the record batch's ``message`` its checksum?"""
+        return checksum(message) == self.entry.batches[index].xxh3
 
     def damaged(self) -> list[int]:
         """Record batches that differ from their checksums; NO_BATCH alone where what is around them differs."""
-        found = [index for index in range(len(self.entry.batches)) if not self.is_intact(index)]
-        return found or ([] if checksum(self.contents) == self.entry.xxh3 else [NO_BATCH])
+        found = [index for index in range(len(self.entry.batches)) if not self.matches(index, self.message(index))]
+        if found:
+            return found
+        whole, start = xxhash.xxh3_64(), 0
+        while len(part := self._bytes(start, _PART_BYTES)):
+            whole.update(part.data)
+            start += len(part)
+        return [] if whole.hexdigest() == self.entry.xxh3 else [NO_BATCH]
 
-    def is_intact(self, index: int) -> bool:
-        """Does this record batch match its checksum?"""
-        return checksum(self._message(self.contents, index)) == self.entry.batches[index].xxh3
-
-    def batch(self, index: int) -> pa.RecordBatch:
-        """A record batch on the map.
+    def batch(self, index: int, message: np.ndarray) -> pa.RecordBatch:
+        """The record batch of a ``message``.
 
         Raises:
             StoreDamaged: it is none, or not of this schema.
         """
-        return self._read(self.contents, index)
-
-    def _read(self, contents: np.ndarray, index: int) -> pa.RecordBatch:
         try:
             # its checksum says that it is what was written, not who wrote it
-            batch = record_batch(self._message(contents, index), self._schema, self._num_classes)
+            batch = record_batch(message, self._schema, self._num_classes)
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             raise StoreDamaged(f"{self.path}: record batch {index} cannot be read ({error})") from None
         if batch.num_rows != self.entry.batches[index].rows:
@@ -106,33 +116,48 @@ class MappedShard:
             )
         return batch
 
-    def image_buffers(self, index: int) -> list[int]:
-        """Where the bytes of a record batch's images are in ``contents``: raw [pixels], JPEG [int32 offsets, files].
+    def image_buffers(self, index: int, message: np.ndarray) -> list[int]:
+        """Where the bytes of a ``message``'s images are in the file: raw [pixels], JPEG [int32 offsets, files].
 
         Raises:
             StoreDamaged: as ``batch``.
         """
-        contents = self.contents
-        column = self._read(contents, index).column("image")
+        column = self.batch(index, message).column("image")
         column = column.storage.flatten() if isinstance(column, pa.ExtensionArray) else column
-        base = contents.ctypes.data
-        return [buffer.address - base for buffer in column.buffers()[1:]]
+        first = self.entry.batches[index].offset - message.ctypes.data
+        return [first + buffer.address for buffer in column.buffers()[1:]]
 
-    def read_into(self, target: memoryview, start: int) -> None:
-        """Bytes from ``start`` on, as many as the target has, past the map.
+    def part(self, start: int, length: int) -> np.ndarray:
+        """uint8 ``[length]``: bytes from ``start`` on.
 
         Raises:
-            StoreDamaged: the file has been cut since it was opened.
+            StoreDamaged: the file ends before.
             StoreError: it cannot be read.
         """
+        found = self._bytes(start, length)
+        if len(found) != length:
+            raise self._cut()
+        return found
+
+    def _bytes(self, start: int, length: int) -> np.ndarray:
+        """As ``part``, or what there is of it."""
+        if self._is_mapped:
+            return self.contents[start : start + length]
+        found = np.empty(length, dtype=np.uint8)
+        return found[: self._read(found.data, start)]
+
+    def read_into(self, target: memoryview, start: int) -> None:
+        """As ``part``, into ``target``, of a file that is not mapped."""
+        if self._read(target, start) != len(target):
+            raise self._cut()
+
+    def _read(self, target: memoryview, start: int) -> int:
+        """How many bytes there were."""
         file = self._open()  # which another thread may ``forget`` meanwhile
         try:
-            done = os.preadv(file.fileno(), (target,), start)
+            return os.preadv(file.fileno(), (target,), start)
         except OSError as error:
             raise missing(self.path, error) from None
-        if done != len(target):
-            self.expect_whole()
-            raise StoreDamaged(f"{self.path}: {done} bytes where {len(target)} were asked for, from byte {start} on")
 
     def expect_whole(self) -> None:
         """Reading what was mapped of a file that has been cut since would end the process.
@@ -142,20 +167,14 @@ class MappedShard:
         """
         there = self._map
         if there and there.size() < len(there):
-            raise StoreDamaged(f"{self.path} has been cut since it was opened: restore the file")
+            raise self._cut()
 
-    def release(self) -> None:
-        """Let go of the pages that are mapped; the system still caches what it has room for."""
-        if there := self._map:
-            there.madvise(mmap.MADV_DONTNEED)
+    def _cut(self) -> StoreDamaged:
+        return StoreDamaged(f"{self.path} has been cut: restore the file")
 
     def forget(self) -> None:
         """Let go of the file itself, until it is read again; whoever reads it now still does."""
         self._contents = self._map = self._file = None
-
-    def _message(self, contents: np.ndarray, index: int) -> np.ndarray:
-        batch = self.entry.batches[index]
-        return contents[batch.offset : batch.offset + batch.length]
 
 
 def copied(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
@@ -171,22 +190,30 @@ def copied(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarr
         uint8 ``[N, length]``.
 
     Raises:
-        IndexError: a run that ends beyond its map.
+        IndexError: a run that begins before its map or ends beyond it.
     """
     if not len(starts):
         return np.empty((0, length), dtype=np.uint8)
+    sizes = {number: len(each) for number, each in maps.items()}
     addresses = {number: each.__array_interface__["data"][0] for number, each in maps.items()}
     first = min(addresses, key=addresses.__getitem__)
     offsets, ends = np.zeros((2, max(maps) + 1), dtype=np.int64)
-    for number, each in maps.items():
-        offsets[number] = addresses[number] - addresses[first]
-        ends[number] = offsets[number] + len(each)
+    for number, address in addresses.items():
+        offsets[number] = address - addresses[first]
+        ends[number] = offsets[number] + sizes[number]
     rows = starts + offsets[numbers]
-    if (ends[numbers] - rows).min() < length:
+    if starts.min() < 0 or (ends[numbers] - rows).min() < length:
         raise IndexError("bytes beyond a map")
-    everything = np.lib.stride_tricks.as_strided(maps[first], (int(ends.max()) - length + 1, length), (1, 1))
-    made: np.ndarray = everything[rows]
-    return made
+    span = int(ends.max()) - length + 1
+    if span > _LARGEST // length and len(maps) > 1:  # too far apart for one array
+        made = np.empty((len(starts), length), dtype=np.uint8)
+        for number, each in maps.items():
+            of_it = np.flatnonzero(numbers == number)
+            made[of_it] = copied({number: each}, numbers[of_it], starts[of_it], length)
+        return made
+    everything = np.lib.stride_tricks.as_strided(maps[first], (span, length), (1, 1))
+    found: np.ndarray = everything[rows]
+    return found
 
 
 def local(path: Path) -> Callable[[], io.FileIO]:
