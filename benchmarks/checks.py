@@ -1,6 +1,6 @@
-"""What a store's checks cost: an epoch of ``gather`` with ``verify="lazy"`` beside one with "off".
+"""What a store's checks cost: an epoch of ``gather`` with ``verify="lazy"`` beside one with "off", and beside NumPy.
 
-    python -m benchmarks.checks --source cifar10-train.tar      # about a minute; writes into docs/performance.md
+    python -m benchmarks.checks --source cifar10-train.tar      # about three minutes; writes into docs/performance.md
 
 A record batch is checked when it is first touched, so all of it falls into a process' first epoch. That is measured
 with the files in the system's page cache, and with files that it has dropped, so that they come from the disk.
@@ -13,7 +13,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +24,7 @@ from benchmarks import page
 from benchmarks.loaders import BATCH
 from ssl_dist.order import sample_ids
 from ssl_dist.store import ImageStore, build
-from ssl_dist.store.read import Verify
+from ssl_dist.store.read import RESIDENT_BYTES, Verify
 
 Record = dict[str, Any]
 KINDS: tuple[Verify, Verify] = ("off", "lazy")
@@ -32,43 +32,52 @@ KINDS: tuple[Verify, Verify] = ("off", "lazy")
 
 def main(
     source: Annotated[Path, typer.Option(help="Real images: anything that a store is built from.")],
-    sizes: Annotated[list[int], typer.Option(help="Sides they are resized to, px.")] = [96, 32],  # noqa: B006
+    sizes: Annotated[list[int], typer.Option(help="Sides they are resized to, px.")] = [96, 64, 32],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1)] = 7,
+    folder: Annotated[Path | None, typer.Option(help="On a disk; the system's for what is temporary.")] = None,
     docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
 ) -> None:
     """Measure, print, write."""
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+    allowed = os.sched_getaffinity(0)
     records = []
     for size_px in sizes:
-        with tempfile.TemporaryDirectory() as folder:
-            build(source, Path(folder) / "store", size_px=size_px)
-            records.append({"px": size_px, **measure(Path(folder) / "store", repeats)})
+        with tempfile.TemporaryDirectory(dir=folder) as made:
+            build(source, Path(made) / "store", size_px=size_px)
+            os.sched_setaffinity(0, {max(allowed)})
+            records.append({"px": size_px, **measure(Path(made) / "store", repeats)})
+            os.sched_setaffinity(0, allowed)
             print(json.dumps(records[-1]), flush=True)
     page.write_section("Checks", _text(records, repeats), docs)
 
 
 def measure(store: Path, repeats: int) -> Record:
-    """Medians over repeats that take turns, seconds of an epoch, WHERE_WHEN_VERIFY: "disk" or "cache", where the first
-    epoch reads from; "first" or "later"; "off" or "lazy". And ``images``, how many an epoch has."""
+    """Medians over repeats that take turns, seconds of an epoch, WHERE_WHEN_VERIFY_s: "disk" or "cache", where the
+    first epoch reads from; "first" or "later"; "off" or "lazy". ``numpy_s`` is that of the same images in memory;
+    ``images`` and ``bytes`` are the store's."""
     found: dict[str, list[float]] = {}
     for repeat in range(repeats):
         for where in ("disk", "cache"):
-            for verify in KINDS:
+            for verify in KINDS if repeat % 2 else KINDS[::-1]:
                 if where == "disk":
                     _drop(store)
-                for when, seconds in zip(("first", "later"), _epochs(store, verify, 2 * repeat), strict=True):
-                    found.setdefault(f"{where}_{when}_{verify}", []).append(seconds)
-    return {"images": len(ImageStore(store)), **{name: statistics.median(each) for name, each in found.items()}}
+                opened = ImageStore(store, verify=verify)
+                for when, seconds in zip(("first", "later"), _epochs(opened.gather, len(opened), repeat), strict=True):
+                    found.setdefault(f"{where}_{when}_{verify}_s", []).append(seconds)
+                del opened  # what is mapped cannot be dropped
+    opened = ImageStore(store)
+    images = opened.gather(np.arange(len(opened)))
+    found["numpy_s"] = [list(_epochs(lambda ids: images[ids], len(images), repeat))[1] for repeat in range(repeats)]
+    about = {"images": len(images), "bytes": opened.manifest.bytes}
+    return about | {name: statistics.median(each) for name, each in found.items()}
 
 
-def _epochs(path: Path, verify: Verify, epoch: int) -> Iterator[float]:
-    """Seconds to read each image once, in training's order, in two epochs of a store that has just been opened."""
-    store = ImageStore(path, verify=verify)
-    for number in (epoch, epoch + 1):
-        ids = sample_ids(0, number, 0, len(store), len(store))
+def _epochs(read: Callable[[np.ndarray], np.ndarray], images: int, seed: int) -> Iterator[float]:
+    """Seconds to read each image once, in training's order, in two epochs."""
+    for epoch in range(2):
+        ids = sample_ids(seed, epoch, 0, images, images)
         began = time.perf_counter()
-        for some in np.split(ids, range(BATCH, len(ids), BATCH)):
-            store.gather(some)
+        for some in np.split(ids, range(BATCH, images, BATCH)):
+            read(some)
         yield time.perf_counter() - began
 
 
@@ -81,21 +90,19 @@ def _drop(store: Path) -> None:
 
 
 def _text(records: list[Record], repeats: int) -> str:
-    kinds = [(where, when) for where, when in (("disk", "first"), ("cache", "first"), ("cache", "later"))]
+    kinds = ("disk_first", "cache_first", "cache_later")
     rows = []
     for one in records:
-        cost = {where: one[f"{where}_first_lazy"] - one[f"{where}_first_off"] for where in ("disk", "cache")}
-        ten = one["cache_first_off"] + 9 * one["cache_later_off"]
+        cost = {where: one[f"{where}_first_lazy_s"] - one[f"{where}_first_off_s"] for where in ("disk", "cache")}
+        ten = one["cache_first_off_s"] + 9 * one["cache_later_off_s"]
+        times = [one[f"{kind}_{verify}_s"] for kind in kinds for verify in KINDS]
+        kind = "mapped" if one["bytes"] <= RESIDENT_BYTES else "read"
         rows.append(
             [
-                f"{one['px']} px",
-                *(
-                    f"{one['images'] / one[f'{where}_{when}_{verify}']:,.0f}"
-                    for where, when in kinds
-                    for verify in KINDS
-                ),
-                f"{cost['disk'] / one['disk_first_off']:+.0%}",
-                f"{cost['cache'] / one['cache_first_off']:+.0%}",
+                f"{one['px']} px, {one['bytes'] / 1e6:,.0f} MB, {kind}",
+                *(f"{one['images'] / seconds:,.0f}" for seconds in (*times, one["numpy_s"])),
+                f"{cost['disk'] / one['disk_first_off_s']:+.0%}",
+                f"{cost['cache'] / one['cache_first_off_s']:+.0%}",
                 f"{cost['cache'] / ten:+.1%}",
             ]
         )
@@ -103,11 +110,11 @@ def _text(records: list[Record], repeats: int) -> str:
     return f"""
 `python -m benchmarks.checks`: images/s of `gather`, {BATCH} a call, each image once an epoch, with `verify="lazy"`
 (each record batch is checked when it is first touched) and "off", in the first epoch of a store that has just been
-opened, from the disk or from the page cache, and in the second; one core, medians of {repeats} repeats that take turns.
-The last columns: how much longer the first epoch takes with checks than without, and the first ten from the page cache.
-{page.machine()}
+opened, from the disk or from the page cache, and in the second; NumPy indexes the same images in memory. Stores of up
+to 1 GiB are mapped, larger ones read. One core, medians of {repeats} repeats that take turns. The last columns: how
+much longer the first epoch takes with checks than without, and the first ten from the page cache. {page.machine()}
 
-{page.table(["", *header, "disk", "page cache", "ten epochs"], rows)}
+{page.table(["", *header, "NumPy", "checks, disk", "page cache", "ten epochs"], rows)}
 """
 
 

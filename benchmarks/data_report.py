@@ -94,10 +94,10 @@ pixels decoded from them. {page.machine()}
 
 ![Two-view batches](data.png)
 
-Random rows: each image once an epoch, as uint8 arrays. "ours" checks record batches on first
-touch. HF datasets has its fastest form, a flat list a row in its Arrow format; with "shuffled indices" it is its NumPy
-format. `Table.take` copies all of a column at each call, so it slows down with the number of images. WebDataset has no
-random access.
+Random rows: each image once an epoch, as uint8 arrays, after an epoch that is not measured: what the checks in ours
+cost has a section of its own. HF datasets has its fastest form, a flat list a row in its Arrow format; with "shuffled
+indices" it is its NumPy format. `Table.take` copies all of a column at each call, so it slows down with the number of
+images. WebDataset has no random access.
 
 Loaders: images a CPU second of all processes and threads, in the loader's own process, where it costs least; "pixels
 alone" is without views. Views are SimCLR's two with the same operations and probabilities, of float32: with blur above

@@ -26,7 +26,9 @@ from ssl_dist.order import fold
 __all__ = ["OPERATIONS", "RECIPES", "Recipe", "View", "crops", "only", "views"]
 
 _CACHED_BYTES = 3 << 18  # of pixels that a core works on at a time
-_DRAWN = 32  # such lots that are drawn together
+_HELD_BYTES = 1 << 28  # of pixels that another device works on at a time
+_DRAWN = 32  # lots of images rendered together that are drawn together
+_LARGE_BYTES = 4 << 20  # from which on NumPy asks for large pages
 
 
 def views(
@@ -98,7 +100,9 @@ def _render(images: Tensor, state: Tensor, recipe: Recipe, at_once: int, outs: l
     maps = _maps(recipe, state, images.shape[1:3], [len(part) for part in parts])
     for place, part in enumerate(parts):
         across = part.permute(0, 2, 3, 1)
-        columns = torch.empty(across.shape, device=images.device).copy_(across).div_(255)  # [N, W, 3, H]
+        columns = (
+            torch.empty(across.shape, dtype=torch.float32, device=images.device).copy_(across).div_(255)
+        )  # [N, W, 3, H]
         for one, out in zip(maps, outs, strict=True):
             render(columns, one[place], out[place * at_once :][: len(part)])
 
@@ -117,15 +121,16 @@ def _maps(recipe: Recipe, state: Tensor, shape: torch.Size, together: list[int])
 
 
 def _at_once(images: Tensor) -> int:
-    """How many images a processor's cores have, each a cacheful; on other devices, all."""
-    if images.device.type != "cpu" or not images.numel():
-        return max(1, len(images))
-    return max(1, _CACHED_BYTES // (images[0].numel() * 4)) * torch.get_num_threads()
+    """How many images are rendered together: on a CPU a cacheful for each core."""
+    of_one = max(1, images[:1].numel() * 4)
+    if images.device.type != "cpu":
+        return max(1, _HELD_BYTES // of_one)
+    return max(1, _CACHED_BYTES // of_one) * torch.get_num_threads()
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Memory that NumPy asks of the system comes in large pages, unlike torch's: at a third of the cost."""
+    """Memory that NumPy asks of Linux comes in large pages, unlike torch's: at a third of the cost."""
     size = math.prod(shape) * dtype.itemsize
-    if device.type != "cpu" or not size:
+    if device.type != "cpu" or size < _LARGE_BYTES:
         return torch.empty(shape, dtype=dtype, device=device)
     return torch.from_numpy(np.empty(size, dtype=np.uint8)).view(dtype).view(shape)

@@ -27,7 +27,7 @@ class Taps(NamedTuple):
 
     Attributes:
         lines: int32 ``[N, S, K]``, or ``[S, K]`` for all; their numbers.
-        weight: float32 ``[N, S, K]``, or ``[N, 1, K]`` for all; sums to 1 over the taps.
+        weight: float32 ``[N, S, K]``, or ``[N, 1, K]`` for all; sums to 1 over the taps, of a blur's change to 0.
     """
 
     lines: Tensor
@@ -70,19 +70,25 @@ class Bags(NamedTuple):
         return made.view(num_images, num_sums, lines.shape[-1])
 
 
-@functools.lru_cache
 def _starts(bags: int, num_taps: int, device: torch.device) -> Tensor:
-    """int32 ``[bags]``: the first tap of each; kept, as it is asked for with every cacheful."""
-    return torch.arange(0, bags * num_taps, num_taps, dtype=torch.int32, device=device)
+    """int32 ``[bags]``: the first tap of each."""
+    return _multiples(1 << bags.bit_length(), num_taps, device)[:bags]
+
+
+@functools.lru_cache
+def _multiples(count: int, of: int, device: torch.device) -> Tensor:
+    """int32 ``[count]``; kept, as it is asked for with every lot of images."""
+    return torch.arange(0, count * of, of, dtype=torch.int32, device=device)
 
 
 class Maps(NamedTuple):
     """What one view does to each of N images that are rendered together.
 
     Attributes:
-        right, down: of the view's columns and rows: crop, resize, flip and a rotation's flips.
+        right, down: of the view's columns, all channels at once, and of its rows, of each channel: crop, resize, flip
+            and a rotation's flips.
         blurred: int64 ``[B]``, which images are.
-        blur_right, blur_down: of these.
+        blur_right, blur_down: what is added to the lines of these.
         transposed: int64 ``[T]``, which images are, for the rest of a rotation.
         matrix, grey: of ``colour``.
         solarised: int64 ``[Z]``, which images are.
@@ -100,7 +106,17 @@ class Maps(NamedTuple):
 
 
 def maps_of(drawn: Drawn, height: int, width: int, size: int, together: list[int]) -> list[Maps]:
-    """Of stored images of height x width, so many of them rendered ``together`` at a time."""
+    """What is drawn, as it is done.
+
+    Args:
+        drawn: of ``sum(together)`` images.
+        height, width: of the stored images, pixels.
+        size: S, of the view.
+        together: how many images are rendered at a time.
+
+    Returns:
+        Of each of ``together``.
+    """
     # Counterclockwise by one quarter: mirror, then transpose; by two: both ways; by three: invert, then transpose.
     quarters, blurred = drawn.quarter_turns, drawn.blur_sigma > 0
     mirrored = drawn.flipped ^ (quarters == 1) ^ (quarters == 2)
@@ -137,7 +153,7 @@ def render(columns: Tensor, maps: Maps, out: Tensor) -> None:
     Args:
         columns: float32 ``[N, W, 3, H]`` in [0, 1], of the images, contiguous.
         maps: what is done to each.
-        out: ``[N, 3, S, S]``, contiguous; written.
+        out: float32 or bfloat16 ``[N, 3, S, S]``, contiguous; becomes the view, in [0, 1].
     """
     n, width, _, height = columns.shape
     size = out.shape[-1]
@@ -213,7 +229,7 @@ def blur_taps(kernel: Tensor, size: int) -> Taps:
 
 @functools.lru_cache
 def _reflected(size: int, num_taps: int, device: torch.device) -> Tensor:
-    """int32 ``[S, K]``: the lines under the kernel at each line; kept, as it is asked for with every cacheful."""
+    """int32 ``[S, K]``: the lines under the kernel at each line; kept, as it is asked for with every view."""
     tap = torch.arange(num_taps, dtype=torch.int32, device=device) - num_taps // 2
     line = (torch.arange(size, dtype=torch.int32, device=device)[:, None] + tap).abs()
     return size - 1 - (size - 1 - line).abs()

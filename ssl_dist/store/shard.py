@@ -35,7 +35,9 @@ from ssl_dist.store.sources.base import text
 
 JPEG_QUALITY = 90
 BATCH_BYTES = 2 << 20  # of images: a record batch, which is checked as a whole when a row is touched, ends there
-_WRITE_BYTES = 16 << 20  # at a time: what is written in large parts the system also caches, and maps, in large pages
+# Held by a writer and written at a time: where kernel and file system have large pages for files, what is written in
+# large parts is cached in them, and mapped by them.
+_WRITE_BYTES = 16 << 20
 _MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
 
 

@@ -23,12 +23,21 @@ def test_a_view_does_not_depend_on_its_batch(recipe: str, size: int) -> None:
     assert all(torch.equal(a.flip(1), b) for a, b in zip(turned, whole, strict=True))
 
 
-def test_what_is_rendered_and_drawn_together_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    images, ids = pictures(40), torch.arange(40)
-    whole = augment.crops(images, ids, seed=1, epoch=2, recipe="byol")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_what_is_rendered_and_drawn_together_changes_no_bit(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    images, ids = pictures(40)[:, :, :24].contiguous(), torch.arange(40)
+    turned = View(rotation_p=0.75, solarise_p=0.5, size_px=20)
+    recipe = (turned, turned, View(size_px=20), View(size_px=12, blur_p=1.0))
+    whole = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
     monkeypatch.setattr(augment, "_CACHED_BYTES", 3 * images[0].numel() * 4)
     monkeypatch.setattr(augment, "_DRAWN", 5)
-    assert all(map(torch.equal, augment.crops(images, ids, seed=1, epoch=2, recipe="byol"), whole))
+    monkeypatch.setattr(augment, "_LARGE_BYTES", 1)
+    torch.set_num_threads(threads)
+    try:
+        parts = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
+    finally:
+        torch.set_num_threads(1)
+    assert all(map(torch.equal, parts, whole))
 
 
 def test_seed_epoch_id_and_view_each_change_the_view() -> None:
