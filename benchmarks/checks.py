@@ -111,8 +111,9 @@ def _text(records: list[Record], repeats: int) -> str:
 `python -m benchmarks.checks`: images/s of `gather`, {BATCH} a call, each image once an epoch, with `verify="lazy"`
 (each record batch is checked when it is first touched) and "off", in the first epoch of a store that has just been
 opened, from the disk or from the page cache, and in the second; NumPy indexes the same images in memory. Stores of up
-to 1 GiB are mapped, larger ones read. One core, medians of {repeats} repeats that take turns. The last columns: how
-much longer the first epoch takes with checks than without, and the first ten from the page cache. {page.machine()}
+to 1 GiB are mapped, larger ones read, and a record batch of these is read as a whole for its metadata when it is first
+touched, checked or not. One core, medians of {repeats} repeats that take turns. The last columns: how much longer the
+first epoch takes with checks than without, and the first ten from the page cache. {page.machine()}
 
 {page.table(["", *header, "NumPy", "checks, disk", "page cache", "ten epochs"], rows)}
 """
