@@ -143,7 +143,9 @@ class ShardFile:
         """As ``part``, or what there is of it."""
         if self._is_mapped:
             return self.contents[start : start + length]
-        found = np.empty(length, dtype=np.uint8)
+        file = self._open()
+        there = os.fstat(file.fileno()).st_size - start  # a manifest may promise anything
+        found = np.empty(max(0, min(length, there)), dtype=np.uint8)
         return found[: self._read(found.data, start)]
 
     def read_into(self, target: memoryview, start: int) -> None:
@@ -153,11 +155,13 @@ class ShardFile:
 
     def _read(self, target: memoryview, start: int) -> int:
         """How many bytes there were."""
-        file = self._open()  # which another thread may ``forget`` meanwhile
+        file, done = self._open(), 0  # which another thread may ``forget`` meanwhile
         try:
-            return os.preadv(file.fileno(), (target,), start)
+            while done < len(target) and (more := os.preadv(file.fileno(), (target[done:],), start + done)):
+                done += more
         except OSError as error:
             raise missing(self.path, error) from None
+        return done
 
     def expect_whole(self) -> None:
         """Reading what was mapped of a file that has been cut since would end the process.

@@ -131,6 +131,23 @@ def test_a_shard_that_is_cut_while_it_is_open_ends_no_process(many_batches: Path
         opened.gather(np.arange(51))
 
 
+def test_a_manifest_that_promises_more_than_a_file_has_takes_no_memory(
+    many_batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = Path(shutil.copytree(many_batches, tmp_path / "s"))
+    manifest = json.loads((path / "manifest.json").read_text()) | {"xxh3": None}
+    shard = manifest["shards"][1]
+    shard["bytes"], number = 1 << 60, len(shard["batches"]) - 1
+    shard["batches"][number]["length"] = (1 << 60) - shard["batches"][number]["offset"]
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    monkeypatch.setattr(read, "RESIDENT_BYTES", 5000)
+    opened = ImageStore(path)
+    [found] = opened.verify()
+    assert found[:2] == ("shard-00001.arrow", number)
+    with pytest.raises(StoreDamaged, match=rf"shard-00001\.arrow: record batch {number}"):
+        opened.gather(np.arange(*found.rows))
+
+
 def test_a_store_that_does_not_stay_mapped_reads_the_same(
     many_batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
