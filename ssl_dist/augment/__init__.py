@@ -99,10 +99,8 @@ def _render(images: Tensor, state: Tensor, recipe: Recipe, at_once: int, outs: l
     parts = images.split(at_once)
     maps = _maps(recipe, state, images.shape[1:3], [len(part) for part in parts])
     for place, part in enumerate(parts):
-        across = part.permute(0, 2, 3, 1)
-        columns = (
-            torch.empty(across.shape, dtype=torch.float32, device=images.device).copy_(across).div_(255)
-        )  # [N, W, 3, H]
+        across = part.permute(0, 2, 3, 1)  # [N, W, 3, H]
+        columns = torch.empty(across.shape, dtype=torch.float32, device=images.device).copy_(across).div_(255)
         for one, out in zip(maps, outs, strict=True):
             render(columns, one[place], out[place * at_once :][: len(part)])
 

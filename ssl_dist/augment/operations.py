@@ -64,7 +64,7 @@ class Bags(NamedTuple):
             lines.view(-1, lines.shape[-1]),
             self.lines.view(-1),
             _starts(num_images * num_sums, num_taps, lines.device),
-            mode=0,  # a sum; torch.nn.functional's function costs three times as much on its way here
+            mode=0,  # a sum; torch.nn.functional's function takes longer on its way here
             per_sample_weights=self.weight.view(-1),
         )[0]
         return made.view(num_images, num_sums, lines.shape[-1])

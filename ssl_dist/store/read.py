@@ -126,12 +126,10 @@ class ImageStore:
 
     def _labels_of(self, number: int) -> np.ndarray:
         """Of a record batch."""
-        shard, index = self._batches.of(number)
-        if (message := self._batches.readable(number)) is None:
-            return np.full(shard.entry.batches[index].rows, NO_LABEL, dtype=np.int32)
-        labels: np.ndarray = (
-            shard.batch(index, message).column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
-        )
+        if (batch := self._batches.readable(number)) is None:
+            rows = self._batches.rows(number)
+            return np.full(rows.stop - rows.start, NO_LABEL, dtype=np.int32)
+        labels: np.ndarray = batch.column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
         return labels
 
     @property
@@ -151,8 +149,7 @@ class ImageStore:
             StoreDamaged: as ``gather``.
         """
         for number in range(len(self._batches)):
-            shard, index = self._batches.of(number)
-            batch = shard.batch(index, self._batches.checked(number))
+            batch = self._batches.batch(number)
             labels = batch.column("label").fill_null(NO_LABEL).to_pylist()
             images = batch.column("image")
             raw = self.manifest.encoding == "raw"

@@ -11,7 +11,7 @@ import numpy as np
 from ssl_dist.errors import StoreDamaged, StoreError
 from ssl_dist.store.remote import Remote
 from ssl_dist.store.schema import NO_BATCH
-from ssl_dist.store.shard_file import ShardFile
+from ssl_dist.store.shard_file import RecordBatch, ShardFile
 
 _UNKNOWN, _INTACT, _DAMAGED = range(3)
 
@@ -88,9 +88,7 @@ class RecordBatches:
         """Have their ``buffers``. Raises StoreDamaged where one differs from its checksum."""
         unknown = self.buffers[numbers, 0] < 0
         for number in set(numbers[unknown].tolist()) if unknown.any() else ():
-            message = self.checked(number)
-            shard, index = self.of(number)
-            self.buffers[number] = shard.image_buffers(index, message)
+            self.batch(number)
 
     def intact(self, numbers: np.ndarray) -> np.ndarray:
         """bool, of the shape of ``numbers``."""
@@ -99,25 +97,30 @@ class RecordBatches:
         intact: np.ndarray = self._state[numbers] == _INTACT
         return intact
 
-    def readable(self, number: int) -> np.ndarray | None:
-        """As ``checked``; None: it is damaged, and left out."""
-        message = self._looked_at(number) if self._skip else self.checked(number)
-        return message if self._state[number] == _INTACT else None
+    def readable(self, number: int) -> RecordBatch | None:
+        """As ``batch``; None: it is damaged, and left out."""
+        message = self._looked_at(number)
+        return None if self._skip and self._state[number] == _DAMAGED else self._parsed(number, message)
 
-    def checked(self, number: int) -> np.ndarray:
-        """uint8 ``[n]``: its bytes, for ``ShardFile.batch``.
+    def batch(self, number: int) -> RecordBatch:
+        """It itself, of which ``buffers`` are known from then on: a larger store's is not read twice.
 
         Raises:
-            StoreDamaged: it differs from its checksum.
+            StoreDamaged: it differs from its checksum, or is none.
         """
-        message = self._looked_at(number)
+        return self._parsed(number, self._looked_at(number))
+
+    def _parsed(self, number: int, message: np.ndarray) -> RecordBatch:
         if self._state[number] == _DAMAGED:
             without = "" if self._remote else ", or train without these images, in a new run with data.damaged=skip"
             raise StoreDamaged(
                 f"{self._difference(number)}: `ssl-dist store verify` lists all damage; build the store again, or"
                 f" restore the file{without}"
             )
-        return message
+        shard, index = self.of(number)
+        batch = shard.batch(index, message)
+        self.buffers[number] = shard.image_buffers(index, message, batch)
+        return batch
 
     def damage(self, number: int) -> Damage:
         """What messages say of it, damaged or not."""

@@ -13,6 +13,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,8 @@ import xxhash
 
 from ssl_dist.errors import StoreDamaged, StoreError
 from ssl_dist.store.schema import NO_BATCH, Manifest, ShardEntry, checksum, record_batch, shard_schema
+
+RecordBatch: TypeAlias = pa.RecordBatch  # as others call it, who do not know Arrow
 
 _PART_BYTES = 16 << 20  # of a file that is read as a whole
 _LARGEST = sys.maxsize  # bytes of an array, as NumPy has it
@@ -99,7 +102,7 @@ class ShardFile:
             start += len(part)
         return [] if whole.hexdigest() == self.entry.xxh3 else [NO_BATCH]
 
-    def batch(self, index: int, message: np.ndarray) -> pa.RecordBatch:
+    def batch(self, index: int, message: np.ndarray) -> RecordBatch:
         """The record batch of a ``message``.
 
         Raises:
@@ -116,13 +119,9 @@ class ShardFile:
             )
         return batch
 
-    def image_buffers(self, index: int, message: np.ndarray) -> list[int]:
-        """Where the bytes of a ``message``'s images are in the file: raw [pixels], JPEG [int32 offsets, files].
-
-        Raises:
-            StoreDamaged: as ``batch``.
-        """
-        column = self.batch(index, message).column("image")
+    def image_buffers(self, index: int, message: np.ndarray, batch: RecordBatch) -> list[int]:
+        """Where the bytes of a ``batch``'s images are in the file: raw [pixels], JPEG [int32 offsets, files]."""
+        column = batch.column("image")
         column = column.storage.flatten() if isinstance(column, pa.ExtensionArray) else column
         first = self.entry.batches[index].offset - message.ctypes.data
         return [first + buffer.address for buffer in column.buffers()[1:]]
@@ -198,13 +197,12 @@ def copied(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarr
     """
     if not len(starts):
         return np.empty((0, length), dtype=np.uint8)
-    sizes = {number: len(each) for number, each in maps.items()}
     addresses = {number: each.__array_interface__["data"][0] for number, each in maps.items()}
     first = min(addresses, key=addresses.__getitem__)
     offsets, ends = np.zeros((2, max(maps) + 1), dtype=np.int64)
     for number, address in addresses.items():
         offsets[number] = address - addresses[first]
-        ends[number] = offsets[number] + sizes[number]
+        ends[number] = offsets[number] + len(maps[number])
     rows = starts + offsets[numbers]
     if starts.min() < 0 or (ends[numbers] - rows).min() < length:
         raise IndexError("bytes beyond a map")

@@ -19,6 +19,7 @@ from ssl_dist.evaluate.probe import Probe
 from ssl_dist.samples import Samples, open_data
 from ssl_dist.store import ImageStore, read, write
 from ssl_dist.store.schema import NO_BATCH
+from ssl_dist.store.shard_file import ShardFile
 from tests.helpers import small_config
 
 SECTOR = 512  # bytes that a disk writes as one
@@ -129,6 +130,21 @@ def test_a_shard_that_is_cut_while_it_is_open_ends_no_process(many_batches: Path
         file.truncate(mmap.PAGESIZE)
     with pytest.raises(StoreDamaged, match=r"shard-00001\.arrow has been cut"):
         opened.gather(np.arange(51))
+
+
+def test_a_larger_stores_record_batches_are_read_once_for_labels_and_images(
+    many_batches: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(read, "RESIDENT_BYTES", 5000)
+    opened, message, asked = ImageStore(many_batches), ShardFile.message, list[tuple[str, int]]()
+
+    def counted(self: ShardFile, index: int) -> np.ndarray:
+        asked.append((self.path, index))
+        return message(self, index)
+
+    monkeypatch.setattr(ShardFile, "message", counted)
+    assert len(opened.labels) == len(opened.gather(np.arange(51))) == 51
+    assert len(asked) == len(set(asked)) > 3
 
 
 def test_a_manifest_that_promises_more_than_a_file_has_takes_no_memory(
