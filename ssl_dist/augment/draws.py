@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_dist.augment import series
 from ssl_dist.augment.recipes import View
 from ssl_dist.order import fold
 
@@ -114,7 +115,7 @@ def crop_boxes(draws: Draws, view: View, height: int, width: int) -> tuple[Tenso
     cropped = draws.happens(view.crop_p)
     low_ratio, high_ratio = (math.log(ratio) for ratio in view.crop_ratio)
     area = draws.uniforms(_CROP_TRIES, *view.crop_scale) * (height * width)
-    ratio = draws.uniforms(_CROP_TRIES, low_ratio, high_ratio).exp()
+    ratio = series.exp(draws.uniforms(_CROP_TRIES, low_ratio, high_ratio))
     widths, heights = (area * ratio).sqrt().round(), (area / ratio).sqrt().round()
     fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
     first = fits.to(torch.int8).argmax(1, keepdim=True)

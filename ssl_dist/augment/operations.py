@@ -3,6 +3,9 @@
 Crop, resize, flip and blur are linear and separable: a line of the view is a weighted sum of a few lines of the image,
 its *taps*. Brightness, contrast, saturation, hue and grey are one affine map of colour.
 
+A view depends on its own image alone, to the last bit: its sums run in one order, whatever is rendered beside it. A
+library's matrix product does not promise that: the number of images may choose its code.
+
 Shapes: N images, H x W stored pixels, S x S of the output, K taps of a line.
 """
 
@@ -15,11 +18,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ssl_dist.augment import series
 from ssl_dist.augment.draws import Drawn
 
 GREY = (0.299, 0.587, 0.114)  # ITU-R 601 luma
 _LUMA = torch.tensor(GREY)
-_IN_PHASE, _QUADRATURE = (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)  # of the NTSC's YIQ
+_TO_YIQ = torch.tensor([GREY, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])  # the NTSC's
+_QUARTER = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]])  # turns I and Q
+_ACROSS = torch.linalg.inv(_TO_YIQ) @ _QUARTER @ _TO_YIQ
 
 
 class Taps(NamedTuple):
@@ -90,7 +96,8 @@ class Maps(NamedTuple):
         blurred: int64 ``[B]``, which images are.
         blur_right, blur_down: what is added to the lines of these.
         transposed: int64 ``[T]``, which images are, for the rest of a rotation.
-        matrix, grey: of ``colour``.
+        colours: each channel as a weighted sum of the three.
+        grey: float32 ``[N, 3]``, the share of each channel's mean that is added to all.
         solarised: int64 ``[Z]``, which images are.
     """
 
@@ -100,7 +107,7 @@ class Maps(NamedTuple):
     blur_right: Bags
     blur_down: Bags
     transposed: Tensor
-    matrix: Tensor
+    colours: Bags
     grey: Tensor
     solarised: Tensor
 
@@ -131,6 +138,8 @@ def maps_of(drawn: Drawn, height: int, width: int, size: int, together: list[int
     blurred_ones = which(blurred)
     blur = blur_taps(blur_kernels(drawn.blur_sigma[blurred], size), size)
     num_blurred = [len(each) for each in blurred_ones]
+    matrix, grey = colour(drawn)
+    channels = torch.arange(3, dtype=torch.int32, device=places.device).expand(3, 3)
     return [
         Maps(*each)
         for each in zip(
@@ -140,7 +149,8 @@ def maps_of(drawn: Drawn, height: int, width: int, size: int, together: list[int
             Bags.of(blur, places[blurred], 1, size).split(num_blurred),
             Bags.of(blur, places[blurred], 3, size).split(num_blurred),
             which(quarters % 2 == 1),
-            *(each.split(together) for each in colour(drawn)),
+            Bags.of(Taps(channels, matrix), places, 1, 3).split(together),
+            grey.split(together),
             which(drawn.solarised),
             strict=True,
         )
@@ -167,8 +177,9 @@ def render(columns: Tensor, maps: Maps, out: Tensor) -> None:
     if len(maps.transposed):
         view.index_copy_(0, maps.transposed, view[maps.transposed].mT)
     view = view.view(n, 3, size * size)
-    luma = view.mean(2) @ _LUMA.to(view.device)  # [N]
-    view = torch.baddbmm((maps.grey * luma)[:, None, None], maps.matrix, view)
+    grey = view.mean(2) * maps.grey  # each row's mean is one core's, in the order that the row's length gives
+    view = maps.colours.sums(view)
+    view += (grey[:, 0] + grey[:, 1] + grey[:, 2])[:, None, None]
     if len(maps.solarised):
         bright = view[maps.solarised]
         view.index_copy_(0, maps.solarised, torch.minimum(bright, 1 - bright))  # 1 - x is the lesser from 0.5 on
@@ -198,7 +209,7 @@ def resize_taps(start: Tensor, length: Tensor, reverse: Tensor, size: int, out: 
     weight = (1 - (pixel + 0.5 - centre).abs() / reach).clamp_(min=0)
     inside = pixel.clamp(min=0).minimum(length[:, None, None] - 1)
     weight = torch.where(pixel == inside, weight, 0.0)  # none beyond the crop
-    weight = weight / weight.sum(1, keepdim=True)
+    weight = weight / functools.reduce(torch.add, weight.unbind(1))[:, None]
     return Taps((inside + start[:, None, None]).int().mT.contiguous(), weight.mT.contiguous())
 
 
@@ -213,7 +224,8 @@ def blur_kernels(sigma: Tensor, size: int) -> Tensor:
     """
     radius = min(max(1, size // 10 // 2), size - 1)
     offset = torch.arange(-radius, radius + 1, device=sigma.device)
-    return torch.softmax(-0.5 * (offset / sigma.clamp(min=1e-6)[:, None]) ** 2, dim=1)
+    weight = series.exp(-0.5 * (offset / sigma.clamp(min=1e-6)[:, None]) ** 2)
+    return weight / functools.reduce(torch.add, weight.unbind(1))[:, None]
 
 
 def blur_taps(kernel: Tensor, size: int) -> Taps:
@@ -244,16 +256,12 @@ def colour(drawn: Drawn) -> tuple[Tensor, Tensor]:
     (Haeberli, "Matrix Operations for Image Processing", 1993). torchvision's hue goes through HSV.
 
     Returns:
-        (matrix ``[N, 3, 3]``, grey ``[N]``), float32: colour -> matrix @ colour + grey * luma of the mean colour.
+        (matrix ``[N, 3, 3]``, grey ``[N, 3]``), float32: colour -> matrix @ colour + grey @ mean colour.
     """
     device = drawn.hue.device
-    to_yiq = torch.tensor([GREY, _IN_PHASE, _QUADRATURE], device=device)
-    quarter = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1.0], [0.0, 1.0, 0.0]], device=device)  # of I and Q
-    across = torch.linalg.inv(to_yiq) @ quarter @ to_yiq
-    luma = to_yiq[:1].expand(3, 3)
+    luma = _LUMA.to(device).expand(3, 3)
     chroma = torch.eye(3, device=device) - luma
-    angle = drawn.hue * (2 * math.pi)
-    along, turned = (drawn.saturation * part for part in (angle.cos(), angle.sin()))
-    turn = luma + along[:, None, None] * chroma + turned[:, None, None] * across
+    along, turned = (drawn.saturation * part for part in series.cos_sin(drawn.hue * (2 * math.pi)))
+    turn = luma + along[:, None, None] * chroma + turned[:, None, None] * _ACROSS.to(device)
     gain = drawn.brightness * drawn.contrast
-    return gain[:, None, None] * turn, drawn.brightness * (1 - drawn.contrast)
+    return gain[:, None, None] * turn, (drawn.brightness * (1 - drawn.contrast))[:, None] * luma[0]
