@@ -23,11 +23,11 @@ import typer
 from benchmarks import page
 from benchmarks.memory import random_store
 from ssl_dist import checkpoint
-from ssl_dist.batches import Batches
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.engine import Engine
+from ssl_dist.data.batches import Batches
 from ssl_dist.store import ImageStore
+from ssl_dist.training.engine import Engine
 
 _BATCH = 32
 

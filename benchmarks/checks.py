@@ -22,9 +22,9 @@ import typer
 
 from benchmarks import page
 from benchmarks.loaders import BATCH
-from ssl_dist.order import sample_ids
+from ssl_dist.data.permutation import sample_ids
 from ssl_dist.store import ImageStore, build
-from ssl_dist.store.read import RESIDENT_BYTES, Verify
+from ssl_dist.store.image_store import RESIDENT_BYTES, Verify
 
 Record = dict[str, Any]
 KINDS: tuple[Verify, Verify] = ("off", "lazy")

@@ -32,7 +32,7 @@ OURS = "ours"  # the contestant, and its views
 class Ours(Loader):
     """The store, as training reads it: checked on first touch, fetched ahead by a thread."""
 
-    module, views = "ssl_dist.batches", (OURS,)
+    module, views = "ssl_dist.data.batches", (OURS,)
 
     def write(self) -> None:
         from ssl_dist.store import build
@@ -45,9 +45,9 @@ class Ours(Loader):
         return ImageStore(self.place).gather
 
     def training_batches(self) -> Iterator[Any]:
-        from ssl_dist.batches import Batches
         from ssl_dist.collectives import World
         from ssl_dist.config import RunConfig
+        from ssl_dist.data.batches import Batches
         from ssl_dist.store import ImageStore
 
         recipe = transforms.recipe(self.image_shape[0])

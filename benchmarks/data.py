@@ -30,7 +30,7 @@ from benchmarks.contestant import CONTESTANTS, OURS
 from benchmarks.data_report import draw, show, text
 from benchmarks.loaders import ROWS, jpeg_path
 from benchmarks.processes import Memory, Peak, memory_of
-from ssl_dist.order import sample_ids
+from ssl_dist.data.permutation import sample_ids
 from ssl_dist.store import ImageStore, build
 
 JPEG_QUALITY = 90

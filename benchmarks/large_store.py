@@ -25,7 +25,7 @@ import typer
 from benchmarks import page
 from benchmarks.mosaics import write_shards
 from benchmarks.processes import Memory, in_fresh_process
-from ssl_dist import order
+from ssl_dist.data import permutation
 from ssl_dist.store import ImageStore, build
 from ssl_dist.store.schema import MANIFEST
 
@@ -110,7 +110,7 @@ def _open(store: Path, repeats: int) -> Iterator[Record]:
 def _open_at(store: Path, step: int, verify: Any) -> float:
     began = time.perf_counter()
     images = ImageStore(store, verify=verify)
-    ids, _ = order.stream(0, step * OPEN_BATCH, (step + 1) * OPEN_BATCH, len(images))
+    ids, _ = permutation.stream(0, step * OPEN_BATCH, (step + 1) * OPEN_BATCH, len(images))
     images.gather(ids)
     return time.perf_counter() - began
 
@@ -125,9 +125,9 @@ def _train(stores: dict[str, Path], steps: int) -> Iterator[Record]:
 def _train_on(store: Path, steps: int) -> float:
     import torch  # not above: the writers of ``build`` import this module, and their memory is measured
 
-    from ssl_dist.batches import Batches
     from ssl_dist.collectives import World
     from ssl_dist.config import RunConfig
+    from ssl_dist.data.batches import Batches
 
     torch.set_num_threads(1)
     overrides = {"data.store": str(store), "augment.recipe": "simclr"}
@@ -143,9 +143,9 @@ def _order(sizes: dict[str, int]) -> Iterator[Record]:
     for name, size in sizes.items():
         batch, far = min(OPEN_BATCH, size), FIRST_STEPS[1] * OPEN_BATCH
         calls: dict[str, Callable[[], Any]] = {
-            "start": partial(order.sample_ids, 0, 3, 0, batch, size),
-            "end": partial(order.sample_ids, 0, 3, size - batch, size, size),
-            f"step {FIRST_STEPS[1]:,}": partial(order.stream, 0, far, far + OPEN_BATCH, size),
+            "start": partial(permutation.sample_ids, 0, 3, 0, batch, size),
+            "end": partial(permutation.sample_ids, 0, 3, size - batch, size, size),
+            f"step {FIRST_STEPS[1]:,}": partial(permutation.stream, 0, far, far + OPEN_BATCH, size),
         }
         for where, call in calls.items():
             times = []

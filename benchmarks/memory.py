@@ -22,11 +22,11 @@ from PIL import Image
 
 from benchmarks import page
 from benchmarks.nt_xent import peak_resident
-from ssl_dist.batches import Batches
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.engine import Engine
+from ssl_dist.data.batches import Batches
 from ssl_dist.store import ImageStore, build
+from ssl_dist.training.engine import Engine
 
 MICRO = 256
 

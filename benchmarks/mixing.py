@@ -15,7 +15,8 @@ import numpy as np
 import typer
 
 from benchmarks import page
-from ssl_dist import order
+from ssl_dist.data import permutation
+from ssl_dist.data.windows import Windows
 
 RUN = 1000  # samples
 SHARD = 8192
@@ -55,15 +56,15 @@ random one of the samples that it holds; "of permuted shards" is what WebDataset
 def orders(shards: int, windows: list[int]) -> dict[str, Order]:
     """Name -> order of the samples of as many shards."""
     count, rows = shards * SHARD, np.full(shards, SHARD)
-    found: dict[str, Order] = {"full permutation": lambda epoch: order.sample_ids(0, epoch, 0, count, count)}
+    found: dict[str, Order] = {"full permutation": lambda epoch: permutation.sample_ids(0, epoch, 0, count, count)}
     for window in reversed(windows):
-        made = order.Windows(0, rows, window * SHARD)
+        made = Windows(0, rows, window * SHARD)
         found[f"window of {window} shards"] = lambda epoch, made=made: made.sample_ids(epoch, 0, count)  # type: ignore[misc]
     for size in BUFFERS:
         found[f"buffer of {size:,}"] = lambda epoch, size=size: buffered(np.arange(count), size, epoch)  # type: ignore[misc]
 
     def of_permuted(epoch: int, size: int) -> np.ndarray:
-        permuted = order.sample_ids(0, epoch, 0, shards, shards)
+        permuted = permutation.sample_ids(0, epoch, 0, shards, shards)
         return buffered((permuted[:, None] * SHARD + np.arange(SHARD)).ravel(), size, epoch)
 
     for size in BUFFERS:

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig
 
-from cluster.leaving import heed_sigterm, is_training, leave
+from cluster.preemption import heed_sigterm, is_training, leave
 
 _ANSWER_S = 10  # of a worker that is well
 _LEAVE_S = 330  # with a step and a checkpoint in it

@@ -20,13 +20,13 @@ from typing import Any, NamedTuple
 from cluster.connect import connected, last_line
 from ssl_dist import __version__
 from ssl_dist.errors import ClusterError, ConfigError, SslDistError
-from ssl_dist.sections import ClusterConfig
-from ssl_dist.store.lock import token_of
-from ssl_dist.store.shard import Piece, Written
-from ssl_dist.store.sources import File
-from ssl_dist.store.sources.base import text
-from ssl_dist.store.sources.files import local
-from ssl_dist.store.writers import Writers, write_piece
+from ssl_dist.settings import ClusterConfig
+from ssl_dist.store.building.lock import token_of
+from ssl_dist.store.building.shard_writer import Piece, Written
+from ssl_dist.store.building.sources import File
+from ssl_dist.store.building.sources.base import text
+from ssl_dist.store.building.sources.files import local
+from ssl_dist.store.building.writer_pool import Writers, write_piece
 
 _RETRIES = 5  # of a task whose node or process was lost
 _END_S = 10  # for tasks that are told to end

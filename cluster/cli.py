@@ -11,9 +11,9 @@ import typer
 from rich.table import Table
 
 from cluster.store_cli import app
-from ssl_dist.cli import comparison
+from ssl_dist.commands.cli import comparison
+from ssl_dist.commands.console import Json, console, print_json, show
 from ssl_dist.errors import ClusterError, ConfigError, RunError
-from ssl_dist.screen import Json, console, print_json, show
 
 if TYPE_CHECKING:
     from cluster.run_directory import RunDirectory
@@ -45,7 +45,7 @@ def pretrain(
 ) -> None:
     """Pretrain an encoder with Ray Train and DeepSpeed, on this machine or on the cluster of RAY_ADDRESS."""
     from cluster.run_directory import RunDirectory
-    from ssl_dist.overrides import parse_override
+    from ssl_dist.config.overrides import parse_override
 
     overrides = dict(parse_override(text) for text in settings or [])
     if (recipe is None) == (resume is None):
@@ -72,10 +72,10 @@ def resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
 
 def _with_store(config: RunConfig, origin: str) -> RunConfig:
     """The config with its store's absolute path, number and size of images, and with the file of weights."""
-    from ssl_dist import pretrained
+    from ssl_dist.checkpoint import pretrained
+    from ssl_dist.checkpoint.mirror import Mirror
     from ssl_dist.config import RunConfig
-    from ssl_dist.mirror import Mirror
-    from ssl_dist.samples import open_data
+    from ssl_dist.data.sample_plan import open_data
 
     _, found = open_data(config)
     assert found.num_samples is not None
@@ -90,10 +90,10 @@ def _restored(uri: str, out: Path) -> Path:
     """The directory, made anew, of a run of which a mirror is all that is left."""
     from cluster.run_directory import RunDirectory
     from ssl_dist import checkpoint
+    from ssl_dist.checkpoint.mirror import Mirror, above
     from ssl_dist.config import RunConfig
-    from ssl_dist.mirror import Mirror, above
-    from ssl_dist.overrides import put_override
-    from ssl_dist.store.remote import without_secrets
+    from ssl_dist.config.overrides import put_override
+    from ssl_dist.uris import without_secrets
 
     place, name = above(uri)
     directory = out / name
@@ -113,7 +113,7 @@ def _reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, R
     from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
     from ssl_dist import checkpoint
     from ssl_dist.config import RunConfig
-    from ssl_dist.overrides import put_override
+    from ssl_dist.config.overrides import put_override
 
     for key in overrides:
         if not is_free(key):
@@ -172,8 +172,8 @@ def g_simclr(
     as_json: Json = False,
 ) -> None:
     """G-SimCLR in one command: train an autoencoder, cluster its latents, train SimCLR on batches across clusters."""
-    from cluster.g_simclr import GSimCLR
-    from ssl_dist.overrides import parse_override
+    from cluster.pipelines.g_simclr import GSimCLR
+    from ssl_dist.config.overrides import parse_override
 
     given = dict(parse_override(text) for text in settings or [])
     others = dict(parse_override(text) for text in autoencoder_settings or [])
@@ -200,8 +200,8 @@ def self_train(
     as_json: Json = False,
 ) -> None:
     """Pseudo-labels in rounds: train, label what is surest, add it, train again."""
-    from cluster.self_training import SelfTraining
-    from ssl_dist.overrides import parse_override
+    from cluster.pipelines.self_training import SelfTraining
+    from ssl_dist.config.overrides import parse_override
 
     config = resolve(recipe, dict(parse_override(text) for text in settings or []))
     found = SelfTraining(run_dir.absolute(), config, test, share, margin, rounds).run(console)
@@ -233,10 +233,10 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine, or the cluster of RAY_ADDRESS, before it costs money; exit code 1 where it is not well."""
-    from cluster.doctor import check
-    from cluster.report import show_checks
-    from ssl_dist.overrides import parse_override
-    from ssl_dist.sections import ClusterConfig
+    from cluster.doctor.checks import check
+    from cluster.doctor.tables import show_checks
+    from ssl_dist.config.overrides import parse_override
+    from ssl_dist.settings import ClusterConfig
 
     overrides = dict(parse_override(text) for text in settings or [])
     if workers is not None:
@@ -272,8 +272,8 @@ def demo(
 
     from cluster import digits
     from cluster.run_directory import RunDirectory
+    from ssl_dist.config.overrides import parse_override
     from ssl_dist.evaluate import knn_accuracy
-    from ssl_dist.overrides import parse_override
     from ssl_dist.store import build
 
     out = out / f"{datetime.now():%Y%m%d-%H%M%S}"

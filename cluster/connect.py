@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ssl_dist.errors import ClusterError
-from ssl_dist.sections import ClusterConfig
+from ssl_dist.settings import ClusterConfig
 
 # Read by Ray when it is imported, or by the processes that it starts.
 _ENVIRONMENT = {

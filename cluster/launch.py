@@ -20,7 +20,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.connect import Background, connected, reason_of, trainer
-from cluster.leaving import DrainedNodes
+from cluster.preemption import DrainedNodes
 from cluster.run_directory import RunDirectory
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, SslDistError
@@ -103,7 +103,7 @@ def ending(outcome: Background, run: RunDirectory, go_on: str | None = None) -> 
 
 def _follow(outcome: Background, run: RunDirectory, console: Console) -> None:
     """The bar, until the fit ends."""
-    from ssl_dist.monitor import ProgressBar
+    from ssl_dist.training.monitor import ProgressBar
 
     leaving = DrainedNodes()
     with ProgressBar(run.path, console) as bar:

@@ -2,7 +2,7 @@
 
 RUN/
   config.json     the resolved config
-  checkpoints/  tensorboard/  metrics.jsonl     see ssl_dist.checkpoint and ssl_dist.monitor
+  checkpoints/  tensorboard/  metrics.jsonl     see ssl_dist.checkpoint and ssl_dist.training.monitor
   worker-N.log    prose of worker N
   error.json      the last error raised on purpose; gone when the run goes on
   stop            asks the workers to end after this step, with a checkpoint

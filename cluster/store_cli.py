@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ssl_dist.cli import app, store_app, store_info_table
+from ssl_dist.commands.cli import app, store_app, store_info_table
+from ssl_dist.commands.console import ImageBar, Json, image_progress
 from ssl_dist.errors import ConfigError, Interrupted
-from ssl_dist.screen import ImageBar, Json, image_progress
 
 if TYPE_CHECKING:
-    from ssl_dist.store.writers import Writers
+    from ssl_dist.store.building.writer_pool import Writers
 
 __all__ = ["app"]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from cluster.leaving import told, training
+from cluster.preemption import told, training
 from cluster.run_directory import RunDirectory
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
@@ -34,7 +34,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         settings: ``config``, the run's config as plain values; ``directory``, of the run; ``here``: this is the only
             worker, and Ray Train did not start it.
     """
-    from ssl_dist.pretrain import Launcher, pretrain
+    from ssl_dist.training.loop import StopRequests, pretrain
 
     config = RunConfig.from_tree(settings["config"], "the run's config")
     run = RunDirectory(Path(settings["directory"]))
@@ -43,7 +43,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         return {}
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
-    launcher = Launcher(
+    launcher = StopRequests(
         stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), leave=told
     )
     with training(), _logging_to(run.path / f"worker-{rank}.log"):

@@ -54,7 +54,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Shares:
+class RowCounts:
     """How many rows each rank of a group holds; they need not hold equally many, and some may hold none."""
 
     counts: tuple[int, ...]
@@ -62,7 +62,7 @@ class Shares:
     group: dist.ProcessGroup | None = None
 
     @classmethod
-    def of(cls, rows: Tensor, group: dist.ProcessGroup | None = None) -> Shares:
+    def of(cls, rows: Tensor, group: dist.ProcessGroup | None = None) -> RowCounts:
         """Every rank calls, with its own ``[n, ...]``.
 
         Args:

@@ -11,13 +11,14 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ssl_dist import augment, order
-from ssl_dist.batches import Batches
+from ssl_dist import augment
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.engine import Engine
+from ssl_dist.data import permutation
+from ssl_dist.data.batches import Batches
 from ssl_dist.methods import Method, Views
 from ssl_dist.store import ImageStore
+from ssl_dist.training.engine import Engine
 from tests.helpers import smooth_method
 
 _MODULES = ("engine", "base_optimizer", "utils", "zero.stage_1_and_2", "zero.stage3", "zero.partition_parameters")
@@ -66,7 +67,7 @@ def double_update(rank: int, size: int, config: RunConfig) -> dict[str, Tensor]:
 def one_shot_gradient(config: RunConfig, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
     """Micro-batches through the module one by one, all graphs kept, one loss of the two views, then autograd."""
     method, images = double_method(config).train(), ImageStore(config.data.store)
-    ids, _ = order.stream(config.seed, 0, config.batch.size, len(images))
+    ids, _ = permutation.stream(config.seed, 0, config.batch.size, len(images))
     embedded = []
     for part in torch.from_numpy(ids).split(config.batch.micro):
         pixels = torch.from_numpy(images.gather(part.numpy()))

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-PRELOADED = ["deepspeed", "ssl_dist.pretrain", "pytest"]
+PRELOADED = ["deepspeed", "ssl_dist.training.loop", "pytest"]
 OTHERS_WAIT_S = 20.0  # for ranks that have not answered when another has failed
 
 

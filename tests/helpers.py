@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from ssl_dist import checkpoint
-from ssl_dist.batches import Batches
+from ssl_dist.checkpoint.state import State
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.engine import Engine, State
-from ssl_dist.exactness import smooth
+from ssl_dist.data.batches import Batches
+from ssl_dist.data.sample_plan import open_store
 from ssl_dist.methods import Method
-from ssl_dist.samples import open_store
+from ssl_dist.training.engine import Engine
+from ssl_dist.training.exactness import smooth
 
 RECIPE = """
 epochs: 100

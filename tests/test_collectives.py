@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssl_dist.collectives import Shares, World, shared, sum_over_ranks
+from ssl_dist.collectives import RowCounts, World, shared, sum_over_ranks
 from tests import gloo as pools
 from tests.gloo import GlooPool
 
@@ -58,7 +58,7 @@ def test_value_and_gradient_are_one_processs(gloo: Pools, workers: int, function
 
 
 def _count(rank: int, size: int) -> int:
-    return Shares.of(torch.zeros(rank, 2)).total
+    return RowCounts.of(torch.zeros(rank, 2)).total
 
 
 def test_rows_of_all_ranks_are_counted(gloo: Pools) -> None:

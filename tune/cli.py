@@ -11,8 +11,8 @@ import typer
 from typer.core import TyperGroup
 
 from cluster.cli import Set, app, resolve
+from ssl_dist.commands.console import Json, console, main, print_json
 from ssl_dist.errors import ConfigError, RunError
-from ssl_dist.screen import Json, console, main, print_json
 
 if TYPE_CHECKING:
     from tune.sweep import Sweep
@@ -68,8 +68,8 @@ def tune_run(
     Each trial is a pretraining of its own; trials are ranked by a probe, at equal numbers of images seen.
     """
     from tune import space as spaces
-    from tune.drive import drive
     from tune.results import conclude
+    from tune.runner import drive
     from tune.sweep import Sweep
 
     if (recipe is None) == (resume is None):
@@ -103,7 +103,7 @@ def _write(sweep: Sweep, directory: Path) -> None:
 
 
 def _base(recipe: str, settings: list[str] | None) -> Any:
-    from ssl_dist.overrides import parse_override
+    from ssl_dist.config.overrides import parse_override
 
     return resolve(recipe, dict(parse_override(text) for text in settings or []))
 

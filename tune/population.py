@@ -25,7 +25,8 @@ from ray.tune.schedulers import PopulationBasedTraining
 from cluster.run_directory import RunDirectory
 from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
-from tune.record import (
+from tune.sweep import Sweep
+from tune.trial_files import (
     NO_POINT,
     OUTCOME,
     Point,
@@ -37,7 +38,6 @@ from tune.record import (
     write_origin,
     write_outcome,
 )
-from tune.sweep import Sweep
 
 _GIVER = "giver.json"  # in what is handed over: whose it is
 

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from ssl_dist.config import RunConfig
-from tune.record import NO_POINT, begun_trials, curve_of, images_seen, read_origin, read_outcome, read_points
 from tune.space import Sample
 from tune.sweep import Sweep
+from tune.trial_files import NO_POINT, begun_trials, curve_of, images_seen, read_origin, read_outcome, read_points
 
 _ENOUGH = 4  # trials, for an importance to mean something
 

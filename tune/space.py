@@ -13,8 +13,8 @@ import pydantic
 import yaml
 
 from ssl_dist.config import RunConfig
+from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError
-from ssl_dist.overrides import put_override
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

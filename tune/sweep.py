@@ -22,10 +22,10 @@ from typing import Any, Literal
 import pydantic
 
 from ssl_dist.config import RunConfig
+from ssl_dist.config.overrides import explain
 from ssl_dist.errors import ConfigError, RunError
-from ssl_dist.overrides import explain
-from ssl_dist.sections import ProbeConfig
-from ssl_dist.store.remote import without_secrets
+from ssl_dist.settings import ProbeConfig
+from ssl_dist.uris import without_secrets
 from tune import space as spaces
 from tune.space import Sample, Space
 
@@ -177,7 +177,7 @@ class Sweep(pydantic.BaseModel):
                 raise ConfigError("--scheduler pbt: some samples have weights of other shapes than others")
 
     def _labelled(self) -> bool:
-        from ssl_dist.samples import open_store
+        from ssl_dist.data.sample_plan import open_store
 
         return bool((open_store(self.recipe.data).labels >= 0).any())
 

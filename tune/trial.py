@@ -13,8 +13,8 @@ from cluster.run_directory import RunDirectory
 from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
-from tune.record import NO_POINT, Point, path_of, read_outcome, read_points, write_outcome
 from tune.sweep import Sweep
+from tune.trial_files import NO_POINT, Point, path_of, read_outcome, read_points, write_outcome
 
 _POLL_S = 0.5
 

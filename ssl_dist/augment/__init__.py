@@ -21,7 +21,7 @@ from ssl_dist.augment.draws import draw
 from ssl_dist.augment.operations import Maps, maps_of, render
 from ssl_dist.augment.recipes import OPERATIONS, RECIPES, Recipe, View, only
 from ssl_dist.errors import ConfigError
-from ssl_dist.order import fold
+from ssl_dist.hashing import fold
 
 __all__ = ["OPERATIONS", "RECIPES", "Recipe", "View", "crops", "only", "views"]
 

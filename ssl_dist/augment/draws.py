@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ssl_dist.augment import series
 from ssl_dist.augment.recipes import View
-from ssl_dist.order import fold
+from ssl_dist.hashing import fold
 
 _CROP_TRIES = 10
 _DRAWS = 35  # of a view

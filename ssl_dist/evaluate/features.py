@@ -12,9 +12,9 @@ from torch import Tensor
 from ssl_dist import checkpoint
 from ssl_dist.backbones import Backbone
 from ssl_dist.config import RunConfig
+from ssl_dist.data.sample_plan import open_store
 from ssl_dist.errors import RunError, StoreError
-from ssl_dist.samples import open_store
-from ssl_dist.sections import DataConfig
+from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
 
 CHUNK = 256

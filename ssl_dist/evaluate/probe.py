@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_dist import augment, order
+from ssl_dist import augment
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, World
+from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import RunConfig
+from ssl_dist.data.permutation import sample_ids
+from ssl_dist.data.windows import Windows
 from ssl_dist.evaluate.features import embed, extract
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
@@ -39,9 +41,7 @@ class Probe:
         rows = _rows(config, store, with_labels)
         self.num_bank = min(config.probe.bank, len(rows) * 4 // 5 if with_labels else len(rows))
         num_queries = min(config.probe.queries, len(rows) - self.num_bank) if with_labels else 0
-        chosen = (
-            order.sample_ids(config.seed, _STREAM, 0, self.num_bank + num_queries, len(rows)) if len(rows) else rows
-        )
+        chosen = sample_ids(config.seed, _STREAM, 0, self.num_bank + num_queries, len(rows)) if len(rows) else rows
         self.ids = rows[chosen]
         if config.data.damaged == "skip" and not with_labels:  # a damaged image has no label
             self.ids = self.ids[store.intact(self.ids)]
@@ -83,7 +83,7 @@ class Probe:
             features = extract(backbone, self._store, mine, world.device)
         else:
             features = embed(backbone, mine, lambda ids: self._view(ids, view, world.device))
-        return Shares.of(features).gather(features)[: len(self.ids)]
+        return RowCounts.of(features).gather(features)[: len(self.ids)]
 
     def _view(self, ids: np.ndarray, view: int, device: torch.device) -> Tensor:
         pixels = torch.from_numpy(self._store.gather(ids)).to(device)
@@ -95,7 +95,7 @@ def _rows(config: RunConfig, store: ImageStore, with_labels: bool) -> np.ndarray
     """What the choice is of: all images, or where an epoch goes through the shards in windows, those of one window."""
     if config.data.order == "full":
         return np.flatnonzero(store.labels >= 0) if with_labels else np.arange(len(store))
-    windows = order.Windows(config.seed, store.shard_rows, config.data.window)
+    windows = Windows(config.seed, store.shard_rows, config.data.window)
     ends = np.cumsum(store.shard_rows)
     chosen = sorted(windows.shards(0, 1)[0])
     rows = np.concatenate([np.arange(ends[shard] - store.shard_rows[shard], ends[shard]) for shard in chosen])

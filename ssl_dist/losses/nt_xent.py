@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import normalize
 
-from ssl_dist.collectives import Shares
+from ssl_dist.collectives import RowCounts
 from ssl_dist.errors import ConfigError
 
 # Of one square tile of logits; a few live at a time. A CPU's cache holds it (measured); a GPU's size is a guess.
@@ -86,7 +86,7 @@ class _NTXent(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, y: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        shares = Shares.of(y, group)
+        shares = RowCounts.of(y, group)
         pairs = shares.gather(y)  # [B, 2, D]
         if len(pairs) < 2:
             raise ConfigError(f"NT-Xent needs 2 images or more in the global batch, it has {len(pairs)}")

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, centred, sum_over_ranks
+from ssl_dist.collectives import RowCounts, centred, sum_over_ranks
 from ssl_dist.methods.base import Method, MethodConfig, Views, embed_views, projection_head
 
 EPSILON = 1e-5  # added to a feature's variance, as the authors' BatchNorm does: a constant feature correlates with none
@@ -54,7 +54,7 @@ class BarlowTwins(Method):
         All ranks go on alike from sums of products, so ``sum_over_ranks`` gives them the whole gradient. (The authors'
         main.py adds C up by an in-place ``all_reduce`` and averages gradients: 1 / ranks of it.)
         """
-        total = Shares.of(embeddings, group).total
+        total = RowCounts.of(embeddings, group).total
         z = centred(embeddings, total, group)  # [N, 2, D]
         a, b = z.unbind(1)
         with torch.autocast(z.device.type, enabled=False):

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_dist.augment import Recipe
 from ssl_dist.backbones import Backbone
-from ssl_dist.sections import BatchConfig
+from ssl_dist.settings import BatchConfig
 
 
 class MethodConfig(pydantic.BaseModel):

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, sum_over_ranks
+from ssl_dist.collectives import RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
 from ssl_dist.methods.base import Method, MethodConfig, Progress, Views, embed_views, projection_head
 
@@ -72,7 +72,7 @@ class BYOL(Method):
         """
         prediction, target = normalize(embeddings, dim=2).chunk(2, dim=1)  # [N, 2, D]
         total = (prediction - target).square().sum()
-        return sum_over_ranks(total, group) / Shares.of(embeddings, group).total
+        return sum_over_ranks(total, group) / RowCounts.of(embeddings, group).total
 
     def after_step(self, embeddings: Tensor, progress: Progress, group: dist.ProcessGroup | None = None) -> None:
         """The slow copy follows the new weights."""

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone, ConvolutionalBackbone
-from ssl_dist.collectives import Shares, sum_over_ranks
+from ssl_dist.collectives import RowCounts, sum_over_ranks
 from ssl_dist.methods.base import Method, MethodConfig, Views
 
 _LEAST_CHANNELS = 8  # of the decoder
@@ -50,7 +50,7 @@ class Denoising(Method):
 
     def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """The mean over the pixels of the global batch."""
-        return sum_over_ranks(embeddings.sum(), group) / (Shares.of(embeddings, group).total * embeddings.shape[1])
+        return sum_over_ranks(embeddings.sum(), group) / (RowCounts.of(embeddings, group).total * embeddings.shape[1])
 
     def pairs(self, embeddings: Tensor) -> None:
         return None

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, sum_over_ranks
+from ssl_dist.collectives import RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
 from ssl_dist.methods.base import Method, MethodConfig, Progress, Views, embed_views, projection_head
-from ssl_dist.sections import BatchConfig
+from ssl_dist.settings import BatchConfig
 
 
 class MoCo(Method):
@@ -99,13 +99,13 @@ class MoCo(Method):
         negative = q @ self.queue.to(q).T  # [N, 1 or 2, K]
         logits = torch.cat([positive, negative], dim=2).flatten(0, 1) / self.config.temperature
         total = cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="sum")
-        return sum_over_ranks(total, group) / (Shares.of(q, group).total * q.shape[1])
+        return sum_over_ranks(total, group) / (RowCounts.of(q, group).total * q.shape[1])
 
     def after_step(self, embeddings: Tensor, progress: Progress, group: dist.ProcessGroup | None = None) -> None:
         """The slow encoder follows; the global batch's keys of one view go into the queue, in the global order."""
         self.slow.follow(self._query_encoder, self.config.momentum)
         keys = embeddings.chunk(2, dim=1)[1][:, 0]
-        keys = Shares.of(keys, group).gather(keys)[-len(self.queue) :]
+        keys = RowCounts.of(keys, group).gather(keys)[-len(self.queue) :]
         places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = keys.to(self.queue)
         self.position.copy_((self.position + len(keys)) % len(self.queue))

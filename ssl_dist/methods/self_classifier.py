@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, log_sum_exp, sum_over_ranks
+from ssl_dist.collectives import RowCounts, log_sum_exp, sum_over_ranks
 from ssl_dist.methods.base import Method, MethodConfig, Views, embed_crops, projection_head
 
 _LARGE = 2  # the first two views; of others (multi-crop) no two are compared with each other
@@ -72,7 +72,7 @@ class SelfClassifier(Method):
             target      p(a | c) / sum_c' p(a | c')                   p(a | c): softmax over the images, of class c
             prediction  B / C p(c | b) / sum over images p(c | .)     p(c | b): softmax over the classes
         """
-        total = Shares.of(embeddings, group).total
+        total = RowCounts.of(embeddings, group).total
         with torch.autocast(embeddings.device.type, enabled=False):
             heads = [self._one(cosines, total, group) for cosines in embeddings.split(self.config.classes, dim=2)]
         return torch.stack(heads).mean()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, sum_over_ranks
+from ssl_dist.collectives import RowCounts, sum_over_ranks
 from ssl_dist.methods.base import Method, MethodConfig, Views, embed_views
 
 
@@ -49,7 +49,7 @@ class Supervised(Method):
 
     def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """The mean over the views of the global batch."""
-        return sum_over_ranks(embeddings.sum(), group) / (Shares.of(embeddings, group).total * embeddings.shape[1])
+        return sum_over_ranks(embeddings.sum(), group) / (RowCounts.of(embeddings, group).total * embeddings.shape[1])
 
     def pairs(self, embeddings: Tensor) -> None:
         return None

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, log_sum_exp, sum_over_ranks
+from ssl_dist.collectives import RowCounts, log_sum_exp, sum_over_ranks
 from ssl_dist.methods.base import Method, MethodConfig, Progress, Views, embed_crops, projection_head
-from ssl_dist.sections import BatchConfig
+from ssl_dist.settings import BatchConfig
 
 _CODED = 2  # the first two views give codes; views of another size come after them (multi-crop)
 
@@ -107,7 +107,7 @@ class SwAV(Method):
     def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
         """Mean over images, the two coded views a and the V - 1 other views v of
         ``-sum_k code_a[k] log softmax(scores_v / temperature)[k]`` (equations 1 and 2)."""
-        shares = Shares.of(embeddings, group)
+        shares = RowCounts.of(embeddings, group)
         scores = embeddings[:, :, : self.config.prototypes]
         with torch.autocast(embeddings.device.type, enabled=False):
             codes = self._codes(scores[:, -_CODED:], shares)  # [N, 2, K]
@@ -118,7 +118,7 @@ class SwAV(Method):
         return -total / (shares.total * others.sum())
 
     @torch.no_grad()
-    def _codes(self, scores: Tensor, shares: Shares) -> Tensor:
+    def _codes(self, scores: Tensor, shares: RowCounts) -> Tensor:
         """Scores ``[N, 2, K]`` -> codes ``[N, 2, K]``; each rank brings its share of the queue, which all have."""
         rows = [scores]
         if self.config.queue and self._queue_due and self.taken >= self.config.queue:
@@ -133,7 +133,7 @@ class SwAV(Method):
         if not self.config.queue:
             return
         z = embeddings[:, -_CODED:, self.config.prototypes :]
-        z = Shares.of(z, group).gather(z)[-self.config.queue :]  # [B, 2, D]
+        z = RowCounts.of(z, group).gather(z)[-self.config.queue :]  # [B, 2, D]
         places = (self.taken + torch.arange(len(z), device=z.device)) % self.config.queue
         self.queue[places] = z.to(self.queue)
         self.taken += len(z)

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import Shares, centred, sum_over_ranks
+from ssl_dist.collectives import RowCounts, centred, sum_over_ranks
 from ssl_dist.methods.base import Method, MethodConfig, Views, embed_views, projection_head
 
 EPSILON = 1e-4  # added to a variance: the root's slope stays finite where all embeddings are one
@@ -58,7 +58,7 @@ class VICReg(Method):
         NOTE: equation 5 has no 1/D in the invariance; the algorithm and the authors' code have it. Their code halves
         the variance, the paper does not (https://github.com/facebookresearch/vicreg/issues/8): as here.
         """
-        total, dim = Shares.of(embeddings, group).total, embeddings.shape[2]
+        total, dim = RowCounts.of(embeddings, group).total, embeddings.shape[2]
         a, b = embeddings.unbind(1)  # [N, D]
         invariance = sum_over_ranks((a - b).square().sum(), group) / (total * dim)
         z = centred(embeddings, total, group).transpose(0, 1)  # [2, N, D]

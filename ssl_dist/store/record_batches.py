@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_dist.errors import StoreDamaged, StoreError
-from ssl_dist.store.remote import Remote
+from ssl_dist.store.remote.fetcher import Remote
 from ssl_dist.store.schema import NO_BATCH
-from ssl_dist.store.shard_file import RecordBatch, ShardFile
+from ssl_dist.store.shard_reader import RecordBatch, ShardFile
 
 _UNKNOWN, _INTACT, _DAMAGED = range(3)
 

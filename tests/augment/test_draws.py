@@ -14,7 +14,7 @@ from torchvision.transforms import RandomResizedCrop
 from ssl_dist import augment
 from ssl_dist.augment import RECIPES, View
 from ssl_dist.augment.draws import Draws, draw
-from ssl_dist.order import fold
+from ssl_dist.hashing import fold
 
 N = 4000
 # The draws are fixed, so what passes once always does: the level is the chance that a right law would not have.

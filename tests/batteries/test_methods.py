@@ -18,14 +18,15 @@ from torch import Tensor, nn
 
 from ssl_dist import methods, store
 from ssl_dist.backbones import Backbone
-from ssl_dist.batches import Batch, Batches
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.engine import Engine
+from ssl_dist.config.overrides import RECIPE_FOLDER
+from ssl_dist.data.batches import Batch, Batches
 from ssl_dist.evaluate import collapsed, embedding_statistics
-from ssl_dist.exactness import config_of
-from ssl_dist.pretrain import FLAT_SHARE
 from ssl_dist.store import ImageStore
+from ssl_dist.training.engine import Engine
+from ssl_dist.training.exactness import config_of
+from ssl_dist.training.loop import FLAT_SHARE
 from tests.gloo import GlooPool
 from tests.helpers import differences, save, train
 
@@ -182,7 +183,7 @@ def test_a_loss_that_says_collapse_is_that_of_a_blind_encoder(photos: Path, name
 
 @each_method
 def test_the_recipe_that_comes_with_it_says_how_it_was_run(name: str) -> None:
-    text = (Path(methods.__file__).parents[1] / "recipes" / f"{name.replace('_', '-')}-cifar10.yaml").read_text()
+    text = (RECIPE_FOLDER / f"{name.replace('_', '-')}-cifar10.yaml").read_text()
     assert f"ssl-dist pretrain {name.replace('_', '-')}-cifar10" in text
     assert config_of(name).method.name == name
 

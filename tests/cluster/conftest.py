@@ -12,8 +12,8 @@ import pytest
 
 from cluster.run_directory import RunDirectory
 from ssl_dist import checkpoint
+from ssl_dist.checkpoint.state import State
 from ssl_dist.config import RunConfig
-from ssl_dist.engine import State
 from ssl_dist.store import ImageStore
 
 
@@ -41,7 +41,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         runs.append(run.path.name)
         return {"step": step}
 
-    monkeypatch.setattr("cluster.stages.launch", launch)
+    monkeypatch.setattr("cluster.pipelines.stages.launch", launch)
     monkeypatch.setattr("cluster.launch.launch", launch)  # which `pretrain` imports when it is called
     return runs
 

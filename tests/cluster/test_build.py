@@ -26,9 +26,9 @@ from cluster.build import tasks
 from cluster.cli import app
 from ssl_dist import store
 from ssl_dist.errors import ClusterError, ConfigError, SourceError, StoreError
-from ssl_dist.store import write
-from ssl_dist.store.shard import Form, Piece, Shard, Written
-from ssl_dist.store.sources import Member
+from ssl_dist.store.building import builder
+from ssl_dist.store.building.shard_writer import Form, Piece, Shard, Written
+from ssl_dist.store.building.sources import Member
 from tests.store.test_growing import everything, files_of
 
 ROOT = Path(__file__).parents[2]
@@ -37,8 +37,8 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """51 images are six shards, the last of one image."""
-    monkeypatch.setattr(write, "SHARD_FILES", 10)
-    monkeypatch.setattr(write, "BATCH_ROWS", 4)
+    monkeypatch.setattr(builder, "SHARD_FILES", 10)
+    monkeypatch.setattr(builder, "BATCH_ROWS", 4)
 
 
 @pytest.fixture
@@ -260,9 +260,9 @@ DRIVER = """
 import os, sys
 from cluster.build import tasks
 from ssl_dist import store
-from ssl_dist.store import write
+from ssl_dist.store.building import builder
 
-write.SHARD_FILES, write.BATCH_ROWS = 10, 4
+builder.SHARD_FILES, builder.BATCH_ROWS = 10, 4
 store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=800, workers=tasks(2))
 """
 
@@ -309,8 +309,8 @@ def build_slowly(image_folder: Path, path: Path, workers: Any) -> dict[str, byte
 @pytest.fixture(scope="module")
 def slow_whole(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(write, "SHARD_FILES", 10)
-        patched.setattr(write, "BATCH_ROWS", 4)
+        patched.setattr(builder, "SHARD_FILES", 10)
+        patched.setattr(builder, "BATCH_ROWS", 4)
         return build_slowly(image_folder, tmp_path_factory.mktemp("slow") / "s", 1)
 
 
@@ -376,10 +376,10 @@ def test_a_lost_node_costs_nothing_but_time(image_folder: Path, slow_whole: dict
 
 COMMAND = """
 import sys
-from ssl_dist.store import write
+from ssl_dist.store.building import builder
 
 if __name__ == "__main__":
-    write.SHARD_FILES = 2
+    builder.SHARD_FILES = 2
     import tune.cli
 
     tune.cli.run()

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cluster import doctor
 from cluster.cli import app
-from cluster.inspection import Node, complaints, look
+from cluster.doctor import checks
+from cluster.doctor.node_checks import Node, complaints, look
 from ssl_dist import __version__
 from ssl_dist.errors import RunError
-from ssl_dist.exactness import Finding
+from ssl_dist.training.exactness import Finding
 from tests.helpers import RECIPE
 
 
@@ -52,8 +52,8 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, local_ray: None, tmp_path: Path, error: float
 ) -> None:
     finding = Finding("simclr", "step, ZeRO 1, float32", 2, 0.5, error, 1e-4)
-    monkeypatch.setattr(doctor, "exactness", lambda *_: [finding])
-    monkeypatch.setattr(doctor, "link", lambda _: doctor.Link(2, 1e-3, 1e9))
+    monkeypatch.setattr(checks, "exactness", lambda *_: [finding])
+    monkeypatch.setattr(checks, "link", lambda _: checks.Link(2, 1e-3, 1e9))
     result = invoke("--exact", "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     assert "over 0.0001" in result.output
@@ -65,7 +65,7 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
 def test_a_worker_that_fails_is_named_beside_what_the_nodes_said(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "_reduce", _fail)
+    monkeypatch.setattr(checks, "_reduce", _fail)
     result = invoke("--workers", 1, "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     found = json.loads(result.output.splitlines()[-1])

@@ -18,7 +18,7 @@ from typer.main import get_command
 
 from cluster.launch import COMMANDS, on_the_head
 from ssl_dist.config import RunConfig
-from ssl_dist.overrides import parse_override
+from ssl_dist.config.overrides import parse_override
 from tests.cluster.kuberay_schema import RESOURCE
 from tune.cli import app
 

@@ -22,10 +22,11 @@ from rich.console import Console
 
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory
-from ssl_dist import checkpoint, order, store
+from ssl_dist import checkpoint, store
+from ssl_dist.checkpoint.mirror import Mirror, below
 from ssl_dist.config import RunConfig
+from ssl_dist.data import permutation
 from ssl_dist.errors import ClusterError, Diverged, RunError, StoreDamaged
-from ssl_dist.mirror import Mirror, below
 from ssl_dist.store import ImageStore
 from tests.conftest import write_images
 from tests.helpers import small_config
@@ -174,7 +175,7 @@ def test_more_than_the_cluster_has_is_refused(local_ray: None, small_store: Path
 def _first_to_meet_batch_1(seed: int) -> int | None:
     """The rank whose share first holds a sample of 512..599, of 600; None for both at once."""
     for step in range(75):
-        ids, _ = order.stream(seed, 8 * step, 8 * step + 8, 600)
+        ids, _ = permutation.stream(seed, 8 * step, 8 * step + 8, 600)
         meets = [bool((part >= 512).any()) for part in (ids[:4], ids[4:])]
         if any(meets):
             return None if all(meets) else meets.index(True)

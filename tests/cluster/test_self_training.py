@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cluster import self_training
+from cluster.pipelines import self_training
 from ssl_dist.errors import ConfigError, StoreError, UsageError
 from ssl_dist.evaluate import predict
 from ssl_dist.store import ImageStore, build

@@ -16,11 +16,11 @@ import torch
 from rich.console import Console
 
 from cluster.cli import resolve
-from cluster.stages import complete
+from cluster.pipelines.stages import complete
 from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
+from ssl_dist.config.overrides import parse_override
 from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
-from ssl_dist.overrides import parse_override
 from tests.cluster.stages import SMALL, g_simclr, invoke, self_train, sets, settings_of
 
 
@@ -72,7 +72,7 @@ def test_self_training_adds_what_it_is_sure_of_until_that_no_longer_helps(
 def test_a_stage_that_was_stopped_is_not_built_upon(
     small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.stages.launch", lambda *_: {"step": 3})
+    monkeypatch.setattr("cluster.pipelines.stages.launch", lambda *_: {"step": 3})
     message = r"autoencoder was stopped after 3 of 6 steps: go on with the same command again"
     with pytest.raises(RunError, match=message):
         g_simclr(small_store, tmp_path / "here")
@@ -144,7 +144,7 @@ def test_mirrors_of_stages_of_two_commands_do_not_meet(
         mirrors.append(config.checkpoint.mirror)
         return {"step": 6}
 
-    monkeypatch.setattr("cluster.stages.launch", launched)
+    monkeypatch.setattr("cluster.pipelines.stages.launch", launched)
     recipe = {"data.store": str(small_store), **dict(map(parse_override, SMALL))}
     place = (tmp_path / "mirror").as_uri()
     for mirror in (None, place):

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_dist import backbones, checkpoint
-from ssl_dist.batches import Batches
 from ssl_dist.collectives import World
-from ssl_dist.engine import Engine
+from ssl_dist.data.batches import Batches
 from ssl_dist.methods import Progress, Views
 from ssl_dist.methods.byol import BYOL
 from ssl_dist.store import ImageStore
+from ssl_dist.training.engine import Engine
 from tests.gloo import GlooPool
 from tests.helpers import Trace, differences, save, small_config, smooth_method
 

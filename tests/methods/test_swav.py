@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ssl_dist import backbones, exactness
+from ssl_dist import backbones
 from ssl_dist.config import RunConfig
 from ssl_dist.methods import Progress, Views
 from ssl_dist.methods.swav import SwAV, sinkhorn
+from ssl_dist.training import exactness
 from tests.gloo import GlooPool
 from tests.helpers import differences, save, small_config, train
 

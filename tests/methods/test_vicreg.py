@@ -146,6 +146,6 @@ def test_the_page_that_adds_it_shows_its_code_as_it_is() -> None:
     assert len(shown) >= 3
     for block in shown:
         assert any(textwrap.indent(block, " " * depth) in code for depth in (0, 4, 8)), block
-    recipe = (ROOT / "ssl_dist" / "recipes" / "vicreg-cifar10.yaml").read_text()
+    recipe = (ROOT / "ssl_dist" / "config" / "recipes" / "vicreg-cifar10.yaml").read_text()
     [shown_recipe] = re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)
     assert all(line in recipe.splitlines() for line in shown_recipe.splitlines())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ssl_dist import store
-from ssl_dist.store import write
+from ssl_dist.store.building import builder
 
 ROWS = 6  # of a shard: the 51 images are in 8 of these and one of 3
 
@@ -17,7 +17,7 @@ def here(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The small store, in nine shards of two record batches."""
     path = tmp_path_factory.mktemp("stores") / "here"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "SHARD_FILES", ROWS)
-        patch.setattr(write, "BATCH_ROWS", 4)
+        patch.setattr(builder, "SHARD_FILES", ROWS)
+        patch.setattr(builder, "BATCH_ROWS", 4)
         store.build(image_folder, path, workers=1)
     return path

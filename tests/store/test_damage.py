@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 
 from ssl_dist import store
-from ssl_dist.batches import Batches
 from ssl_dist.collectives import World
+from ssl_dist.data.batches import Batches
+from ssl_dist.data.sample_plan import Samples, open_data
 from ssl_dist.errors import StoreDamaged, StoreError
 from ssl_dist.evaluate.probe import Probe
-from ssl_dist.samples import Samples, open_data
-from ssl_dist.store import ImageStore, read, write
+from ssl_dist.store import ImageStore, image_store
+from ssl_dist.store.building import builder
 from ssl_dist.store.schema import NO_BATCH
-from ssl_dist.store.shard_file import ShardFile
+from ssl_dist.store.shard_reader import ShardFile
 from tests.helpers import small_config
 
 SECTOR = 512  # bytes that a disk writes as one
@@ -30,8 +31,8 @@ def many_batches(request: pytest.FixtureRequest, image_folder: Path, tmp_path_fa
     """51 images in three shards of five record batches."""
     path: Path = tmp_path_factory.mktemp("stores") / request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "SHARD_FILES", 20)
-        patch.setattr(write, "BATCH_ROWS", 4)
+        patch.setattr(builder, "SHARD_FILES", 20)
+        patch.setattr(builder, "BATCH_ROWS", 4)
         store.build(image_folder, path, encoding=request.param, workers=1)
     return path
 
@@ -135,7 +136,7 @@ def test_a_shard_that_is_cut_while_it_is_open_ends_no_process(many_batches: Path
 def test_a_larger_stores_record_batches_are_read_once_for_labels_and_images(
     many_batches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(read, "RESIDENT_BYTES", 5000)
+    monkeypatch.setattr(image_store, "RESIDENT_BYTES", 5000)
     opened, message, asked = ImageStore(many_batches), ShardFile.message, list[tuple[str, int]]()
 
     def counted(self: ShardFile, index: int) -> np.ndarray:
@@ -156,7 +157,7 @@ def test_a_manifest_that_promises_more_than_a_file_has_takes_no_memory(
     shard["bytes"], number = 1 << 60, len(shard["batches"]) - 1
     shard["batches"][number]["length"] = (1 << 60) - shard["batches"][number]["offset"]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(read, "RESIDENT_BYTES", 5000)
+    monkeypatch.setattr(image_store, "RESIDENT_BYTES", 5000)
     opened = ImageStore(path)
     [found] = opened.verify()
     assert found[:2] == ("shard-00001.arrow", number)
@@ -169,7 +170,7 @@ def test_a_store_that_does_not_stay_mapped_reads_the_same(
 ) -> None:
     ids = np.random.default_rng(0).integers(0, 51, 200)
     expected, path = ImageStore(many_batches).gather(ids), Path(shutil.copytree(many_batches, tmp_path / "s"))
-    monkeypatch.setattr(read, "RESIDENT_BYTES", 5000)
+    monkeypatch.setattr(image_store, "RESIDENT_BYTES", 5000)
     opened = ImageStore(path)
     assert np.array_equal(opened.gather(ids), expected)
     assert opened.verify() == []

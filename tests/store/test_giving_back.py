@@ -20,9 +20,10 @@ import torch
 from ssl_dist import store
 from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate import extract
-from ssl_dist.store import ImageStore, remote, shard_file
-from ssl_dist.store.ahead import Ahead
-from ssl_dist.store.shard_file import ShardFile, local
+from ssl_dist.store import ImageStore, shard_reader
+from ssl_dist.store.remote import fetcher
+from ssl_dist.store.remote.prefetch import Ahead
+from ssl_dist.store.shard_reader import ShardFile, local
 from tests.store.conftest import ROWS
 
 
@@ -44,7 +45,7 @@ def cached(here: Path, room: Path, shards: float) -> ImageStore:
 def test_who_has_passed_over_a_store_leaves_its_room_to_others(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Callable[[ImageStore], Any]
 ) -> None:
-    monkeypatch.setattr(remote, "_ROOM_S", 0.2)
+    monkeypatch.setattr(fetcher, "_ROOM_S", 0.2)
     one, other = cached(here, tmp_path, 2.5), cached(here, tmp_path, 2.5)
     passes(one)
     assert other.gather(np.array([0, ROWS])).shape == (2, 16, 16, 3)
@@ -64,7 +65,7 @@ def test_a_shard_given_back_while_it_is_mapped_is_not_taken_for_another(
             opened.append(io.FileIO(here / "shard-00001.arrow"))  # by the same number, had that been closed
         return mapped(descriptor, *arguments, **more)
 
-    monkeypatch.setattr(shard_file.mmap, "mmap", late)
+    monkeypatch.setattr(shard_reader.mmap, "mmap", late)
     assert np.array_equal(one.labels_at(np.arange(ROWS)), whole.labels[:ROWS])
     assert np.array_equal(one.gather(np.arange(ROWS)), whole.gather(np.arange(ROWS)))
     assert opened
@@ -92,7 +93,7 @@ def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -
 def test_two_threads_read_what_a_third_has_given_back(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote, "_ROOM_S", 10.0)
+    monkeypatch.setattr(fetcher, "_ROOM_S", 10.0)
     whole = ImageStore(here)
     images, labels, one = whole.gather(np.arange(51)), whole.labels, cached(here, tmp_path, 6.1)
     end, reads = time.monotonic() + 1.5, [0, 0]

@@ -24,14 +24,15 @@ from PIL import Image
 
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
-from ssl_dist.store import ImageStore, lock, shard, write, writers
-from ssl_dist.store.sources import File
+from ssl_dist.store import ImageStore
+from ssl_dist.store.building import builder, lock, shard_writer, writer_pool
+from ssl_dist.store.building.sources import File
 
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write, "SHARD_FILES", 10)
-    monkeypatch.setattr(write, "BATCH_ROWS", 4)
+    monkeypatch.setattr(builder, "SHARD_FILES", 10)
+    monkeypatch.setattr(builder, "BATCH_ROWS", 4)
 
 
 def files_of(path: Path) -> dict[str, bytes]:
@@ -52,7 +53,7 @@ class Stop(Exception):
     pass
 
 
-def stop_after(shards: int) -> write.Progress:
+def stop_after(shards: int) -> builder.Progress:
     """A progress that ends a build as a kill would, when so many shards are written."""
     calls = iter(range(1, shards + 1))
 
@@ -74,7 +75,7 @@ def test_a_build_that_died_goes_on_after_its_shards(
     first = (tmp_path / "s" / "shard-00000.arrow").stat().st_ino
     written = []
     monkeypatch.setattr(
-        writers, "write_shard", lambda piece: written.append(piece.path.name) or shard.write_shard(piece)
+        writer_pool, "write_shard", lambda piece: written.append(piece.path.name) or shard_writer.write_shard(piece)
     )
     store.build(image_folder, tmp_path / "s", workers=1)
     assert written == ["shard-00003.arrow", "shard-00004.arrow", "shard-00005.arrow"]
@@ -105,7 +106,7 @@ def test_what_an_unfinished_build_left_is_not_trusted_blindly(change: str, image
 
 
 def _append(source: Path, path: Path) -> None:
-    write.SHARD_FILES, write.BATCH_ROWS = 10, 4
+    builder.SHARD_FILES, builder.BATCH_ROWS = 10, 4
     store.append(source, path, workers=1)
 
 
@@ -268,16 +269,16 @@ def test_images_in_memory_are_written_like_files(tmp_path: Path) -> None:
 def test_two_appends_at_once_lose_nothing(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second looks at the store only when it has it to itself."""
     store.build(image_folder / "class0", tmp_path / "s", workers=1)
-    locked = write.locked
+    locked = builder.locked
 
     @contextlib.contextmanager
     def late(path: Path) -> Iterator[lock.Lock]:
-        monkeypatch.setattr(write, "locked", locked)
+        monkeypatch.setattr(builder, "locked", locked)
         store.append(image_folder / "class1", path, workers=1)
         with locked(path) as held:
             yield held
 
-    monkeypatch.setattr(write, "locked", late)
+    monkeypatch.setattr(builder, "locked", late)
     store.append(image_folder / "class2", tmp_path / "s", workers=1)
     keys = [key for key, _, _ in everything(tmp_path / "s")]
     assert len(keys) == 51
@@ -308,10 +309,10 @@ def test_an_append_that_died_when_all_was_done_is_not_done_again(
 SLOW_BUILD = """
 import sys
 from ssl_dist import store
-from ssl_dist.store import write
+from ssl_dist.store.building import builder
 
 if __name__ == "__main__":
-    write.SHARD_FILES = 10
+    builder.SHARD_FILES = 10
     store.build(sys.argv[1], sys.argv[2], size_px=1500, workers=2)
 """
 
@@ -356,7 +357,7 @@ def test_a_fault_in_reading_ends_a_build_that_goes_on_later(
 def test_a_record_batch_ends_before_it_holds_too_much(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(shard, "BATCH_BYTES", 3 * 16 * 16 * 3)
+    monkeypatch.setattr(shard_writer, "BATCH_BYTES", 3 * 16 * 16 * 3)
     manifest = store.build(image_folder, tmp_path / "s", workers=1)
     assert max(batch.rows for entry in manifest.shards for batch in entry.batches) == 3
     assert manifest.rows == 51
@@ -401,20 +402,20 @@ def test_a_store_that_somebody_else_made_badly_is_damaged_and_no_crash(
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, format="JPEG")
     with monkeypatch.context() as patched:
-        patched.setattr(shard, "_jpeg", lambda *_: buffer.getvalue())
+        patched.setattr(shard_writer, "_jpeg", lambda *_: buffer.getvalue())
         store.build(image_folder, tmp_path / "small", encoding="jpeg", workers=1)
     with pytest.raises(StoreDamaged, match=r"is \(1, 1, 3\), not \(16, 16, 3\)"):
         ImageStore(tmp_path / "small", verify="full").gather(np.arange(3))
-    arrays = shard._Rows.arrays
+    arrays = shard_writer._Rows.arrays
 
-    def hostile(rows: shard._Rows) -> list[pa.Array]:
+    def hostile(rows: shard_writer._Rows) -> list[pa.Array]:
         images, labels, keys = arrays(rows)
         offsets = np.array([0, *[2_000_000_000] * (len(images) - 1), 5], dtype=np.int32)
         buffers = [None, pa.py_buffer(offsets), images.buffers()[2]]
         return [pa.Array.from_buffers(pa.binary(), len(images), buffers), labels, keys]
 
     with monkeypatch.context() as patched:
-        patched.setattr(shard._Rows, "arrays", hostile)
+        patched.setattr(shard_writer._Rows, "arrays", hostile)
         store.build(image_folder, tmp_path / "hostile", encoding="jpeg", workers=1)
     for opened in (ImageStore(tmp_path / "hostile", verify="full"), ImageStore(tmp_path / "hostile")):
         with pytest.raises(StoreDamaged, match="cannot be read"):

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from ssl_dist import store
-from ssl_dist.store import ImageStore, write
+from ssl_dist.store import ImageStore
+from ssl_dist.store.building import builder
 
 ROWS, SHAPE = 40, (8, 10, 3)
 
@@ -35,8 +36,8 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(random.integers(0, 256, SHAPE, dtype=np.uint8)).save(path)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(write, "BATCH_ROWS", 10)
-        patch.setattr(write, "SHARD_FILES", 16)
+        patch.setattr(builder, "BATCH_ROWS", 10)
+        patch.setattr(builder, "SHARD_FILES", 16)
         store.build(folder / "images", folder / "store", encoding=request.param, workers=1)
     return ImageStore(folder / "store")
 

@@ -21,7 +21,8 @@ import pytest
 
 from ssl_dist import store
 from ssl_dist.errors import StoreError
-from ssl_dist.store import ImageStore, write
+from ssl_dist.store import ImageStore
+from ssl_dist.store.building import builder
 from tests.conftest import write_images
 from tests.store.test_growing import files_of
 
@@ -33,7 +34,7 @@ PROCESSES.set_forkserver_preload(["ssl_dist.store", "tests.conftest"])
 def _write(source: Path, path: Path, growing: bool, workers: int) -> None:
     """In a process group of its own, on a slow disk."""
     os.setsid()
-    write.SHARD_FILES, write.BATCH_ROWS = _CHUNK, 2
+    builder.SHARD_FILES, builder.BATCH_ROWS = _CHUNK, 2
     for name in ("fsync", "replace", "unlink"):
         setattr(os, name, _slowly(getattr(os, name)))
     if growing:
@@ -85,8 +86,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         write_images(folder / name, num_classes=2, per_class=_IMAGES // 2, size_px=64, seed=seed)
     found, contents = [], [None]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(write, "SHARD_FILES", _CHUNK)
-        patched.setattr(write, "BATCH_ROWS", 2)
+        patched.setattr(builder, "SHARD_FILES", _CHUNK)
+        patched.setattr(builder, "BATCH_ROWS", 2)
         for make, name in ((store.build, "first"), (store.append, "rest")):
             make(folder / name, folder / "s", workers=1)
             found.append(files_of(folder / "s"))

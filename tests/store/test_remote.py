@@ -22,13 +22,14 @@ import pytest
 from pyarrow import fs
 
 from ssl_dist import store
-from ssl_dist.batches import Batches
+from ssl_dist.checkpoint.mirror import below
 from ssl_dist.collectives import World
+from ssl_dist.data.batches import Batches
+from ssl_dist.data.sample_plan import Samples, open_data, open_store
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError
-from ssl_dist.mirror import below
-from ssl_dist.samples import Samples, open_data, open_store
-from ssl_dist.sections import DataConfig
-from ssl_dist.store import ImageStore, cache, remote
+from ssl_dist.settings import DataConfig
+from ssl_dist.store import ImageStore
+from ssl_dist.store.remote import cache, fetcher
 from ssl_dist.store.schema import ShardEntry
 from tests.helpers import differences, small_config, train
 from tests.store.conftest import ROWS
@@ -87,14 +88,14 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, latency_s: float = 0.0) -> None:
         self.names: list[str] = []
-        download = remote.Place.download
+        download = fetcher.Place.download
 
-        def counted(place: remote.Place, entry: ShardEntry, file: IO[bytes], *more: Any) -> None:
+        def counted(place: fetcher.Place, entry: ShardEntry, file: IO[bytes], *more: Any) -> None:
             self.names.append(entry.file)
             time.sleep(latency_s)
             download(place, entry, file, *more)
 
-        monkeypatch.setattr(remote.Place, "download", counted)
+        monkeypatch.setattr(fetcher.Place, "download", counted)
 
 
 def test_a_store_in_a_bucket_has_the_rows_of_the_one_here(here: Path, uri: str, room: Path) -> None:
@@ -143,7 +144,7 @@ def test_the_shard_used_longest_ago_goes_first(here: Path, uri: str, room: Path)
 
 
 def test_shards_that_another_reader_has_mapped_stay(here: Path, uri: str, room: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr(remote, "_ROOM_S", 0.1)
+    monkeypatch.setattr(fetcher, "_ROOM_S", 0.1)
     small = {"cache": room, "cache_gb": gb(here, 2.5)}
     one, other = ImageStore(uri, **small), ImageStore(uri, **small)
     one.gather(np.array([0, ROWS]))
@@ -193,13 +194,13 @@ def test_a_flipped_bit_there_is_found_with_its_record_batch(here: Path, uri: str
 def test_a_shard_that_arrives_damaged_once_is_fetched_again(
     uri: str, here: Path, room: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read, bad = remote._read, [True]
+    read, bad = fetcher._read, [True]
 
     def once_damaged(stream: Any, count: int) -> bytes:
         content = read(stream, count)
         return flipped(content) if content and bad and bad.pop() else content
 
-    monkeypatch.setattr(remote, "_read", once_damaged)
+    monkeypatch.setattr(fetcher, "_read", once_damaged)
     assert np.array_equal(ImageStore(uri, cache=room).gather(np.arange(51)), ImageStore(here).gather(np.arange(51)))
     assert "arrived with another checksum" in caplog.text
 
@@ -262,10 +263,10 @@ def test_places_that_are_none_are_one_clear_error(bucket: str, uri: str, room: P
     ],
 )
 def test_messages_hold_no_keys(uri: str, shown: str) -> None:
-    assert remote.without_secrets(uri) == shown
+    assert fetcher.without_secrets(uri) == shown
     if "key" in uri:
         with pytest.raises(StoreError) as refused:
-            remote.Place(f"{uri.partition('?')[0]}?unknown=1")
+            fetcher.Place(f"{uri.partition('?')[0]}?unknown=1")
         assert shown in str(refused.value)
         assert not re.search("key|SE|RET", str(refused.value))
         began, found = (DataConfig(store="x", num_images=n) for n in (3, 4))
@@ -321,16 +322,16 @@ def test_a_cache_smaller_than_a_shard_and_a_full_disk_say_what_to_do(
 def test_a_connection_that_breaks_in_the_middle_costs_time_only(
     uri: str, here: Path, room: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(remote, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(remote, "_CHUNK_BYTES", 1000)
-    read, breaks = remote._read, iter([False, False, True] + [False] * 9 + [True] * 99)
+    monkeypatch.setattr(fetcher, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(fetcher, "_CHUNK_BYTES", 1000)
+    read, breaks = fetcher._read, iter([False, False, True] + [False] * 9 + [True] * 99)
 
     def breaking(stream: Any, count: int) -> bytes:
         if next(breaks, False):
-            raise remote._Unreachable("broken pipe")
+            raise fetcher._Unreachable("broken pipe")
         return read(stream, count)
 
-    monkeypatch.setattr(remote, "_read", breaking)
+    monkeypatch.setattr(fetcher, "_read", breaking)
     there = ImageStore(uri, cache=room)
     assert np.array_equal(there.gather(np.array([0])), ImageStore(here).gather(np.array([0])))
     assert "shard-00000.arrow: attempt 1 of 2 failed (broken pipe)" in caplog.text
@@ -375,7 +376,7 @@ class Proxy:
 def test_a_server_that_goes_away_in_the_middle_and_comes_back_costs_time_only(
     uri: str, here: Path, room: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(remote, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(fetcher, "_PAUSE_S", 0.01)
     port = uri.partition("127.0.0.1:")[2].partition("&")[0]
     proxy = Proxy(int(port))
     there = ImageStore(uri.replace(f":{port}", f":{proxy.port}"), cache=room)
@@ -392,15 +393,16 @@ READER = """
 import os, sys, time
 import numpy as np
 from pathlib import Path
-from ssl_dist.store import ImageStore, remote
-download, log, uri, room, latency, seed = remote.Place.download, *sys.argv[1:]
+from ssl_dist.store import ImageStore
+from ssl_dist.store.remote import fetcher
+download, log, uri, room, latency, seed = fetcher.Place.download, *sys.argv[1:]
 def logged(place, entry, file, *more):
     with open(log, "a") as out:
         out.write(f"{os.getpid()} {entry.file}\\n")
     file.write(b"begun"); file.flush()
     time.sleep(float(latency))
     download(place, entry, file, *more)
-remote.Place.download = logged
+fetcher.Place.download = logged
 there = ImageStore(uri, cache=room)
 order = np.random.default_rng(int(seed)).permutation(51)
 there.prepare(range(9), [])

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.sources import list_source, pickles
+from ssl_dist.store.building.sources import list_source, pickles
 from tests.store.sources import Pixels, assert_holds, built, random_images
 
 

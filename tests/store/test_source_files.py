@@ -13,8 +13,8 @@ from pyarrow import fs
 
 from ssl_dist import store
 from ssl_dist.errors import SourceError
-from ssl_dist.store.sources import list_source
-from ssl_dist.store.sources.files import expand
+from ssl_dist.store.building.sources import list_source
+from ssl_dist.store.building.sources.files import expand
 from tests.store.sources import assert_holds, built, image_column, png, random_images, shard_of, write_table
 
 
@@ -22,7 +22,7 @@ def test_files_too_large_for_an_image_are_left_out_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small, large = png(np.zeros((16, 16, 3), dtype=np.uint8)), png(random_images(1, 16)[0])
-    for module in ("decode", "sources.images"):
+    for module in ("decode", "building.sources.images"):
         monkeypatch.setattr(f"ssl_dist.store.{module}.MAX_BYTES", len(large) - 1)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "small.png").write_bytes(small)

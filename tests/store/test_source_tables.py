@@ -14,7 +14,7 @@ from pyarrow import parquet
 
 from ssl_dist import store
 from ssl_dist.errors import SourceError
-from ssl_dist.store.sources import list_source
+from ssl_dist.store.building.sources import list_source
 from tests.store.sources import assert_holds, built, image_column, png, random_images, write_table
 
 ROOT = Path(__file__).parent.parent.parent

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.sources import list_source
-from ssl_dist.store.sources.tars import regular_files
+from ssl_dist.store.building.sources import list_source
+from ssl_dist.store.building.sources.tars import regular_files
 from tests.store.hostile.archives import header, record, records_in_records, said, sparse_map_without_end, tar_of
 from tests.store.sources import assert_holds, built, png, random_images, shard_of
 

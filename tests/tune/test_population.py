@@ -15,9 +15,9 @@ from ssl_dist.errors import ConfigError
 from tests.helpers import differences, save, train
 from tests.tune.test_sweep import make
 from tune.population import Population, enter, handed_over
-from tune.record import Point, path_of, read_origin, read_outcome, write_outcome
 from tune.space import Domain
 from tune.sweep import Sweep
+from tune.trial_files import Point, path_of, read_origin, read_outcome, write_outcome
 
 SPACE = {"method.temperature": Domain(uniform=(0.1, 0.5)), "optim.lr": Domain(choice=(0.001, 0.002, 0.004))}
 

@@ -11,9 +11,9 @@ from ssl_dist import store
 from ssl_dist.errors import ConfigError, RunError
 from tests.conftest import write_images
 from tests.helpers import small_config
-from tune.record import Point, path_of, read_points
 from tune.space import Domain
 from tune.sweep import Sweep
+from tune.trial_files import Point, path_of, read_points
 
 SPACE = {"method.temperature": Domain(choice=(0.1, 0.2)), "epochs": Domain(choice=(2, 18))}
 

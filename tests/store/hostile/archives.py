@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from ssl_dist.errors import Unreadable
-from ssl_dist.store.shard import pixels
-from ssl_dist.store.sources import list_source
+from ssl_dist.store.building.shard_writer import pixels
+from ssl_dist.store.building.sources import list_source
 from tests.store.hostile.meter import Case
 from tests.store.hostile.mutate import mutated
 

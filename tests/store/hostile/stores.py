@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ssl_dist import store
-from ssl_dist.store import ImageStore, read, write
+from ssl_dist.store import ImageStore, image_store
+from ssl_dist.store.building import builder
 from ssl_dist.store.schema import MANIFEST, Manifest, checksum
 from tests.store.hostile.meter import Case
 from tests.store.hostile.mutate import mutated
@@ -26,7 +27,7 @@ _PX, _ROWS, _BATCH = 8, 20, 6
 
 def _two_stores(folder: Path) -> list[Path]:
     """Of the same images, raw and JPEG, of four record batches in two shards."""
-    write.BATCH_ROWS, write.SHARD_FILES = _BATCH, 2 * _BATCH
+    builder.BATCH_ROWS, builder.SHARD_FILES = _BATCH, 2 * _BATCH
     images = np.random.default_rng(0).integers(0, 256, (_ROWS, _PX, _PX, 3), dtype=np.uint8)
     for number, image in enumerate(images):
         path = folder / "images" / f"class{number % 3}" / f"{number}.png"
@@ -37,7 +38,7 @@ def _two_stores(folder: Path) -> list[Path]:
     return [folder / "raw", folder / "jpeg"]
 
 
-def use(path: Path, verify: read.Verify) -> np.ndarray:
+def use(path: Path, verify: image_store.Verify) -> np.ndarray:
     """All that a run and a merge read of a store."""
     opened = ImageStore(path, verify=verify)
     labels = opened.labels

@@ -1,0 +1,75 @@
+"""What doctor found, as tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from cluster.doctor.checks import DryRun, Link, Report
+from cluster.doctor.node_checks import Complaint, Node
+from ssl_dist.training.exactness import Finding
+
+
+def show_checks(console: Console, report: Report) -> None:
+    """Print it."""
+    _nodes(console, report.nodes)
+    if report.link:
+        _link(console, report.link)
+    if report.dry_run:
+        _dry_run(console, report.dry_run)
+    _findings(console, report.findings)
+    _complaints(console, report.complaints)
+
+
+def _nodes(console: Console, nodes: Sequence[Node]) -> None:
+    table = Table(
+        "node", "address", "devices", "Ray", "torch", "clock", "disk free", "/dev/shm", "storage write / read", "token"
+    )
+    for node in nodes:
+        rates = node.storage_error or f"{node.write_rate / 1e6:,.0f} / {node.read_rate / 1e6:,.0f} MB/s"
+        clock, token = f"{node.clock_s:+.2f} s", "on" if node.token else "off"
+        sizes = (f"{node.disk_free / 1e9:,.0f} GB", f"{node.shared_memory / 1e9:,.1f} GB")
+        versions = (node.versions.get("ray", "none"), node.versions.get("torch", "none"))
+        devices = ", ".join(f"{number:g} {kind}" for kind, number in node.devices.items()) or "none"
+        table.add_row(node.name, node.address, devices, *versions, clock, *sizes, rates, token)
+    console.print(table)
+
+
+def _link(console: Console, link: Link) -> None:
+    latency = f"all-reduce of one number {link.latency_s * 1e3:.2f} ms, of 64 MiB {link.rate / 1e6:,.0f} MB/s"
+    console.print(f"{link.workers} workers: {latency}", highlight=False)
+
+
+def _dry_run(console: Console, dry_run: DryRun) -> None:
+    console.print(
+        f"dry run: {dry_run.images_per_s:,.0f} images/s, {dry_run.peak_mb:,.0f} MB in worker 0;"
+        f" the whole run would take {_duration(dry_run.whole_run_s)} and what probes and checkpoints need",
+        highlight=False,
+    )
+
+
+def _findings(console: Console, findings: Sequence[Finding]) -> None:
+    if not findings:
+        return
+    table = Table("method", "gradient of", "workers", "ratio", "error", "", title="beside one process")
+    for one in findings:
+        verdict = "exact" if one.exact else f"[bold red]over {one.tolerance:g}[/]"
+        table.add_row(one.method, one.part, str(one.workers), f"{one.ratio:.9f}", f"{one.error:.1e}", verdict)
+    console.print(table)
+
+
+def _complaints(console: Console, complaints: Sequence[Complaint]) -> None:
+    for one in complaints:
+        colour = "red" if one.grave else "yellow"
+        text = f"[bold {colour}]{escape(one.where)}[/] {escape(one.what)}: {escape(one.mend)}"
+        console.print(text, highlight=False, soft_wrap=True)
+    if not complaints:
+        console.print("nothing is wrong", style="green")
+
+
+def _duration(seconds: float) -> str:
+    hours, rest = divmod(round(seconds), 3600)
+    return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

@@ -1,0 +1,216 @@
+"""One typed, frozen object for the command line, YAML recipes and sweeps; epochs become steps here, once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import pydantic
+import torch
+from torch import Tensor
+
+from ssl_dist import backbones, methods
+from ssl_dist.augment import RECIPES
+from ssl_dist.backbones import Backbone, ConvolutionalBackbone
+from ssl_dist.config.overrides import explain, flatten, put_override, read_recipe
+from ssl_dist.errors import ConfigError
+from ssl_dist.methods import Method, MethodConfig
+from ssl_dist.optim import OptimConfig
+from ssl_dist.settings import (
+    AugmentConfig,
+    BackboneConfig,
+    BatchConfig,
+    CheckpointConfig,
+    ClusterConfig,
+    DataConfig,
+    EngineConfig,
+    MonitorConfig,
+    ProbeConfig,
+    Section,
+)
+
+
+class Plan(Section):
+    """A run in steps."""
+
+    num_samples: int
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: float
+
+    def is_time(self, step: int, every_epochs: float) -> bool:
+        """Has training just crossed a multiple of ``every_epochs``, after ``step`` steps, or ended?"""
+        every = every_epochs * self.steps_per_epoch
+        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
+
+
+class RunConfig(Section):
+    """Everything that decides a run. ``load`` makes one from a recipe and dotted overrides."""
+
+    seed: int = pydantic.Field(0, ge=0, lt=2**63)
+    epochs: float = pydantic.Field(100, gt=0)
+    data: DataConfig
+    augment: AugmentConfig = AugmentConfig()
+    backbone: BackboneConfig = BackboneConfig()
+    method: pydantic.SerializeAsAny[MethodConfig] = methods.load("simclr").Config(name="simclr")
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    engine: EngineConfig = EngineConfig()
+    probe: ProbeConfig | None = ProbeConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @pydantic.field_validator("method", mode="before")
+    @classmethod
+    def _choose_method(cls, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return methods.load(value.get("name", "simclr")).Config.model_validate({"name": "simclr", **value})
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        self.backbone.check(self.view_sizes)
+        if self.optim.name == "lars" and self.engine.zero_stage == 3:
+            raise ValueError(
+                "optim.name lars with engine.zero_stage 3: LARS needs the norms of whole parameters,"
+                " which stage 3 cuts up for good: set engine.zero_stage to 0, 1 or 2"
+            )
+        self._expect_labelled()
+        self._expect_views()
+        self._expect_map()
+        self.method.check(self.epochs, self.batch)
+        return self
+
+    def _expect_labelled(self) -> None:
+        some = methods.load(self.method.name).uses_labels == "some"
+        if some and not 0 < self.batch.labelled < self.batch.size:
+            raise ValueError(
+                f"batch.labelled {self.batch.labelled}: method {self.method.name} learns from some labelled images of"
+                f" each batch, so it is 1 or more, and less than batch.size {self.batch.size}"
+            )
+        if self.batch.labelled and not some:
+            raise ValueError(f"batch.labelled {self.batch.labelled}: method {self.method.name} takes none by label")
+
+    def _expect_views(self) -> None:
+        method, name = methods.load(self.method.name), self.method.name
+        if self.batch.micro < method.least_micro:
+            raise ValueError(
+                f"batch.micro {self.batch.micro}: method {name} needs {method.least_micro} images for BatchNorm's"
+                f" statistics: set batch.micro to {method.least_micro} or more"
+            )
+        if not method.takes(self.augment.views()):
+            fewest, most = method.num_views
+            takes = f"{fewest} views" if fewest == most else f"{fewest} views or more"
+            fitting = ", ".join(recipe for recipe, views in RECIPES.items() if method.takes(views))
+            raise ValueError(
+                f"augment.recipe {self.augment.recipe} makes {len(self.augment.views())} views: method {name} takes"
+                f" {takes}{'' if method.multi_crop else ', of one size'}; set augment.recipe to one of {fitting}"
+            )
+
+    def _expect_map(self) -> None:
+        name, known = self.backbone.name, backbones.with_map()
+        if not methods.load(self.method.name).needs_map:
+            return
+        if name not in known:
+            raise ValueError(
+                f"method {self.method.name} decodes the backbone's map, which backbone {name} does not give: set"
+                f" backbone.name to one of {', '.join(known)}"
+            )
+        with torch.device("meta"):
+            stride = cast(ConvolutionalBackbone, self.backbone.build()).stride
+        if wrong := [size for size in self.view_sizes if size % stride]:
+            raise ValueError(
+                f"method {self.method.name} makes images of a multiple of {stride} px with backbone {name}, and is to"
+                f" have {wrong[0]} px: set augment.size_px to {max(1, wrong[0] // stride) * stride}"
+            )
+
+    @property
+    def view_sizes(self) -> tuple[int, ...]:
+        """Pixels a side of each view; none of views of the stored size, as long as no store was opened."""
+        stored = self.data.image_shape[0] if self.data.image_shape else None
+        return tuple(size for view in self.augment.views() if (size := view.size_px or stored))
+
+    @property
+    def num_labelled(self) -> int:
+        """Images of a step whose labels the method sees."""
+        every = methods.load(self.method.name).uses_labels == "all"
+        return self.batch.size if every else self.batch.labelled
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+        """Read a recipe and put overrides over it.
+
+        Args:
+            path: a YAML file, or the name of a recipe that comes with the package (``simclr-cifar10``).
+            overrides: dotted key -> value, e.g. ``{"optim.lr": 0.3}``; a section may be given whole as a mapping.
+
+        Raises:
+            ConfigError: no such recipe, a key that does not exist (with its nearest neighbour), a value out of range.
+        """
+        tree = read_recipe(path)
+        for key, value in (overrides or {}).items():
+            put_override(tree, key, value)
+        return cls.from_tree(tree, str(path))
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], origin: str) -> RunConfig:
+        """Validate a nested mapping; ``origin`` says in messages where it came from."""
+        try:
+            return cls.model_validate(tree)
+        except pydantic.ValidationError as error:
+            method = tree.get("method")
+            name = method.get("name") if isinstance(method, Mapping) else None
+            known = _known_keys(cls, "", name if name in methods.names() else "simclr")
+            raise ConfigError(f"{origin}: {explain(error, list(known))}") from None
+
+    def plan(self, num_samples: int) -> Plan:
+        """Epochs of ``num_samples`` images (``Samples.count``) to steps; what does not fill a last batch is left out.
+
+        Raises:
+            ConfigError: less than one step.
+        """
+        batch = self.batch.size - self.batch.labelled
+        steps_per_epoch = num_samples / batch
+        total = math.floor(self.epochs * num_samples / batch)
+        if total < 1:
+            raise ConfigError(
+                f"epochs {self.epochs:g} of {num_samples} images are less than one batch of {batch}:"
+                f" raise epochs to {batch / num_samples:g} or more, or lower batch.size"
+            )
+        warmup = min(round(self.optim.warmup_epochs * steps_per_epoch), total)
+        return Plan(num_samples=num_samples, total_steps=total, warmup_steps=warmup, steps_per_epoch=steps_per_epoch)
+
+    def initial_backbone(self) -> Backbone:
+        """The backbone with random weights, the same wherever it is called."""
+        torch.manual_seed(self.seed)
+        return self.backbone.build(next(iter(self.view_sizes), None))
+
+    def initial_method(self, weights: Mapping[str, Tensor] | None = None) -> Method:
+        """The method with random weights, the same wherever it is called, or with these in the backbone."""
+        backbone = self.initial_backbone()
+        if weights:
+            backbone.load_state_dict(weights)
+        return methods.load(self.method.name)(backbone, self.method)
+
+    def flat(self) -> dict[str, Any]:
+        """Dotted key -> value, for hyperparameter tables."""
+        return dict(flatten(self.model_dump(mode="json")))
+
+    def fingerprint(self) -> str:
+        """Twelve hexadecimal digits of the whole config: two runs that differ in anything differ in it."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def _known_keys(model: type[pydantic.BaseModel], prefix: str, method: str) -> Iterator[str]:
+    for name, info in model.model_fields.items():
+        yield f"{prefix}{name}"
+        kinds = (info.annotation, *getattr(info.annotation, "__args__", ()))
+        for kind in kinds if name != "method" else (methods.load(method).Config,):
+            if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
+                yield from _known_keys(kind, f"{prefix}{name}.", method)

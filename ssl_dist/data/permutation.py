@@ -1,0 +1,90 @@
+"""Which sample comes when: a pure function of (seed, epoch, position), in O(1) memory.
+
+An epoch is a permutation of the n samples, evaluated one position at a time by a Feistel network with
+cycle walking, so nothing of size n exists and any position is reached at once. Training reads one endless
+stream: position p of it is sample ``permute(p mod n)`` of epoch ``p div n``. Step s takes positions
+s*B .. s*B+B-1, so the tail of an epoch that does not fill a batch is carried into the next epoch's first
+batch and every sample is seen exactly once an epoch.
+
+Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002 (cycle walking);
+Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014 (the 64-bit mixing function).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from ssl_dist.errors import ConfigError
+from ssl_dist.hashing import derive_seed, fold
+
+_ROUNDS = 8  # 4 make a pseudo-random permutation of a good round function; the rest is margin for small n
+_MIN_BITS = 6  # a domain of fewer than 64 values has too few distinct round functions to mix
+
+
+def sample_ids(seed: int, epoch: int, start: int, stop: int, num_samples: int) -> np.ndarray:
+    """Samples at positions start .. stop-1 of one epoch's permutation.
+
+    Args:
+        seed: any whole number.
+        epoch: 0, 1, ...; each is a permutation of its own.
+        start, stop: positions, 0 <= start <= stop <= num_samples.
+        num_samples: size of the permutation, 1 .. 2**62.
+
+    Returns:
+        int64 ``[stop - start]``, each in [0, num_samples).
+
+    Raises:
+        ConfigError: positions outside the epoch.
+    """
+    if not 0 <= start <= stop <= num_samples:
+        raise ConfigError(f"positions {start}..{stop} lie outside an epoch of {num_samples} samples")
+    values = np.arange(start, stop, dtype=np.int64)
+    bits = max(_MIN_BITS, (num_samples - 1).bit_length())
+    keys = [derive_seed(seed, epoch, round_) for round_ in range(_ROUNDS)]
+    values = _feistel(values, bits, keys)
+    outside = np.flatnonzero(values >= num_samples)
+    while outside.size:
+        values[outside] = _feistel(values[outside], bits, keys)
+        outside = outside[values[outside] >= num_samples]
+    return values
+
+
+def _feistel(values: np.ndarray, bits: int, keys: list[int]) -> np.ndarray:
+    """A permutation of [0, 2**bits): halves of unequal width swap each round, back in place after an even number."""
+    left_bits, right_bits = bits // 2, bits - bits // 2
+    left, right = values >> right_bits, values & ((1 << right_bits) - 1)
+    for key in keys:
+        left, right = right, left ^ (fold(right, key) & ((1 << left_bits) - 1))
+        left_bits, right_bits = right_bits, left_bits
+    return (left << right_bits) | right
+
+
+def stream(seed: int, start: int, stop: int, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
+    """Samples at positions start .. stop-1 of the endless stream of epochs.
+
+    Returns:
+        (ids, epochs), both int64 ``[stop - start]``.
+    """
+    parts = [
+        (sample_ids(seed, epoch, first, last, num_samples), epoch)
+        for epoch, first, last in epochs_of(start, stop, num_samples)
+    ]
+    return joined(parts)
+
+
+def epochs_of(start: int, stop: int, num_samples: int) -> Iterator[tuple[int, int, int]]:
+    """The epochs that a part of the stream touches: (epoch, first position in it, one past the last)."""
+    while start < stop:
+        epoch, first = divmod(start, num_samples)
+        last = min(num_samples, first + stop - start)
+        yield epoch, first, last
+        start += last - first
+
+
+def joined(parts: Sequence[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
+    empty = np.empty(0, dtype=np.int64)
+    ids = [empty, *(ids for ids, _ in parts)]
+    epochs = [empty, *(np.full(len(ids), epoch, dtype=np.int64) for ids, epoch in parts)]
+    return np.concatenate(ids), np.concatenate(epochs)

@@ -1,0 +1,1 @@
+"""How a store is written: sources of images, shards, the manifest."""

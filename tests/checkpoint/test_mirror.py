@@ -1,0 +1,135 @@
+"""Copies of checkpoints on an S3 server (moto's, on loopback): what is lost or damaged here comes back from there."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from ssl_dist import checkpoint
+from ssl_dist.checkpoint.mirror import Mirror, above, below
+from ssl_dist.checkpoint.state import State
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import CheckpointError, ConfigError, RunError
+from tests.helpers import small_config
+
+
+@pytest.fixture
+def config(bucket: str, small_store: Path, tmp_path: Path) -> RunConfig:
+    return small_config(small_store, checkpoint__mirror=below(bucket, tmp_path.name))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "run"
+
+
+def state(step: int) -> State:
+    generator = torch.Generator().manual_seed(step)
+    return State({"w": torch.randn(3, 2, generator=generator)}, {"w/exp_avg": torch.randn(3, 2, generator=generator)})
+
+
+def write(run: Path, config: RunConfig, scores: dict[int, float | None]) -> Mirror:
+    writer = checkpoint.Writer(run, config)
+    for step, score in scores.items():
+        writer.write(step, lambda _, step=step: state(step), score)
+    writer.close()
+    mirror = checkpoint.mirror_of(run, config)
+    assert mirror is not None
+    return mirror
+
+
+def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
+    assert found is not None
+    pairs = zip(found.load(), state(step), strict=True)
+    return found.step == step and all(
+        torch.equal(ours[name], theirs[name]) for ours, theirs in pairs for name in theirs
+    )
+
+
+def test_the_mirror_keeps_what_the_run_keeps(run: Path, config: RunConfig) -> None:
+    mirror = write(run, config, {1: 0.2, 2: 0.7, 3: None, 4: 0.1, 5: None})
+    assert mirror.names() == ["step-00000005", "step-00000004", "step-00000002"]
+    assert mirror.names() == [path.name for path in checkpoint.found(run)]
+
+
+def test_a_run_that_lost_its_machine_goes_on_from_the_mirror(run: Path, config: RunConfig) -> None:
+    mirror = write(run, config, {1: None, 2: None})
+    shutil.rmtree(run)
+    assert is_step(checkpoint.newest(run, mirror), 2)
+    assert is_step(checkpoint.newest(run), 2), "it is here now"
+    elsewhere = run.with_name("another-machine")
+    assert is_step(checkpoint.fetch(elsewhere, "step-00000002", mirror), 2)
+    assert [path.name for path in (elsewhere / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_what_is_damaged_here_is_whole_there_and_the_other_way_round(run: Path, config: RunConfig) -> None:
+    mirror = write(run, config, {1: None, 2: None})
+    (checkpoint.path_of(run, 2) / "model.safetensors").write_bytes(b"damage")
+    assert is_step(checkpoint.newest(run, mirror), 2)
+    bad = run.with_name("bad") / "step-00000003"
+    shutil.copytree(checkpoint.path_of(run, 2), bad)
+    (bad / "optimizer.safetensors").write_bytes(b"damage")
+    mirror.put(bad, last="checkpoint.json")
+    assert is_step(checkpoint.newest(run, mirror), 2)
+    shutil.rmtree(run)
+    assert is_step(checkpoint.newest(run, mirror), 2)
+    mirror.delete("step-00000001")
+    mirror.delete("step-00000002")
+    shutil.rmtree(run)
+    with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
+        checkpoint.newest(run, mirror)
+
+
+def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, config: RunConfig) -> None:
+    mirror = write(run, config, {1: None, 2: None})
+    cut = run.with_name("cut") / "step-00000003"
+    cut.mkdir(parents=True)
+    (cut / "model.safetensors").write_bytes(b"the rest never came")
+    mirror.put(cut, last="checkpoint.json")
+    shutil.rmtree(run)
+    assert is_step(checkpoint.newest(run, mirror), 2)
+    write(run, config, {3: None, 4: None, 5: None})
+    assert mirror.names() == ["step-00000005", "step-00000004"]
+
+
+def test_a_run_does_not_end_with_its_mirror_but_does_not_start_over_without_it(
+    run: Path, config: RunConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def out_of_reach(*_: object, **__: object) -> None:
+        raise OSError("no route to host")
+
+    mirror = write(run, config, {1: None})
+    monkeypatch.setattr(Mirror, "put", out_of_reach)
+    write(run, config, {2: None})
+    assert "step-00000002 could not be copied" in caplog.text
+    assert is_step(checkpoint.newest(run, mirror), 2)
+    monkeypatch.setattr(Mirror, "names", out_of_reach)
+    shutil.rmtree(run)
+    with pytest.raises(RunError, match="cannot be read"):
+        checkpoint.newest(run, mirror)
+
+
+def test_places_that_are_none_are_refused(bucket: str, tmp_path: Path) -> None:
+    for uri in ("runs/x", "ftp://host/x", "s4://bucket", "s3://[x/runs"):
+        with pytest.raises(ConfigError, match="not a place"):
+            Mirror(uri)
+    with pytest.raises(ConfigError, match=r"s3://\[x/runs is not a place"):
+        below("s3://[x/runs", "run")
+    with pytest.raises(ConfigError) as refused:
+        Mirror("s3://key:SE/CRET@bucket/runs")
+    assert "CRET" not in str(refused.value)
+    with pytest.raises(ConfigError, match="cannot be written"):
+        Mirror(bucket.replace("bucket/runs", "nobucket/runs")).expect_writable()
+    Mirror(bucket).expect_writable()
+    Mirror(tmp_path.as_uri()).expect_writable()
+
+
+@pytest.mark.parametrize(
+    "uri", ["s3://bucket/a/b", "s3://bucket", "file:///a", "s3://k:s@bucket/a?region=x&scheme=http"]
+)
+def test_a_place_and_a_name_are_put_together_and_taken_apart(uri: str) -> None:
+    assert above(below(uri, "run-1")) == (uri, "run-1")
+    assert below(f"{uri}/", "run") == below(uri, "run") or "?" in uri

@@ -1,0 +1,207 @@
+"""Recipes and overrides: one object, errors that name the key and the mend."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ssl_dist.augment import OPERATIONS, RECIPES
+from ssl_dist.config import RunConfig
+from ssl_dist.config.overrides import RECIPE_FOLDER, parse_override
+from ssl_dist.errors import ConfigError
+from tests.helpers import small_config
+
+STORE = Path("/nowhere/store")
+
+
+def load(**overrides: Any) -> RunConfig:
+    return RunConfig.load("simclr-cifar10", {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPE_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path) -> None:
+    config = RunConfig.load(recipe.stem)
+    assert config == RunConfig.load(recipe)
+    head = recipe.read_text().split("seed:")[0]
+    for word in ("command:", "hardware:", "time:", "result:"):
+        assert word in head.lower()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"optim__lrr": 1}, "unknown key optim.lrr; did you mean optim.lr?"),
+        ({"tempeature": 1}, "unknown key tempeature; did you mean method.temperature?"),
+        ({"method__temprature": 1}, "unknown key method.temprature; did you mean method.temperature?"),
+        ({"bach__size": 8}, "unknown key bach; did you mean batch?"),
+        ({"batch__size": 1}, "batch.size: Input should be greater than or equal to 2 (given 1)"),
+        (
+            {"batch__size": 500},
+            "batch.size 500 is not a multiple of batch.micro 256: try batch.size=256 or",
+        ),
+        ({"batch__size": 128}, "batch.micro 256: try batch.micro=128"),
+        ({"epochs": float("inf")}, "epochs: Input should be a finite number"),
+        ({"optim__betas": [2, 0.9]}, "optim.betas.0: Input should be less than 1 (given 2)"),
+        ({"seed": 2**64}, "seed: "),
+        ({"method__temperature": 0}, "method.temperature: Input should be greater than 0 (given 0)"),
+        ({"method__temperature": -1.0}, "method.temperature: Input should be greater than 0 (given -1.0)"),
+        ({"method__name": "simclrr"}, "method 'simclrr': it is one of "),
+        ({"backbone__name": "resnet19"}, "backbone 'resnet19': it is one of convnet, resnet8"),
+        ({"backbone__stem": "tiny"}, "backbone.stem: Input should be 'standard', 'small' or 'half' (given 'tiny')"),
+        ({"backbone__dropout": 0.5}, "backbone resnet8 has no dropout (given 0.5): only convnet has"),
+        (
+            {"backbone": {"name": "vit_b_16"}, "augment__size_px": 40},
+            "backbone vit_b_16 takes images of a multiple of 16 px: these have 40",
+        ),
+        (
+            {"backbone": {"name": "vit_b_16"}, "data__image_shape": [40, 40, 3]},
+            "backbone vit_b_16 takes images of a multiple of 16 px: these have 40",
+        ),
+        (
+            {"backbone": {"name": "vit_b_16"}, "augment": {"recipe": "swav-small"}},
+            "backbone vit_b_16 takes images of one size: these have 16, 32 px",
+        ),
+        (
+            {"augment__recipe": "swav-small"},
+            "augment.recipe swav-small makes 6 views: method simclr takes 2 views, of one size; set augment.recipe to"
+            " one of simclr, simclr-small, mocov2, byol, byol-small, weak-strong",
+        ),
+        (
+            {"method": {"name": "swav"}, "augment__recipe": "none"},
+            "augment.recipe none makes 1 views: method swav takes 2 views or more; set augment.recipe to one of simclr",
+        ),
+        (
+            {"method": {"name": "supervised", "num_classes": 2}, "augment__recipe": "swav-small"},
+            "augment.recipe swav-small makes 6 views: method supervised takes 1 views or more, of one size",
+        ),
+        (
+            {"method": {"name": "moco"}, "batch": {"size": 8, "micro": 4}},
+            "batch.micro 4: method moco's 4 batch_norm_groups need two images each, and 16 for one in common",
+        ),
+        (
+            {"method": {"name": "vicreg"}, "batch": {"size": 4, "micro": 1}},
+            "batch.micro 1: method vicreg needs 2 images for BatchNorm's statistics",
+        ),
+        (
+            {"method": {"name": "swav"}, "epochs": 1},
+            "method.freeze_prototypes_epochs 1: prototypes would learn nothing in a run of 1 epochs",
+        ),
+        (
+            {"method": {"name": "swav", "queue": 100}},
+            "method.queue_from_epoch 15: the queue would take no part in a run of 6 epochs",
+        ),
+        ({"augment__recipe": "x"}, "augment.recipe 'x': it is one of simclr, simclr-small"),
+        ({"augment__only": ["crop", "jitter"]}, "augment.only 'jitter': each is one of crop, flip, rotation, colour"),
+        (
+            {"augment": {"only": ["flip"], "flip_p": 0}},
+            "augment.only names flip and augment.flip_p is 0: leave one out",
+        ),
+        ({"augment__crop_scale": [0, 1]}, "crop_scale (0.0, 1.0): two shares of the area"),
+        (
+            {"optim__name": "lars", "engine__zero_stage": 3},
+            "optim.name lars with engine.zero_stage 3: LARS needs the norms",
+        ),
+        ({"engine__zero_stage": 4}, "engine.zero_stage: Input should be 0, 1, 2 or 3 (given 4)"),
+        ({"cluster__workers": 0}, "cluster.workers.min: Input should be greater than or equal to 1 (given 0)"),
+        ({"cluster__workers": {"min": 3, "max": 2}}, "cluster.workers {min: 3, max: 2}: max must not be below min"),
+        ({"data": {}}, "data.store is missing: set it with --set data.store=..."),
+        ({"epochs": "many"}, "epochs: Input should be a valid number"),
+    ],
+)
+def test_what_is_wrong_is_named_with_its_mend(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load(**overrides)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_recipe_names_those_there_are(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"recipe nope: no such file; .*simclr-cifar10"):
+        RunConfig.load("nope")
+    (tmp_path / "list.yaml").write_text("[1, 2]")
+    with pytest.raises(ConfigError, match="is not a mapping"):
+        RunConfig.load(tmp_path / "list.yaml")
+    (tmp_path / "torn.yaml").write_text("a: [1")
+    with pytest.raises(ConfigError, match=r"torn\.yaml cannot be read"):
+        RunConfig.load(tmp_path / "torn.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim.lr=0.3", ("optim.lr", 0.3)),
+        ("probe=null", ("probe", None)),
+        ("batch={size: 8, micro: 4}", ("batch", {"size": 8, "micro": 4})),
+        ("data.store=a=b", ("data.store", "a=b")),
+    ],
+)
+def test_overrides_are_read_as_yaml(text: str, expected: tuple[str, Any]) -> None:
+    assert parse_override(text) == expected
+
+
+def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
+    """YAML 1.1 wants a point in 1e-3; the schema does not."""
+    assert RunConfig.load("simclr-cifar10", dict([parse_override("optim.lr=1e-3")])).optim.lr == 0.001
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=3", "a=[1"])
+def test_overrides_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        parse_override(text)
+
+
+def test_epochs_become_steps_once(tmp_path: Path) -> None:
+    config = small_config(tmp_path / "s", epochs=2.5, batch={"size": 12, "micro": 4}, optim__warmup_epochs=0.5)
+    plan = config.plan(51)
+    assert (plan.total_steps, plan.warmup_steps) == (math.floor(2.5 * 51 / 12), 2)
+    assert [step for step in range(1, 11) if plan.is_time(step, 1)] == [5, 9, 10]  # 4.25, 8.5 and the end
+    with pytest.raises(ConfigError, match=r"epochs 2\.5 of 4 images are less than one batch of 12: raise epochs to 3"):
+        config.plan(4)
+
+
+def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
+    optim = load(optim__lr=0.1, optim__lr_scaling="linear").optim
+    rates = [optim.learning_rate(step, batch_size=512, warmup_steps=4, total_steps=12) for step in range(12)]
+    assert rates[:4] == pytest.approx([0.05, 0.1, 0.15, 0.2])
+    assert rates[4:] == pytest.approx([0.1 * (1 + math.cos(math.pi * k / 8)) for k in range(8)])
+    assert load(optim__lr=0.1, optim__lr_scaling="sqrt").optim.peak_lr(1024) == pytest.approx(0.2)
+    constant = load(optim__lr=0.1, optim__schedule="constant").optim
+    assert constant.learning_rate(11, batch_size=512, warmup_steps=4, total_steps=12) == 0.1
+
+
+def test_the_fingerprint_changes_with_every_setting() -> None:
+    changes: list[dict[str, Any]] = [
+        {},
+        {"seed": 1},
+        {"method__temperature": 0.3},
+        {"cluster__workers": 3},
+        {"probe": None},
+    ]
+    assert len({load(**change).fingerprint() for change in changes}) == len(changes)
+
+
+def test_a_config_survives_its_own_json() -> None:
+    config = load(augment__size_px=24)
+    assert RunConfig.from_tree(config.model_dump(mode="json"), "here") == config
+    assert config.flat()["method.temperature"] == 0.2
+    assert {view.size_px for view in config.augment.views()} == {24}
+
+
+def test_only_the_named_operations_happen_in_whatever_order_they_are_named() -> None:
+    config = load(augment={"recipe": "simclr", "only": ["rotation", "crop"], "crop_scale": [0.2, 1.0]})
+    for view in config.augment.views():
+        happens = {name for name, (key, _) in OPERATIONS.items() if getattr(view, key)}
+        assert (happens, view.rotation_p, view.crop_scale) == ({"crop", "rotation"}, 0.75, (0.2, 1.0))
+    assert load(augment={**config.augment.model_dump(), "only": ["crop", "rotation"]}) == config
+    assert load(augment={"recipe": "simclr", "only": []}).augment.views() == RECIPES["none"] * 2
+
+
+def test_a_backbone_is_made_for_the_size_of_its_views() -> None:
+    config = load(backbone={"name": "vit_b_16"}, data__image_shape=[48, 48, 3])
+    assert (config.view_sizes, config.initial_method().backbone.image_size) == ((48, 48), 48)
+    config = load(backbone={"name": "vit_b_16"}, data__image_shape=[48, 48, 3], augment__size_px=32)
+    assert (config.view_sizes, config.initial_method().backbone.image_size) == ((32, 32), 32)
+    assert load().view_sizes == (), "no store was opened"
