@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import yaml
 from torch import Tensor
 
 from ssl_dist import checkpoint
 from ssl_dist.checkpoint.state import State
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
+from ssl_dist.config.overrides import put_override
 from ssl_dist.data.batches import Batches
 from ssl_dist.data.sample_plan import open_store
 from ssl_dist.methods import Method
@@ -31,11 +33,14 @@ engine: {precision: fp32, zero_stage: 1}
 
 
 def small_config(store: Path, **overrides: Any) -> RunConfig:
-    """Three micro-batches of four images a step, fp32; ``overrides`` have __ for the dots of keys."""
-    recipe = store.parent / "recipe.yaml"
-    recipe.write_text(RECIPE)
-    dotted = {key.replace("__", "."): value for key, value in overrides.items()}
-    return RunConfig.load(recipe, {"data.store": str(store), **dotted})
+    """Three micro-batches of four images a step, fp32; ``overrides`` have __ for the dots of keys.
+
+    No file is written: workers that are given one store call this at the same time.
+    """
+    tree = yaml.safe_load(RECIPE)
+    for key, value in {"data__store": str(store), **overrides}.items():
+        put_override(tree, key.replace("__", "."), value)
+    return RunConfig.from_tree(tree, "small_config")
 
 
 def smooth_method(config: RunConfig) -> Method:
