@@ -90,12 +90,12 @@ def _restored(uri: str, out: Path) -> Path:
     """The directory, made anew, of a run of which a mirror is all that is left."""
     from cluster.run_directory import RunDirectory
     from ssl_dist import checkpoint
-    from ssl_dist.checkpoint.mirror import Mirror, above
+    from ssl_dist.checkpoint.mirror import Mirror
     from ssl_dist.config import RunConfig
     from ssl_dist.config.overrides import put_override
-    from ssl_dist.uris import without_secrets
+    from ssl_dist.uris import split_uri, without_secrets
 
-    place, name = above(uri)
+    place, name = split_uri(uri)
     directory = out / name
     if directory.exists():
         raise RunError(f"{directory} is there: go on with it by --resume {directory}, or choose another --out")

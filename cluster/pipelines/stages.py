@@ -12,11 +12,11 @@ from rich.console import Console
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory, differences
 from ssl_dist import checkpoint
-from ssl_dist.checkpoint.mirror import below
 from ssl_dist.config import RunConfig
 from ssl_dist.data.sample_plan import open_data
 from ssl_dist.errors import ClusterError, ConfigError, RunError
 from ssl_dist.settings import DataConfig
+from ssl_dist.uris import join_uri
 
 AGAIN = "the same command again"
 
@@ -38,7 +38,7 @@ def complete(directory: Path, config: RunConfig, console: Console) -> dict[str, 
     assert config.data.num_samples, "the store was opened before"
     total = config.plan(config.data.num_samples).total_steps
     if config.checkpoint.mirror:  # other commands have runs of this name
-        place = below(config.checkpoint.mirror, directory.parent.name)
+        place = join_uri(config.checkpoint.mirror, directory.parent.name)
         config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"mirror": place})})
     if begun(directory):
         run, before = RunDirectory.reopen(directory)

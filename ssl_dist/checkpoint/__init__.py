@@ -26,11 +26,12 @@ import safetensors
 import xxhash
 from safetensors.torch import load_file, save_file
 
-from ssl_dist.checkpoint.mirror import Mirror, below
+from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.checkpoint.state import State
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import CheckpointError, RunError
 from ssl_dist.settings import CheckpointConfig
+from ssl_dist.uris import join_uri
 
 FOLDER = "checkpoints"
 _FILES = ("model", "optimizer")
@@ -210,7 +211,7 @@ def mirror_of(run: Path, config: RunConfig) -> Mirror | None:
         ConfigError: ``config.checkpoint.mirror`` is not a URI.
     """
     uri = config.checkpoint.mirror
-    return Mirror(below(uri, run.name)) if uri else None
+    return Mirror(join_uri(uri, run.name)) if uri else None
 
 
 def newest(run: Path, mirror: Mirror | None = None) -> Checkpoint | None:

@@ -11,7 +11,6 @@ import contextlib
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import SplitResult, urlsplit
 
 import pyarrow
 from pyarrow import fs
@@ -20,30 +19,6 @@ from ssl_dist.errors import ConfigError
 from ssl_dist.uris import reason_of, without_secrets
 
 _PARALLEL = 8 << 20  # bytes in flight a file
-
-
-def below(uri: str, name: str) -> str:
-    """The URI of a folder in another; what follows a ``?`` (``endpoint_override=...``) stays behind it.
-
-    Raises:
-        ConfigError: it is no URI.
-    """
-    parts = _parts(uri)
-    return parts._replace(path=f"{parts.path.rstrip('/')}/{name}").geturl()
-
-
-def above(uri: str) -> tuple[str, str]:
-    """The folder that another is in, and its name there: ``below`` turned round. Raises as that."""
-    parts = _parts(uri)
-    path, _, name = parts.path.rstrip("/").rpartition("/")
-    return parts._replace(path=path).geturl(), name
-
-
-def _parts(uri: str) -> SplitResult:
-    try:
-        return urlsplit(uri)
-    except ValueError:  # whose text may repeat the key
-        raise ConfigError(f"{without_secrets(uri)} is not a place for checkpoints: e.g. s3://bucket/folder") from None
 
 
 class Mirror:

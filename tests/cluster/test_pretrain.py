@@ -23,11 +23,12 @@ from rich.console import Console
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory
 from ssl_dist import checkpoint, store
-from ssl_dist.checkpoint.mirror import Mirror, below
+from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.config import RunConfig
 from ssl_dist.data import permutation
 from ssl_dist.errors import ClusterError, Diverged, RunError, StoreDamaged
 from ssl_dist.store import ImageStore
+from ssl_dist.uris import join_uri
 from tests.conftest import write_images
 from tests.helpers import small_config
 
@@ -248,17 +249,17 @@ def test_a_run_goes_on_from_its_mirror_on_another_machine(
     local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All that is left of it is its checkpoint of step 5 on S3."""
-    place = below(bucket, tmp_path.name)
+    place = join_uri(bucket, tmp_path.name)
     config = small_config(small_store, cluster__workers=2, **EVERY_STEP, checkpoint__mirror=place)
     start(config, tmp_path / "run")
-    mirror = Mirror(below(place, "run"))
+    mirror = Mirror(join_uri(place, "run"))
     assert mirror.names() == ["step-00000010", "step-00000005"]
     mirror.delete("step-00000010")
     shutil.rmtree(tmp_path / "run")
     import ray
 
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
-    command = ssl_dist("pretrain", "--resume", below(place, "run"), "--out", tmp_path / "elsewhere")
+    command = ssl_dist("pretrain", "--resume", join_uri(place, "run"), "--out", tmp_path / "elsewhere")
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     assert "going on from step 5" in done.stdout
     assert started_at(tmp_path / "elsewhere" / "run") == [5]

@@ -14,8 +14,8 @@ import pytest
 from pyarrow import fs
 
 from ssl_dist import store
-from ssl_dist.checkpoint.mirror import below
 from ssl_dist.data.sample_plan import open_data
+from ssl_dist.uris import join_uri
 from tests.helpers import RECIPE, save, small_config, train
 from tune import cli
 
@@ -108,7 +108,7 @@ def test_a_store_in_a_bucket_goes_wherever_a_store_does(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    uri = below(bucket, tmp_path.name)
+    uri = join_uri(bucket, tmp_path.name)
     system, base = fs.FileSystem.from_uri(uri)
     fs.copy_files(str(small_store), base, fs.LocalFileSystem(), system)
     info, here = command("store", "info", uri, "--json"), command("store", "info", small_store, "--json")
@@ -125,7 +125,7 @@ def test_a_store_in_a_bucket_goes_wherever_a_store_does(
     system.delete_file(f"{base}/shard-00000.arrow")
     torn = command("store", "verify", uri, "--json")
     assert (torn.code, torn.json["damaged"]) == (1, [{"shard": "shard-00000.arrow", "batch": 0, "rows": [0, 51]}])
-    refused(command("store", "info", below(bucket, "nothing")), "s3://bucket/runs/nothing is not a store")
+    refused(command("store", "info", join_uri(bucket, "nothing")), "s3://bucket/runs/nothing is not a store")
 
 
 def test_stores_are_split_added_to_and_merged(command: Command, image_folder: Path, tmp_path: Path) -> None:

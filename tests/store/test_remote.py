@@ -22,7 +22,6 @@ import pytest
 from pyarrow import fs
 
 from ssl_dist import store
-from ssl_dist.checkpoint.mirror import below
 from ssl_dist.collectives import World
 from ssl_dist.data.batches import Batches
 from ssl_dist.data.sample_plan import Samples, open_data, open_store
@@ -31,6 +30,7 @@ from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
 from ssl_dist.store.remote import cache, fetcher
 from ssl_dist.store.schema import ShardEntry
+from ssl_dist.uris import join_uri
 from tests.helpers import differences, small_config, train
 from tests.store.conftest import ROWS
 
@@ -43,7 +43,7 @@ def put(folder: Path, uri: str) -> str:
 
 @pytest.fixture
 def uri(bucket: str, here: Path, tmp_path: Path) -> str:
-    return put(here, below(bucket, tmp_path.name))
+    return put(here, join_uri(bucket, tmp_path.name))
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def test_a_shard_that_is_damaged_in_the_cache_is_fetched_again(uri: str, here: P
 def test_a_store_that_has_grown_keeps_the_shards_that_it_had(
     here: Path, bucket: str, image_folder: Path, tmp_path: Path, room: Path
 ) -> None:
-    copy, uri = tmp_path / "copy", below(bucket, tmp_path.name)
+    copy, uri = tmp_path / "copy", join_uri(bucket, tmp_path.name)
     shutil.copytree(here, copy)
     old = ImageStore(put(copy, uri), cache=room)
     old.gather(np.arange(51))
@@ -234,7 +234,7 @@ def test_a_store_that_has_grown_keeps_the_shards_that_it_had(
 
 def test_places_that_are_none_are_one_clear_error(bucket: str, uri: str, room: Path, tmp_path: Path) -> None:
     for wrong, message in {
-        below(bucket, "nothing"): r"s3://bucket/runs/nothing is not a store \(no manifest\.json\): build one",
+        join_uri(bucket, "nothing"): r"s3://bucket/runs/nothing is not a store \(no manifest\.json\): build one",
         bucket.replace("bucket/runs", "nobucket/x"): "is not a store|cannot be reached",
         "ftp://host/x": "ftp://host/x is not the place of a store",
         "s3://[x/store": r"s3://\[x/store is not the place of a store",
@@ -520,5 +520,5 @@ def test_training_from_a_bucket_equals_training_from_a_folder(here: Path, uri: s
 
 def test_a_jpeg_store_is_read_from_a_bucket(image_folder: Path, bucket: str, tmp_path: Path, room: Path) -> None:
     store.build(image_folder, tmp_path / "s", encoding="jpeg", workers=1)
-    there = ImageStore(put(tmp_path / "s", below(bucket, tmp_path.name)), cache=room)
+    there = ImageStore(put(tmp_path / "s", join_uri(bucket, tmp_path.name)), cache=room)
     assert np.array_equal(there.gather(np.arange(51)), ImageStore(tmp_path / "s").gather(np.arange(51)))
