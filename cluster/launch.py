@@ -22,22 +22,11 @@ from rich.console import Console
 from cluster.connect import Background, connected, reason_of, trainer
 from cluster.preemption import DrainedNodes
 from cluster.run_directory import RunDirectory
+from ssl_dist.commands.table import COMMANDS
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Interrupted, SslDistError
 
 _POLL_S = 0.25
-COMMANDS = (
-    "pretrain",
-    "g-simclr",
-    "self-train",
-    "tune",
-    "doctor",
-    "store",
-    "evaluate",
-    "report",
-    "checkpoint",
-    "demo",
-)  # of `ssl-dist`
 
 
 def launch(config: RunConfig, run: RunDirectory, console: Console, go_on: str | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import pickle
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ FLOORS = [
     "ssl_dist",
     "ssl_dist.errors",
     "ssl_dist.uris",
+    "ssl_dist.files",
     "ssl_dist.hashing",
     "ssl_dist.store.decode",
     "ssl_dist.store.schema",
@@ -60,9 +62,8 @@ FLOORS = [
     "cluster.launch",
     "cluster.doctor",
     "cluster.pipelines",
-    "cluster.digits",
-    "cluster.store_cli",
-    "cluster.cli",
+    "cluster.prepare",
+    "cluster.commands",
     "tune",
     "tune.space",
     "tune.sweep",
@@ -72,7 +73,7 @@ FLOORS = [
     "tune.trial",
     "tune.runner",
     "tune.results",
-    "tune.cli",
+    "tune.commands",
 ]
 
 # Each library's only door.
@@ -148,6 +149,18 @@ def test_a_breach_would_be_seen() -> None:
     assert [floor(name) > floor("ssl_dist.data.permutation") for name in imports(tree)] == [True]
 
 
+def test_only_the_table_of_commands_names_modules_above_its_package() -> None:
+    above = re.compile(r"(cluster|tune)\.[a-z_]+")
+    named = {
+        name
+        for name, tree in modules()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and above.match(node.value)
+        if name.startswith("ssl_dist.") and floor(name) < floor("cluster") and ":" in node.value
+    }
+    assert named == {"ssl_dist.commands.table"}
+
+
 @pytest.mark.parametrize("library", sorted(DOORS))
 def test_each_heavy_library_has_one_door(library: str) -> None:
     found = {name for name, tree in modules() for one in imports(tree) if f"{one}.".startswith(f"{library}.")}
@@ -157,7 +170,8 @@ def test_each_heavy_library_has_one_door(library: str) -> None:
 def test_the_science_and_the_help_page_import_nothing_heavy() -> None:
     heavy = ("torch", "ray", "deepspeed", "pyarrow", "sklearn", "numpy")
     at_exit = "import atexit, sys; atexit.register(lambda: print([m for m in heavy if m in sys.modules]))"
-    code = f"heavy = {heavy}; {at_exit}; sys.argv = ['', 'pretrain', '--help']; import tune.cli; tune.cli.run()"
+    call = "from ssl_dist.commands.main import main; main()"
+    code = f"heavy = {heavy}; {at_exit}; sys.argv = ['', 'pretrain', '--help']; {call}"
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert "--resume" in out.stdout
     assert out.stdout.splitlines()[-1] == "[]"

@@ -1,46 +1,30 @@
-"""What a person sees of a command: tables, bars, one line for an error; and what a machine reads."""
+"""How commands talk: tables, bars and plain lines for a person, one JSON object for a machine."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
-import sys
 from collections.abc import Iterable, Iterator
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
-from ssl_dist.errors import SslDistError
-
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of output.")]
-
 console = Console()
-_stderr = Console(stderr=True, soft_wrap=True)
+errors = Console(stderr=True, soft_wrap=True)
 
 
-def main(commands: typer.Typer) -> None:
-    """Run a command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=_stderr, show_path=False, show_time=False)],
-    )
-    try:
-        commands()
-    except SslDistError as error:
-        _stderr.print(Text.assemble(("error:", "bold red"), f" {error}"))
-        sys.exit(error.exit_code)
+def say(text: str, to: Console = console) -> None:
+    """Print a line as it is: no markup, no colours for numbers, no wrapping of paths that a person copies."""
+    to.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:
-    """A two-column table on screen, and with --json the same as the last line."""
+    """Print a two-column table, and with --json ``result`` as the last line."""
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     table = Table(show_header=False)
     for name, value in rows:
@@ -51,8 +35,13 @@ def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any],
 
 
 def print_json(result: dict[str, Any]) -> None:
-    """One JSON object on a line of its own; what is not a finite number is null."""
+    """Print one JSON object on a line of its own; numbers that are not finite become null."""
     typer.echo(json.dumps(_finite(result)))
+
+
+def shown(values: dict[str, Any]) -> dict[str, str]:
+    """Round numbers to six digits, as tables of a run's metrics show them."""
+    return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in values.items()}
 
 
 def _finite(value: Any) -> Any:
@@ -64,24 +53,24 @@ def _finite(value: Any) -> Any:
 
 
 class ImageBar:
-    """A bar of images with rate and time left; call it with (images done, images in all)."""
+    """A progress bar over images with rate and time left; call it with (images done, images in all)."""
 
-    def __init__(self, progress: Progress, what: str) -> None:
-        self._progress, self._what = progress, what
-        self._task = progress.add_task(what, total=None, rate="")
+    def __init__(self, progress: Progress, title: str) -> None:
+        self._progress, self._title = progress, title
+        self._task = progress.add_task(title, total=None, rate="")
 
     def __call__(self, done: int, total: int) -> None:
         rate = f"{done / (self._progress.tasks[0].elapsed or 1):,.0f} images/s"
         self._progress.update(self._task, completed=done, total=total, rate=rate)
 
-    def say(self, text: str) -> None:
-        """Say it before the bar."""
-        self._progress.update(self._task, description=f"{self._what}, {text}")
+    def add_note(self, text: str) -> None:
+        """Show a note behind the bar's title."""
+        self._progress.update(self._task, description=f"{self._title}, {text}")
 
 
 @contextlib.contextmanager
-def image_progress(what: str) -> Iterator[ImageBar]:
-    """A bar for what is done to many images."""
+def image_bar(title: str) -> Iterator[ImageBar]:
+    """Show a bar while many images are worked on; nothing where standard error is no terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=_stderr, disable=not _stderr.is_terminal) as progress:
-        yield ImageBar(progress, what)
+    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
+        yield ImageBar(progress, title)

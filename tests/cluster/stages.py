@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from cluster.cli import app
+from ssl_dist.commands.main import app
 from ssl_dist.store import build
 from tests.conftest import write_images
 

@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 
 from cluster import build as cluster_build
 from cluster.build import tasks
-from cluster.cli import app
 from ssl_dist import store
+from ssl_dist.commands.main import app
 from ssl_dist.errors import ClusterError, ConfigError, SourceError, StoreError
 from ssl_dist.store.building import builder
 from ssl_dist.store.building.shard_writer import Form, Piece, Shard, Written
@@ -120,7 +120,7 @@ def invoke(*arguments: object) -> Any:
 def test_without_a_cluster_the_command_needs_no_ray(image_folder: Path, tmp_path: Path) -> None:
     arguments = ["ssl-dist", "store", "build", str(image_folder), str(tmp_path / "s"), "--workers", "1"]
     at_exit = "import atexit, sys; atexit.register(lambda: print('ray' in sys.modules))"
-    code = f"{at_exit}; sys.argv = {arguments}; import tune.cli; tune.cli.run()"
+    code = f"{at_exit}; sys.argv = {arguments}; from ssl_dist.commands.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.splitlines()[-1] == "False"
 
@@ -380,9 +380,9 @@ from ssl_dist.store.building import builder
 
 if __name__ == "__main__":
     builder.SHARD_FILES = 2
-    import tune.cli
+    from ssl_dist.commands.main import main
 
-    tune.cli.run()
+    main()
 """
 
 

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cluster.cli import app
 from cluster.doctor import checks
 from cluster.doctor.node_checks import Node, complaints, look
 from ssl_dist import __version__
+from ssl_dist.commands.main import app
 from ssl_dist.errors import RunError
 from ssl_dist.training.exactness import Finding
 from tests.helpers import RECIPE

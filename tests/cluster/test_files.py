@@ -5,22 +5,20 @@ from __future__ import annotations
 import copy
 import shlex
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import click
 import pytest
 import yaml
 from pydantic import ValidationError
 from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
-from typer.main import get_command
 
-from cluster.launch import COMMANDS, on_the_head
+from cluster.launch import on_the_head
+from ssl_dist.commands.main import command_of
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import parse_override
 from tests.cluster.kuberay_schema import RESOURCE
-from tune.cli import app
 
 ROOT = Path(__file__).parents[2]
 FILES = ("ray_cluster.yaml", "cluster/local.yaml")
@@ -131,8 +129,7 @@ def test_a_job_of_kubernetes_reaches_its_cluster_and_fills_it() -> None:
     spec = job["rayClusterSpec"]
     assert spec["headGroupSpec"]["rayStartParams"]["dashboard-host"] == "0.0.0.0", "the submitter is another pod"
     assert shlex.split(job["entrypoint"])[:2] == ["ssl-dist", "pretrain"]
-    command = cast(click.Group, get_command(app)).commands["pretrain"]
-    given = command.make_context("pretrain", shlex.split(job["entrypoint"])[2:]).params
+    given = command_of("pretrain").make_context("pretrain", shlex.split(job["entrypoint"])[2:]).params
     cluster = RunConfig.load(given["recipe"], dict(map(parse_override, given["settings"]))).cluster
     assert cluster.gpu
     assert [group["replicas"] for group in spec["workerGroupSpecs"]] == [cluster.workers.max]
@@ -142,5 +139,3 @@ def test_what_is_submitted_is_a_pretraining_unless_it_says_otherwise() -> None:
     assert on_the_head(["recipe", "--set", "epochs=1"])[1:] == ["pretrain", "recipe", "--set", "epochs=1"]
     assert on_the_head(["tune", "recipe"])[1:] == ["tune", "recipe"]
     assert on_the_head([])[0].endswith("ssl-dist")
-    known = {command.name or command.callback.__name__ for command in app.registered_commands if command.callback}
-    assert set(COMMANDS) == known | {group.name for group in app.registered_groups}

@@ -209,7 +209,7 @@ def test_two_processes_do_not_share_a_run(tmp_path: Path, small_store: Path) -> 
 
 
 def ssl_dist(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "tune.cli", *map(str, arguments)]
+    return [sys.executable, "-m", "ssl_dist", *map(str, arguments)]
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(

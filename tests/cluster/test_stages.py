@@ -15,8 +15,8 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.cli import resolve
 from cluster.pipelines.stages import complete
+from cluster.prepare import resolve
 from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import parse_override

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import socket
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,12 @@ from typing import Any, NamedTuple
 import pytest
 from pyarrow import fs
 
-from ssl_dist import store
+from ssl_dist import __version__, store
+from ssl_dist.commands.main import main
+from ssl_dist.commands.table import COMMANDS
 from ssl_dist.data.sample_plan import open_data
 from ssl_dist.uris import join_uri
 from tests.helpers import RECIPE, save, small_config, train
-from tune import cli
 
 
 class Outcome(NamedTuple):
@@ -38,7 +41,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) 
     def run(*arguments: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["ssl-dist", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
-            cli.run()
+            main()
         captured = capfd.readouterr()
         code = ended.value.code
         return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
@@ -269,3 +272,22 @@ def test_a_recipe_and_an_empty_store_folder(command: Command, recipe: Path, tmp_
     refused(
         command("pretrain", recipe, "--set", f"data.store={tmp_path / 'empty'}"), "is not a store (no manifest.json)"
     )
+
+
+@pytest.mark.parametrize("name", sorted(COMMANDS))
+def test_the_table_of_commands_names_code_that_is_there(name: str, command: Command) -> None:
+    outcome = command(name, "--help")
+    assert outcome.code == 0
+    assert f"Usage: ssl-dist {name}" in outcome.out
+
+
+def test_help_lists_every_command_and_the_version_is_the_packages(command: Command) -> None:
+    outcome = command("--help")
+    assert all(re.search(rf"│ {name} +{re.escape(entry.help[:40])}", outcome.out) for name, entry in COMMANDS.items())
+    assert command("--version").out == f"ssl_dist {__version__}\n"
+    assert "Did you mean 'store'" in command("stor").err
+
+
+def test_python_m_is_the_same_command_line() -> None:
+    done = subprocess.run([sys.executable, "-m", "ssl_dist", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"ssl_dist {__version__}\n"

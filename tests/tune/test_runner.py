@@ -36,7 +36,7 @@ PROBE = "probe={kind: knn, bank: 30, queries: 12, k: 3}"
 
 
 def command(*arguments: object) -> list[str]:
-    return [sys.executable, "-m", "tune.cli", "tune", *map(str, arguments)]
+    return [sys.executable, "-m", "ssl_dist", "tune", *map(str, arguments)]
 
 
 def sweep_command(store: Path, folder: Path, sweep: Path, space: str = SPACE, epochs: int = 2) -> list[str]:

@@ -1,0 +1,42 @@
+"""The command that shows the whole way on images that need no download."""
+
+from __future__ import annotations
+
+import tempfile
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_dist.commands.console import print_json, say
+from ssl_dist.commands.options import Json, Settings, overrides_of
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the stores and the run.")] = Path("runs/demo"),
+    settings: Settings = None,
+    as_json: Json = False,
+) -> None:
+    """Pretrain on scikit-learn's 1,797 digits with 2 workers; downloads nothing. Shows kNN before and after."""
+    from cluster.commands import digits
+    from cluster.commands.pretrain import train
+    from cluster.prepare import resolve
+    from cluster.run_directory import RunDirectory
+    from ssl_dist.commands.evaluate import show_comparison
+    from ssl_dist.evaluate import knn_accuracy
+    from ssl_dist.store import build
+
+    out = out / f"{datetime.now():%Y%m%d-%H%M%S}"
+    stores = {split: out / f"store-{split}" for split in ("train", "test")}
+    with tempfile.TemporaryDirectory() as folder:
+        digits.write_folders(Path(folder))
+        for split, store in stores.items():
+            build(Path(folder) / split, store, split=split, workers=1)
+    config = resolve("simclr-digits", {"data.store": str(stores["train"]), **overrides_of(settings)})
+    run = RunDirectory.create(out / "run", config)
+    train(run, config, as_json=False)
+    result = show_comparison("kNN, k = 20", knn_accuracy, run.path, stores["train"], stores["test"], needs=20)
+    say(f"TensorBoard's logs: {run.path / 'tensorboard'}")
+    if as_json:
+        print_json({"run": str(run.path), **result._asdict()})

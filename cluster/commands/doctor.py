@@ -1,0 +1,58 @@
+"""The command that checks a cluster before a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ssl_dist.commands.console import console, print_json
+from ssl_dist.commands.options import Json, Settings, overrides_of
+
+
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(help="Recipe for a dry run of 20 steps; without one, only the cluster is checked.")
+    ] = None,
+    settings: Settings = None,
+    storage: Annotated[Path, typer.Option(help="Folder that all nodes share, for stores and runs.")] = Path("runs"),
+    hosts: Annotated[str, typer.Option(help="Addresses or names that should be in the cluster, with commas.")] = "",
+    exact: Annotated[
+        bool,
+        typer.Option(
+            "--exact",
+            help="Compare the gradient of the recipe's method with one process's; without a recipe, of every method.",
+        ),
+    ] = False,
+    workers: Annotated[int | None, typer.Option(min=1, help="Workers. Default: the recipe's, or 2.")] = None,
+    gpu: Annotated[bool, typer.Option("--gpu", help="Give each worker one GPU.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Check this machine, or the cluster of RAY_ADDRESS, before it costs money; exit code 1 where it is not well."""
+    from cluster.doctor.checks import check
+    from cluster.doctor.tables import show_checks
+    from cluster.prepare import resolve
+    from ssl_dist.settings import ClusterConfig
+
+    overrides = overrides_of(settings)
+    if workers is not None:
+        overrides["cluster.workers"] = workers
+    if gpu:
+        overrides["cluster.gpu"] = True
+    config = resolve(recipe, overrides) if recipe else None
+    cluster = config.cluster if config else ClusterConfig.model_validate({"workers": workers or 2, "gpu": gpu})
+    expected = [host for host in hosts.split(",") if host]
+    with console.status("reaching Ray") as status:
+        found = check(cluster, storage.absolute(), expected, exact=exact, config=config, say=status.update)
+    show_checks(console, found)
+    if as_json:
+        print_json({"healthy": found.healthy, **{key: _plain(value) for key, value in found._asdict().items()}})
+    if not found.healthy:
+        raise typer.Exit(1)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [one._asdict() for one in value]
+    return value._asdict() if value else None

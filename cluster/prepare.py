@@ -1,0 +1,66 @@
+"""Prepare a run before Ray starts: read a recipe and open its store, or reopen an earlier run to resume it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
+from ssl_dist import checkpoint
+from ssl_dist.checkpoint import pretrained
+from ssl_dist.checkpoint.mirror import Mirror, above
+from ssl_dist.commands.console import say
+from ssl_dist.config import RunConfig
+from ssl_dist.config.overrides import put_override
+from ssl_dist.data.sample_plan import open_data
+from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.uris import without_secrets
+
+
+def resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
+    """Read a recipe and open its store once: whatever is wrong with it is said before anything starts."""
+    return _with_store(RunConfig.load(recipe, overrides), recipe)
+
+
+def _with_store(config: RunConfig, origin: str) -> RunConfig:
+    """Add the store's absolute path, the number and size of its images, and the file of weights."""
+    _, found = open_data(config)
+    assert found.num_samples is not None
+    config.plan(found.num_samples)
+    if config.checkpoint.mirror:
+        Mirror(config.checkpoint.mirror).expect_writable()
+    config = RunConfig.from_tree({**config.model_dump(), "data": found.model_dump()}, origin)
+    return config.model_copy(update={"backbone": pretrained.resolve(config)})
+
+
+def restore(uri: str, out: Path) -> Path:
+    """Make a run's directory anew where only its mirror is left; return the directory."""
+    place, name = above(uri)
+    directory = out / name
+    if directory.exists():
+        raise RunError(f"{directory} is there: resume it by --resume {directory}, or choose another --out")
+    found = checkpoint.newest(directory, Mirror(uri))
+    if found is None:
+        raise RunError(f"{without_secrets(uri)} holds no checkpoint: give RUN of checkpoint.mirror/RUN")
+    tree = found.config.model_dump()
+    put_override(tree, "checkpoint.mirror", place)
+    RunDirectory.enter(directory, RunConfig.from_tree(tree, uri)).leave()
+    return directory
+
+
+def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, RunConfig]:
+    """Open a run to resume it; settings that may change are kept for the resume after this one."""
+    for key in overrides:
+        if not is_free(key):
+            free = ", ".join(FREE_ON_RESUME)
+            raise ConfigError(f"--set {key}: a run goes on as it began; with --resume only {free} may change")
+    run, before = RunDirectory.reopen(directory)
+    tree = before.model_dump()
+    for key, value in overrides.items():
+        put_override(tree, key, value)
+    config = _with_store(RunConfig.from_tree(tree, str(directory)), str(directory))
+    before.data.expect(config.data)
+    found = checkpoint.newest(run.path, checkpoint.mirror_of(run.path, config))
+    say(f"going on from step {found.step}" if found else "no checkpoint yet: starting from step 0")
+    run.update(config)
+    return run, config

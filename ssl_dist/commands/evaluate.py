@@ -1,0 +1,69 @@
+"""The commands that measure a run's frozen features."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssl_dist.commands.console import image_bar, print_json, show
+from ssl_dist.commands.options import Json, Run
+
+if TYPE_CHECKING:
+    from ssl_dist.evaluate import Comparison, Score
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Measure a run's frozen features beside random weights."
+)
+
+TrainStore = Annotated[str, typer.Option("--train", help="Labelled store to learn from, a folder or a URI.")]
+TestStore = Annotated[str, typer.Option("--test", help="Labelled store to classify, a folder or a URI.")]
+
+
+@app.command()
+def knn(
+    run: Run,
+    train: TrainStore,
+    test: TestStore,
+    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    as_json: Json = False,
+) -> None:
+    """Let k nearest neighbours by cosine similarity s vote, with weights exp(s / 0.1)."""
+    from ssl_dist.evaluate import knn_accuracy
+
+    _evaluate(f"kNN, k = {k}", lambda *features: knn_accuracy(*features, k=k), run, train, test, as_json, needs=k)
+
+
+@app.command()
+def linear(
+    run: Run,
+    train: TrainStore,
+    test: TestStore,
+    l2: Annotated[float, typer.Option(help="Weight penalty of the mean loss.")] = 1e-3,
+    as_json: Json = False,
+) -> None:
+    """Fit multinomial logistic regression on standardised features."""
+    from ssl_dist.evaluate import linear_accuracy
+
+    _evaluate("linear probe", lambda *features: linear_accuracy(*features, l2=l2), run, train, test, as_json)
+
+
+def _evaluate(name: str, score: Score, run: Path, train: str, test: str, as_json: bool, needs: int = 1) -> None:
+    result = show_comparison(name, score, run, train, test, needs=needs)
+    if as_json:
+        print_json({"evaluation": name, **result._asdict()})
+
+
+def show_comparison(
+    name: str, score: Score, run: Path, train: str | Path, test: str | Path, *, needs: int
+) -> Comparison:
+    """Compare a run's encoder with random weights: a bar while features are computed, then a table."""
+    from ssl_dist.evaluate import compare
+
+    with image_bar("embedding") as bar:
+        result = compare(run, train, test, score, needs=needs, progress=bar)
+    rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
+    title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"
+    show(title, rows.items(), {}, as_json=False)
+    return result

@@ -1,0 +1,70 @@
+"""The entry of the command line: ``ssl-dist`` and ``python -m ssl_dist`` begin here, with the table of commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Annotated, Any
+
+import typer
+from rich.logging import RichHandler
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+from ssl_dist import __version__
+from ssl_dist.commands.console import console, errors
+from ssl_dist.commands.table import COMMANDS, load
+from ssl_dist.errors import SslDistError
+
+
+class _TableGroup(TyperGroup):
+    """The commands of the table. Help shows their lines; only the command that is called is imported."""
+
+    def __init__(self, **attributes: Any) -> None:
+        lines = {name: TyperCommand(name, help=entry.help) for name, entry in COMMANDS.items()}
+        super().__init__(**{**attributes, "commands": lines})
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
+        name, _, rest = super().resolve_command(ctx, args)
+        return name, name and command_of(name), rest
+
+
+def command_of(name: str) -> Any:
+    """Import a command of the table, or a group of commands, as Click knows it."""
+    found = load(COMMANDS[name].target)
+    if not isinstance(found, typer.Typer):
+        function, found = found, typer.Typer(add_completion=False)
+        found.command(name)(function)
+    return typer.main.get_command(found)
+
+
+app = typer.Typer(cls=_TableGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"ssl_dist {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Pretrain an image encoder on unlabelled images: store -> pretrain -> evaluate."""
+
+
+def main() -> None:
+    """Run the command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=errors, show_path=False, show_time=False)],
+    )
+    try:
+        app()
+    except SslDistError as error:
+        errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
+        sys.exit(error.exit_code)

@@ -1,0 +1,186 @@
+"""The commands of image stores: build, append and merge write them, info and verify look at them."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssl_dist.commands.console import ImageBar, image_bar, print_json, say, show
+from ssl_dist.commands.options import Json
+from ssl_dist.commands.table import CLUSTER_WRITERS, load
+from ssl_dist.errors import ConfigError, Interrupted
+
+if TYPE_CHECKING:
+    from ssl_dist.store import Manifest
+    from ssl_dist.store.building.writer_pool import Writers
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, inspect and check image stores.")
+
+Store = Annotated[str, typer.Argument(help="Folder of the store, or its URI (s3://bucket/store).")]
+Workers = Annotated[
+    int | None,
+    typer.Option(help="Writers at once. Default: one for each core; with --cluster, for each CPU of the cluster."),
+]
+OnCluster = Annotated[
+    bool,
+    typer.Option(
+        "--cluster",
+        help="Write on all nodes of the Ray cluster of RAY_ADDRESS. They see source and destination at the same path.",
+    ),
+]
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not a readable image.")]
+
+
+@app.command()
+def build(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of class folders, flat folder, tar of either, WebDataset shards, STL-10's *_X.bin, CIFAR's"
+            " Python or binary files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar',"
+            " 'b/**/*.jpg')."
+        ),
+    ],
+    destination: Annotated[str, typer.Argument(help="Folder of the new store.")],
+    size_px: Annotated[
+        int | None, typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the one size.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
+    encoding: Annotated[
+        str,
+        typer.Option(help="raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."),
+    ] = "raw",
+    split_by_hash: Annotated[
+        float,
+        typer.Option(
+            metavar="SHARE",
+            help="Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out.",
+        ),
+    ] = 0.0,
+    workers: Workers = None,
+    cluster: OnCluster = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Build a store; a build that was killed continues. Files that are not readable images are named and left out."""
+    from ssl_dist import store
+
+    if not 0 <= split_by_hash < 1:
+        raise ConfigError(f"--split-by-hash {split_by_hash:g}: it is a share, 0 or more and less than 1")
+    # the held-out part first: where a small source leaves nothing for it, nothing has been built in vain
+    parts = {destination: (split, (split_by_hash, 1.0))}
+    if split_by_hash:
+        held_out = f"{destination.rstrip('/')}-held-out"
+        parts = {held_out: ("held-out", (0.0, split_by_hash)), **parts}
+    for path, (name, share) in parts.items():
+        with _writing("building") as bar:
+            manifest = store.build(
+                source,
+                path,
+                split=name,
+                size_px=size_px,
+                encoding=encoding,
+                share=share,
+                keep=bool(split_by_hash),
+                workers=_writers(workers, cluster, bar),
+                strict=strict,
+                progress=bar,
+            )
+        show_manifest(path, manifest, as_json)
+
+
+@app.command()
+def append(
+    source: Annotated[str, typer.Argument(help="The images to add, given as for `store build`.")],
+    store: Annotated[str, typer.Argument(help="Folder of the store.")],
+    workers: Workers = None,
+    cluster: OnCluster = False,
+    strict: Strict = False,
+    as_json: Json = False,
+) -> None:
+    """Add images to a store, after those it has. Readers see the old store or the new one."""
+    from ssl_dist import store as stores
+
+    with _writing("appending") as bar:
+        writers = _writers(workers, cluster, bar)
+        manifest = stores.append(source, store, workers=writers, strict=strict, progress=bar)
+    show_manifest(store, manifest, as_json)
+
+
+@app.command()
+def merge(
+    stores: Annotated[list[str], typer.Argument(help="Folders of the stores.")],
+    destination: Annotated[str, typer.Argument(help="Folder of the new store.")],
+    workers: Workers = None,
+    cluster: OnCluster = False,
+    as_json: Json = False,
+) -> None:
+    """Build a new store of all images of several, one store after the other."""
+    from ssl_dist import store
+
+    with _writing("merging") as bar:
+        manifest = store.merge(stores, destination, workers=_writers(workers, cluster, bar), progress=bar)
+    show_manifest(destination, manifest, as_json)
+
+
+@app.command()
+def info(store: Store, as_json: Json = False) -> None:
+    """Show what is in a store."""
+    from ssl_dist.store import manifest_at
+    from ssl_dist.uris import without_secrets
+
+    show_manifest(without_secrets(store), manifest_at(store), as_json)
+
+
+@app.command()
+def verify(store: Store, as_json: Json = False) -> None:
+    """Check every byte against its checksum; exit code 1 where something is damaged."""
+    from ssl_dist.store import ImageStore
+
+    opened = ImageStore(store, verify="off")
+    damaged = opened.verify()
+    for damage in damaged:
+        first, stop = damage.rows
+        rows = f"record batch {damage.batch}, samples {first}..{stop - 1}"
+        say(f"damaged: {damage.shard}, {rows if stop > first else 'header or footer, no sample lost'}")
+    say(f"{opened.name}: {len(opened):,} images, {len(damaged)} damaged places")
+    if as_json:
+        print_json({"store": opened.name, "rows": len(opened), "damaged": [damage._asdict() for damage in damaged]})
+    if damaged:
+        raise typer.Exit(1)
+
+
+def show_manifest(store: str, manifest: Manifest, as_json: bool) -> None:
+    """Print the table of a store's contents."""
+    height, width, _ = manifest.image_shape
+    names = manifest.class_names
+    rows = {
+        "images": f"{manifest.rows:,} of {width} x {height} px",
+        "classes": f"{len(names)}: {', '.join(names)}" if names else "none",
+        "resize": manifest.resize,
+        "size": f"{manifest.bytes / 1e6:,.1f} MB, {manifest.encoding}",
+        "skipped": f"{manifest.skipped} files",
+    }
+    result = {"store": store, **manifest.model_dump(exclude={"shards"})}
+    show(f"{store} ({manifest.split})", rows.items(), result, as_json)
+
+
+def _writers(workers: int | None, cluster: bool, bar: ImageBar) -> int | Writers | None:
+    """Choose the processes that write shards: of this machine, or of the whole cluster."""
+    if not cluster:
+        return workers
+    writers: Writers = load(CLUSTER_WRITERS)(workers, bar.add_note)
+    return writers
+
+
+@contextlib.contextmanager
+def _writing(title: str) -> Iterator[ImageBar]:
+    """Show the bar; on Ctrl-C, say what to do next."""
+    try:
+        with image_bar(title) as bar:
+            yield bar
+    except KeyboardInterrupt:
+        raise Interrupted("stopped; the same command goes on where it was") from None

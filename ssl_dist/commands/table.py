@@ -1,0 +1,48 @@
+"""The table of commands: the name of each, the module that holds it, and a line of help.
+
+A module is imported when its command is called, so that ``ssl-dist --help`` is instant. This is the one place where
+``ssl_dist`` names modules of ``cluster`` and ``tune``, as text.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+
+class Entry(NamedTuple):
+    """``target`` is ``module:name`` of a function (one command) or of a ``typer.Typer`` (a group of commands)."""
+
+    target: str
+    help: str
+
+
+COMMANDS: dict[str, Entry] = {
+    "demo": Entry(
+        "cluster.commands.demo:demo", "Pretrain on scikit-learn's 1,797 digits with 2 workers; downloads nothing."
+    ),
+    "doctor": Entry(
+        "cluster.commands.doctor:doctor", "Check this machine, or the cluster of RAY_ADDRESS, before it costs money."
+    ),
+    "store": Entry("ssl_dist.commands.store:app", "Build, inspect and check image stores."),
+    "pretrain": Entry("cluster.commands.pretrain:pretrain", "Pretrain an encoder with Ray Train and DeepSpeed."),
+    "checkpoint": Entry("ssl_dist.commands.checkpoint:app", "List and check a run's checkpoints."),
+    "evaluate": Entry("ssl_dist.commands.evaluate:app", "Measure a run's frozen features beside random weights."),
+    "report": Entry("ssl_dist.commands.report:report", "Draw a run's loss, probe, embedding and speed."),
+    "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),
+    "g-simclr": Entry(
+        "cluster.commands.pipelines:g_simclr", "Train an autoencoder, cluster its latents, then train SimCLR."
+    ),
+    "self-train": Entry(
+        "cluster.commands.pipelines:self_train", "Train, label the images that the model is surest of, train again."
+    ),
+}
+
+CLUSTER_WRITERS = "cluster.build:tasks"
+"""Target of what writes a store's shards on all nodes of a Ray cluster (``store build --cluster``)."""
+
+
+def load(target: str) -> Any:
+    """Import the object that ``module:name`` names."""
+    module, _, name = target.partition(":")
+    return getattr(importlib.import_module(module), name)
