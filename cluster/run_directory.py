@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -22,6 +21,7 @@ from typing import IO
 from ssl_dist import errors
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import RunError, SslDistError
+from ssl_dist.files import write_text
 
 # What an earlier start left.
 _STALE = ("stop", "save", "error.json")
@@ -165,10 +165,3 @@ class RunDirectory:
         kind = getattr(errors, found["kind"])
         error: SslDistError = kind(found["message"])
         return error
-
-
-def write_text(file: Path, text: str) -> None:
-    """Whole or not at all."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(file)

@@ -10,10 +10,10 @@ import numpy as np
 from rich.console import Console
 
 from cluster.pipelines.stages import begun, complete, expect_no_skip, save_labels, with_data
-from cluster.run_directory import write_text
 from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
+from ssl_dist.files import write_text
 from ssl_dist.uris import without_secrets
 
 

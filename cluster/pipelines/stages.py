@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from ssl_dist import checkpoint
 from ssl_dist.config import RunConfig
 from ssl_dist.data.sample_plan import open_data
 from ssl_dist.errors import ClusterError, ConfigError, RunError
+from ssl_dist.files import replacing
 from ssl_dist.settings import DataConfig
 from ssl_dist.uris import join_uri
 
@@ -99,6 +99,5 @@ def with_data(config: RunConfig, **settings: Any) -> RunConfig:
 def save_labels(labels: np.ndarray, file: Path) -> None:
     """Write a label file, whole or not at all."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_suffix(".tmp.npy")
-    np.save(aside, labels)
-    os.replace(aside, file)
+    with replacing(file) as aside, aside.open("wb") as content:
+        np.save(content, labels)

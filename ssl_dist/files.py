@@ -1,0 +1,54 @@
+"""Atomic writes: a reader finds a file's old content or its new content, never a part of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+
+@contextlib.contextmanager
+def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
+    """Yield a temporary name beside ``path``, and rename to ``path`` what the block wrote there.
+
+    The block writes a file, or a directory of files. If it raises, what it wrote is removed and ``path`` stays as it
+    was; a kill leaves a hidden file ``.NAME.*.tmp``, which nothing reads.
+
+    Args:
+        durable: sync the content to the disk before the rename and the rename after it, so that a power failure does
+            not lose them.
+    """
+    aside = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.tmp")  # no other machine takes this name
+    try:
+        yield aside
+        if durable:
+            for written in (*aside.glob("*"), aside):
+                _sync(written)
+        if aside.is_dir():
+            shutil.rmtree(path, ignore_errors=True)  # a rename replaces a file, but no directory
+        aside.replace(path)
+    except BaseException:
+        if aside.is_dir():
+            shutil.rmtree(aside, ignore_errors=True)
+        else:
+            aside.unlink(missing_ok=True)
+        raise
+    if durable:
+        _sync(path.parent)
+
+
+def write_text(path: Path, text: str, *, durable: bool = False) -> None:
+    """Write a UTF-8 file, whole or not at all; ``durable`` as in ``replacing``."""
+    with replacing(path, durable=durable) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
