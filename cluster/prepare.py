@@ -8,13 +8,13 @@ from typing import Any
 from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
 from ssl_dist import checkpoint
 from ssl_dist.checkpoint import pretrained
-from ssl_dist.checkpoint.mirror import Mirror, above
+from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.commands.console import say
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import put_override
 from ssl_dist.data.sample_plan import open_data
 from ssl_dist.errors import ConfigError, RunError
-from ssl_dist.uris import without_secrets
+from ssl_dist.uris import split_uri, without_secrets
 
 
 def resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
@@ -35,7 +35,7 @@ def _with_store(config: RunConfig, origin: str) -> RunConfig:
 
 def restore(uri: str, out: Path) -> Path:
     """Make a run's directory anew where only its mirror is left; return the directory."""
-    place, name = above(uri)
+    place, name = split_uri(uri)
     directory = out / name
     if directory.exists():
         raise RunError(f"{directory} is there: resume it by --resume {directory}, or choose another --out")
