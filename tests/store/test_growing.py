@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
-import random
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
 from ssl_dist.store import ImageStore
 from ssl_dist.store.building import builder, lock, shard_writer, writer_pool
 from ssl_dist.store.building.sources import File
+from tests.store.held import wait_until, writers_of
 
 
 @pytest.fixture(autouse=True)
@@ -105,37 +105,51 @@ def test_what_an_unfinished_build_left_is_not_trusted_blindly(change: str, image
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
 
 
-def _append(source: Path, path: Path) -> None:
+def _append(source: Path, path: Path, at_call: int) -> None:
+    """Die at a call that writes to the disk, counted from 0."""
     builder.SHARD_FILES, builder.BATCH_ROWS = 10, 4
+    calls = itertools.count()
+
+    def deadly(call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*arguments: object, **more: object) -> object:
+            if next(calls) == at_call:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return call(*arguments, **more)
+
+        return counted
+
+    for name in ("open", "fsync", "replace", "unlink"):
+        setattr(os, name, deadly(getattr(os, name)))
     store.append(source, path, workers=1)
 
 
-def test_readers_see_the_old_store_or_the_new_one_whenever_an_append_is_killed(
+def test_readers_see_the_old_store_or_the_new_one_wherever_an_append_is_killed(
     image_folder: Path, tmp_path: Path
 ) -> None:
-    store.build(image_folder / "class0", tmp_path / "s", workers=1)
-    old = everything(tmp_path / "s")
-    shutil.copytree(tmp_path / "s", tmp_path / "whole")
+    store.build(image_folder / "class0", tmp_path / "begun", workers=1)
+    old = everything(tmp_path / "begun")
+    shutil.copytree(tmp_path / "begun", tmp_path / "whole")
     store.append(image_folder, tmp_path / "whole", workers=1)
-    new, chance, context = everything(tmp_path / "whole"), random.Random(0), multiprocessing.get_context("fork")
-    seen = set()
-    for _ in range(60):
-        writer = context.Process(target=_append, args=(image_folder, tmp_path / "s"))
+    new, context = everything(tmp_path / "whole"), multiprocessing.get_context("fork")
+    seen = []
+    for at_call in itertools.count():
+        path = tmp_path / str(at_call)
+        shutil.copytree(tmp_path / "begun", path)
+        writer = context.Process(target=_append, args=(image_folder, path, at_call))
         writer.start()
-        time.sleep(chance.random() * 0.06)
-        assert writer.pid
-        os.kill(writer.pid, signal.SIGKILL)
         writer.join()
-        now = everything(tmp_path / "s")
+        now = everything(path)
         assert now in (old, new)
-        assert ImageStore(tmp_path / "s").verify() == []
-        seen.add(len(now))
-        if now == new:
-            shutil.rmtree(tmp_path / "s")
-            store.build(image_folder / "class0", tmp_path / "s", workers=1)
-    assert len(old) in seen
-    store.append(image_folder, tmp_path / "s", workers=1)
-    assert everything(tmp_path / "s") == new
+        assert ImageStore(path).verify() == []
+        seen.append(now == new)
+        if writer.exitcode == 0:
+            break
+        store.append(image_folder, path, workers=1)
+        assert everything(path) == new
+    assert seen == sorted(seen), "once the new one is there, it stays"
+    assert len(seen) > 20
+    assert seen[0] is False
+    assert seen[-2] is True, "killed at its last call"
 
 
 def test_append_keeps_ids_and_labels(image_folder: Path, tmp_path: Path) -> None:
@@ -306,11 +320,13 @@ def test_an_append_that_died_when_all_was_done_is_not_done_again(
     assert store.append(image_folder, tmp_path / "s", workers=1).rows == 17 + 51 + 51, "asked for anew, it is"
 
 
-SLOW_BUILD = """
-import sys
+HELD_BUILD = """
+import os, sys
 from ssl_dist import store
 from ssl_dist.store.building import builder
+from tests.store import held
 
+os.fsync = held.fsync  # in the writers, which import this, too
 if __name__ == "__main__":
     builder.SHARD_FILES = 10
     store.build(sys.argv[1], sys.argv[2], size_px=1500, workers=2)
@@ -318,22 +334,26 @@ if __name__ == "__main__":
 
 
 def test_the_writers_of_a_killed_build_do_not_write_into_the_next(image_folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "slow.py").write_text(SLOW_BUILD)
+    (tmp_path / "build.py").write_text(HELD_BUILD)
     root = str(Path(__file__).parents[2])
     first = subprocess.Popen(
-        [sys.executable, tmp_path / "slow.py", image_folder, tmp_path / "s"], env={**os.environ, "PYTHONPATH": root}
+        [sys.executable, tmp_path / "build.py", image_folder, tmp_path / "s"], env={**os.environ, "PYTHONPATH": root}
     )
-    while not list((tmp_path / "s").glob(".shard-*.tmp")):
-        time.sleep(0.01)
-        assert first.poll() is None
+    writers = wait_until(lambda: found if len(found := writers_of(tmp_path / "s")) == 2 else None)
     first.kill()
     first.wait()
     store.build(image_folder, tmp_path / "s", size_px=8, workers=1)
+    wait_until(lambda: not any(map(_is_alive, writers)))  # though nobody lets them go
     store.build(image_folder, tmp_path / "whole", size_px=8, workers=1)
-    for _ in range(30):  # as long as its writers would have gone on
-        time.sleep(0.1)
-        assert files_of(tmp_path / "s").items() >= files_of(tmp_path / "whole").items()
+    assert files_of(tmp_path / "s").items() >= files_of(tmp_path / "whole").items()
     assert not list((tmp_path / "s").glob("shard-0000[6-9].arrow"))
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_a_fault_in_reading_ends_a_build_that_goes_on_later(
