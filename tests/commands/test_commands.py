@@ -18,7 +18,7 @@ from pyarrow import fs
 from ssl_dist import __version__, store
 from ssl_dist.commands.main import main
 from ssl_dist.commands.table import COMMANDS
-from ssl_dist.data.sample_plan import open_data
+from ssl_dist.data import resolve
 from ssl_dist.uris import join_uri
 from tests.helpers import RECIPE, save, small_config, train
 
@@ -61,8 +61,7 @@ def refused(outcome: Outcome, message: str) -> None:
 def finished(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps."""
     run = tmp_path_factory.mktemp("finished")
-    data = {"store": str(small_store), "image_shape": (16, 16, 3)}
-    config = small_config(small_store, data=data)
+    config = small_config(small_store)
     save(train(0, 1, config, 0, 2).state, run, 2, config)
     return run
 
@@ -122,7 +121,7 @@ def test_a_store_in_a_bucket_goes_wherever_a_store_does(
         found.json == command("evaluate", "knn", finished, "--train", small_store, "--test", small_store, "--json").json
     )
     assert len(list((tmp_path / "ssl_dist").glob("*.arrow"))) == 1
-    assert open_data(small_config(small_store, data={"store": uri}))[1].store == uri
+    assert resolve(small_config(small_store, data={"store": uri})).config.data.store == uri
     whole = command("store", "verify", uri, "--json")
     assert (whole.code, whole.json) == (0, {"store": info.json["store"], "rows": 51, "damaged": []})
     system.delete_file(f"{base}/shard-00000.arrow")
@@ -278,7 +277,7 @@ def test_a_recipe_and_an_empty_store_folder(command: Command, recipe: Path, tmp_
 def test_the_table_of_commands_names_code_that_is_there(name: str, command: Command) -> None:
     outcome = command(name, "--help")
     assert outcome.code == 0
-    assert f"Usage: ssl-dist {name}" in outcome.out
+    assert re.search(rf"Usage: .+ {name} ", outcome.out)
 
 
 def test_help_lists_every_command_and_the_version_is_the_packages(command: Command) -> None:
