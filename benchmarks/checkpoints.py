@@ -22,7 +22,7 @@ import typer
 
 from benchmarks import page
 from benchmarks.memory import random_store
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints, Writer
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.batches import Batches
@@ -49,7 +49,7 @@ def main(
         for _ in range(rounds):
             for kind, save in kinds.items():
                 times[kind].append(training.round(steps, save))
-        size = sum(file.stat().st_size for file in checkpoint.found(training.run)[0].iterdir())
+        size = sum(file.stat().st_size for file in Checkpoints(training.run).list()[0].iterdir())
     base = statistics.median(one.seconds for one in times["none"])
     noise = statistics.median(abs(one.seconds - base) for one in times["none"])
     whole = {kind: statistics.median(one.seconds for one in found) - base for kind, found in times.items()}
@@ -87,7 +87,7 @@ class _Training:
         self._config = RunConfig.load("simclr-cifar10", {**overrides, "engine.zero_stage": 0})
         self._engine = Engine(self._config.initial_method(), self._config, World())
         self._batches = Batches(ImageStore(store), self._config, World(), 0, 4)
-        self._writer = checkpoint.Writer(run, self._config)
+        self._writer = Writer(Checkpoints.configured(run, self._config), self._config)
         self.run = run
 
     def round(self, steps: int, save: Callable[[int], None]) -> _Round:
@@ -108,7 +108,7 @@ class _Training:
 
     def in_the_step(self, step: int) -> None:
         """As a loop without a thread would."""
-        checkpoint.save(self.run, step, self._config, self._engine.state())
+        Checkpoints(self.run).save(step, self._config, self._engine.state())
 
     def behind(self, step: int) -> None:
         """As ``pretrain`` does."""

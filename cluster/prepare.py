@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
-from ssl_dist import checkpoint
-from ssl_dist.checkpoint import pretrained
+from ssl_dist.checkpoint import Checkpoints, pretrained
 from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.commands.console import say
 from ssl_dist.config import RunConfig
@@ -39,7 +38,7 @@ def restore(uri: str, out: Path) -> Path:
     directory = out / name
     if directory.exists():
         raise RunError(f"{directory} is there: resume it by --resume {directory}, or choose another --out")
-    found = checkpoint.newest(directory, Mirror(uri))
+    found = Checkpoints(directory, Mirror(uri)).newest()
     if found is None:
         raise RunError(f"{without_secrets(uri)} holds no checkpoint: give RUN of checkpoint.mirror/RUN")
     tree = found.config.model_dump()
@@ -60,7 +59,7 @@ def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, Ru
         put_override(tree, key, value)
     config = _with_store(RunConfig.from_tree(tree, str(directory)), str(directory))
     before.data.expect(config.data)
-    found = checkpoint.newest(run.path, checkpoint.mirror_of(run.path, config))
+    found = Checkpoints.configured(run.path, config).newest()
     say(f"going on from step {found.step}" if found else "no checkpoint yet: starting from step 0")
     run.update(config)
     return run, config

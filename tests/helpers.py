@@ -10,8 +10,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from ssl_dist import checkpoint
-from ssl_dist.checkpoint.state import State
+from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import put_override
@@ -70,7 +69,7 @@ def train(
 ) -> Trace:
     """Steps first_step .. last_step-1 (of as many, unless said otherwise), from the initial weights or from the run
     directory ``resume``."""
-    found = checkpoint.newest(resume) if resume else None
+    found = Checkpoints(resume).newest() if resume else None
     assert (found.step if found else 0) == first_step
     world = World.current()
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
@@ -83,7 +82,7 @@ def train(
 
 
 def save(state: State, run: Path, step: int, config: RunConfig) -> None:
-    checkpoint.save(run, step, config, state)
+    Checkpoints(run).save(step, config, state)
 
 
 def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:

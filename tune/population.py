@@ -23,7 +23,7 @@ from ray.tune import Checkpoint
 from ray.tune.schedulers import PopulationBasedTraining
 
 from cluster.run_directory import RunDirectory
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints, verify
 from ssl_dist.config import RunConfig
 from tune.sweep import Sweep
 from tune.trial_files import (
@@ -89,11 +89,11 @@ def enter(sweep: Sweep, config: RunConfig, directory: Path, member: str, handed:
                 (run.path / OUTCOME).unlink()
             return run
         source = Path(folder) / giver["checkpoint"]  # Tune may have put it into the folder of an older one
-        step = checkpoint.verify(source).step
+        step = verify(source).step
         text = json.dumps([config.fingerprint(), member, giver["run"], step])
         run = RunDirectory.enter(directory / "trials" / hashlib.sha256(text.encode()).hexdigest()[:12], config)
-        if checkpoint.newest(run.path) is None:
-            checkpoint.adopt(run.path, source)
+        if Checkpoints(run.path).newest() is None:
+            Checkpoints(run.path).adopt(source)
     _replace(sweep, directory, member, run.path)
     write_origin(run.path, member, giver["run"], step)
     return run
@@ -112,7 +112,7 @@ def _replace(sweep: Sweep, directory: Path, member: str, by: Path) -> None:
 def handed_over(run: Path, point: Point, member: str) -> Iterator[Checkpoint | None]:
     """A run's checkpoint at a point, for Tune; None where it has been deleted already."""
     with tempfile.TemporaryDirectory(dir=run) as folder:
-        source = checkpoint.path_of(run, point.step)
+        source = Checkpoints(run).path(point.step)
         try:
             shutil.copytree(source, Path(folder) / source.name, copy_function=os.link)
         except (OSError, shutil.Error):

@@ -10,7 +10,7 @@ from typing import Any
 from cluster.connect import Background
 from cluster.launch import ending, fit
 from cluster.run_directory import RunDirectory
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
 from tune.sweep import Sweep
@@ -90,8 +90,8 @@ def _points(plan: Sweep, config: RunConfig, run: RunDirectory, workers: Backgrou
 
 def _is_saved(run: Path, point: Point) -> bool:
     """Has the checkpoint of a point, which is written after it, been written?"""
-    newest = max((path.name for path in (run / checkpoint.FOLDER).glob("step-*")), default="")
-    return newest >= checkpoint.path_of(run, point.step).name
+    saved = Checkpoints(run)
+    return any(path >= saved.path(point.step) for path in saved.list())
 
 
 def _conclude(plan: Sweep, config: RunConfig, run: RunDirectory, workers: Background) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from cluster.pipelines.stages import begun, complete, expect_no_skip, save_labels, with_data
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints, checksum
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.files import write_text
@@ -68,12 +68,12 @@ class GSimCLR(NamedTuple):
 
     def _cluster(self, console: Console) -> None:
         """Write the clusters, unless those that are there are these."""
-        trained = checkpoint.newest(self.directory / "autoencoder")
+        trained = Checkpoints(self.directory / "autoencoder").newest()
         assert trained, "the stage before is complete"
         wanted = {
             "clusters": self.num_clusters,
             "seed": self.autoencoder.seed,
-            "autoencoder": checkpoint.checksum(trained.path / checkpoint.MODEL),
+            "autoencoder": checksum(trained.model_file),
         }
         record = self.label_file.with_suffix(".json")
         there = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory, differences
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import RunConfig
 from ssl_dist.data.sample_plan import open_data
 from ssl_dist.errors import ClusterError, ConfigError, RunError
@@ -51,7 +51,7 @@ def complete(directory: Path, config: RunConfig, console: Console) -> dict[str, 
                 " with, or choose another --run-dir"
             )
         run.update(config)
-        found = checkpoint.newest(directory)
+        found = Checkpoints(directory).newest()
         finished = found is not None and found.step == total
         where = f"{directory}: finished before" if finished else f"{directory}"
         console.print(where, markup=False, highlight=False, soft_wrap=True)

@@ -9,7 +9,8 @@ import safetensors
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint.checkpoints import Checkpoints
+from ssl_dist.checkpoint.files import MODEL, checksum
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.settings import BackboneConfig
@@ -30,7 +31,7 @@ def resolve(config: RunConfig) -> BackboneConfig:
     if backbone.weights is None or backbone.weights_digest is not None:
         return backbone
     file = _file(Path(backbone.weights).absolute())
-    backbone = backbone.model_copy(update={"weights": str(file), "weights_digest": checkpoint.checksum(file)})
+    backbone = backbone.model_copy(update={"weights": str(file), "weights_digest": checksum(file)})
     read(config.model_copy(update={"backbone": backbone}))
     return backbone
 
@@ -49,7 +50,7 @@ def read(config: RunConfig) -> dict[str, Tensor]:
         return {}
     file = _file(Path(backbone.weights))
     try:
-        tensors, digest = load_file(file), checkpoint.checksum(file)
+        tensors, digest = load_file(file), checksum(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"backbone.weights {file} cannot be read as safetensors ({error})") from None
     if backbone.weights_digest not in (None, digest):
@@ -71,12 +72,12 @@ def read(config: RunConfig) -> dict[str, Tensor]:
 
 def _file(path: Path) -> Path:
     """Of a run its newest checkpoint, of a checkpoint its model, else the file itself."""
-    if (path / checkpoint.FOLDER).is_dir():
-        found = checkpoint.newest(path)
+    if Checkpoints(path).folder.is_dir():
+        found = Checkpoints(path).newest()
         if found is None:
             raise ConfigError(f"backbone.weights {path} holds no checkpoint that verifies")
         path = found.path
-    file = path / checkpoint.MODEL if path.is_dir() else path
+    file = path / MODEL if path.is_dir() else path
     if not file.is_file():
         raise ConfigError(f"backbone.weights {path}: it is a run's directory, a checkpoint's, or a .safetensors file")
     return file

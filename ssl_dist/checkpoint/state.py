@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a run: whole tensors, independent of the number of workers."""
+"""The tensors of a checkpoint."""
 
 from __future__ import annotations
 
@@ -8,8 +8,12 @@ from torch import Tensor
 
 
 class State(NamedTuple):
-    """Whole tensors, independent of the number of workers: parameters and buffers by name, and optimizer state by
-    ``parameter name/key``."""
+    """Whole tensors, independent of the number of workers.
+
+    Attributes:
+        model: parameters and buffers by name.
+        optimizer: optimizer state by ``parameter name/key``.
+    """
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]

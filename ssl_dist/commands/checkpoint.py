@@ -19,28 +19,19 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="List and che
 @app.command("list")
 def list_(run: Run, as_json: Json = False) -> None:
     """List the checkpoints that a run can resume from, newest first. Reads no tensors: see `verify`."""
-    from ssl_dist import checkpoint
+    from ssl_dist.checkpoint import Checkpoints
 
-    _show(run, [checkpoint.describe(path) for path in checkpoint.found(run)], as_json)
+    _show(run, Checkpoints(run).describe(), as_json)
 
 
 @app.command()
 def verify(run: Run, as_json: Json = False) -> None:
     """Check every byte against its checksum; exit code 1 where a checkpoint is damaged."""
-    from ssl_dist import checkpoint
-    from ssl_dist.errors import CheckpointError
+    from ssl_dist.checkpoint import Checkpoints
 
-    rows, whole = [], True
-    for path in checkpoint.found(run):
-        row = checkpoint.describe(path)
-        try:
-            checkpoint.verify(path)
-            row["state"] = "whole"
-        except CheckpointError as error:
-            row["state"], whole = f"damaged: {error}", False
-        rows.append(row)
+    rows = Checkpoints(run).describe(verified=True)
     _show(run, rows, as_json)
-    if not whole:
+    if any(row["state"] != "whole" for row in rows):
         raise typer.Exit(1)
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_dist import checkpoint
 from ssl_dist.backbones import Backbone
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import RunConfig
 from ssl_dist.data.sample_plan import open_store
 from ssl_dist.errors import RunError, StoreError
@@ -85,7 +85,7 @@ def encoder_of(run: Path) -> tuple[Backbone, RunConfig, int]:
     """
     if not run.is_dir():
         raise RunError(f"{run} is not a run directory: give the directory that `ssl-dist pretrain` printed")
-    found = checkpoint.newest(run)
+    found = Checkpoints(run).newest()
     if found is None:
         raise RunError(f"{run} holds no checkpoint that verifies")
     method = found.config.initial_method()

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.errors import RunError
 from ssl_dist.evaluate.features import extract, fastest_device
 from ssl_dist.store import ImageStore
@@ -19,7 +19,7 @@ def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
     Raises:
         RunError: it has no checkpoint, or its method has no classifier.
     """
-    found = checkpoint.newest(run)
+    found = Checkpoints(run).newest()
     if found is None:
         raise RunError(f"{run} holds no checkpoint that verifies")
     method = found.config.initial_method()

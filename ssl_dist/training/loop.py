@@ -7,8 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ssl_dist import checkpoint
-from ssl_dist.checkpoint import pretrained
+from ssl_dist.checkpoint import Checkpoints, Writer, pretrained
 from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import Plan, RunConfig
 from ssl_dist.data.batches import Batch, Batches
@@ -50,7 +49,7 @@ class _Run:
     engine: Engine
     probe: Probe | None
     monitor: Monitor | None
-    writer: checkpoint.Writer | None
+    writer: Writer | None
     watch: Stopwatch = field(default_factory=Stopwatch)
     metrics: dict[str, float] = field(default_factory=dict)
     warned: bool = False
@@ -71,7 +70,7 @@ def pretrain(config: RunConfig, directory: Path, world: World, launcher: StopReq
     plan = config.plan(found.num_samples)
     first_step, engine = _restore(config, directory, world)
     monitor = Monitor(directory, config, plan, first_step) if world.rank == 0 else None
-    writer = checkpoint.Writer(directory, config) if world.rank == 0 else None
+    writer = Writer(Checkpoints.configured(directory, config), config) if world.rank == 0 else None
     probe = Probe(config, store) if config.probe else None
     run = _Run(config, directory, world, launcher, plan, engine, probe, monitor, writer)
     batches = Batches(store, config, world, first_step, plan.total_steps)
@@ -128,12 +127,12 @@ def _vote(run: _Run, *wishes: bool) -> tuple[bool, ...]:
 
 def _restore(config: RunConfig, directory: Path, world: World) -> tuple[int, Engine]:
     """The engine at the newest checkpoint that rank 0 finds valid, the same on all ranks."""
-    mirror = checkpoint.mirror_of(directory, config)
-    found = checkpoint.newest(directory, mirror) if world.rank == 0 else None
+    checkpoints = Checkpoints.configured(directory, config)
+    found = checkpoints.newest() if world.rank == 0 else None
     step = world.from_first(found.step if found else 0)
     log.info("going on from step %d", step)
     if step and found is None:
-        found = checkpoint.fetch(directory, checkpoint.path_of(directory, step).name, mirror)
+        found = checkpoints.fetch(step)
     method = config.initial_method(None if found else pretrained.read(config))
     return step, Engine(method, config, world, found.load() if found else None)
 

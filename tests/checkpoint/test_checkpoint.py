@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from ssl_dist import checkpoint
-from ssl_dist.checkpoint.state import State
+from ssl_dist.checkpoint import Checkpoints, State, Writer, files, verify
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import CheckpointError, RunError
 from tests.helpers import small_config
@@ -31,14 +30,14 @@ def state(step: int) -> State:
 
 
 def save(run: Path, step: int, config: RunConfig, score: float | None = None) -> Path:
-    return checkpoint.save(run, step, config, state(step), score)
+    return Checkpoints(run).save(step, config, state(step), score)
 
 
 def test_what_is_saved_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: Path, config: RunConfig) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step, config)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000015"]
-    found = checkpoint.newest(tmp_path)
+    found = Checkpoints(tmp_path).newest()
     assert found is not None
     assert (found.step, found.config) == (15, config)
     for ours, theirs in zip(found.load(), state(15), strict=True):
@@ -64,12 +63,12 @@ def test_a_thousand_flipped_bits_and_torn_ends_fall_back_to_the_checkpoint_befor
         if file.suffix == ".json" and json_equal(whole, bytes(torn)):
             harmless += 1  # white space between JSON tokens
         else:
-            found = checkpoint.newest(tmp_path)
+            found = Checkpoints(tmp_path).newest()
             assert found is not None
             assert found.step == 5, (file.name, place)
         file.write_bytes(whole)
     assert harmless < 50
-    assert checkpoint.verify(newest).step == 10
+    assert verify(newest).step == 10
 
 
 def json_equal(a: bytes, b: bytes) -> bool:
@@ -88,21 +87,21 @@ def test_cut_and_missing_files_are_passed_over_and_named(
     whole = file.read_bytes()
     for length in (0, len(whole) // 2, len(whole) - 1):
         file.write_bytes(whole[:length])
-        found = checkpoint.newest(tmp_path)
+        found = Checkpoints(tmp_path).newest()
         assert found is not None
         assert found.step == 5
     file.unlink()
-    assert checkpoint.newest(tmp_path) is not None
+    assert Checkpoints(tmp_path).newest() is not None
     assert "step-00000010" in caplog.text
     assert "passed over" in caplog.text
     with pytest.raises(CheckpointError, match="step-00000010"):
-        checkpoint.verify(file.parent)
+        verify(file.parent)
 
 
 def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, config: RunConfig) -> None:
     whole = save(tmp_path, 5, config)
     shutil.copytree(whole, tmp_path / "checkpoints" / ".step-00000010.tmp")
-    found = checkpoint.newest(tmp_path)
+    found = Checkpoints(tmp_path).newest()
     assert found is not None
     assert found.step == 5
     assert save(tmp_path, 10, config).is_dir()
@@ -112,7 +111,7 @@ def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path, config: RunConfig)
     path = save(tmp_path, 5, config)
     (path / "model.safetensors").write_bytes(b"")
     save(tmp_path, 5, config)
-    assert checkpoint.verify(path).step == 5
+    assert verify(path).step == 5
 
 
 def test_a_full_disk_leaves_older_checkpoints(
@@ -124,7 +123,7 @@ def test_a_full_disk_leaves_older_checkpoints(
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(
         RunError, match=r"step-00000010 cannot be written .*No space left.*older checkpoints are untouched"
     ):
@@ -135,12 +134,12 @@ def test_a_full_disk_leaves_older_checkpoints(
 def test_what_lies_beyond_goes_and_does_not_count(tmp_path: Path, config: RunConfig) -> None:
     """Two damaged checkpoints, a run that went back before them: its own are kept, theirs are not."""
     for step in (6, 8, 10):
-        path = checkpoint.save(tmp_path, step, keeping(config, keep=3), state(step), score=0.9)
+        path = Checkpoints(tmp_path).save(step, keeping(config, keep=3), state(step), score=0.9)
         if step > 6:
             (path / "model.safetensors").write_bytes(b"")
     for step in (7, 9):
         save(tmp_path, step, keeping(config, keep_best=0))
-        assert checkpoint.verify(checkpoint.path_of(tmp_path, step)).step == step
+        assert verify(Checkpoints(tmp_path).path(step)).step == step
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000007", "step-00000009"]
 
 
@@ -148,11 +147,11 @@ def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: P
     for step in (5, 10):
         (save(tmp_path, step, config) / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* verifies, newest step-00000010"):
-        checkpoint.newest(tmp_path)
+        Checkpoints(tmp_path).newest()
 
 
 def test_no_checkpoint_is_none(tmp_path: Path) -> None:
-    assert checkpoint.newest(tmp_path) is None
+    assert Checkpoints(tmp_path).newest() is None
 
 
 def keeping(config: RunConfig, **changes: int) -> RunConfig:
@@ -162,10 +161,10 @@ def keeping(config: RunConfig, **changes: int) -> RunConfig:
 def test_the_best_by_the_probe_is_kept_beside_the_newest(tmp_path: Path, config: RunConfig) -> None:
     for step, score in ((1, 0.2), (2, 0.7), (3, None), (4, 0.7), (5, 0.1), (6, None), (7, 0.3)):
         save(tmp_path, step, config, score)
-    kept = [checkpoint.verify(path) for path in checkpoint.found(tmp_path)]
+    kept = [verify(path) for path in Checkpoints(tmp_path).list()]
     assert [(one.step, one.score) for one in kept] == [(7, 0.3), (6, None), (4, 0.7)]
     save(tmp_path, 8, keeping(config, keep=1, keep_best=2), 0.5)
-    assert [path.name[-1] for path in checkpoint.found(tmp_path)] == ["8", "4"]
+    assert [path.name[-1] for path in Checkpoints(tmp_path).list()] == ["8", "4"]
 
 
 def test_a_writer_works_behind_the_step_and_says_when_it_failed(
@@ -173,25 +172,25 @@ def test_a_writer_works_behind_the_step_and_says_when_it_failed(
 ) -> None:
     torn = tmp_path / "checkpoints" / ".step-00000003.tmp"
     torn.mkdir(parents=True)
-    writer, go, save_file = checkpoint.Writer(tmp_path, config), threading.Event(), checkpoint.save_file
+    writer, go, save_file = Writer(Checkpoints.configured(tmp_path, config), config), threading.Event(), files.save_file
     assert not torn.exists()
 
     def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
         assert go.wait(60)
         save_file(tensors, file)
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(files, "save_file", slow)
     writer.write(5, lambda _: state(5), 0.5)
     assert not writer.failed
-    assert checkpoint.newest(tmp_path) is None
+    assert Checkpoints(tmp_path).newest() is None
     go.set()
     writer.wait()
-    assert checkpoint.verify(checkpoint.path_of(tmp_path, 5)).score == 0.5
+    assert verify(Checkpoints(tmp_path).path(5)).score == 0.5
 
     def full(tensors: object, file: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     writer.write(10, lambda _: state(10), None)
     writer.write(15, lambda _: state(15), None)  # waits, and writes nothing
     assert writer.failed
@@ -204,7 +203,7 @@ def test_a_writer_works_behind_the_step_and_says_when_it_failed(
 def test_a_snapshot_is_written_over_only_when_it_is_on_disk(
     tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer, save_file = checkpoint.Writer(tmp_path, config), checkpoint.save_file
+    writer, save_file = Writer(Checkpoints.configured(tmp_path, config), config), files.save_file
 
     def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
         time.sleep(0.2)
@@ -217,10 +216,10 @@ def test_a_snapshot_is_written_over_only_when_it_is_on_disk(
                 tensor.copy_(new[name])
         return into
 
-    monkeypatch.setattr(checkpoint, "save_file", slow)
+    monkeypatch.setattr(files, "save_file", slow)
     writer.write(5, lambda _: state(5), None)
     writer.write(10, over, None)
     writer.close()
     for step in (5, 10):
-        for ours, theirs in zip(checkpoint.verify(checkpoint.path_of(tmp_path, step)).load(), state(step), strict=True):
+        for ours, theirs in zip(verify(Checkpoints(tmp_path).path(step)).load(), state(step), strict=True):
             assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoint, Checkpoints, State, Writer
 from ssl_dist.checkpoint.mirror import Mirror
-from ssl_dist.checkpoint.state import State
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import CheckpointError, ConfigError, RunError
 from ssl_dist.uris import join_uri
@@ -33,16 +32,16 @@ def state(step: int) -> State:
 
 
 def write(run: Path, config: RunConfig, scores: dict[int, float | None]) -> Mirror:
-    writer = checkpoint.Writer(run, config)
+    writer = Writer(Checkpoints.configured(run, config), config)
     for step, score in scores.items():
         writer.write(step, lambda _, step=step: state(step), score)
     writer.close()
-    mirror = checkpoint.mirror_of(run, config)
+    mirror = Checkpoints.configured(run, config).mirror
     assert mirror is not None
     return mirror
 
 
-def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
+def is_step(found: Checkpoint | None, step: int) -> bool:
     assert found is not None
     pairs = zip(found.load(), state(step), strict=True)
     return found.step == step and all(
@@ -53,35 +52,35 @@ def is_step(found: checkpoint.Checkpoint | None, step: int) -> bool:
 def test_the_mirror_keeps_what_the_run_keeps(run: Path, config: RunConfig) -> None:
     mirror = write(run, config, {1: 0.2, 2: 0.7, 3: None, 4: 0.1, 5: None})
     assert mirror.names() == ["step-00000005", "step-00000004", "step-00000002"]
-    assert mirror.names() == [path.name for path in checkpoint.found(run)]
+    assert mirror.names() == [path.name for path in Checkpoints(run).list()]
 
 
 def test_a_run_that_lost_its_machine_goes_on_from_the_mirror(run: Path, config: RunConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
     shutil.rmtree(run)
-    assert is_step(checkpoint.newest(run, mirror), 2)
-    assert is_step(checkpoint.newest(run), 2), "it is here now"
+    assert is_step(Checkpoints(run, mirror).newest(), 2)
+    assert is_step(Checkpoints(run).newest(), 2), "it is here now"
     elsewhere = run.with_name("another-machine")
-    assert is_step(checkpoint.fetch(elsewhere, "step-00000002", mirror), 2)
+    assert is_step(Checkpoints(elsewhere, mirror).fetch(2), 2)
     assert [path.name for path in (elsewhere / "checkpoints").iterdir()] == ["step-00000002"]
 
 
 def test_what_is_damaged_here_is_whole_there_and_the_other_way_round(run: Path, config: RunConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
-    (checkpoint.path_of(run, 2) / "model.safetensors").write_bytes(b"damage")
-    assert is_step(checkpoint.newest(run, mirror), 2)
+    (Checkpoints(run).path(2) / "model.safetensors").write_bytes(b"damage")
+    assert is_step(Checkpoints(run, mirror).newest(), 2)
     bad = run.with_name("bad") / "step-00000003"
-    shutil.copytree(checkpoint.path_of(run, 2), bad)
+    shutil.copytree(Checkpoints(run).path(2), bad)
     (bad / "optimizer.safetensors").write_bytes(b"damage")
     mirror.put(bad, last="checkpoint.json")
-    assert is_step(checkpoint.newest(run, mirror), 2)
+    assert is_step(Checkpoints(run, mirror).newest(), 2)
     shutil.rmtree(run)
-    assert is_step(checkpoint.newest(run, mirror), 2)
+    assert is_step(Checkpoints(run, mirror).newest(), 2)
     mirror.delete("step-00000001")
     mirror.delete("step-00000002")
     shutil.rmtree(run)
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints"):
-        checkpoint.newest(run, mirror)
+        Checkpoints(run, mirror).newest()
 
 
 def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, config: RunConfig) -> None:
@@ -91,7 +90,7 @@ def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, confi
     (cut / "model.safetensors").write_bytes(b"the rest never came")
     mirror.put(cut, last="checkpoint.json")
     shutil.rmtree(run)
-    assert is_step(checkpoint.newest(run, mirror), 2)
+    assert is_step(Checkpoints(run, mirror).newest(), 2)
     write(run, config, {3: None, 4: None, 5: None})
     assert mirror.names() == ["step-00000005", "step-00000004"]
 
@@ -106,11 +105,11 @@ def test_a_run_does_not_end_with_its_mirror_but_does_not_start_over_without_it(
     monkeypatch.setattr(Mirror, "put", out_of_reach)
     write(run, config, {2: None})
     assert "step-00000002 could not be copied" in caplog.text
-    assert is_step(checkpoint.newest(run, mirror), 2)
+    assert is_step(Checkpoints(run, mirror).newest(), 2)
     monkeypatch.setattr(Mirror, "names", out_of_reach)
     shutil.rmtree(run)
     with pytest.raises(RunError, match="cannot be read"):
-        checkpoint.newest(run, mirror)
+        Checkpoints(run, mirror).newest()
 
 
 def test_places_that_are_none_are_refused(bucket: str, tmp_path: Path) -> None:

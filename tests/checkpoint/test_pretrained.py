@@ -11,9 +11,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 
-from ssl_dist import checkpoint
-from ssl_dist.checkpoint import pretrained
-from ssl_dist.checkpoint.state import State
+from ssl_dist.checkpoint import Checkpoints, State, pretrained
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
@@ -86,17 +84,17 @@ def test_weights_that_do_not_fit_are_refused_by_name(small_store: Path, run: Pat
     (tmp_path / "rubbish.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ConfigError, match="cannot be read as safetensors"):
         from_weights(small_store, tmp_path / "rubbish.safetensors")
-    (tmp_path / "empty" / checkpoint.FOLDER).mkdir(parents=True)
+    (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
     with pytest.raises(ConfigError, match="holds no checkpoint that verifies"):
         from_weights(small_store, tmp_path / "empty")
 
 
 def test_a_file_that_changed_since_is_refused(small_store: Path, tmp_path: Path) -> None:
     config = small_config(small_store)
-    checkpoint.save(tmp_path, 1, config, State(config.initial_method().state_dict(), {}))
+    Checkpoints(tmp_path).save(1, config, State(config.initial_method().state_dict(), {}))
     resolved = from_weights(small_store, tmp_path)
-    assert resolved.backbone.weights == str(checkpoint.path_of(tmp_path, 1) / checkpoint.MODEL)
+    assert resolved.backbone.weights == str(Checkpoints(tmp_path).path(1) / "model.safetensors")
     other = config.model_copy(update={"seed": 5})
-    checkpoint.save(tmp_path, 1, other, State(other.initial_method().state_dict(), {}))
+    Checkpoints(tmp_path).save(1, other, State(other.initial_method().state_dict(), {}))
     with pytest.raises(ConfigError, match="has changed since this run was begun"):
         pretrained.read(resolved)

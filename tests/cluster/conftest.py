@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from cluster.run_directory import RunDirectory
-from ssl_dist import checkpoint
-from ssl_dist.checkpoint.state import State
+from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.config import RunConfig
 from ssl_dist.store import ImageStore
 
@@ -37,7 +36,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def launch(config: RunConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
         assert config.data.num_samples
         step = config.plan(config.data.num_samples).total_steps
-        checkpoint.save(run.path, step, config, State(config.initial_method().state_dict(), {}))
+        Checkpoints(run.path).save(step, config, State(config.initial_method().state_dict(), {}))
         runs.append(run.path.name)
         return {"step": step}
 

@@ -16,7 +16,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ssl_dist import checkpoint, store
+from ssl_dist import store
+from ssl_dist.checkpoint import Checkpoints
 from tests.cluster.hosts import Hosts, why_not
 from tests.conftest import write_images
 from tests.helpers import RECIPE
@@ -137,7 +138,7 @@ def test_a_lost_host_costs_nothing_but_time(cluster: Cluster, recipe: Path, undi
     often = ("--set", "checkpoint.every_epochs=0.4", "--set", "monitor.every_steps=1")
     person = threading.Thread(target=lambda: result.update(cluster.submit(recipe, *settings, *often, "--run-dir", run)))
     person.start()
-    while checkpoint.newest(run) is None:
+    while Checkpoints(run).newest() is None:
         assert person.is_alive()
         time.sleep(0.05)
     cluster.hosts.kill(3)
@@ -169,7 +170,7 @@ def test_workers_leave_with_a_notice_and_come_back(cluster: Cluster, recipe: Pat
     try:
         wait_for(lambda: (run / "metrics.jsonl").exists() and len(losses(run)) > 5)
         drain(cluster, 3)
-        wait_for(lambda: checkpoint.newest(run))
+        wait_for(lambda: Checkpoints(run).newest())
         cluster.hosts.kill(3)
         wait_for(lambda: len(starts(run, 0)) == 2)
         assert starts(run, 0)[1] > 5

@@ -22,7 +22,8 @@ from rich.console import Console
 
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory
-from ssl_dist import checkpoint, store
+from ssl_dist import store
+from ssl_dist.checkpoint import Checkpoints, verify
 from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.config import RunConfig
 from ssl_dist.data import permutation
@@ -64,7 +65,7 @@ def undisturbed(local_ray: None, small_store: Path, tmp_path_factory: pytest.Tem
 
 
 def equal_checkpoints(a: Path, b: Path) -> bool:
-    states = [checkpoint.verify(checkpoint.path_of(run, 10)).load() for run in (a, b)]
+    states = [verify(Checkpoints(run).path(10)).load() for run in (a, b)]
     return all(
         torch.equal(ours[name], theirs[name]) for ours, theirs in zip(*states, strict=True) for name in ours | theirs
     )
@@ -75,7 +76,7 @@ def kill_a_worker_after(step: int, directory: Path) -> None:
     deadline = time.monotonic() + 120
     log = directory / "worker-1.log"
     while time.monotonic() < deadline:
-        if checkpoint.path_of(directory, step).exists():
+        if Checkpoints(directory).path(step).exists():
             [pid] = re.findall(r"process (\d+)", log.read_text())
             return os.kill(int(pid), signal.SIGKILL)
         time.sleep(0.005)
@@ -145,7 +146,7 @@ def test_ten_kills_at_random_moments(
 def _kill_at_random(directory: Path, times: int) -> None:
     """Until so many have been killed, or the run has ended without being hit."""
     killed: set[int] = set()
-    while len(killed) < times and not checkpoint.path_of(directory, 10).exists():
+    while len(killed) < times and not Checkpoints(directory).path(10).exists():
         rank = random.randrange(2)
         log = directory / f"worker-{rank}.log"
         pids = [int(pid) for pid in re.findall(r"process (\d+) on", log.read_text())] if log.exists() else []
@@ -165,7 +166,7 @@ def test_a_diverged_run_names_its_step_and_keeps_its_checkpoint(
     config = small_config(small_store, cluster__workers=2, **{**EVERY_STEP, **wild})
     with pytest.raises(Diverged, match=r"step \d: the (loss|gradient).*nothing was updated"):
         start(config, tmp_path / "run")
-    assert checkpoint.newest(tmp_path / "run") is not None
+    assert Checkpoints(tmp_path / "run").newest() is not None
 
 
 def test_more_than_the_cluster_has_is_refused(local_ray: None, small_store: Path, tmp_path: Path) -> None:
@@ -233,7 +234,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
     assert child.returncode == 130, err
     assert "Traceback" not in err
     [resume] = re.findall(r"go on with: ssl-dist (pretrain --resume \S+)", err)
-    found = checkpoint.newest(directory)
+    found = Checkpoints(directory).newest()
     assert found is not None
     assert 1 <= found.step < 10
     settings = ["--set", "cluster.workers=1", "--set", "engine.zero_stage=2", "--json"]

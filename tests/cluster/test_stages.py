@@ -17,7 +17,7 @@ from rich.console import Console
 
 from cluster.pipelines.stages import complete
 from cluster.prepare import resolve
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import parse_override
 from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
@@ -25,7 +25,7 @@ from tests.cluster.stages import SMALL, g_simclr, invoke, self_train, sets, sett
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    found = checkpoint.newest(run)
+    found = Checkpoints(run).newest()
     assert found is not None
     return found.load().model
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ssl_dist import backbones, checkpoint
+from ssl_dist import backbones
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.collectives import World
 from ssl_dist.data.batches import Batches
 from ssl_dist.methods import Progress, Views
@@ -137,7 +138,7 @@ def test_settings_shape_the_heads() -> None:
 def steps(rank: int, size: int, store: Path, first: int, last: int, run: Path | None = None) -> Trace:
     """Steps first .. last - 1 of six, from the checkpoint in ``run`` where it is given."""
     config = small_config(store, method=SMALL, augment={"recipe": "byol-small", "solarise_p": 0.0})
-    found = checkpoint.newest(run) if run else None
+    found = Checkpoints(run).newest() if run else None
     world = World.current()
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
     batches = Batches(ImageStore(store), config, world, first, 6)

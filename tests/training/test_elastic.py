@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
-from ssl_dist import checkpoint
-from ssl_dist.checkpoint.state import State
+from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.batches import Batches
@@ -32,7 +31,7 @@ class Part(NamedTuple):
 
 def train(rank: int, size: int, config: RunConfig, steps: range, resume: Path | None) -> Part:
     world = World.current()
-    found = checkpoint.newest(resume) if resume else None
+    found = Checkpoints(resume).newest() if resume else None
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
     losses, used = [], []
     for batch in Batches(ImageStore(config.data.store), config, world, steps.start, steps.stop):

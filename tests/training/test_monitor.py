@@ -13,7 +13,7 @@ from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints, files
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import RunError, StoreError
@@ -64,7 +64,7 @@ def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write('{"step": 4, "train/loss": 99}\n{"step": 5, "tr')  # beyond the checkpoint, and torn
     last = pretrain(config, directory, World(), StopRequests())
     assert last["step"] == 8
-    assert checkpoint.found(directory)[0].name == "step-00000008"
+    assert Checkpoints(directory).list()[0].name == "step-00000008"
     return directory
 
 
@@ -187,7 +187,7 @@ def test_a_checkpoint_is_written_when_it_is_asked_for(config: RunConfig, tmp_pat
     asked = iter([False, True, *[False] * 6])
     rarely = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_epochs": 100})})
     pretrain(rarely, tmp_path, World(), StopRequests(save=lambda: next(asked)))
-    assert [path.name for path in checkpoint.found(tmp_path)] == ["step-00000008", "step-00000002"]
+    assert [path.name for path in Checkpoints(tmp_path).list()] == ["step-00000008", "step-00000002"]
 
 
 def test_a_full_disk_behind_the_steps_ends_the_run_with_its_reason(
@@ -196,6 +196,6 @@ def test_a_full_disk_behind_the_steps_ends_the_run_with_its_reason(
     def full(tensors: object, file: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr(files, "save_file", full)
     with pytest.raises(RunError, match=r"step-0000000\d cannot be written .*No space left"):
         pretrain(config, tmp_path, World(), StopRequests())

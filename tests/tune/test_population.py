@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from ray.tune import Checkpoint
 
-from ssl_dist import checkpoint
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import RunConfig
-from ssl_dist.errors import ConfigError
+from ssl_dist.errors import CheckpointError, ConfigError
 from tests.helpers import differences, save, train
 from tests.tune.test_sweep import make
 from tune.population import Population, enter, handed_over
@@ -108,8 +108,8 @@ def test_a_population_has_members_and_no_other_search(small_store: Path) -> None
 
 def test_adopting_a_damaged_checkpoint_is_refused(members: tuple[Sweep, RunConfig, RunConfig], tmp_path: Path) -> None:
     _, good, bad = members
-    source = checkpoint.path_of(path_of(tmp_path, good), 3)
+    source = Checkpoints(path_of(tmp_path, good)).path(3)
     (source / "optimizer.safetensors").write_bytes(b"rubbish")
-    with pytest.raises(checkpoint.CheckpointError, match="differs from its checksum"):
-        checkpoint.adopt(path_of(tmp_path, bad), source)
-    assert checkpoint.newest(path_of(tmp_path, bad)) is None
+    with pytest.raises(CheckpointError, match="differs from its checksum"):
+        Checkpoints(path_of(tmp_path, bad)).adopt(source)
+    assert Checkpoints(path_of(tmp_path, bad)).newest() is None

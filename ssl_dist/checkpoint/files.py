@@ -1,0 +1,117 @@
+"""The files of one checkpoint: how they are written, checked and read.
+
+    step-00000500/
+      model.safetensors       parameters and buffers
+      optimizer.safetensors   optimizer state, by "parameter/key"
+      checkpoint.json         step, config, the online probe's score, checksums of the two files and of itself
+
+The directory is renamed into place when all files are on the disk: it is complete or damaged, never half written.
+No file is a pickle.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import safetensors
+import xxhash
+from safetensors.torch import load_file, save_file
+
+from ssl_dist.checkpoint.state import State
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import CheckpointError
+from ssl_dist.files import replacing
+
+MODEL = "model.safetensors"
+META = "checkpoint.json"
+_TENSORS = (MODEL, "optimizer.safetensors")
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint.
+
+    Attributes:
+        path: its directory.
+        step: number of steps done.
+        config: the run's config.
+        score: the online probe's value at this step; None where it was not measured.
+    """
+
+    path: Path
+    step: int
+    config: RunConfig
+    score: float | None
+
+    @property
+    def model_file(self) -> Path:
+        return self.path / MODEL
+
+    def load(self) -> State:
+        """Read the tensors, on the CPU.
+
+        Raises:
+            CheckpointError: the files cannot be read.
+        """
+        try:
+            model, optimizer = (load_file(self.path / name) for name in _TENSORS)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise CheckpointError(f"{self.path} cannot be read ({error})") from None
+        return State(model, optimizer)
+
+
+def write(path: Path, step: int, config: RunConfig, state: State, score: float | None) -> None:
+    """Write the directory of a checkpoint in place of an older one.
+
+    Raises:
+        OSError, SafetensorError: it cannot be written, and the older one is as it was.
+    """
+    with replacing(path, durable=True) as aside:
+        aside.mkdir(parents=True)
+        meta: dict[str, Any] = {"step": step, "score": score, "config": config.model_dump(mode="json"), "xxh3": {}}
+        for name, tensors in zip(_TENSORS, state, strict=True):
+            save_file(tensors, aside / name)
+            meta["xxh3"][name] = checksum(aside / name)
+        (aside / META).write_text(json.dumps({**meta, "self": _digest(meta)}, indent=1), encoding="utf-8")
+
+
+def verify(path: Path) -> Checkpoint:
+    """Compare every byte of a checkpoint with its checksums.
+
+    Raises:
+        CheckpointError: a file is missing or differs from its checksum.
+    """
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        if meta.pop("self") != _digest(meta):
+            raise CheckpointError(f"{path / META} differs from its checksum")
+        for name in _TENSORS:
+            if checksum(path / name) != meta["xxh3"][name]:
+                raise CheckpointError(f"{path / name} differs from its checksum")
+        config = RunConfig.from_tree(meta["config"], str(path / META))
+        return Checkpoint(path, meta["step"], config, meta.get("score"))  # the first checkpoints had no score
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{path} is not a whole checkpoint ({error!r})") from None
+
+
+def score_in(meta: bytes) -> float | None:
+    """Return the score that a ``checkpoint.json`` names, without verifying it; None where it names none."""
+    try:
+        score = json.loads(meta)["score"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return score if isinstance(score, float) else None
+
+
+def checksum(file: Path) -> str:
+    """Return the xxh3-64 checksum of a file's bytes, in hexadecimal."""
+    digest = xxhash.xxh3_64()
+    with file.open("rb") as content:
+        while block := content.read(1 << 24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _digest(meta: dict[str, Any]) -> str:
+    return xxhash.xxh3_64_hexdigest(json.dumps(meta, sort_keys=True).encode())
