@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def verify(run: Run, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def _show(run: Path, rows: list[dict[str, Any]], as_json: bool) -> None:
+def _show(run: Path, rows: Sequence[dict[str, Any]], as_json: bool) -> None:
     if not rows:
         raise RunError(f"{run} has no checkpoints: give the directory of a run that has written one")
     checked = ["state"] if "state" in rows[0] else []

@@ -1,4 +1,4 @@
-"""Pseudo-labels: which images an encoder finds alike."""
+"""Clusters of features, as pseudo-labels of images."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ _BATCH = 4096
 
 
 def cluster_labels(features: Tensor, num_clusters: int, seed: int) -> np.ndarray:
-    """k-means of features, each dimension brought to unit variance first.
+    """Cluster features by k-means, after each dimension is scaled to unit variance.
 
     Args:
-        features: float32 ``[n, D]``, n >= num_clusters; on the CPU they are overwritten, for they may be most of what
-            fits in memory.
+        features: float32 ``[n, D]``, n >= num_clusters. On the CPU they are overwritten: a copy may not fit in memory.
 
     Returns:
         int32 ``[n]`` in [0, num_clusters), the same for the same seed.
@@ -22,7 +21,7 @@ def cluster_labels(features: Tensor, num_clusters: int, seed: int) -> np.ndarray
     Source: Sculley, "Web-Scale K-Means Clustering", 2010 (in batches; scikit-learn's, with k-means++ starts).
     """
     x = features.cpu().numpy()  # [n, D]
-    # sums in float64, a buffer at a time: of a dimension that is constant nothing is left that could be blown up
+    # Sums are float64, so that a constant dimension becomes exactly 0 and no rounding error is scaled up.
     x -= x.mean(0, dtype=np.float64)
     x /= np.sqrt(np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x)).clip(min=1e-12)
     means = MiniBatchKMeans(num_clusters, batch_size=_BATCH, n_init=3, random_state=seed % 2**32)

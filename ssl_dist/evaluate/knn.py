@@ -17,7 +17,7 @@ _CHUNK = 512
 
 
 def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20) -> float:
-    """Share of queries whose label wins the vote of their k nearest bank features.
+    """Return the share of queries whose label wins the vote of their k nearest bank features.
 
     Args:
         bank: ``[n, D]``; bank_labels: int64 ``[n]`` in [0, K).
@@ -28,7 +28,7 @@ def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_label
         Accuracy in [0, 1]; a tie goes to the class of the lower number.
 
     Raises:
-        ConfigError: k out of range, or nothing to vote on.
+        ConfigError: k is out of range, or there is no query.
     """
     if not 1 <= k <= len(bank):
         raise ConfigError(f"k {k}: the bank has {len(bank)} images, k is one of 1..{len(bank)}")

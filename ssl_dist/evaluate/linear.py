@@ -20,18 +20,18 @@ def linear_accuracy(
     l2: float = 1e-3,
     max_iterations: int = 300,
 ) -> float:
-    """Test accuracy of the regression that minimises mean cross entropy + l2/2 |weights|^2 on the training features.
+    """Return the test accuracy of the regression that minimises mean cross entropy + l2/2 |weights|^2 in training.
 
     Args:
         train, test: ``[n, D]``; labels int64 ``[n]``.
-        l2: strength of the penalty, > 0 (scikit-learn's C is 1 / (l2 n)).
-        max_iterations: of L-BFGS.
+        l2: weight of the penalty, > 0 (scikit-learn's C is 1 / (l2 n)).
+        max_iterations: upper bound of L-BFGS's iterations.
 
     Returns:
         Accuracy in [0, 1].
 
     Raises:
-        ConfigError: fewer than two classes to tell apart, or l2 <= 0.
+        ConfigError: the training labels have fewer than two classes, or l2 <= 0.
     """
     if len(train_labels.unique()) < 2:
         raise ConfigError("linear probe: the training store has fewer than two classes")

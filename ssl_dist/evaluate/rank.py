@@ -1,4 +1,4 @@
-"""How good is a representation, judged without labels: the effective rank of its features.
+"""Effective ranks of features: how good a representation is, judged without labels.
 
 Both are exponentials of an entropy, between 1 (collapsed) and the number of features; higher is better.
 """
@@ -8,24 +8,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_LIDAR_DELTA = 1e-4  # of the paper: keeps the within-image covariance invertible
+_LIDAR_DELTA = 1e-4  # the paper's; it keeps the within-image covariance invertible
 
 
 def rankme(features: Tensor) -> float:
-    """Effective rank exp(-sum_k p_k log p_k), p_k = sigma_k / sum sigma, of the singular values sigma of the features.
+    """Return RankMe: exp(-sum_k p_k log p_k), p_k = sigma_k / sum sigma, of the features' singular values sigma.
 
     Args:
-        features: ``[n, D]``, n > D for a rank that could be full; not centred, as in the paper.
+        features: ``[n, D]``, not centred, as in the paper; n > D, or the rank cannot be full.
 
     Source: Garrido et al., "RankMe", arXiv 2210.02885, equations 1 and 2. The paper takes the projection head's
-        embeddings or the backbone's features; this package hands in the backbone's, which are what is kept.
+        embeddings or the backbone's features; this package passes the backbone's, which outlive pretraining.
     """
     sigma = torch.linalg.svdvals(features.double())
     return _exp_entropy(sigma)
 
 
 def lidar(features: Tensor) -> float:
-    """Effective rank of the linear discriminant matrix, with every image a class and its views the samples.
+    """Return LiDAR, the effective rank of the linear discriminant matrix of images (classes) and views (samples).
 
         S_w = mean over images and views of (f - mean_i)(f - mean_i)' + 1e-4 I
         S_b = covariance of the images' means,    LiDAR = exp entropy of the eigenvalues of S_w^-1/2 S_b S_w^-1/2
@@ -48,7 +48,7 @@ def lidar(features: Tensor) -> float:
 
 
 def _exp_entropy(values: Tensor) -> float:
-    """1 where all are 0: nothing varies."""
+    """Return the exponential of the entropy of values that are scaled to a sum of 1; 1 where all are 0."""
     total = values.sum()
     if not total > 0:
         return 1.0 if total == 0 else float("nan")
