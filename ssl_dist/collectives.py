@@ -1,4 +1,7 @@
-"""The process group as the science sees it: who I am, sums, and rows that ranks hold in uneven shares."""
+"""Communication between workers: this process' rank, and sums and gathers whose gradients are exact.
+
+Ranks may hold different numbers of rows; some may hold none.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from torch.autograd.function import FunctionCtx
 
 @dataclass(frozen=True)
 class World:
-    """This process among the workers. Alone (size 1) it needs no process group."""
+    """This process among the workers. A world of size 1 needs no process group."""
 
     rank: int = 0
     size: int = 1
@@ -20,34 +23,37 @@ class World:
 
     @classmethod
     def current(cls, device: torch.device | None = None) -> World:
-        """The default process group's, or the world of one where there is none."""
+        """Return the world of the default process group, or a world of size 1 if there is no group."""
         device = device or torch.device("cpu")
         if not dist.is_initialized():
             return cls(0, 1, device)
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def share(self, count: int) -> range:
-        """This rank's part of ``count`` things: contiguous, in rank order, as even as can be, rank 0's the largest."""
+        """Return this rank's range of ``count`` items.
+
+        The ranges are contiguous and in rank order. Their lengths differ by 1 at most; rank 0 has a longest one.
+        """
         return range(-(-count * self.rank // self.size), -(-count * (self.rank + 1) // self.size))
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
-        """Each true on every rank if it is on one."""
+        """Return, for each flag, whether it is true on any rank; every rank calls."""
         if self.size == 1:
             return flags
-        votes = torch.tensor(flags, dtype=torch.float32, device=self.device)
-        dist.all_reduce(votes, op=dist.ReduceOp.MAX)
-        return tuple(vote > 0 for vote in votes.tolist())
+        maxima = torch.tensor(flags, dtype=torch.float32, device=self.device)
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX)
+        return tuple(maximum > 0 for maximum in maxima.tolist())
 
     def from_first(self, number: int) -> int:
-        """Rank 0's number, on every rank."""
+        """Return the number that rank 0 passes; every rank calls."""
         if self.size == 1:
             return number
-        box = torch.tensor([number], device=self.device)
-        dist.broadcast(box, src=0)
-        return int(box.item())
+        message = torch.tensor([number], device=self.device)
+        dist.broadcast(message, src=0)
+        return int(message.item())
 
     def sum_(self, values: Tensor) -> Tensor:
-        """Add up over ranks, in place."""
+        """Add ``values`` up over ranks, in place; every rank calls."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
@@ -55,7 +61,7 @@ class World:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows each rank of a group holds; they need not hold equally many, and some may hold none."""
+    """Number of rows that each rank of a group holds."""
 
     counts: tuple[int, ...]
     rank: int = 0
@@ -63,12 +69,13 @@ class RowCounts:
 
     @classmethod
     def of(cls, rows: Tensor, group: dist.ProcessGroup | None = None) -> RowCounts:
-        """Every rank calls, with its own ``[n, ...]``.
+        """Count the rows of all ranks; every rank calls, with its own ``[n, ...]``.
 
         Args:
-            group: None: the default group, or this process alone where there is none.
+            rows: this rank's rows.
+            group: None: the default group, or this process alone if there is no group.
         """
-        if not dist.is_initialized() or dist.get_world_size(group) == 1:
+        if not _has_several_ranks(group):
             return cls((len(rows),), 0, group)
         count = torch.tensor([len(rows)], device=rows.device)
         counts = count.new_empty(dist.get_world_size(group))
@@ -77,17 +84,17 @@ class RowCounts:
 
     @property
     def total(self) -> int:
-        """Rows of all ranks."""
+        """Number of rows of all ranks together."""
         return sum(self.counts)
 
     @property
     def mine(self) -> range:
-        """Numbers of this rank's rows among all."""
+        """This rank's row numbers among the rows of all ranks."""
         first = sum(self.counts[: self.rank])
         return range(first, first + self.counts[self.rank])
 
     def gather(self, rows: Tensor) -> Tensor:
-        """``[n, ...]`` of each rank -> ``[sum of n, ...]`` in rank order; no gradient flows."""
+        """Concatenate the ranks' ``[n, ...]`` in rank order, without a gradient; every rank calls."""
         assert len(rows) == self.counts[self.rank], "as many rows as were counted"
         rows = rows.detach().contiguous()
         if len(self.counts) == 1:
@@ -106,60 +113,70 @@ class RowCounts:
 
 
 def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Add up what each rank has; exact where all ranks go on from the sum alone, to the same loss.
+    """Add ``values`` up over ranks, for use where all ranks compute the same loss from the sum alone.
 
-        S = sum over ranks x_r      dL/dx_r = dL/dS, which each rank has: the backward pass sends nothing
+        S = sum over ranks x_r      dL/dx_r = dL/dS
+
+    Each rank already has dL/dS, so the backward pass sends nothing.
 
     Args:
-        values: of equal shape on all ranks; every rank calls.
-        group: None: the default group, or this process alone where there is none.
+        values: a tensor of equal shape on all ranks; every rank calls.
+        group: None: the default group, or this process alone if there is no group.
     """
-    return _Sum.apply(values, group) if _several(group) else values
+    return _Sum.apply(values, group) if _has_several_ranks(group) else values
 
 
-def shared(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """What all ranks have alike (a sum over ranks), for use with the rows of this rank alone.
+def sum_gradient_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return ``values`` unchanged and add their gradient up over ranks in the backward pass.
 
-        L = sum over ranks f_r(S)      dL/dS = sum over ranks df_r/dS, which the backward pass adds up
+    This is for a tensor that is equal on all ranks (such as a sum over ranks) and that each rank combines with rows of
+    its own:
+
+        L = sum over ranks f_r(S)      dL/dS = sum over ranks df_r/dS
 
     Args:
         values: equal on all ranks; every rank calls, in the forward and in the backward pass.
+        group: None: the default group, or this process alone if there is no group.
     """
-    return _Shared.apply(values, group) if _several(group) else values
+    return _GradientSum.apply(values, group) if _has_several_ranks(group) else values
 
 
-def centred(rows: Tensor, total: int, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Rows minus the mean of all ranks' ``total`` rows, with the gradient of that mean too; every rank calls.
+def subtract_global_mean(rows: Tensor, total: int, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Subtract the mean over the rows of all ranks; the gradient flows through the mean too. Every rank calls.
 
     Args:
-        rows: ``[n, ...]`` of this rank, n may be 0.
+        rows: ``[n, ...]`` of this rank; n may be 0.
+        total: number of rows of all ranks.
+        group: None: the default group, or this process alone if there is no group.
     """
-    return rows - shared(sum_over_ranks(rows.sum(0), group), group) / total
+    return rows - sum_gradient_over_ranks(sum_over_ranks(rows.sum(0), group), group) / total
 
 
-def log_sum_exp(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """``log sum exp`` over the rows of all ranks, for use with the rows of this rank alone (as ``shared`` has it).
+def log_sum_exp_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return ``log sum exp`` over the rows of all ranks, for use with this rank's own rows.
+
+    The backward pass adds the gradient up over ranks, as ``sum_gradient_over_ranks`` does.
 
     Args:
-        values: ``[n, ...]`` of this rank, n may differ and be 0; every rank calls, forward and backward.
-        group: None: the default group, or this process alone where there is none.
+        values: ``[n, ...]`` of this rank; n may differ and be 0. Every rank calls, forward and backward.
+        group: None: the default group, or this process alone if there is no group.
 
     Returns:
-        ``[...]``, alike on all ranks; finite wherever a row is.
+        ``[...]``, equal on all ranks; finite if any row is.
     """
-    mine = values.logsumexp(0)  # -inf without rows
-    if not _several(group):
-        return mine
-    largest = mine.detach().clone()
+    local = values.logsumexp(0)  # -inf without rows
+    if not _has_several_ranks(group):
+        return local
+    largest = local.detach().clone()
     dist.all_reduce(largest, op=dist.ReduceOp.MAX, group=group)
-    return shared(sum_over_ranks((mine - largest).exp(), group), group).log() + largest
+    return sum_gradient_over_ranks(sum_over_ranks((local - largest).exp(), group), group).log() + largest
 
 
-def _several(group: dist.ProcessGroup | None) -> bool:
+def _has_several_ranks(group: dist.ProcessGroup | None) -> bool:
     return dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def _added_up(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def _all_reduced(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
@@ -168,14 +185,14 @@ def _added_up(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 class _Sum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        return _added_up(values, group)
+        return _all_reduced(values, group)
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
         return grad, None
 
 
-class _Shared(torch.autograd.Function):
+class _GradientSum(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
         ctx.group = group  # type: ignore[attr-defined]
@@ -183,4 +200,4 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, None]:
-        return _added_up(grad, ctx.group), None  # type: ignore[attr-defined]
+        return _all_reduced(grad, ctx.group), None  # type: ignore[attr-defined]

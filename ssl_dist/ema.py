@@ -1,4 +1,4 @@
-"""A slow copy of a module, which follows its weights by an exponential moving average."""
+"""Slow copy of a module, whose weights follow the module's by an exponential moving average (EMA)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import nn
 
 
 class SlowCopy(nn.Module):
-    """Calls like the module that it was copied from, without a gradient.
+    """Copy of a module that is called like the module and passes no gradient.
 
-    Its weights are buffers: no optimizer and no ZeRO stage has a part in them, and a checkpoint holds them. Its
-    BatchNorm statistics are those of its own forward passes.
+    Its weights are buffers, so neither the optimizer nor ZeRO touches them, and checkpoints hold them. Its BatchNorm
+    statistics come from its own forward passes.
     """
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = copy.deepcopy(module)
-        for part in self.module.modules():
-            for name, parameter in list(part.named_parameters(recurse=False)):
-                delattr(part, name)
-                part.register_buffer(name, parameter.detach().clone())
+        for submodule in self.module.modules():
+            for name, parameter in list(submodule.named_parameters(recurse=False)):
+                delattr(submodule, name)
+                submodule.register_buffer(name, parameter.detach().clone())
 
     @torch.no_grad()
     def forward(self, *inputs: Any) -> Any:
@@ -30,7 +30,7 @@ class SlowCopy(nn.Module):
 
     @torch.no_grad()
     def follow(self, module: nn.Module, momentum: float) -> None:
-        """``ours <- momentum * ours + (1 - momentum) * theirs``, for each weight of the module that was copied."""
+        """Move each weight towards the module's: ``slow <- momentum * slow + (1 - momentum) * module``."""
         slow = dict(self.module.named_buffers())
         for name, parameter in module.named_parameters():
             slow[name].lerp_(parameter.detach(), 1 - momentum)

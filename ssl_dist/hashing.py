@@ -1,4 +1,4 @@
-"""Counter-based random numbers: a 64-bit hash of whole numbers, equal in numpy, in torch on CPUs and on CUDA.
+"""Random numbers as a 64-bit hash of integers, the same in NumPy, in torch on CPUs and in torch on CUDA.
 
 Source: Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014 (the mixing function SplitMix64).
 """
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def _signed(word: int) -> int:
-    """A 64-bit pattern as the int64 that holds it."""
+    """Return the int64 that has this 64-bit pattern."""
     word &= (1 << 64) - 1
     return word - (1 << 64) if word >> 63 else word
 
@@ -27,11 +27,10 @@ _MIX_B = _signed(0x94D049BB133111EB)
 
 
 def mix64(x: Integers) -> Integers:
-    """SplitMix64's finalizer, a bijection of 64-bit words.
+    """Apply SplitMix64's finalizer, a bijection of 64-bit words, to each element.
 
     Args:
-        x: int64 array or tensor of any shape; products wrap modulo 2**64. The same numbers come out of
-            numpy, torch on CPU and torch on CUDA.
+        x: int64 array or tensor of any shape; products wrap modulo 2**64.
 
     Returns:
         int64 of x's shape.
@@ -44,13 +43,13 @@ def mix64(x: Integers) -> Integers:
 
 
 def fold(state: Integers, word: Integers | int) -> Integers:
-    """Absorb one more 64-bit word into a hash state; shapes broadcast."""
+    """Mix one more 64-bit word into a hash state; shapes broadcast."""
     mixed: Integers = (state ^ (_signed(word) if isinstance(word, int) else word)) + _GOLDEN
     return mix64(mixed)
 
 
 def derive_seed(*words: int) -> int:
-    """A seed in [0, 2**63) from whole numbers, e.g. ``derive_seed(seed, step, micro_batch)``."""
+    """Hash integers into a seed in [0, 2**63), e.g. ``derive_seed(seed, step, micro_batch)``."""
     state = np.zeros(1, dtype=np.int64)
     for word in words:
         state = fold(state, word)

@@ -1,4 +1,4 @@
-"""Optimizers, what weight decay spares, and the learning rate as a pure function of the step."""
+"""Optimizers (AdamW, SGD, LARS), their settings, and the learning rate as a function of the step."""
 
 from __future__ import annotations
 
@@ -16,28 +16,38 @@ Beta = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
 class OptimConfig(pydantic.BaseModel):
-    """``lr`` is multiplied once by the rule of ``lr_scaling``: none, linear (B/256) or sqrt (square root of B/256)."""
+    """Settings of the optimizer and of the learning rate's schedule."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
+    """Name of the optimizer."""
     lr: float = pydantic.Field(0.001, gt=0)
+    """Learning rate after warm-up, before `lr_scaling` is applied; greater than 0."""
     lr_scaling: Literal["none", "linear", "sqrt"] = "none"
+    """Factor of `lr` for B images in a batch: none (1), linear (B / 256) or sqrt (the square root of B / 256)."""
     weight_decay: float = pydantic.Field(1e-4, ge=0)
-    momentum: float = pydantic.Field(0.9, ge=0, lt=1)  # sgd and lars
-    betas: tuple[Beta, Beta] = (0.9, 0.999)  # adamw
-    trust_coefficient: float = pydantic.Field(0.001, gt=0)  # lars
+    """Weight decay, 0 or more; biases and norms have none."""
+    momentum: float = pydantic.Field(0.9, ge=0, lt=1)
+    """Momentum of sgd and lars, 0 <= momentum < 1."""
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    """Decay rates of adamw's two moving averages, each 0 <= beta < 1."""
+    trust_coefficient: float = pydantic.Field(0.001, gt=0)
+    """Factor of lars' trust ratio, greater than 0."""
     schedule: Literal["cosine", "constant"] = "cosine"
+    """Learning rate after warm-up: half a cosine down to 0, or constant."""
     warmup_epochs: float = pydantic.Field(10, ge=0)
-    clip_norm: float | None = pydantic.Field(None, gt=0)  # of the global gradient; None: not clipped
+    """Epochs in which the learning rate rises from 0 to its peak, 0 or more."""
+    clip_norm: float | None = pydantic.Field(None, gt=0)
+    """Largest norm of the whole gradient, greater than 0; a larger gradient is scaled down. `None`: no limit."""
 
     def peak_lr(self, batch_size: int) -> float:
-        """The rate after warm-up, for a global batch of ``batch_size`` images."""
+        """Return the learning rate after warm-up, for a global batch of ``batch_size`` images."""
         ratio = batch_size / 256
         return self.lr * {"none": 1.0, "linear": ratio, "sqrt": math.sqrt(ratio)}[self.lr_scaling]
 
     def learning_rate(self, step: int, *, batch_size: int, warmup_steps: int, total_steps: int) -> float:
-        """Rate of step 0 .. total_steps-1: a linear warm-up to the peak, then half a cosine to 0, or constant."""
+        """Return the learning rate of step 0 .. total_steps - 1: linear warm-up, then what ``schedule`` says."""
         peak = self.peak_lr(batch_size)
         if step < warmup_steps:
             return peak * (step + 1) / warmup_steps
@@ -46,7 +56,7 @@ class OptimConfig(pydantic.BaseModel):
         return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """The optimizer over the module's trainable parameters; its rate is set each step, to ``learning_rate``."""
+        """Build the optimizer of the module's trainable parameters; the engine sets its rate before each step."""
         groups = parameter_groups(module, self.weight_decay)
         if self.name == "adamw":
             return torch.optim.AdamW(groups, lr=0.0, betas=self.betas)
@@ -56,7 +66,10 @@ class OptimConfig(pydantic.BaseModel):
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weights (two or more dimensions) with weight decay; biases and norms without, and without LARS' trust ratio."""
+    """Split trainable parameters into weights (two dimensions or more) and others (biases and norms).
+
+    The others have neither weight decay nor LARS' trust ratio.
+    """
     weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
     others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
     groups = [
@@ -66,16 +79,12 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, A
     return [group for group in groups if group["params"]]
 
 
-class Piece(NamedTuple):
-    """Elements [start, start + length) of a flat tensor belong to parameter number ``parameter`` of its group."""
+class ParameterSlice(NamedTuple):
+    """Elements [start, start + length) of a flat ZeRO tensor, which belong to parameter ``parameter`` of the group."""
 
     parameter: int
     start: int
     length: int
-
-
-def _no_other_worker(values: Tensor) -> Tensor:
-    return values
 
 
 class LARS(torch.optim.Optimizer):
@@ -84,9 +93,9 @@ class LARS(torch.optim.Optimizer):
         g' = g + weight_decay w      v <- momentum v + lr trust g'      w <- w - v
         trust = trust_coefficient |w| / |g'|, or 1 where either norm is 0 or the group has ``adapt`` False
 
-    The trust ratio holds with weight decay 0 too. Norms are of whole parameters, also where ZeRO 1 or 2 has put flat
-    slices in their place: ``shard`` says which slice is whose, and squared norms are added up over workers, in one
-    collective a step.
+    The trust ratio applies with weight decay 0 too. Norms are those of whole parameters. ZeRO 1 and 2 put flat tensors
+    in the parameters' place, of which each worker has a part: ``shard`` says which slice belongs to which parameter,
+    and squared norms are summed over workers, in one collective a group and step.
 
     Source: You et al., arXiv 1708.03888, algorithm 1, with weight decay inside the norm as google-research/simclr's
     lars_optimizer.py has it.
@@ -94,27 +103,27 @@ class LARS(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float, trust_coefficient: float) -> None:
         if not 0 <= momentum < 1:
-            raise ConfigError(f"momentum {momentum}: 0 <= momentum < 1")
+            raise ConfigError(f"momentum {momentum}: it must be at least 0 and less than 1")
         defaults = {"lr": 0.0, "momentum": momentum, "trust_coefficient": trust_coefficient, "adapt": True}
         super().__init__(groups, {**defaults, "weight_decay": 0.0})
         for group in self.param_groups:
             group["num_parameters"] = len(group["params"])
-        self._pieces: dict[Tensor, list[Piece]] = {}
-        self._sum: Callable[[Tensor], Tensor] = _no_other_worker
+        self._slices: dict[Tensor, list[ParameterSlice]] = {}
+        self._sum_over_workers: Callable[[Tensor], Tensor] = lambda values: values
 
-    def shard(self, pieces: dict[Tensor, list[Piece]], sum_over_workers: Callable[[Tensor], Tensor]) -> None:
-        """The groups now hold flat tensors, of which other workers have the other slices.
+    def shard(self, slices: dict[Tensor, list[ParameterSlice]], sum_over_workers: Callable[[Tensor], Tensor]) -> None:
+        """Take flat tensors for parameters: the groups hold them now, and other workers hold the other parts.
 
         Args:
-            pieces: of each flat tensor; what belongs to no parameter is padding.
-            sum_over_workers: adds a tensor up over the workers that share the parameters, in place.
+            slices: for each flat tensor, the parameters' slices of it; elements outside any slice are padding.
+            sum_over_workers: adds a tensor up, in place, over the workers that share the parameters.
         """
-        self._pieces, self._sum = pieces, sum_over_workers
+        self._slices, self._sum_over_workers = slices, sum_over_workers
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One update from the parameters' ``.grad``."""
-        assert closure is None, "the loss is not evaluated again"
+        """Update the parameters once from their ``.grad``."""
+        assert closure is None, "LARS does not evaluate the loss again"
         for group in self.param_groups:
             grads = {p: p.grad.add(p, alpha=group["weight_decay"]) for p in group["params"] if p.grad is not None}
             if group["adapt"]:
@@ -127,18 +136,18 @@ class LARS(torch.optim.Optimizer):
                 parameter.sub_(velocity)
 
     def _scale(self, grads: dict[Tensor, Tensor], group: dict[str, Any]) -> None:
-        """Multiply each parameter's part of the gradients by its trust ratio, in place."""
-        parts: list[tuple[int, Tensor, Tensor]] = []
+        """Multiply each parameter's gradient by the parameter's trust ratio, in place."""
+        slices: list[tuple[int, Tensor, Tensor]] = []  # parameter's number, weight, gradient
         for number, (tensor, grad) in enumerate(grads.items()):
-            for piece in self._pieces.get(tensor, [Piece(number, 0, tensor.numel())]):
-                where = slice(piece.start, piece.start + piece.length)
-                parts.append((piece.parameter, tensor.view(-1)[where], grad.view(-1)[where]))
+            for parameter, start, length in self._slices.get(tensor, [ParameterSlice(number, 0, tensor.numel())]):
+                elements = slice(start, start + length)
+                slices.append((parameter, tensor.view(-1)[elements], grad.view(-1)[elements]))
         squares = group["params"][0].new_zeros(2, group["num_parameters"])
-        for number, weight, grad in parts:
+        for number, weight, grad in slices:
             squares[0, number] += weight.square().sum()
             squares[1, number] += grad.square().sum()
-        weight_norm, grad_norm = self._sum(squares).sqrt()
+        weight_norm, grad_norm = self._sum_over_workers(squares).sqrt()
         ratio = group["trust_coefficient"] * weight_norm / grad_norm
         trust = torch.where((weight_norm > 0) & (grad_norm > 0), ratio, 1.0)
-        for number, _, grad in parts:
+        for number, _, grad in slices:
             grad.mul_(trust[number])

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import pydantic
 
 from ssl_dist import backbones
-from ssl_dist.augment import OPERATIONS, RECIPES, Recipe, View, only
+from ssl_dist.augment import OPERATIONS, POLICIES, Policy, View, with_only
 from ssl_dist.errors import StoreError
 from ssl_dist.store.remote.cache import DEFAULT_GB
 from ssl_dist.uris import without_secrets
@@ -77,7 +77,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """A recipe of ``augment.RECIPES``; every other key, where given, replaces that setting in all of its views.
+    """A recipe of ``augment.POLICIES``; every other key, where given, replaces that setting in all of its views.
     ``only``: names of ``augment.OPERATIONS``, the others are off (an empty list: whole images, resized)."""
 
     recipe: str = "simclr"
@@ -106,8 +106,8 @@ class AugmentConfig(Section):
 
     @pydantic.model_validator(mode="after")
     def _is_a_recipe(self) -> AugmentConfig:
-        if self.recipe not in RECIPES:
-            raise ValueError(f"augment.recipe {self.recipe!r}: it is one of {', '.join(RECIPES)}")
+        if self.recipe not in POLICIES:
+            raise ValueError(f"augment.recipe {self.recipe!r}: it is one of {', '.join(POLICIES)}")
         for name in self.only or ():
             key, usual = OPERATIONS[name]
             if getattr(self, key) == 0:
@@ -115,11 +115,11 @@ class AugmentConfig(Section):
         self.views()
         return self
 
-    def views(self) -> Recipe:
+    def views(self) -> Policy:
         """The recipe with the replacements in it."""
         given = self.model_dump(exclude={"recipe", "only"}, exclude_none=True)
-        views = tuple(View.model_validate({**view.model_dump(), **given}) for view in RECIPES[self.recipe])
-        return views if self.only is None else only(views, self.only)
+        views = tuple(View.model_validate({**view.model_dump(), **given}) for view in POLICIES[self.recipe])
+        return views if self.only is None else with_only(views, self.only)
 
 
 class BackboneConfig(Section):

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from ssl_dist import backbones
-from ssl_dist.backbones import Backbone, ConvolutionalBackbone, Stem, own
-from ssl_dist.backbones.own import PreActivationBlock
+from ssl_dist.backbones import Backbone, ConvolutionalBackbone, Stem, built_in
+from ssl_dist.backbones.built_in import PreActivationBlock
 from ssl_dist.errors import ConfigError
 
 # One of each kind that torchvision has, and a size of images that it takes.
@@ -37,7 +37,7 @@ TORCHVISION = {
     "inception_v3": 75,
     "maxvit_t": 224,
 }
-SIZES = {**dict.fromkeys(own.NAMES, 32), **TORCHVISION}
+SIZES = {**dict.fromkeys(built_in.NAMES, 32), **TORCHVISION}
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +149,7 @@ def test_the_stem_sets_the_size_of_the_first_maps(name: str, stem: Stem, stride:
         assert network.map(images).shape[-1] == 32 // network.stride
 
 
-@pytest.mark.parametrize("name", own.NAMES)
+@pytest.mark.parametrize("name", built_in.NAMES)
 def test_our_networks_pool_their_map(name: str) -> None:
     network, images = made(name).eval(), torch.rand(2, 3, 64, 64)
     assert isinstance(network, ConvolutionalBackbone)

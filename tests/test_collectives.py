@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ssl_dist.collectives import RowCounts, World, shared, sum_over_ranks
+from ssl_dist.collectives import RowCounts, World, sum_gradient_over_ranks, sum_over_ranks
 from tests import gloo as pools
 from tests.gloo import GlooPool
 
@@ -26,15 +26,15 @@ def _moments(x: Tensor) -> Tensor:
 
 def _column_softmax(x: Tensor) -> Tensor:
     """A sum, used with each rank's own rows, whose results are summed again."""
-    normaliser = shared(sum_over_ranks(x.exp().sum(0)).log())
+    normaliser = sum_gradient_over_ranks(sum_over_ranks(x.exp().sum(0)).log())
     return sum_over_ranks(((x - normaliser) * x.sin()).sum())
 
 
 def _standardised(x: Tensor) -> Tensor:
     """Twice: mean, then variance about it, then a product of columns."""
     count = sum_over_ranks(x.new_tensor(float(len(x))))
-    centred = x - shared(sum_over_ranks(x.sum(0)) / count)
-    scaled = centred / shared(sum_over_ranks(centred.square().sum(0)) / count).sqrt()
+    centred = x - sum_gradient_over_ranks(sum_over_ranks(x.sum(0)) / count)
+    scaled = centred / sum_gradient_over_ranks(sum_over_ranks(centred.square().sum(0)) / count).sqrt()
     return (sum_over_ranks(scaled.T @ scaled.exp()) / count).square().sum()
 
 

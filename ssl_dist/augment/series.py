@@ -1,7 +1,7 @@
-"""The exponential, cosine and sine of a tensor, the same to the last bit at every place of a tensor of any size.
+"""Exponential, cosine and sine of a tensor, computed such that an element's bits do not depend on the tensor's size.
 
-A library's own may compute the last few elements of an array by other code than the rest and round them differently.
-Here they are sums and products alone, which every CPU rounds in one way.
+A library may compute the last few elements of an array by other code than the rest, and round them differently. These
+functions use sums and products alone, which every CPU rounds in the same way.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def exp(x: Tensor) -> Tensor:
-    """Return e to the power of float32 values; what is below -64 counts as -64."""
+    """Return e^x for float32 values; values below -64 count as -64."""
     small = x.double().clamp(min=-64) / 256
     power = _polynomial(small, [1 / math.factorial(k) for k in range(7)])
     for _ in range(8):
@@ -21,7 +21,7 @@ def exp(x: Tensor) -> Tensor:
 
 
 def cos_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
-    """Return cosine and sine of float32 angles of at most half a turn, in radians."""
+    """Return cosine and sine of float32 angles in radians, of at most half a turn."""
     exact = angle.double()
     square = exact * exact
     cosine, sine = (
@@ -31,7 +31,7 @@ def cos_sin(angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
-    """Evaluate by Horner's rule; the constant's coefficient is the first."""
+    """Evaluate a polynomial by Horner's rule; ``coefficients`` begin with the constant."""
     total = x * coefficients[-1]
     for coefficient in coefficients[-2:0:-1]:
         total += coefficient

@@ -1,4 +1,4 @@
-"""What a backbone is: images in, one feature vector an image out; convolutional ones of ours also give their map."""
+"""Base classes of backbones: a network that gives one feature vector for an image, and one that also gives its map."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Stem = Literal["standard", "small", "half"]
 
 
 class Backbone(nn.Module):
-    """``[N, 3, H, W]`` in [0, 1] -> ``[N, dim]``.
+    """Network that turns images ``[N, 3, H, W]`` in [0, 1] into features ``[N, dim]``.
 
     Attributes:
         dim: number of features.
-        image_size: of images that are taken, pixels a side; None: any.
+        image_size: the only size of images that the network takes, pixels a side; None: it takes any.
     """
 
     def __init__(self, body: nn.Module, dim: int, image_size: int | None = None) -> None:
@@ -30,19 +30,19 @@ class Backbone(nn.Module):
         height, width = images.shape[-2:]
         if self.image_size not in (None, height) or self.image_size not in (None, width):
             raise ConfigError(
-                f"a backbone made for images of {self.image_size} px was given {height} x {width}: views"
-                " (augment.size_px) and stored images (store build --size-px) need one size"
+                f"a backbone made for images of {self.image_size} px was given {height} x {width}: give views"
+                " (augment.size_px) and stored images (store build --size-px) one size"
             )
         features: Tensor = self.body(_channels_last(images))
         return features
 
 
 class ConvolutionalBackbone(Backbone):
-    """Layers whose last map is pooled to ``pool`` x ``pool`` and flattened: dim = channels * pool**2.
+    """Convolutional layers whose last map is pooled to ``pool`` x ``pool`` and flattened: dim = channels * pool**2.
 
     Attributes:
-        channels: of the map.
-        stride: pixels of the image for one of the map, along a side.
+        channels: number of the map's channels.
+        stride: pixels of the image per pixel of the map, along a side.
     """
 
     def __init__(self, layers: list[nn.Module], channels: int, stride: int, pool: int = 1) -> None:
@@ -50,7 +50,7 @@ class ConvolutionalBackbone(Backbone):
         self.channels, self.stride = channels, stride
 
     def map(self, images: Tensor) -> Tensor:
-        """``[N, channels, h, w]``, before it is pooled; h = H / stride where that divides."""
+        """Return the last map before pooling, ``[N, channels, h, w]``; h = H / stride if that is a whole number."""
         features = _channels_last(images)
         for layer in list(self.body.children())[:-2]:
             features = layer(features)

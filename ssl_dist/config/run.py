@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ssl_dist import backbones, methods
-from ssl_dist.augment import RECIPES
+from ssl_dist.augment import POLICIES
 from ssl_dist.backbones import Backbone, ConvolutionalBackbone
 from ssl_dist.config.overrides import explain, flatten, put_override, read_recipe
 from ssl_dist.errors import ConfigError
@@ -106,7 +106,7 @@ class RunConfig(Section):
         if not method.takes(self.augment.views()):
             fewest, most = method.num_views
             takes = f"{fewest} views" if fewest == most else f"{fewest} views or more"
-            fitting = ", ".join(recipe for recipe, views in RECIPES.items() if method.takes(views))
+            fitting = ", ".join(recipe for recipe, views in POLICIES.items() if method.takes(views))
             raise ValueError(
                 f"augment.recipe {self.augment.recipe} makes {len(self.augment.views())} views: method {name} takes"
                 f" {takes}{'' if method.multi_crop else ', of one size'}; set augment.recipe to one of {fitting}"

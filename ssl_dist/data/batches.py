@@ -22,7 +22,7 @@ from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.sample_plan import Images, Samples
 from ssl_dist.hashing import derive_seed
-from ssl_dist.methods import Progress, Views
+from ssl_dist.methods import TrainingProgress, Views
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Batch:
     config: RunConfig
 
     labels: Tensor
-    progress: Progress
+    progress: TrainingProgress
 
     @property
     def size(self) -> int:
@@ -134,7 +134,7 @@ class Batches:
             epochs=torch.from_numpy(epochs),
             config=self._config,
             labels=torch.from_numpy(labels),
-            progress=Progress(step, self._steps.stop, step * (sizes.size - sizes.labelled) / self._samples.count),
+            progress=TrainingProgress(step, self._steps.stop, step * (sizes.size - sizes.labelled) / self._samples.count),
         )
 
 

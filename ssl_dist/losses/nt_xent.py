@@ -1,7 +1,7 @@
-"""NT-Xent of the global batch, with the exact gradient for the local rows and nothing of size B x B.
+"""NT-Xent, SimCLR's contrastive loss, over the global batch: exact gradients, and no matrix of size B x B in memory.
 
-N local images, B global images, D embedding, T rows of a tile. Rows alternate between the two views of an image, so the
-positive of row r is row r XOR 1 on every rank.
+N local images, B global images, D dimensions of an embedding, T rows of a tile. Rows alternate between the two views of
+an image, so the positive of row r is row r XOR 1 on every rank.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn.functional import normalize
 from ssl_dist.collectives import RowCounts
 from ssl_dist.errors import ConfigError
 
-# Of one square tile of logits; a few live at a time. A CPU's cache holds it (measured); a GPU's size is a guess.
+# Size of one square tile of logits; a few exist at a time. A CPU's cache holds it (measured); for GPUs it is a guess.
 TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
@@ -30,24 +30,24 @@ def nt_xent(
     similarity: str = "cosine",
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Normalised temperature-scaled cross entropy, the mean over all 2B rows.
+    """Compute the normalised temperature-scaled cross entropy, the mean over all 2B rows.
 
         s_ij = sim(z_i, z_j) / t        loss = 1/2B sum_i [ log sum_{j != i} exp(s_ij) - s_i,pos(i) ]
 
-    Every other row of the global batch is a negative, also one of an equal image. Collectives: one gather of the
-    embeddings and one of the row log-sum-exps (and before them one of the counts), none in the backward pass.
+    All rows of other images in the global batch are negatives, even if an image occurs twice. The forward pass gathers
+    the row counts, the embeddings and the rows' log-sum-exps; the backward pass needs no collective.
 
     Args:
         z_a, z_b: ``[N, D]``, the two views' embeddings of this rank's images; N may differ between ranks. float32 or
             float64; bfloat16 and float16 are computed in float32, under autocast too.
-        temperature: t > 0. A scalar tensor is learnt: its gradient is the part of this rank's rows, to be summed over
-            ranks like that of any parameter.
-        similarity: "cosine", or "dot" for embeddings taken as they are.
-        group: None: the default group, or this process alone where there is none.
+        temperature: t > 0. A scalar tensor can be learnt: a rank gets the gradient of its own rows, which is summed
+            over ranks like that of any parameter.
+        similarity: "cosine", or "dot" for the plain dot product.
+        group: None: the default group, or this process alone if there is no group.
 
     Returns:
-        The loss of the global batch, a scalar, the same on every rank. Its gradient at the local rows is exact, so
-        parameter gradients are to be *summed* over ranks.
+        The loss of the global batch, a scalar, equal on all ranks. Its gradient for the local rows is exact, so
+        parameter gradients have to be *summed* over ranks.
 
     Raises:
         ConfigError: temperature <= 0, unknown similarity, fewer than 2 images in the global batch, shapes that differ.
@@ -74,28 +74,28 @@ def nt_xent(
 
 
 class _NTXent(torch.autograd.Function):
-    """With y = z / sqrt(t), p(i) the positive of i, and the sums over negatives only:
+    """NT-Xent of y = z / sqrt(t), where p(i) is the positive of i and sums over j run over negatives only:
 
         a_i = log sum_j exp(s_ij) - s_i,p(i)        loss = 1/2B sum_i log(1 + exp(a_i))        lse_i = s_i,p(i) + loss_i
         dL/dy_i = 1/2B [ sum_j (exp(s_ij - lse_i) + exp(s_ij - lse_j)) y_j - (sigmoid(a_i) + sigmoid(a_p(i))) y_p(i) ]
 
-    Nothing large cancels where views agree. S is symmetric, so the part of row i in other rows' losses needs only their
-    lse, from the a that is gathered with the forward pass; and so is the bracket's weight of y_j, so a tile off the
-    diagonal serves its rows and its columns.
+    No large terms cancel where views agree. S is symmetric, so row i's part in the loss of row j needs only lse_j,
+    which follows from the a_j that the forward pass gathers. The weight of y_j in the bracket is symmetric too, so a
+    tile off the diagonal serves its rows and its columns.
     """
 
     @staticmethod
     def forward(ctx: FunctionCtx, y: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        shares = RowCounts.of(y, group)
-        pairs = shares.gather(y)  # [B, 2, D]
+        row_counts = RowCounts.of(y, group)
+        pairs = row_counts.gather(y)  # [B, 2, D]
         if len(pairs) < 2:
             raise ConfigError(f"NT-Xent needs 2 images or more in the global batch, it has {len(pairs)}")
         y_all = pairs.flatten(0, 1)  # [2B, D]
-        mine = range(2 * shares.mine.start, 2 * shares.mine.stop)
+        mine = range(2 * row_counts.mine.start, 2 * row_counts.mine.stop)
         shift = _shift(y_all)
         positive = (pairs[:, 0] * pairs[:, 1]).sum(1).repeat_interleave(2)  # [2B]
         margin = _log_sum_exp(y_all, mine, shift) - positive
-        margin = shares.gather(margin[mine.start : mine.stop].view(-1, 2)).flatten()  # [2B]
+        margin = row_counts.gather(margin[mine.start : mine.stop].view(-1, 2)).flatten()  # [2B]
         losses = torch.logaddexp(margin, torch.zeros_like(margin))
         ctx.save_for_backward(y_all, margin, positive + losses)
         ctx.mine, ctx.shift = mine, shift  # type: ignore[attr-defined]
@@ -121,14 +121,17 @@ class _NTXent(torch.autograd.Function):
 
 
 def _shift(y: Tensor) -> float | None:
-    """One number c for all rows with exp(s_ij - c) neither over- nor underflowing, which halves the exponentials: the
-    largest |y_i|^2, which no |s_ij| exceeds. None where the logits are too far apart: rows have maxima of their own."""
+    """Return one number c for all rows such that no exp(s_ij - c) over- or underflows, or None if there is none.
+
+    It is the largest |y_i|^2, which no |s_ij| exceeds. One c halves the number of exponentials; with None, each row
+    subtracts its own maximum.
+    """
     largest = float(y.square().sum(1).max())
     return largest if 2 * largest < 0.9 * math.log(torch.finfo(y.dtype).max) else None
 
 
 def _log_sum_exp(y: Tensor, mine: range, shift: float | None) -> Tensor:
-    """[2B], right for this rank's rows: log sum exp(s_ij) over negatives, tile by tile."""
+    """Return log sum exp(s_ij) over negatives, [2B], tile by tile; only this rank's rows are complete."""
     lse = y.new_full((len(y),), -torch.inf)
     sums = y.new_zeros(len(y))
     for rows, columns, mirrored in _tiles(y, mine):
@@ -146,7 +149,7 @@ def _log_sum_exp(y: Tensor, mine: range, shift: float | None) -> Tensor:
 
 
 def _weight(logits: Tensor, lse_rows: Tensor, lse_columns: Tensor, shift: float | None) -> Tensor:
-    """exp(s_ij - lse_i) + exp(s_ij - lse_j) of a tile; ``logits`` is used up."""
+    """Return exp(s_ij - lse_i) + exp(s_ij - lse_j) of a tile; ``logits`` is overwritten."""
     if shift is None:
         return (logits - lse_rows[:, None]).exp_().add_(logits.sub_(lse_columns).exp_())
     scale_rows, scale_columns = (shift - lse_rows).exp_(), (shift - lse_columns).exp_()
@@ -154,24 +157,27 @@ def _weight(logits: Tensor, lse_rows: Tensor, lse_columns: Tensor, shift: float 
 
 
 def _tiles(y: Tensor, mine: range) -> Iterator[tuple[slice, slice, bool]]:
-    """Cut S[mine, all] into tiles of T x T at most, (rows, columns, mirrored). Of two tiles that mirror each other at
-    the diagonal only one comes, mirrored: it stands for (columns, rows) too. T is even: positives
-    are in tiles on it."""
+    """Cut S[mine, all] into tiles of at most T x T: (rows, columns, mirrored).
+
+    Of two tiles that mirror each other at the diagonal only one is given, with ``mirrored`` true: it stands for
+    (columns, rows) too. T is even, so that a row and its positive are in one tile on the diagonal.
+    """
     side = max(2, math.isqrt(TILE_BYTES[y.device.type] // y.element_size()) // 2 * 2)
-    inside = _cut(mine, side)
-    outside = _cut(range(mine.start), side) + _cut(range(mine.stop, len(y)), side)
-    for number, rows in enumerate(inside):
-        for columns in inside[number:] + outside:
+    local = _cut(mine, side)
+    remote = _cut(range(mine.start), side) + _cut(range(mine.stop, len(y)), side)
+    for number, rows in enumerate(local):
+        for columns in local[number:] + remote:
             yield rows, columns, rows.stop <= columns.start < mine.stop
 
 
 def _cut(numbers: range, length: int) -> list[slice]:
+    """Cut a range into slices of at most this length."""
     starts = range(numbers.start, numbers.stop, length)
     return [slice(start, min(start + length, numbers.stop)) for start in starts]
 
 
 def _logits(y: Tensor, rows: slice, columns: slice) -> Tensor:
-    """s_ij of a tile, -inf where j is i or its positive by number: an equal image elsewhere stays a negative."""
+    """Return s_ij of a tile, -inf where row number j is i or its positive; equal images elsewhere stay negatives."""
     logits = y[rows] @ y[columns].T
     if rows == columns:
         own = torch.arange(len(logits), device=y.device)

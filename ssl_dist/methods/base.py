@@ -1,51 +1,87 @@
-"""What a pretraining method is: a module that embeds a micro-batch, and a loss of the global batch's embeddings."""
+"""Base class of all pretraining methods: a module that embeds a micro-batch, and a loss over the global batch.
+
+N images of a micro-batch (in ``embed``) or of this worker (in ``loss``), V views of an image, D dimensions.
+"""
 
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, Literal, NamedTuple
+import math
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import pydantic
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ssl_dist.augment import Recipe
+from ssl_dist.augment import Policy
 from ssl_dist.backbones import Backbone
+from ssl_dist.collectives import RowCounts, sum_over_ranks
 from ssl_dist.settings import BatchConfig
 
 
 class MethodConfig(pydantic.BaseModel):
-    """Base of the methods' settings; ``name`` chooses the method."""
+    """Base of all methods' settings."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: str
+    """Name of the method."""
 
     def check(self, epochs: float, batch: BatchConfig) -> None:
-        """Refuse, with a ValueError, what makes no sense in a run of this length and batch."""
+        """Check the settings against the run's length and batch.
+
+        Raises:
+            ValueError: a setting makes no sense in such a run.
+        """
+
+
+# The descriptions stand in the types, so that a method may change a default and keep them.
+HeadLayers = Annotated[int, pydantic.Field(ge=1, le=3, description="Number of linear layers of the projection head.")]
+HeadHidden = Annotated[
+    Annotated[int, pydantic.Field(ge=1)] | None,
+    pydantic.Field(description="Features of the projection head's hidden layers; `None`: as many as the backbone has."),
+]
+HeadDim = Annotated[int, pydantic.Field(ge=1, description="Features that the projection head gives.")]
+
+
+class ProjectionConfig(MethodConfig):
+    """Settings of a method with a projection head."""
+
+    projection_layers: HeadLayers = 2
+    projection_hidden: HeadHidden = None
+    projection_dim: HeadDim = 128
+
+    def hidden(self, dim: int) -> int:
+        """Return the width of hidden layers for a backbone of ``dim`` features."""
+        return self.projection_hidden or dim
+
+    def head(self, dim: int, *, batch_norm: bool = True) -> nn.Sequential:
+        """Build the projection head for a backbone of ``dim`` features."""
+        sizes = dim, self.hidden(dim), self.projection_dim, self.projection_layers
+        return projection_head(*sizes, batch_norm=batch_norm)
 
 
 class Views(NamedTuple):
-    """What a method gets of N images.
+    """Views and labels of N images.
 
     Attributes:
-        crops: random views, ``[V_i, N, 3, S_i, S_i]`` for each run of views of one size, in the recipe's order.
-        labels: int64 ``[N]``, -1: none, or not to be seen.
+        crops: random views, ``[V_i, N, 3, S_i, S_i]`` for each run of views of one size, in the policy's order.
+        labels: int64 ``[N]``; -1: the image has no label, or the method may not see it.
     """
 
     crops: tuple[Tensor, ...]
     labels: Tensor
 
     @property
-    def alike(self) -> Tensor:
-        """``[V, N, 3, S, S]`` where all views are of one size."""
+    def stacked(self) -> Tensor:
+        """``[V, N, 3, S, S]``, where all views have one size."""
         [crops] = self.crops
         return crops
 
 
-class Progress(NamedTuple):
-    """Where a run is: ``step`` steps of ``total_steps`` are done, which are ``epoch`` epochs."""
+class TrainingProgress(NamedTuple):
+    """How far training has come: ``step`` of ``total_steps`` steps are done, which make ``epoch`` epochs."""
 
     step: int
     total_steps: int
@@ -53,18 +89,21 @@ class Progress(NamedTuple):
 
 
 class Method(nn.Module, abc.ABC):
-    """N images of a micro-batch (``embed``) or of this worker (``loss``), V views, D embedding.
+    """Backbone, heads and loss of one pretraining method.
 
-    ``embed`` may use only its own micro-batch, so that workers merely share out micro-batches; what is of the whole
-    batch belongs into ``loss``. Both are called more than once a step, and change nothing that they will read again:
-    what a method carries from step to step (a queue, a slow copy) are buffers that ``after_step`` changes.
+    ``embed`` turns the views of a micro-batch into *outputs*, one row an image; ``loss`` takes the outputs of all
+    micro-batches. Outputs are embeddings in most methods; each method's ``embed`` says what they are.
+
+    ``embed`` may use its own micro-batch only, because any worker may hold any micro-batch. Whatever needs the whole
+    batch belongs in ``loss``. Both run more than once a step, so they change nothing that they read. State that lasts
+    from step to step (a queue, a slow copy) is kept in buffers, which only ``after_step`` changes.
 
     Attributes:
-        uses_labels: of none of the images, of all, or of ``batch.labelled`` of them; others' are hidden from it.
-        needs_map: of the backbone, which is then a ``ConvolutionalBackbone``.
-        num_views: the fewest and the most that ``embed`` takes of an image, None: any number.
-        multi_crop: it takes views of several sizes.
-        least_micro: images that it needs in a micro-batch, for BatchNorm.
+        uses_labels: which images' labels the method sees: none, all, or those of ``batch.labelled`` images ("some").
+        needs_map: whether the backbone must be a ``ConvolutionalBackbone``.
+        num_views: fewest and most views of an image that ``embed`` takes; None: no upper bound.
+        multi_crop: whether views may differ in size.
+        least_micro: fewest images of a micro-batch; BatchNorm needs two values or more.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -80,52 +119,79 @@ class Method(nn.Module, abc.ABC):
         self.config = config
 
     def forward(self, views: Views) -> Tensor:
-        """``embed``, under the name that wrappers of modules call."""
+        """Call ``embed``; wrappers of modules call ``forward``."""
         return self.embed(views)
 
     @abc.abstractmethod
     def embed(self, views: Views) -> Tensor:
-        """``[N, V, D]`` float32 or float64, with this micro-batch's own BatchNorm statistics."""
+        """Return outputs ``[N, V, D]``, float32 or float64, with this micro-batch's own BatchNorm statistics.
+
+        The second axis may be longer than the number of views (see ``num_targets``).
+        """
 
     @abc.abstractmethod
-    def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """``[N, V, D]`` of this worker -> the loss of the global batch, exact in its gradient for these rows.
+    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Return the loss of the global batch, whose gradient is exact for this worker's ``outputs`` ``[N, V, D]``.
 
-        A parameter that only the loss uses gets no gradient: what is learnt (a temperature too) belongs into ``embed``.
+        A parameter that only ``loss`` uses gets no gradient: ``embed`` must use whatever is learnt (a temperature too).
         """
 
     @classmethod
-    def takes(cls, recipe: Recipe) -> bool:
-        """Are these views as many, and as alike in size, as ``embed`` needs?"""
+    def takes(cls, policy: Policy) -> bool:
+        """Tell whether ``embed`` takes the policy's views, by their number and sizes."""
         fewest, most = cls.num_views
-        alike = cls.multi_crop or len({view.size_px for view in recipe}) == 1
-        return alike and fewest <= len(recipe) <= (most or len(recipe))
+        one_size = len({view.size_px for view in policy}) == 1
+        return (cls.multi_crop or one_size) and fewest <= len(policy) <= (most or len(policy))
 
     @property
     def num_targets(self) -> int:
-        """How many of the last views of the embeddings are targets: ``embed`` takes no gradient for them, so ``loss``
-        need not have one there."""
+        """Number of targets, which come last on the outputs' second axis.
+
+        ``embed`` computes targets without a gradient, so ``loss`` need not give them one.
+        """
         return 0
 
     @property
     def collapsed_loss(self) -> float | None:
-        """What the loss is where the embeddings say nothing of the images, for methods that can fall for it."""
+        """The loss of outputs that are equal for all images; None: the loss does not show collapse."""
         return None
 
-    def before_step(self, progress: Progress) -> None:
-        """Before each step: schedules."""
+    def before_step(self, progress: TrainingProgress) -> None:
+        """Set what depends on the step; called before each step."""
 
-    def after_step(self, embeddings: Tensor, progress: Progress, group: dist.ProcessGroup | None = None) -> None:
-        """After each step's update, once, with what ``loss`` was given: slow copies follow, queues take in. Whole
-        parameters can be read here at every ZeRO stage."""
+    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: dist.ProcessGroup | None = None) -> None:
+        """Update slow copies and queues; called once after each update, with the outputs that ``loss`` had.
 
-    def pairs(self, embeddings: Tensor) -> Tensor | None:
-        """``[N, 2, D]`` two views' embeddings of which the health is watched, None where there are none."""
-        return embeddings[:, :2]
+        At every ZeRO stage, parameters are whole here.
+        """
+
+    def pairs(self, outputs: Tensor) -> Tensor | None:
+        """Return two views' embeddings ``[N, 2, D]`` for the collapse monitor; None: the method has none."""
+        return outputs[:, :2]
+
+
+class ProjectionMethod(Method):
+    """Method with a projection head behind the backbone.
+
+    Attributes:
+        head_batch_norm: whether the head's hidden layers have BatchNorm.
+    """
+
+    config: ProjectionConfig
+    head_batch_norm: ClassVar[bool] = True
+
+    def __init__(self, backbone: Backbone, config: ProjectionConfig) -> None:
+        super().__init__(backbone, config)
+        self.projection_head = config.head(backbone.dim, batch_norm=self.head_batch_norm)
+
+    @property
+    def encoder(self) -> nn.Module:
+        """Backbone and projection head, one after the other."""
+        return nn.Sequential(self.backbone, self.projection_head)
 
 
 def embed_views(network: nn.Module, views: Tensor) -> Tensor:
-    """``[V, N, ...]`` -> ``[N, V, D]``, all views in one forward pass; at least float32."""
+    """Embed all views in one forward pass: ``[V, N, ...]`` -> ``[N, V, D]``, float32 or wider."""
     num_views, n = views.shape[:2]
     z = network(views.flatten(0, 1))  # [V * N, D]
     z = z.to(torch.promote_types(z.dtype, torch.float32))
@@ -133,16 +199,32 @@ def embed_views(network: nn.Module, views: Tensor) -> Tensor:
     return embeddings
 
 
+def embed_views_apart(network: nn.Module, views: Tensor) -> Tensor:
+    """Embed each view in its own forward pass, with its own BatchNorm statistics: ``[V, N, ...]`` -> ``[N, V, D]``."""
+    return torch.cat([embed_views(network, view) for view in views.split(1)], dim=1)
+
+
 def embed_crops(backbone: Backbone, head: nn.Module, crops: tuple[Tensor, ...]) -> Tensor:
-    """``[V_i, N, 3, S_i, S_i]`` of each size -> ``[N, V, D]``: the backbone takes each size by itself, with BatchNorm
-    statistics of that size, the head all views together."""
-    features = torch.cat([embed_views(backbone, part) for part in crops], dim=1)  # [N, V, features]
+    """Embed views of several sizes, ``[V_i, N, 3, S_i, S_i]`` of each -> ``[N, V, D]``.
+
+    The backbone takes each size in its own forward pass, with its own BatchNorm statistics; the head takes all views
+    together.
+    """
+    features = torch.cat([embed_views(backbone, views) for views in crops], dim=1)  # [N, V, features]
     return embed_views(head, features.transpose(0, 1))
 
 
+def mean_over_batch(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    """Return the mean over all values of the global batch, from this rank's ``[n, ...]``; every rank calls."""
+    count = RowCounts.of(values, group).total * math.prod(values.shape[1:])
+    return sum_over_ranks(values.sum(), group) / count
+
+
 def projection_head(dim: int, hidden: int, out: int, num_layers: int, *, batch_norm: bool = True) -> nn.Sequential:
-    """Linear layers with BatchNorm and ReLU between them, none after the last, which has no bias; without BatchNorm
-    all have one."""
+    """Build linear layers with BatchNorm and ReLU between them.
+
+    With BatchNorm no linear layer has a bias, without it all have one.
+    """
     layers: list[nn.Module] = []
     for _ in range(num_layers - 1):
         layers += [nn.Linear(dim, hidden, bias=not batch_norm), *([nn.BatchNorm1d(hidden)] if batch_norm else [])]

@@ -1,4 +1,4 @@
-"""BYOL: each view predicts the other view's projection by a slow copy of the network; no image repels another.
+"""BYOL: each view predicts a slow copy's projection of the other view; no image repels another.
 
 Source: Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervised Learning", arXiv 2006.07733.
 """
@@ -17,68 +17,70 @@ from torch.nn.functional import normalize
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
-from ssl_dist.methods.base import Method, MethodConfig, Progress, Views, embed_views, projection_head
+from ssl_dist.methods.base import (
+    HeadDim,
+    HeadHidden,
+    ProjectionConfig,
+    ProjectionMethod,
+    TrainingProgress,
+    Views,
+    embed_views_apart,
+    projection_head,
+)
 
 
-class BYOL(Method):
-    """Online network (backbone, projection head, predictor) and the slow copy of its backbone and projection head.
+class BYOL(ProjectionMethod):
+    """Online network (backbone, projection head, predictor) and a slow copy of its backbone and projection head.
 
-    The predictor and the copy's slowness are all that keeps a constant embedding from being found.
+    Only the predictor and the copy's slowness keep the network from giving all images one embedding.
     """
 
-    class Config(MethodConfig):
-        """Defaults are the paper's for ImageNet (section 3, "Implementation details")."""
+    class Config(ProjectionConfig):
+        """Settings of BYOL. Defaults are the paper's for ImageNet (section 3, "Implementation details")."""
 
         name: Literal["byol"] = "byol"
-        momentum: float = pydantic.Field(0.996, ge=0, le=1)  # of the slow copy, in the first step; rises to 1
-        projection_layers: int = pydantic.Field(2, ge=1, le=3)
-        projection_hidden: int = pydantic.Field(4096, ge=1)  # of the predictor too
-        projection_dim: int = pydantic.Field(256, ge=1)
+        momentum: float = pydantic.Field(0.996, ge=0, le=1)
+        """Share of its weights that the slow copy keeps in the first step, 0 to 1; it rises to 1 over the run."""
+        projection_hidden: HeadHidden = 4096
+        projection_dim: HeadDim = 256
 
     config: Config
-    least_micro = 2  # each view by itself
+    least_micro = 2  # BatchNorm sees each view by itself
 
     def __init__(self, backbone: Backbone, config: BYOL.Config) -> None:
         super().__init__(backbone, config)
-        hidden, dim = config.projection_hidden, config.projection_dim
-        self.projection_head = projection_head(backbone.dim, hidden, dim, config.projection_layers)
-        self.predictor = projection_head(dim, hidden, dim, 2)
-        self.slow = SlowCopy(self._projected)
+        self.predictor = projection_head(config.projection_dim, config.hidden(backbone.dim), config.projection_dim, 2)
+        self.slow = SlowCopy(self.encoder)
 
     @property
     def num_targets(self) -> int:
         return 2
 
-    @property
-    def _projected(self) -> nn.Module:
-        return nn.Sequential(self.backbone, self.projection_head)
-
     def embed(self, views: Views) -> Tensor:
-        """Predictions from views 1 and 2, then their targets, the slow projections of views 2 and 1: ``[N, 4, D]``.
+        """Return predictions from views 1 and 2, then their targets: slow projections of views 2 and 1, ``[N, 4, D]``.
 
-        Each view has BatchNorm statistics of its own, as in the authors' code: their augmentations differ.
+        Each view has its own BatchNorm statistics, as in the authors' code, because their augmentations differ.
         """
-        one, other = views.alike.split(1)
-        online = nn.Sequential(self._projected, self.predictor)
-        passes = ((online, one), (online, other), (self.slow, other), (self.slow, one))
-        return torch.cat([embed_views(network, view) for network, view in passes], dim=1)
+        predictions = embed_views_apart(nn.Sequential(self.encoder, self.predictor), views.stacked)
+        targets = embed_views_apart(self.slow, views.stacked.flip(0))
+        return torch.cat([predictions, targets], dim=1)
 
-    def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Of each prediction p and target t, equation 2, summed over both views as the paper does below it.
+    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Compute equation 2 for each prediction p and target t, summed over both views as in the text below it.
 
             | p / |p| - t / |t| |^2 = 2 - 2 cos(p, t)
 
-        So it is 0 where every prediction is right, 4 where they have nothing to do with their targets, 8 at most.
+        The loss is 0 where every prediction is right, 4 where predictions are unrelated to targets, 8 at most.
         """
-        prediction, target = normalize(embeddings, dim=2).chunk(2, dim=1)  # [N, 2, D]
+        prediction, target = normalize(outputs, dim=2).chunk(2, dim=1)  # [N, 2, D]
         total = (prediction - target).square().sum()
-        return sum_over_ranks(total, group) / RowCounts.of(embeddings, group).total
+        return sum_over_ranks(total, group) / RowCounts.of(outputs, group).total
 
-    def after_step(self, embeddings: Tensor, progress: Progress, group: dist.ProcessGroup | None = None) -> None:
-        """The slow copy follows the new weights."""
-        self.slow.follow(self._projected, self.momentum_at(progress))
+    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: dist.ProcessGroup | None = None) -> None:
+        """Move the slow copy towards the new weights."""
+        self.slow.follow(self.encoder, self.momentum_at(progress))
 
-    def momentum_at(self, progress: Progress) -> float:
-        """``1 - (1 - momentum) (cos(pi k / K) + 1) / 2`` in step k of K (section 3, "Optimization")."""
-        part = progress.step / progress.total_steps
-        return 1 - (1 - self.config.momentum) * (math.cos(math.pi * part) + 1) / 2
+    def momentum_at(self, progress: TrainingProgress) -> float:
+        """Return ``1 - (1 - momentum) (cos(pi k / K) + 1) / 2`` for step k of K (section 3, "Optimization")."""
+        fraction = progress.step / progress.total_steps
+        return 1 - (1 - self.config.momentum) * (math.cos(math.pi * fraction) + 1) / 2

@@ -1,7 +1,7 @@
-"""FixMatch: what the network makes of a weak view of an image without a label is the label of a strong view of it.
+"""FixMatch: the class predicted for a weak view of an unlabelled image is the label of a strong view of that image.
 
 Source: Sohn et al., "FixMatch: Simplifying Semi-Supervised Learning with Consistency and Confidence", arXiv 2001.07685,
-equations 3 and 4. Not here: its RandAugment and CTAugment, and its averaged weights.
+equations 3 and 4. RandAugment, CTAugment and averaged weights, which the paper has, are left out.
 """
 
 from __future__ import annotations
@@ -20,15 +20,18 @@ from ssl_dist.methods.base import Method, MethodConfig, Views
 
 
 class FixMatch(Method):
-    """Backbone and one linear layer. The labelled images are the first of each micro-batch (``batch.labelled``)."""
+    """Backbone and linear classifier. Labelled images come first in each micro-batch (``batch.labelled``)."""
 
     class Config(MethodConfig):
-        """Defaults are the paper's, but for the threshold, which is 0.95 there."""
+        """Settings of FixMatch. Defaults are the paper's, except the threshold (the paper has 0.95)."""
 
         name: Literal["fixmatch"] = "fixmatch"
         num_classes: int = pydantic.Field(ge=2)
-        threshold: float | None = pydantic.Field(None, gt=0, lt=1)  # of a prediction that is a label; None: all are
+        """Number of classes, 2 or more."""
+        threshold: float | None = pydantic.Field(None, gt=0, lt=1)
+        """Least probability, between 0 and 1, at which a predicted class becomes a label; `None`: every one does."""
         unlabelled_weight: float = pydantic.Field(1.0, ge=0)
+        """Weight of the unlabelled images' loss, 0 or more."""
 
     config: Config
     uses_labels = "some"
@@ -42,31 +45,33 @@ class FixMatch(Method):
         return 1
 
     def embed(self, views: Views) -> Tensor:
-        """``[N, 2, 1]``: an image's cross-entropy, and 1 where it is labelled or else 0.
+        """Return ``[N, 2, 1]``: each image's cross-entropy, and 1 if it is labelled or else 0.
 
-        One forward pass of the weak view of all images and the strong view of the unlabelled ones: BatchNorm sees all.
+        One forward pass takes the weak views of all images and the strong views of the unlabelled ones, so BatchNorm
+        sees both.
         """
-        weak, strong = views.alike  # [N, 3, S, S] each
-        labelled = views.labels >= 0
-        count = int(labelled.sum())
-        seen = self.classifier(self.backbone(torch.cat([weak, strong[count:]])))  # [N + unlabelled, K]
-        logits = seen.to(torch.promote_types(seen.dtype, torch.float32))
-        predicted = logits[count : len(weak)].detach().softmax(1)
-        confidence, guessed = predicted.max(1)
-        learning = torch.cat([logits[:count], logits[len(weak) :]])  # [N, K]
-        losses = cross_entropy(learning, torch.cat([views.labels[:count], guessed]), reduction="none")
+        weak, strong = views.stacked  # [N, 3, S, S] each
+        is_labelled = views.labels >= 0
+        num_labelled = int(is_labelled.sum())
+        scores = self.classifier(self.backbone(torch.cat([weak, strong[num_labelled:]])))  # [N + unlabelled, K]
+        logits = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        confidence, predicted = logits[num_labelled : len(weak)].detach().softmax(1).max(1)
+        learning = torch.cat([logits[:num_labelled], logits[len(weak) :]])  # [N, K]
+        losses = cross_entropy(learning, torch.cat([views.labels[:num_labelled], predicted]), reduction="none")
         if self.config.threshold is not None:
-            losses = torch.cat([losses[:count], losses[count:] * (confidence >= self.config.threshold)])
-        return torch.stack([losses, labelled.to(losses)], dim=1)[:, :, None]
+            confident = confidence >= self.config.threshold
+            losses = torch.cat([losses[:num_labelled], losses[num_labelled:] * confident])
+        return torch.stack([losses, is_labelled.to(losses)], dim=1)[:, :, None]
 
-    def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Mean over the labelled images of the global batch + weight * mean over the others of it."""
-        losses, labelled = embeddings[:, :, 0].unbind(1)  # [N] each
+    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Return the labelled images' mean + ``unlabelled_weight`` * the others' mean, over the global batch."""
+        losses, labelled = outputs[:, :, 0].unbind(1)  # [N] each
         unlabelled = 1 - labelled
         sums = torch.stack([labelled @ losses, labelled.sum(), unlabelled @ losses, unlabelled.sum()])
-        of_labelled, num_labelled, of_others, num_others = sum_over_ranks(sums, group)
-        total: Tensor = of_labelled / num_labelled + self.config.unlabelled_weight * of_others / num_others
+        labelled_sum, num_labelled, unlabelled_sum, num_unlabelled = sum_over_ranks(sums, group)
+        unlabelled_loss = self.config.unlabelled_weight * unlabelled_sum / num_unlabelled
+        total: Tensor = labelled_sum / num_labelled + unlabelled_loss
         return total
 
-    def pairs(self, embeddings: Tensor) -> None:
+    def pairs(self, outputs: Tensor) -> None:
         return None

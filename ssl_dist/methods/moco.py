@@ -1,4 +1,4 @@
-"""MoCo v2: a view attracts the other view's embedding by a slow encoder, and repels a queue of earlier ones.
+"""MoCo v2: a view attracts a slow encoder's embedding of the other view, and repels a queue of earlier embeddings.
 
 Sources: He et al., "Momentum Contrast for Unsupervised Visual Representation Learning", arXiv 1911.05722 (algorithm 1);
 Chen et al., "Improved Baselines with Momentum Contrastive Learning", arXiv 2003.04297 (MLP head, augmentation).
@@ -17,51 +17,52 @@ from torch.nn.functional import cross_entropy, normalize
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
-from ssl_dist.methods.base import Method, MethodConfig, Progress, Views, embed_views, projection_head
+from ssl_dist.methods.base import ProjectionConfig, ProjectionMethod, TrainingProgress, Views, embed_views
 from ssl_dist.settings import BatchConfig
 
 
-class MoCo(Method):
+class MoCo(ProjectionMethod):
     """Query encoder, slow key encoder, queue of keys.
 
-    The paper shuffles images between GPUs, lest a query and its key share BatchNorm statistics by which they could be
-    told from the queue's. Here micro-batches stand in for GPUs: queries are embedded in ``batch_norm_groups`` runs of
-    neighbours of their micro-batch, keys in as many groups of images that are as far apart, each group with statistics
-    of its own, so that a query's group and its key's have one image in ``batch_norm_groups`` in common (where a
-    micro-batch has the square of that, or more). As in the authors' code the head has no BatchNorm.
+    BatchNorm must not reveal which key belongs to a query: a query and its key could be recognised by statistics that
+    they share. The paper shuffles images between GPUs; here groups of a micro-batch stand in for GPUs. Queries form
+    ``batch_norm_groups`` groups of neighbouring images, keys as many groups of images far apart, and each group has its
+    own statistics. With ``batch_norm_groups``^2 images in a micro-batch, a query's group and its key's group share one
+    image. As in the authors' code, the head has no BatchNorm.
     """
 
-    class Config(MethodConfig):
-        """Defaults are MoCo v2's for ImageNet."""
+    class Config(ProjectionConfig):
+        """Settings of MoCo v2. Defaults are its for ImageNet."""
 
         name: Literal["moco"] = "moco"
         temperature: float = pydantic.Field(0.2, gt=0)
+        """Temperature by which similarities are divided, greater than 0."""
         queue: int = pydantic.Field(65536, ge=1)
-        momentum: float = pydantic.Field(0.999, ge=0, le=1)  # of the slow encoder
-        symmetric: bool = False  # each view is a query once
-        batch_norm_groups: int = pydantic.Field(4, ge=1)  # of a micro-batch; 1: no shuffling
-        projection_layers: int = pydantic.Field(2, ge=1, le=3)
-        projection_hidden: int | None = pydantic.Field(None, ge=1)  # None: the backbone's dim
-        projection_dim: int = pydantic.Field(128, ge=1)
+        """Number of earlier keys that a query repels, 1 or more."""
+        momentum: float = pydantic.Field(0.999, ge=0, le=1)
+        """Share of its weights that the slow encoder keeps in a step, 0 to 1."""
+        symmetric: bool = False
+        """Whether each of the two views is a query once; otherwise the first view is the query."""
+        batch_norm_groups: int = pydantic.Field(4, ge=1)
+        """Groups of a micro-batch that have BatchNorm statistics of their own; 1: no shuffling."""
 
         def check(self, epochs: float, batch: BatchConfig) -> None:
             groups = self.batch_norm_groups
             if batch.micro < 2 * groups:
                 raise ValueError(
-                    f"batch.micro {batch.micro}: method moco's {groups} batch_norm_groups need two images each, and"
-                    f" {groups**2} for one in common: set batch.micro to {groups**2} or more, or fewer"
-                    " method.batch_norm_groups"
+                    f"batch.micro {batch.micro}: method moco needs two images for each of its {groups}"
+                    f" batch_norm_groups, and {groups**2} images so that a query and its key share one: set batch.micro"
+                    f" to {groups**2} or more, or method.batch_norm_groups lower"
                 )
 
     config: Config
+    head_batch_norm = False
     queue: Tensor  # [K, D]
-    position: Tensor  # where the next key goes
+    position: Tensor  # index at which the next key is written
 
     def __init__(self, backbone: Backbone, config: MoCo.Config) -> None:
         super().__init__(backbone, config)
-        hidden, layers = config.projection_hidden or backbone.dim, config.projection_layers
-        self.projection_head = projection_head(backbone.dim, hidden, config.projection_dim, layers, batch_norm=False)
-        self.slow = SlowCopy(self._query_encoder)
+        self.slow = SlowCopy(self.encoder)
         self.register_buffer("queue", normalize(torch.randn(config.queue, config.projection_dim), dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
 
@@ -69,43 +70,41 @@ class MoCo(Method):
     def num_targets(self) -> int:
         return 2 if self.config.symmetric else 1
 
-    @property
-    def _query_encoder(self) -> nn.Module:
-        return nn.Sequential(self.backbone, self.projection_head)
-
     def embed(self, views: Views) -> Tensor:
-        """Queries of one view, or of both, then keys of the other, or of both: ``[N, 2 or 4, D]``, normalised."""
-        queries, keys = (views.alike, views.alike.flip(0)) if self.config.symmetric else views.alike.split(1)
-        near, far = self._groups(queries.shape[1], queries.device)
-        q = self._by_group(self._query_encoder, queries, near)
-        k = self._by_group(self.slow, keys, far)
+        """Return queries of one view (or both), then keys of the other (or both): ``[N, 2 or 4, D]``, of length 1."""
+        crops = views.stacked
+        queries, keys = (crops, crops.flip(0)) if self.config.symmetric else crops.split(1)
+        neighbours, far_apart = self._groups(queries.shape[1], queries.device)
+        q = self._embed_groups(self.encoder, queries, neighbours)
+        k = self._embed_groups(self.slow, keys, far_apart)
         return normalize(torch.cat([q, k], dim=1), dim=2)
 
     def _groups(self, n: int, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
-        """The images of each group: of neighbours, and of images far apart."""
+        """Return image numbers of the queries' groups (neighbours) and of the keys' groups (images far apart)."""
         count = self.config.batch_norm_groups
         numbers = torch.arange(n, device=device)
         return list(numbers.tensor_split(count)), [numbers[start::count] for start in range(count)]
 
     @staticmethod
-    def _by_group(encoder: nn.Module, views: Tensor, groups: list[Tensor]) -> Tensor:
-        back = torch.cat(groups).argsort()
-        return torch.cat([embed_views(encoder, views[:, group]) for group in groups])[back]
+    def _embed_groups(encoder: nn.Module, views: Tensor, groups: list[Tensor]) -> Tensor:
+        """Embed each group in its own forward pass, ``[V, N, ...]`` -> ``[N, V, D]`` in the images' order."""
+        to_image_order = torch.cat(groups).argsort()
+        return torch.cat([embed_views(encoder, views[:, group]) for group in groups])[to_image_order]
 
-    def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """``mean_i -log[ exp(q_i.k_i / t) / (exp(q_i.k_i / t) + sum_j exp(q_i.queue_j / t)) ]``."""
-        q, k = embeddings.chunk(2, dim=1)  # [N, 1 or 2, D]
+    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Compute ``mean_i -log[ exp(q_i.k_i / t) / (exp(q_i.k_i / t) + sum_j exp(q_i.queue_j / t)) ]``."""
+        q, k = outputs.chunk(2, dim=1)  # [N, 1 or 2, D]
         positive = (q * k).sum(2, keepdim=True)  # [N, 1 or 2, 1]
         negative = q @ self.queue.to(q).T  # [N, 1 or 2, K]
         logits = torch.cat([positive, negative], dim=2).flatten(0, 1) / self.config.temperature
         total = cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="sum")
         return sum_over_ranks(total, group) / (RowCounts.of(q, group).total * q.shape[1])
 
-    def after_step(self, embeddings: Tensor, progress: Progress, group: dist.ProcessGroup | None = None) -> None:
-        """The slow encoder follows; the global batch's keys of one view go into the queue, in the global order."""
-        self.slow.follow(self._query_encoder, self.config.momentum)
-        keys = embeddings.chunk(2, dim=1)[1][:, 0]
+    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: dist.ProcessGroup | None = None) -> None:
+        """Move the slow encoder, and put the global batch's keys of one view into the queue, in the global order."""
+        self.slow.follow(self.encoder, self.config.momentum)
+        keys = outputs.chunk(2, dim=1)[1][:, 0]
         keys = RowCounts.of(keys, group).gather(keys)[-len(self.queue) :]
-        places = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
-        self.queue[places] = keys.to(self.queue)
+        rows = (self.position + torch.arange(len(keys), device=keys.device)) % len(self.queue)
+        self.queue[rows] = keys.to(self.queue)
         self.position.copy_((self.position + len(keys)) % len(self.queue))

@@ -1,4 +1,4 @@
-"""Self-Classifier: two views of an image are put into the same class, where all classes are as likely a priori.
+"""Self-Classifier: a classifier puts two views of an image into the same class; all classes are equally likely.
 
 Source: Amrani, Karlinsky, Bronstein, "Self-Supervised Classification Network", arXiv 2103.10994 (version 3, ECCV 2022);
 its code, elad-amrani/self-classifier, src/loss.py and src/model.py.
@@ -16,33 +16,38 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, log_sum_exp, sum_over_ranks
-from ssl_dist.methods.base import Method, MethodConfig, Views, embed_crops, projection_head
+from ssl_dist.collectives import RowCounts, log_sum_exp_over_ranks, sum_over_ranks
+from ssl_dist.methods.base import HeadHidden, ProjectionConfig, ProjectionMethod, Views, embed_crops
 
-_LARGE = 2  # the first two views; of others (multi-crop) no two are compared with each other
+_LARGE = 2  # the first two views are large; of the others (multi-crop) no two are compared with each other
 
 
-class SelfClassifier(Method):
-    """Projection head and classifiers of C classes each; no stopped gradient, no slow copy, no queue.
+class SelfClassifier(ProjectionMethod):
+    """Projection head and classifiers of C classes each; there is no stopped gradient, slow copy or queue.
 
-    A loss that stays at ln C (6.685 for 800) is collapse: whatever class it is, or none, all images have the same
-    probabilities. Where all classes are used alike and surely it is 0, or ln(C / B) with a batch of B < C images.
+    A loss that stays at ln C (6.685 for 800) means collapse: all images have the same probabilities, whatever these
+    are. Where all images are classified with certainty, and all classes are used equally, the loss is 0, or ln(C / B)
+    for a batch of B < C images.
 
     Left out of the authors' code: the nearest neighbour of an earlier batch in place of a view, the learnt length of
     classifiers (its initial 1 is kept), LeakyReLU (ReLU here) and the 1e-8 under the logarithm, which logarithms of
     softmaxes do not need.
     """
 
-    class Config(MethodConfig):
-        """Defaults are the paper's for ImageNet, but for ``classes``: it has (1000, 2000, 4000, 8000)."""
+    class Config(ProjectionConfig):
+        """Settings of Self-Classifier.
+
+        Defaults are the paper's for ImageNet, except ``classes`` (the paper has 1000, 2000, 4000 and 8000).
+        """
 
         name: Literal["self_classifier"] = "self_classifier"
-        classes: tuple[Annotated[int, pydantic.Field(ge=2)], ...] = pydantic.Field((800,), min_length=1)  # each head's
-        row_temperature: float = pydantic.Field(0.1, gt=0)  # of p(class | image)
-        column_temperature: float = pydantic.Field(0.05, gt=0)  # of p(image | class)
-        projection_layers: int = pydantic.Field(2, ge=1, le=3)
-        projection_hidden: int | None = pydantic.Field(4096, ge=1)  # None: the backbone's dim
-        projection_dim: int = pydantic.Field(128, ge=1)
+        classes: tuple[Annotated[int, pydantic.Field(ge=2)], ...] = pydantic.Field((800,), min_length=1)
+        """Number of classes of each classifier, 2 or more; one entry is one classifier."""
+        row_temperature: float = pydantic.Field(0.1, gt=0)
+        """Temperature of p(class | image), greater than 0."""
+        column_temperature: float = pydantic.Field(0.05, gt=0)
+        """Temperature of p(image | class), greater than 0."""
+        projection_hidden: HeadHidden = 4096
 
     config: Config
     num_views = (2, None)
@@ -50,9 +55,6 @@ class SelfClassifier(Method):
 
     def __init__(self, backbone: Backbone, config: SelfClassifier.Config) -> None:
         super().__init__(backbone, config)
-        self.projection_head = projection_head(
-            backbone.dim, config.projection_hidden or backbone.dim, config.projection_dim, config.projection_layers
-        )
         self.classifiers = nn.Parameter(normalize(torch.randn(sum(config.classes), config.projection_dim), dim=1))
 
     @property
@@ -60,30 +62,35 @@ class SelfClassifier(Method):
         return sum(math.log(count) for count in self.config.classes) / len(self.config.classes)
 
     def embed(self, views: Views) -> Tensor:
-        """``[N, V, sum of C]``: cosines with every classifier's classes, one classifier after the other."""
+        """Return scores ``[N, V, sum of C]``: cosines with the classes of each classifier in turn."""
         z = normalize(embed_crops(self.backbone, self.projection_head, views.crops), dim=2)  # [N, V, D]
         with torch.autocast(z.device.type, enabled=False):  # bfloat16 would be off by 0.1 in the logits
             return z @ normalize(self.classifiers, dim=1).T
 
-    def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Mean over classifiers, images and ordered pairs (a, b) of views, one of them large, of
-        ``-sum_c target_a[c] log prediction_b[c]``, with B images in the global batch:
+    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Return the mean over classifiers of the cross-entropy between views.
 
-            target      p(a | c) / sum_c' p(a | c')                   p(a | c): softmax over the images, of class c
-            prediction  B / C p(c | b) / sum over images p(c | .)     p(c | b): softmax over the classes
+            -sum_c target_a[c] log prediction_b[c]
+
+        It is averaged over the B images of the global batch and over ordered pairs (a, b) of views, of which one at
+        least is large. Here p(a | c) is a softmax over the images, p(c | b) a softmax over the classes:
+
+            target      p(a | c) / sum_c' p(a | c')
+            prediction  B / C p(c | b) / sum over images p(c | .)
         """
-        total = RowCounts.of(embeddings, group).total
-        with torch.autocast(embeddings.device.type, enabled=False):
-            heads = [self._one(cosines, total, group) for cosines in embeddings.split(self.config.classes, dim=2)]
-        return torch.stack(heads).mean()
+        total = RowCounts.of(outputs, group).total
+        with torch.autocast(outputs.device.type, enabled=False):
+            per_classifier = outputs.split(self.config.classes, dim=2)
+            losses = [self._classifier_loss(cosines, total, group) for cosines in per_classifier]
+        return torch.stack(losses).mean()
 
-    def _one(self, cosines: Tensor, total: int, group: dist.ProcessGroup | None) -> Tensor:
-        """Of one classifier, ``[N, V, C]``."""
+    def _classifier_loss(self, cosines: Tensor, total: int, group: dist.ProcessGroup | None) -> Tensor:
+        """Return one classifier's loss, from ``[N, V, C]``."""
         num_views, num_classes = cosines.shape[1:]
         columns = cosines / self.config.column_temperature
-        target = (columns - log_sum_exp(columns, group)).softmax(2)  # [N, V, C]
+        target = (columns - log_sum_exp_over_ranks(columns, group)).softmax(2)  # [N, V, C]
         rows = (cosines / self.config.row_temperature).log_softmax(2)
-        log_prediction = rows - log_sum_exp(rows, group) + math.log(total / num_classes)
+        log_prediction = rows - log_sum_exp_over_ranks(rows, group) + math.log(total / num_classes)
         agreement = torch.einsum("nac,nbc->ab", target, log_prediction)  # [V, V]
         view = torch.arange(num_views, device=cosines.device)
         compared = (view[:, None] != view) & (torch.minimum(view[:, None], view) < _LARGE)

@@ -1,4 +1,4 @@
-"""Supervised learning: backbone, one linear layer, cross-entropy; what pretraining without labels is measured against.
+"""Supervised learning: backbone, one linear layer, cross-entropy; a reference for pretraining without labels.
 
 Source of label smoothing: Szegedy et al., "Rethinking the Inception Architecture for Computer Vision", arXiv
 1512.00567, section 7.
@@ -14,17 +14,20 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, sum_over_ranks
-from ssl_dist.methods.base import Method, MethodConfig, Views, embed_views
+from ssl_dist.methods.base import Method, MethodConfig, Views, embed_views, mean_over_batch
 
 
 class Supervised(Method):
-    """Every view of a labelled image is classified."""
+    """Backbone and linear classifier, which classifies every view of an image."""
 
     class Config(MethodConfig):
+        """Settings of supervised learning."""
+
         name: Literal["supervised"] = "supervised"
         num_classes: int = pydantic.Field(ge=2)
-        label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)  # share of a label that all classes divide evenly
+        """Number of classes, 2 or more."""
+        label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)
+        """Share of a label's probability that is spread evenly over all classes, 0 <= share < 1."""
 
     config: Config
     uses_labels = "all"
@@ -35,21 +38,21 @@ class Supervised(Method):
         self.classifier = nn.Linear(backbone.dim, config.num_classes)
 
     def embed(self, views: Views) -> Tensor:
-        """The cross-entropy of each view, ``[N, V, 1]``."""
-        logits = embed_views(nn.Sequential(self.backbone, self.classifier), views.alike)  # [N, V, K]
+        """Return each view's cross-entropy, ``[N, V, 1]``."""
+        logits = embed_views(nn.Sequential(self.backbone, self.classifier), views.stacked)  # [N, V, K]
         labels = views.labels[:, None].expand(logits.shape[:2])
         losses = cross_entropy(
             logits.transpose(1, 2),
             labels,
-            ignore_index=-1,  # where a worker has no micro-batch
+            ignore_index=-1,  # all labels of a worker without a micro-batch
             label_smoothing=self.config.label_smoothing,
             reduction="none",
         )
         return losses[:, :, None]
 
-    def loss(self, embeddings: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """The mean over the views of the global batch."""
-        return sum_over_ranks(embeddings.sum(), group) / (RowCounts.of(embeddings, group).total * embeddings.shape[1])
+    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+        """Return the mean cross-entropy over the views of the global batch."""
+        return mean_over_batch(outputs, group)
 
-    def pairs(self, embeddings: Tensor) -> None:
+    def pairs(self, outputs: Tensor) -> None:
         return None

@@ -28,17 +28,17 @@ from ssl_dist.config import RunConfig
 from ssl_dist.data.batches import Batch
 from ssl_dist.errors import Diverged
 from ssl_dist.methods import Method
-from ssl_dist.optim import LARS, Piece
+from ssl_dist.optim import LARS, ParameterSlice
 from ssl_dist.training.batch_norm import RunningStatistics
 
 
 class StepResult(NamedTuple):
-    """``loss`` of the global batch; ``grad_norm`` of the summed gradient before clipping; this worker's embeddings
+    """``loss`` of the global batch; ``grad_norm`` of the summed gradient before clipping; this worker's outputs
     ``[n, V, D]``, detached."""
 
     loss: float
     grad_norm: float
-    embeddings: Tensor
+    outputs: Tensor
 
 
 class Engine:
@@ -68,7 +68,7 @@ class Engine:
         # accumulation steps is never asked for (gradient_accumulation_steps 1, scale_wrt_gas False).
         self._undo_average = world.size if self._stage == 3 else 1
         if isinstance(self._torch_optimizer, LARS) and self._stage:
-            self._torch_optimizer.shard(self._pieces(), world.sum_)
+            self._torch_optimizer.shard(self._slices(), world.sum_)
         if state is not None:
             self._load_optimizer(state.optimizer)
 
@@ -212,14 +212,14 @@ class Engine:
         )
         return optimizer
 
-    def _pieces(self) -> dict[Tensor, list[Piece]]:
+    def _slices(self) -> dict[Tensor, list[ParameterSlice]]:
         """Which slice of which parameter this rank's flat tensors hold, at stages 1 and 2."""
-        pieces: dict[Tensor, list[Piece]] = {}
+        slices: dict[Tensor, list[ParameterSlice]] = {}
         for flat, parameters in self._partitions():
             mappings = [(number, cast(Any, p)._hp_mapping) for number, p in enumerate(parameters)]
             addresses = [(number, held.get_hp_fragment_address()) for number, held in mappings if held is not None]
-            pieces[flat] = [Piece(number, address.start, address.numel) for number, address in addresses]
-        return pieces
+            slices[flat] = [ParameterSlice(number, address.start, address.numel) for number, address in addresses]
+        return slices
 
     def _partitions(self) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
         """What the torch optimizer holds as one tensor, and the parameters that it has (parts of)."""

@@ -147,7 +147,7 @@ def _begin(run: _Run, step: int, batch: Batch) -> None:
 
 
 def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_s: float) -> None:
-    pairs = run.engine.method.pairs(result.embeddings)
+    pairs = run.engine.method.pairs(result.outputs)
     pairs = None if pairs is None else RowCounts.of(pairs).gather(pairs)
     rates = run.watch.lap(step, run.config.batch.size, waited_s)
     if run.monitor:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ssl_dist.augment.draws import Drawn
-from ssl_dist.augment.operations import maps_of, render
+from ssl_dist.augment.draws import ViewParameters
+from ssl_dist.augment.operations import render, render_plans
 
 
 def pictures(n: int, height: int = 32, width: int | None = None) -> Tensor:
@@ -23,7 +23,7 @@ def planes(images: Tensor) -> Tensor:
 
 
 def made(images: Tensor, size: int | None = None, **drawn: float | bool) -> Tensor:
-    """[N, 3, S, S]: one view of each, with these fields of ``Drawn`` and no other operation; ``size``: the height."""
+    """Render one view of each image, [N, 3, S, S], with only these operations; S is the height unless given."""
     n, height, width, _ = images.shape
     nothing = {
         "top": 0.0,
@@ -41,7 +41,7 @@ def made(images: Tensor, size: int | None = None, **drawn: float | bool) -> Tens
     }
     fields = {name: torch.full((n,), value) for name, value in {**nothing, **drawn}.items()}
     size = size or height
-    [maps] = maps_of(Drawn(**fields), height, width, size, [n])
+    [plan] = render_plans(ViewParameters(**fields), height, width, size, [n])
     out = torch.empty(n, 3, size, size)
-    render((images / 255).permute(0, 2, 3, 1).contiguous(), maps, out)
+    render((images / 255).permute(0, 2, 3, 1).contiguous(), plan, out)
     return out

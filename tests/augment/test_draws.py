@@ -12,8 +12,8 @@ from scipy.stats import binomtest, kstest
 from torchvision.transforms import RandomResizedCrop
 
 from ssl_dist import augment
-from ssl_dist.augment import RECIPES, View
-from ssl_dist.augment.draws import Draws, draw
+from ssl_dist.augment import POLICIES, View
+from ssl_dist.augment.draws import RandomNumbers, draw_parameters
 from ssl_dist.hashing import fold
 
 N = 4000
@@ -26,7 +26,7 @@ PAIRS = list(itertools.combinations(augment.OPERATIONS, 2))
 @pytest.mark.parametrize(("height", "width"), [(96, 96), (40, 64)])
 @pytest.mark.parametrize("scale", [(0.08, 1.0), (0.2, 0.5)])
 def test_crops_have_torchvisions_distribution(height: int, width: int, scale: tuple[float, float]) -> None:
-    ours = draw(STATE, View(crop_scale=scale), height, width)
+    ours = draw_parameters(STATE, View(crop_scale=scale), height, width)
     torch.manual_seed(0)
     image = torch.zeros(3, height, width)
     boxes = [RandomResizedCrop.get_params(image, list(scale), [3 / 4, 4 / 3]) for _ in range(N)]
@@ -44,13 +44,15 @@ def test_crops_have_torchvisions_distribution(height: int, width: int, scale: tu
 
 
 def test_a_box_that_never_fits_becomes_the_largest_centred_one() -> None:
-    drawn = draw(STATE[:5], View(crop_scale=(1, 1), crop_ratio=(2, 2)), 32, 32)
+    drawn = draw_parameters(STATE[:5], View(crop_scale=(1, 1), crop_ratio=(2, 2)), 32, 32)
     assert (drawn.height.unique().item(), drawn.width.unique().item()) == (16, 32)
     assert (drawn.top.unique().item(), drawn.left.unique().item()) == (8, 0)
 
 
 def test_jitter_factors_and_blur_are_uniform() -> None:
-    drawn = draw(STATE, View(jitter_p=1, grey_p=0, blur_p=1, jitter_strength=0.5, jitter_saturation=0.2), 96, 96)
+    drawn = draw_parameters(
+        STATE, View(jitter_p=1, grey_p=0, blur_p=1, jitter_strength=0.5, jitter_saturation=0.2), 96, 96
+    )
     ranges = {
         "brightness": (0.6, 1.4),
         "contrast": (0.6, 1.4),
@@ -63,7 +65,7 @@ def test_jitter_factors_and_blur_are_uniform() -> None:
 
 
 def _happened(operation: str, view: View) -> torch.Tensor:
-    drawn = draw(STATE, view, 96, 96)
+    drawn = draw_parameters(STATE, view, 96, 96)
     return {
         "crop": (drawn.height != 96) | (drawn.width != 96),
         "flip": drawn.flipped,
@@ -96,13 +98,13 @@ def test_operations_happen_independently(one: str, other: str) -> None:
 
 
 def test_quarter_turns_are_as_likely_as_each_other() -> None:
-    turns = draw(STATE, View(rotation_p=0.75), 32, 32).quarter_turns
+    turns = draw_parameters(STATE, View(rotation_p=0.75), 32, 32).quarter_turns
     for quarters in range(4):
         assert binomtest(int((turns == quarters).sum()), N, 0.25).pvalue > LEVEL
 
 
 def test_draws_of_one_image_are_uniform_and_independent() -> None:
-    uniforms = Draws(STATE).uniforms(35).double()
+    uniforms = RandomNumbers(STATE).uniforms(35).double()
     for column in uniforms.T:
         assert kstest(column.numpy(), "uniform").pvalue > LEVEL / 35
     correlations = torch.corrcoef(uniforms.T).fill_diagonal_(0)
@@ -110,9 +112,9 @@ def test_draws_of_one_image_are_uniform_and_independent() -> None:
 
 
 def test_an_operation_that_is_off_leaves_the_others_as_they_are() -> None:
-    full = draw(STATE, View(**ALL), 96, 96)
+    full = draw_parameters(STATE, View(**ALL), 96, 96)
     for key, _ in augment.OPERATIONS.values():
-        less = draw(STATE, View(**{**ALL, key: 0.0}), 96, 96)
+        less = draw_parameters(STATE, View(**{**ALL, key: 0.0}), 96, 96)
         changed = {name for name, a, b in zip(full._fields, full, less, strict=True) if not torch.equal(a, b)}
         expected = {
             "crop_p": {"top", "left", "height", "width"},
@@ -133,22 +135,22 @@ def test_byols_views_are_drawn_as_its_table_says() -> None:
         {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarise": 0.2},
     ]
     intensities = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}
-    for view, probabilities in zip(RECIPES["byol"], table, strict=True):
+    for view, probabilities in zip(POLICIES["byol"], table, strict=True):
         assert {name: getattr(view, f"{name}_p") for name in probabilities} == probabilities
         assert (view.crop_scale, view.crop_ratio, view.blur_sigma) == ((0.08, 1.0), (3 / 4, 4 / 3), (0.1, 2.0))
-        drawn = draw(STATE, view.model_copy(update={"jitter_p": 1.0, "grey_p": 0.0}), 32, 32)
+        drawn = draw_parameters(STATE, view.model_copy(update={"jitter_p": 1.0, "grey_p": 0.0}), 32, 32)
         for name, reach in intensities.items():
             values = getattr(drawn, name) - (0 if name == "hue" else 1)
             # the widest of 4,000 draws comes within 0.5 % of the range's end
             assert float(values.abs().max()) == pytest.approx(reach, rel=0.005)
-    without_blur = tuple(view.model_copy(update={"blur_p": 0.0}) for view in RECIPES["byol"])
-    assert RECIPES["byol-small"] == without_blur
+    without_blur = tuple(view.model_copy(update={"blur_p": 0.0}) for view in POLICIES["byol"])
+    assert POLICIES["byol-small"] == without_blur
 
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("recipe", ["simclr", "simclr-small", "byol"])
 def test_only_a_pair_of_operations_happens(recipe: str, pair: tuple[str, str]) -> None:
-    views = augment.only(RECIPES[recipe], pair)
+    views = augment.with_only(POLICIES[recipe], pair)
     for operation in augment.OPERATIONS:
         happened = any(bool(_happened(operation, view).any()) for view in views)
         assert happened == (operation in pair)

@@ -120,7 +120,7 @@ def test_hue_turns_i_and_q_of_yiq_by_its_angle(turn: float) -> None:
 def test_hue_keeps_luma_and_grey_and_turns_back() -> None:
     one = torch.ones(2)
     turns = SimpleNamespace(brightness=one, contrast=one, saturation=one, hue=torch.tensor([0.13, -0.13]))
-    (there, back), _ = operations.colour(turns)
+    (there, back), _ = operations.colour_maps(turns)
     luma = torch.tensor(operations.GREY)
     # the coefficients of YIQ have 6 digits
     torch.testing.assert_close(luma @ there, luma, rtol=0, atol=1e-5)

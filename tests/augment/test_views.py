@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssl_dist import augment
-from ssl_dist.augment import RECIPES, View
+from ssl_dist.augment import POLICIES, View
 from ssl_dist.errors import ConfigError
 from tests.augment.fixed import pictures, planes
 
@@ -18,7 +18,7 @@ from tests.augment.fixed import pictures, planes
     ("recipe", "size", "counts"),
     [
         ("simclr-small", 32, range(1, 73)),
-        *((recipe, 33, (1, 2, 5, 16)) for recipe in RECIPES),
+        *((recipe, 33, (1, 2, 5, 16)) for recipe in POLICIES),
         *((recipe, 96, (1, 2, 5, 9)) for recipe in ("simclr", "byol", "swav-96")),
     ],
 )
@@ -43,9 +43,9 @@ def test_what_is_rendered_and_drawn_together_changes_no_bit(monkeypatch: pytest.
     turned = View(rotation_p=0.75, solarise_p=0.5, size_px=20)
     recipe = (turned, turned, View(size_px=20), View(size_px=12, blur_p=1.0))
     whole = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
-    monkeypatch.setattr(augment, "_CACHED_BYTES", 3 * images[0].numel() * 4)
-    monkeypatch.setattr(augment, "_DRAWN", 5)
-    monkeypatch.setattr(augment, "_LARGE_BYTES", 1)
+    monkeypatch.setattr(augment, "_CHUNK_BYTES_PER_CORE", 3 * images[0].numel() * 4)
+    monkeypatch.setattr(augment, "_CHUNKS_PER_DRAW", 5)
+    monkeypatch.setattr(augment, "_LARGE_PAGE_BYTES", 1)
     torch.set_num_threads(threads)
     try:
         parts = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
@@ -93,7 +93,7 @@ def test_no_images_give_no_views() -> None:
     assert (large.shape, small.shape) == ((2, 0, 3, 32, 32), (4, 0, 3, 16, 16))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("recipe", POLICIES)
 def test_every_recipe_makes_views_in_range_also_of_black_and_white(recipe: str) -> None:
     images = torch.zeros(16, 40, 32, 3, dtype=torch.uint8)
     images[8:] = 255

@@ -21,12 +21,12 @@ from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import RECIPE_FOLDER
+from ssl_dist.data import SamplePlan
 from ssl_dist.data.batches import Batch, Batches
-from ssl_dist.evaluate import collapsed, embedding_statistics
 from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
 from ssl_dist.training.exactness import config_of
-from ssl_dist.training.loop import FLAT_SHARE
+from ssl_dist.training.health import FLAT_SHARE, collapsed, embedding_statistics
 from tests.gloo import GlooPool
 from tests.helpers import differences, save, train
 
@@ -58,7 +58,8 @@ def on(photos: Path, name: str, num_micro: int = 2, **sections: Any) -> RunConfi
 
 
 def views_of(config: RunConfig) -> methods.Views:
-    return Batches(ImageStore(config.data.store), config, World(), 0, 1).fetch(0).views(0, torch.device("cpu"))
+    plan = SamplePlan(config, ImageStore(config.data.store))
+    return Batches(plan, World(), 0, 1).fetch(0).views(0, torch.device("cpu"))
 
 
 @each_method
@@ -66,7 +67,7 @@ def test_every_parameter_is_trained(photos: Path, name: str) -> None:
     """In float64: a gradient that is but rounding is 1e-16 of the others there."""
     config = on(photos, name, num_micro=1)
     method = config.initial_method().double().train()
-    method.before_step(methods.Progress(50, 100, 50.0))  # past what is frozen at first
+    method.before_step(methods.TrainingProgress(50, 100, 50.0))  # past what is frozen at first
     views = views_of(config)
     method.loss(method.embed(methods.Views(tuple(part.double() for part in views.crops), views.labels))).backward()
     gradients = {parameter: value.grad for parameter, value in method.named_parameters()}
@@ -119,7 +120,7 @@ def test_the_loss_of_fixed_images_falls(photos: Path, name: str) -> None:
     batch = {**small.model_dump(), "micro": small.size // 2}
     config = on(photos, name, optim=optim, batch=batch)
     engine = Engine(config.initial_method(), config, World())
-    batches = list(Batches(ImageStore(photos), config, World(), 0, 40))
+    batches = list(Batches(SamplePlan(config, ImageStore(photos)), World(), 0, 40))
     learnt = [engine.step(batch, 0.003).loss for batch in batches][-5:]
     unlearnt = losses_at_rate_0(config, batches)[-5:]
     assert sum(learnt) < 0.97 * sum(unlearnt), (learnt, unlearnt)

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ssl_dist.augment import OPERATIONS, RECIPES
+from ssl_dist.augment import OPERATIONS, POLICIES
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import RECIPE_FOLDER, parse_override
 from ssl_dist.errors import ConfigError
@@ -79,7 +79,7 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
         ),
         (
             {"method": {"name": "moco"}, "batch": {"size": 8, "micro": 4}},
-            "batch.micro 4: method moco's 4 batch_norm_groups need two images each, and 16 for one in common",
+            "batch.micro 4: method moco needs two images for each of its 4 batch_norm_groups, and 16 images",
         ),
         (
             {"method": {"name": "vicreg"}, "batch": {"size": 4, "micro": 1}},
@@ -91,7 +91,7 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
         ),
         (
             {"method": {"name": "swav", "queue": 100}},
-            "method.queue_from_epoch 15: the queue would take no part in a run of 6 epochs",
+            "method.queue_from_epoch 15: the queue would never be used in a run of 6 epochs",
         ),
         ({"augment__recipe": "x"}, "augment.recipe 'x': it is one of simclr, simclr-small"),
         ({"augment__only": ["crop", "jitter"]}, "augment.only 'jitter': each is one of crop, flip, rotation, colour"),
@@ -196,7 +196,7 @@ def test_only_the_named_operations_happen_in_whatever_order_they_are_named() -> 
         happens = {name for name, (key, _) in OPERATIONS.items() if getattr(view, key)}
         assert (happens, view.rotation_p, view.crop_scale) == ({"crop", "rotation"}, 0.75, (0.2, 1.0))
     assert load(augment={**config.augment.model_dump(), "only": ["crop", "rotation"]}) == config
-    assert load(augment={"recipe": "simclr", "only": []}).augment.views() == RECIPES["none"] * 2
+    assert load(augment={"recipe": "simclr", "only": []}).augment.views() == POLICIES["none"] * 2
 
 
 def test_a_backbone_is_made_for_the_size_of_its_views() -> None:

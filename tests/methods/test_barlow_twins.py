@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_dist import backbones
-from ssl_dist.methods import Views
 from ssl_dist.methods.barlow_twins import BarlowTwins
-from tests.gloo import GlooPool
-from tests.methods.sizes import Largest
 
-Pools = Callable[[int], GlooPool]
 COLUMNS = torch.tensor([[1, 1, -1, -1], [1, -1, 1, -1]], dtype=torch.float64).T  # uncorrelated, variance 1
 
 
@@ -75,57 +69,6 @@ def test_collapsed_embeddings_give_the_number_of_features_and_a_finite_gradient(
     assert torch.isfinite(torch.autograd.grad(loss, z)[0]).all()
 
 
-def test_autocast_changes_nothing() -> None:
-    z = embeddings(64).detach().float().requires_grad_()
-    plain = small().loss(z)
-    with torch.autocast("cpu", torch.bfloat16):
-        cast = small().loss(z)
-    assert cast.dtype == torch.float32
-    assert torch.equal(cast, plain)
-    assert torch.equal(torch.autograd.grad(cast, z)[0], torch.autograd.grad(plain, z)[0])
-
-
-def test_nothing_is_larger_than_the_embeddings_or_the_features_squared() -> None:
-    z = embeddings(300)
-    with Largest() as largest:
-        small().loss(z).backward()
-    assert largest.elements == z.numel()  # 300 * 2 * 6; the batch squared is 90,000
-
-
-def _local(rank: int, size: int, shares: list[int]) -> tuple[float, Tensor]:
-    first = sum(shares[:rank])
-    z = embeddings(sum(shares)).detach()[first : first + shares[rank]].requires_grad_()
-    loss = small().loss(z)
-    return loss.item(), torch.autograd.grad(loss, z)[0]
-
-
-@pytest.mark.parametrize("shares", [[4, 7], [5, 0, 6]])
-def test_uneven_and_empty_shares_have_the_gradient_of_one_process(gloo: Pools, shares: list[int]) -> None:
-    results = gloo(len(shares)).run(_local, shares)
-    z = embeddings(sum(shares))
-    theirs = reference(z)
-    [expected] = torch.autograd.grad(theirs, z)
-    assert {loss for loss, _ in results} == {results[0][0]}, "the same on every rank, bit for bit"
-    assert results[0][0] == pytest.approx(theirs.item(), rel=1e-12)
-    found = torch.cat([grad for _, grad in results])
-    assert (found - expected).norm() <= 1e-10 * expected.norm()
-
-
-def test_views_have_batch_norm_statistics_of_their_own() -> None:
-    method = small()
-    crops = torch.rand(2, 6, 3, 16, 16) * torch.tensor([1.0, 0.4]).view(2, 1, 1, 1, 1)
-    found = method.embed(Views((crops,), torch.full((6,), -1)))
-    assert found.shape == (6, 2, 6)
-    for view in (0, 1):
-        torch.testing.assert_close(found[:, view], method.projection_head(method.backbone(crops[view])))
-
-
-def test_settings_shape_the_head() -> None:
-    def shapes(method: BarlowTwins) -> list[tuple[int, ...]]:
-        return [tuple(m.weight.shape) for m in method.projection_head if isinstance(m, nn.Linear)]
-
-    assert shapes(small()) == [(24, 16), (24, 24), (6, 24)]
-    assert shapes(small(projection_layers=2, projection_hidden=20, projection_dim=10)) == [(20, 16), (10, 20)]
-    default = BarlowTwins.Config()
-    assert (default.redundancy_weight, default.projection_layers) == (0.0051, 3)
-    assert (default.projection_hidden, default.projection_dim) == (8192, 8192)
+def test_defaults_are_the_authors() -> None:
+    heads = {"projection_layers": 3, "projection_hidden": 8192, "projection_dim": 8192}
+    assert BarlowTwins.Config().model_dump() == {"name": "barlow_twins", "redundancy_weight": 0.0051, **heads}

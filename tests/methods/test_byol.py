@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ssl_dist import backbones
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.collectives import World
+from ssl_dist.data import SamplePlan
 from ssl_dist.data.batches import Batches
-from ssl_dist.methods import Progress, Views
+from ssl_dist.methods import TrainingProgress, Views
 from ssl_dist.methods.byol import BYOL
 from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
@@ -92,7 +93,7 @@ def test_no_gradient_flows_into_targets_and_every_parameter_has_one_from_predict
 
 def test_momentum_rises_to_one_as_half_a_cosine() -> None:
     method = small(momentum=0.996)
-    rise = [method.momentum_at(Progress(step, 1000, 0.0)) for step in range(1001)]
+    rise = [method.momentum_at(TrainingProgress(step, 1000, 0.0)) for step in range(1001)]
     assert rise[0] == pytest.approx(0.996)
     assert rise[250] == pytest.approx(1 - 0.004 * (math.sqrt(0.5) + 1) / 2)
     assert rise[500] == pytest.approx(0.998)
@@ -108,7 +109,7 @@ def test_the_slow_copy_follows_by_the_step_s_momentum() -> None:
         with torch.no_grad():
             for parameter in method.parameters():
                 parameter.add_(torch.randn(parameter.shape))
-        method.after_step(torch.zeros(1, 4, 8), Progress(step, 3, 0.0))
+        method.after_step(torch.zeros(1, 4, 8), TrainingProgress(step, 3, 0.0))
         tau = 1 - (1 - 0.9) * (math.cos(math.pi * step / 3) + 1) / 2
         expected = [tau * old + (1 - tau) * new for old, new in zip(expected, online.parameters(), strict=True)]
         weights = dict(method.slow.module.named_buffers())
@@ -141,7 +142,7 @@ def steps(rank: int, size: int, store: Path, first: int, last: int, run: Path | 
     found = Checkpoints(run).newest() if run else None
     world = World.current()
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
-    batches = Batches(ImageStore(store), config, world, first, 6)
+    batches = Batches(SamplePlan(config, ImageStore(store)), world, first, 6)
     results = [engine.step(batches.fetch(step), 0.1) for step in range(first, last)]
     trace = Trace([r.loss for r in results], [r.grad_norm for r in results], engine.state())
     if run and not found and rank == 0:

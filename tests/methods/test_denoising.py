@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_dist import backbones, methods
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.methods import Method, Views
 from tests.gloo import GlooPool
@@ -41,7 +41,7 @@ def reference(method: Method, x: Tensor) -> Tensor:
 def test_value_and_gradient_are_those_of_the_definition(num_views: int) -> None:
     method, views = made(), some_views(num_views)
     torch.manual_seed(7)
-    expected = reference(method, views.alike.flatten(0, 1))
+    expected = reference(method, views.stacked.flatten(0, 1))
     expected_grads = torch.autograd.grad(expected, list(method.parameters()))
     torch.manual_seed(7)
     z = method(views)
@@ -56,7 +56,7 @@ def test_grey_for_everything_has_the_error_of_grey() -> None:
     method, views = made(), some_views()
     nn.init.zeros_(method.decoder[-2].weight)  # type: ignore[index, arg-type]
     nn.init.zeros_(method.decoder[-2].bias)  # type: ignore[index, arg-type]
-    expected = ((views.alike[0] - 0.5) ** 2).mean((1, 2, 3))  # the sigmoid of 0
+    expected = ((views.stacked[0] - 0.5) ** 2).mean((1, 2, 3))  # the sigmoid of 0
     torch.testing.assert_close(method(views)[:, 0, 0], expected)
 
 
@@ -78,7 +78,7 @@ def test_noise_has_its_standard_deviation_and_is_not_in_what_is_compared() -> No
     given: list[torch.Tensor] = []
     method.backbone.body[0].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))  # type: ignore[index, operator]
     method(views)
-    noise = given[0] - views.alike[0]
+    noise = given[0] - views.stacked[0]
     assert abs(noise.mean()) < 0.01  # of 12,288 draws: 4 standard deviations
     assert noise.std().item() == pytest.approx(0.3, rel=0.03)
 
@@ -103,9 +103,10 @@ def test_backbones_without_a_map_are_refused_by_name() -> None:
 
 def test_sizes_that_do_not_come_back_are_refused() -> None:
     message = r"makes images of a multiple of 8 px with backbone autoencoder, and is to have 36 px: .*size_px to 32"
-    for size in ({"augment.size_px": 36}, {"data.image_shape": [36, 36, 3]}):
+    facts = {"num_images": 51, "num_samples": 51, "image_shape": [36, 36, 3]}
+    for config, size in ((RunConfig, {"augment.size_px": 36}), (ResolvedConfig, {"facts": facts})):
         with pytest.raises(ConfigError, match=message):
-            RunConfig.load("denoising-cifar10", size)
+            config.load("denoising-cifar10", size)
 
 
 def test_there_are_no_pairs_to_watch() -> None:

@@ -50,7 +50,7 @@ def reference(method: Method, batches: list[Views], threshold: float, weight: fl
     """Equations 3 and 4, an image at a time."""
     supervised, unsupervised = [], []
     for views in batches:
-        for weak, strong, label in zip(*views.alike, views.labels.tolist(), strict=True):
+        for weak, strong, label in zip(*views.stacked, views.labels.tolist(), strict=True):
             if label >= 0:
                 supervised.append(-probabilities(method, weak)[label].log())
                 continue
@@ -78,7 +78,7 @@ def test_the_threshold_leaves_out_guesses_that_are_unsure() -> None:
     assert labelled.tolist() == [1.0] * LABELLED + [0.0] * OTHERS
     assert (losses > 0).all()
     kept = made(0.6, sharpness=8.0)(views)[:, 0, 0]
-    confidence = torch.stack([probabilities(made(sharpness=8.0), image).max() for image in views.alike[0]])
+    confidence = torch.stack([probabilities(made(sharpness=8.0), image).max() for image in views.stacked[0]])
     sure = (confidence >= 0.6) | (labelled == 1)
     assert 0 < sure[LABELLED:].sum() < OTHERS, "there are both kinds"
     assert torch.equal(kept, losses * sure)
@@ -86,7 +86,7 @@ def test_the_threshold_leaves_out_guesses_that_are_unsure() -> None:
 
 def test_a_guess_is_a_label_and_passes_no_gradient() -> None:
     method, views = made(), some_views()
-    crops = views.alike.clone().requires_grad_()
+    crops = views.stacked.clone().requires_grad_()
     method.loss(method(Views((crops,), views.labels))).backward()
     assert crops.grad is not None
     learns = crops.grad.abs().amax((2, 3, 4)) > 0  # [2, N]

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from ssl_dist import backbones
-from ssl_dist.methods import Progress, Views
+from ssl_dist.methods import TrainingProgress, Views
 from ssl_dist.methods.moco import MoCo
 
-NOW = Progress(0, 10, 0.0)
+NOW = TrainingProgress(0, 10, 0.0)
 
 
 def build(**settings: Any) -> MoCo:
@@ -93,7 +93,7 @@ def test_the_slow_encoder_follows_with_its_momentum_and_takes_no_gradient() -> N
             parameter.add_(1.0)
     method.after_step(embeddings(3, 2), NOW)
     after = dict(method.slow.module.named_buffers())
-    for name, parameter in method._query_encoder.named_parameters():
+    for name, parameter in method.encoder.named_parameters():
         assert torch.allclose(after[name], 0.9 * before[name] + 0.1 * parameter, atol=1e-12, rtol=0), name
 
 

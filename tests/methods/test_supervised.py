@@ -47,7 +47,7 @@ def reference(logits: Tensor, label: int, smoothing: float) -> Tensor:
 def test_value_and_gradient_are_those_of_the_definition(num_views: int, smoothing: float) -> None:
     method, views = made(smoothing), some_views(num_views)
     network: nn.Module = method.classifier  # type: ignore[assignment]
-    logits = network(method.backbone(views.alike.flatten(0, 1))).view(num_views, 7, K)
+    logits = network(method.backbone(views.stacked.flatten(0, 1))).view(num_views, 7, K)
     expected = torch.stack(
         [reference(logits[view, n], int(views.labels[n]), smoothing) for view in range(num_views) for n in range(7)]
     ).mean()

@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 
 from ssl_dist import backbones
 from ssl_dist.config import RunConfig
-from ssl_dist.methods import Progress, Views
+from ssl_dist.methods import TrainingProgress, Views
 from ssl_dist.methods.swav import SwAV, sinkhorn
 from ssl_dist.training import exactness
 from tests.gloo import GlooPool
@@ -23,7 +23,7 @@ from tests.helpers import differences, save, small_config, train
 
 Pools = Callable[[int], GlooPool]
 K, D = 7, 5
-START = Progress(0, 10, 0.0)
+START = TrainingProgress(0, 10, 0.0)
 
 
 def build(**settings: Any) -> SwAV:
@@ -217,12 +217,12 @@ def test_prototypes_stay_as_they_are_in_the_first_epochs() -> None:
 
     assert not gradient().any(), "before the first step"
     rows = method.embed(given)
-    method.before_step(Progress(14, 100, 1.4))
+    method.before_step(TrainingProgress(14, 100, 1.4))
     assert not gradient().any()
-    method.before_step(Progress(15, 100, 1.5))
+    method.before_step(TrainingProgress(15, 100, 1.5))
     assert gradient().abs().max() > 0
     torch.testing.assert_close(method.embed(given), rows)
-    method.before_step(Progress(3, 100, 0.3))
+    method.before_step(TrainingProgress(3, 100, 0.3))
     assert not gradient().any(), "a function of the progress alone"
 
 
@@ -245,7 +245,7 @@ def test_the_queue_takes_in_the_embeddings_of_both_views_and_wraps() -> None:
 def test_the_queue_is_used_when_it_is_due_and_full() -> None:
     method, z = build(queue=8, queue_from_epoch=2), embeddings(6)
     without = reference(z)
-    due = Progress(20, 100, 2.0)
+    due = TrainingProgress(20, 100, 2.0)
     method.before_step(due)
     method.after_step(embeddings(7), due)
     assert method.loss(z).item() == pytest.approx(without.item(), rel=1e-12), "not full"
@@ -253,7 +253,7 @@ def test_the_queue_is_used_when_it_is_due_and_full() -> None:
     held = method.queue @ method.codebook.T
     assert method.loss(z).item() == pytest.approx(reference(z, held).item(), rel=1e-12)
     assert abs(method.loss(z).item() - without.item()) > 1e-3
-    method.before_step(Progress(19, 100, 1.9))
+    method.before_step(TrainingProgress(19, 100, 1.9))
     assert method.loss(z).item() == pytest.approx(without.item(), rel=1e-12), "not due"
 
 

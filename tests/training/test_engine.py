@@ -244,10 +244,10 @@ def test_a_batch_has_the_same_views_at_each_call(small_store: Path) -> None:
     batch: Batch = Batches(ImageStore(small_store), config, World(0, 2), 0, 5).fetch(4)
     assert (batch.micro_batches, batch.num_slots, len(batch.ids)) == (range(2), 2, 8)
     cpu = torch.device("cpu")
-    assert torch.equal(batch.views(1, cpu).alike, batch.views(1, cpu).alike)
+    assert torch.equal(batch.views(1, cpu).stacked, batch.views(1, cpu).stacked)
     spare = Batches(ImageStore(small_store), config, World(1, 2), 0, 5).fetch(4)
     assert (spare.micro_batches, spare.num_slots) == (range(2, 3), 2)
-    assert spare.views(1, cpu).alike.abs().max() == 0
+    assert spare.views(1, cpu).stacked.abs().max() == 0
 
 
 @pytest.mark.parametrize("count", range(8))

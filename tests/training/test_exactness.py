@@ -52,12 +52,12 @@ def _broken(method: type[Method], fault: str) -> type[Method]:
     """The method with a loss whose value is right and whose gradient is not."""
 
     class Broken(method):  # type: ignore[valid-type, misc]
-        def loss(self, embeddings: Tensor, group: Any = None) -> Tensor:
+        def loss(self, outputs: Tensor, group: Any = None) -> Tensor:
             if fault == "one view detached":
-                embeddings = torch.cat([embeddings[:, :1], embeddings[:, 1:2].detach(), embeddings[:, 2:]], dim=1)
+                outputs = torch.cat([outputs[:, :1], outputs[:, 1:2].detach(), outputs[:, 2:]], dim=1)
             if fault == "wrong on the last rank" and torch.distributed.get_rank() == 1:
-                embeddings = embeddings.detach() + 1.01 * (embeddings - embeddings.detach())
-            return super().loss(embeddings, group)  # type: ignore[no-any-return]
+                outputs = outputs.detach() + 1.01 * (outputs - outputs.detach())
+            return super().loss(outputs, group)  # type: ignore[no-any-return]
 
     return Broken
 

@@ -1,4 +1,4 @@
-"""Backbones that are made here: CIFAR ResNets, a wide ResNet, the ConvNet, an autoencoder's encoder."""
+"""Built-in backbones: CIFAR ResNets, a wide ResNet, a four-layer ConvNet, an autoencoder's encoder."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from ssl_dist.backbones.base import ConvolutionalBackbone, Stem
 
 NAMES = ("convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder")
 _STEM_STRIDES = {"standard": 4, "small": 1, "half": 2}
-_SLOPE = 0.1  # of the wide ResNet's LeakyReLU below 0
+_SLOPE = 0.1  # slope below 0 of the wide ResNet's LeakyReLU
 
 
 def build(name: str, *, stem: Stem, width: int | None, dropout: float) -> ConvolutionalBackbone:
+    """Build one of NAMES; options are those of ``backbones.build``."""
     if name == "convnet":
         return _convnet(dropout)
     if name == "autoencoder":
@@ -23,14 +24,14 @@ def build(name: str, *, stem: Stem, width: int | None, dropout: float) -> Convol
 
 
 def stem_layers(stem: Stem, channels: int) -> tuple[nn.Conv2d, list[nn.Module]]:
-    """The first convolution, and the pooling that follows it or not."""
+    """Build a ResNet's first convolution, and the pooling after it (an empty list: none)."""
     kernel, stride = {"standard": (7, 2), "small": (3, 1), "half": (3, 2)}[stem]
     convolution = nn.Conv2d(3, channels, kernel, stride, padding=kernel // 2, bias=False)
     return convolution, [nn.MaxPool2d(3, 2, padding=1)] if stem == "standard" else []
 
 
 def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
-    """Three stages of basic blocks, with a 1 x 1 convolution on the shortcut where the shape changes."""
+    """Build three stages of basic blocks; the shortcut has a 1 x 1 convolution where the shape changes."""
     convolution, pool = stem_layers(stem, width)
     layers, channels = [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool], width
     for stage in range(3):
@@ -45,24 +46,27 @@ def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
 
 
 def _wide_resnet(stem: Stem) -> ConvolutionalBackbone:
-    """Four network blocks of five basic blocks, 16, 32, 64 and 128 channels, the last three of stride 2: 45
-    convolutions, of which one is the stem and one is on the skip of each network block's first basic block."""
+    """Build four stages of five blocks, with 16, 32, 64 and 128 channels; the last three stages have stride 2.
+
+    These are 45 convolutions: the stem, two in each block, and one on the skip of each stage's first block.
+    """
     convolution, pool = stem_layers(stem, 16)
     layers, channels = [convolution, *pool], 16
     for stage in range(4):
         for block in range(5):
-            first, out = block == 0, 16 << stage
-            layers.append(PreActivationBlock(channels, out, stride=2 if stage and first else 1, convolved_skip=first))
+            is_first, out = block == 0, 16 << stage
+            stride = 2 if stage and is_first else 1
+            layers.append(PreActivationBlock(channels, out, stride, convolved_skip=is_first))
             channels = out
     layers += _activation(channels)
     return _initialised(ConvolutionalBackbone(layers, channels, 8 * _STEM_STRIDES[stem]), _SLOPE)
 
 
 class PreActivationBlock(nn.Module):
-    """Twice BatchNorm, LeakyReLU and a 3 x 3 convolution, beside a skip.
+    """Residual block: BatchNorm, LeakyReLU and a 3 x 3 convolution, twice, beside a skip.
 
     Source: He et al., "Identity Mappings in Deep Residual Networks", arXiv 1603.05027 (the order); Zagoruyko and
-    Komodakis, "Wide Residual Networks", arXiv 1605.07146 (where the skip is a convolution, it takes what is activated).
+    Komodakis, "Wide Residual Networks", arXiv 1605.07146 (a convolution on the skip takes the activated input).
     """
 
     def __init__(self, channels: int, out: int, stride: int, convolved_skip: bool) -> None:
@@ -77,8 +81,8 @@ class PreActivationBlock(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         activated = self.activation(features)
-        kept = features if self.skip is None else self.skip(activated)
-        out: Tensor = kept + self.residual(activated)
+        skipped = features if self.skip is None else self.skip(activated)
+        out: Tensor = skipped + self.residual(activated)
         return out
 
 
@@ -87,6 +91,7 @@ def _activation(channels: int) -> list[nn.Module]:
 
 
 def _initialised(network: ConvolutionalBackbone, slope: float = 0.0) -> ConvolutionalBackbone:
+    """Initialise the network's convolutions for (Leaky)ReLUs of this slope below 0."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, slope, mode="fan_out", nonlinearity="leaky_relu")
@@ -94,7 +99,7 @@ def _initialised(network: ConvolutionalBackbone, slope: float = 0.0) -> Convolut
 
 
 def _convnet(dropout: float) -> ConvolutionalBackbone:
-    """Four blocks of conv 3 x 3 (128 channels, stride 2), ReLU, dropout; a 2 x 2 map, flattened: 512."""
+    """Build four blocks of conv 3 x 3 (128 channels, stride 2), ReLU, dropout; a 2 x 2 map makes 512 features."""
     layers: list[nn.Module] = []
     for channels in (3, 128, 128, 128):
         layers += [nn.Conv2d(channels, 128, 3, stride=2, padding=1), nn.ReLU(inplace=True), nn.Dropout(dropout)]
@@ -102,8 +107,10 @@ def _convnet(dropout: float) -> ConvolutionalBackbone:
 
 
 def _autoencoder() -> ConvolutionalBackbone:
-    """G-SimCLR's encoder for CIFAR-10: three blocks of conv 3 x 3, BatchNorm, ReLU and max-pooling, of 32, 64 and 128
-    channels; a 4 x 4 map, flattened: 2048 latents."""
+    """Build G-SimCLR's encoder for CIFAR-10, whose 4 x 4 map makes 2048 latents.
+
+    It has three blocks of conv 3 x 3, BatchNorm, ReLU and max-pooling, with 32, 64 and 128 channels.
+    """
     layers: list[nn.Module] = []
     for channels, out in ((3, 32), (32, 64), (64, 128)):
         layers += [nn.Conv2d(channels, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)]
