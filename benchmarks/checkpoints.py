@@ -25,8 +25,8 @@ from benchmarks.memory import random_store
 from ssl_dist.checkpoint import Checkpoints, Writer
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
+from ssl_dist.data import resolve
 from ssl_dist.data.batches import Batches
-from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
 
 _BATCH = 32
@@ -84,10 +84,11 @@ class _Training:
             "batch": {"size": _BATCH, "micro": _BATCH},
             "backbone": {"name": backbone},
         }
-        self._config = RunConfig.load("simclr-cifar10", {**overrides, "engine.zero_stage": 0})
+        data = resolve(RunConfig.load("simclr-cifar10", {**overrides, "engine.zero_stage": 0}))
+        self._config = data.config
         self._engine = Engine(self._config.initial_method(), self._config, World())
-        self._batches = Batches(ImageStore(store), self._config, World(), 0, 4)
-        self._writer = Writer(Checkpoints.configured(run, self._config), self._config)
+        self._batches = Batches(data.sample_plan, World(), 0, 4)
+        self._writer = Writer(Checkpoints.from_config(run, self._config), self._config)
         self.run = run
 
     def round(self, steps: int, save: Callable[[int], None]) -> _Round:

@@ -59,7 +59,7 @@ def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, Ru
         put_override(tree, key, value)
     config = _with_store(RunConfig.from_tree(tree, str(directory)), str(directory))
     before.data.expect(config.data)
-    found = Checkpoints.configured(run.path, config).newest()
+    found = Checkpoints.from_config(run.path, config).newest()
     say(f"going on from step {found.step}" if found else "no checkpoint yet: starting from step 0")
     run.update(config)
     return run, config

@@ -1,4 +1,4 @@
-"""What one Ray Train worker runs: the science, with Ray as its launcher."""
+"""What one Ray Train worker runs: the science, with Ray as its requests."""
 
 from __future__ import annotations
 
@@ -43,13 +43,13 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         return {}
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
-    launcher = StopRequests(
-        stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), leave=told
+    requests = StopRequests(
+        stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), preempted=told
     )
     with training(), _logging_to(run.path / f"worker-{rank}.log"):
         log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
         try:
-            return pretrain(config, run.path, world, launcher)
+            return pretrain(config, run.path, world, requests)
         except Preempted:  # Ray starts all anew
             log.warning("worker %d leaves its place", rank)
             raise

@@ -79,7 +79,7 @@ FLOORS = [
 
 # Each library's only door.
 DOORS = {
-    "deepspeed": {"ssl_dist.training.engine"},
+    "deepspeed": {"ssl_dist.training.zero"},
     "ray": {
         "cluster.preemption",
         "cluster.backend",

@@ -17,7 +17,7 @@ import safetensors
 from ssl_dist.checkpoint.files import META, Checkpoint, score_in, verify, write
 from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.checkpoint.state import State
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, RunError
 from ssl_dist.files import replacing
 from ssl_dist.settings import CheckpointConfig
@@ -39,7 +39,7 @@ class Checkpoints:
         self.mirror = mirror
 
     @classmethod
-    def configured(cls, run: Path, config: RunConfig) -> Checkpoints:
+    def from_config(cls, run: Path, config: ResolvedConfig) -> Checkpoints:
         """Return the checkpoints of a run, with the mirror that its config names.
 
         Raises:
@@ -127,7 +127,7 @@ class Checkpoints:
             raise CheckpointError(f"{self.mirror.uri}/{name} cannot be read ({error})") from None
         return verify(here)
 
-    def save(self, step: int, config: RunConfig, state: State, score: float | None = None) -> Path:
+    def save(self, step: int, config: ResolvedConfig, state: State, score: float | None = None) -> Path:
         """Write a checkpoint, copy it to the mirror, and delete older ones; one process of the run calls.
 
         The newest ``keep`` and the best ``keep_best`` by score, of ``config.checkpoint``, stay. A mirror that cannot be

@@ -20,7 +20,7 @@ import xxhash
 from safetensors.torch import load_file, save_file
 
 from ssl_dist.checkpoint.state import State
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError
 from ssl_dist.files import replacing
 
@@ -41,7 +41,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     step: int
-    config: RunConfig
+    config: ResolvedConfig
     score: float | None
 
     @property
@@ -61,7 +61,7 @@ class Checkpoint(NamedTuple):
         return State(model, optimizer)
 
 
-def write(path: Path, step: int, config: RunConfig, state: State, score: float | None) -> None:
+def write(path: Path, step: int, config: ResolvedConfig, state: State, score: float | None) -> None:
     """Write the directory of a checkpoint in place of an older one.
 
     Raises:
@@ -89,7 +89,7 @@ def verify(path: Path) -> Checkpoint:
         for name in _TENSORS:
             if checksum(path / name) != meta["xxh3"][name]:
                 raise CheckpointError(f"{path / name} differs from its checksum")
-        config = RunConfig.from_tree(meta["config"], str(path / META))
+        config = ResolvedConfig.from_tree(meta["config"], str(path / META))
         return Checkpoint(path, meta["step"], config, meta.get("score"))  # the first checkpoints had no score
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error!r})") from None

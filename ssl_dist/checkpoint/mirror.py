@@ -1,8 +1,8 @@
-"""A second place for a run's checkpoints, wherever ``pyarrow.fs`` reaches: ``s3://bucket/folder``, ``gs://``, ``file://``.
+"""Copies of a run's checkpoints on a remote store: ``s3://bucket/folder``, ``gs://`` or ``file://``.
 
-    MIRROR/RUN/step-00000500/     as in the run's directory; its checkpoint.json is put last
+    MIRROR/RUN/step-00000500/     the same files as in the run directory; checkpoint.json is copied last
 
-Nothing there is renamed, since object stores cannot: a directory without its last file is not a checkpoint.
+Object stores cannot rename, so a directory that lacks its last file is not a checkpoint.
 """
 
 from __future__ import annotations
@@ -18,18 +18,19 @@ from pyarrow import fs
 from ssl_dist.errors import ConfigError
 from ssl_dist.uris import reason_of, without_secrets
 
-_PARALLEL = 8 << 20  # bytes in flight a file
+_CHUNK_BYTES = 8 << 20  # copied at a time
 
 
 class Mirror:
-    """Directories named ``step-*`` under a URI. Every method but the constructor raises OSError where it cannot reach
-    them; credentials are those that the AWS and Google libraries find."""
+    """The mirror of one run: directories ``step-*`` under a URI.
+
+    The AWS and Google libraries find the credentials. Every method raises OSError if it cannot reach the store.
+
+    Raises:
+        ConfigError: ``uri`` is not a URI of a known kind.
+    """
 
     def __init__(self, uri: str) -> None:
-        """
-        Raises:
-            ConfigError: not a URI of a kind that is known.
-        """
         self.uri = without_secrets(uri)
         try:
             self._system, self._base = fs.FileSystem.from_uri(uri)
@@ -39,9 +40,10 @@ class Mirror:
             ) from None
 
     def expect_writable(self) -> None:
-        """
+        """Refuse a store that cannot be written to, before a run starts.
+
         Raises:
-            ConfigError: it is not.
+            ConfigError: the folder cannot be made.
         """
         try:
             self._system.create_dir(self._base)
@@ -49,13 +51,13 @@ class Mirror:
             raise ConfigError(f"checkpoints cannot be written to {self.uri} ({error})") from None
 
     def names(self) -> list[str]:
-        """Of all directories, whole or not, newest first."""
+        """Return the names of all directories, whole or damaged, newest first."""
         there = self._system.get_file_info(fs.FileSelector(self._base, allow_not_found=True))
         found = [info.base_name for info in there if info.type == fs.FileType.Directory]
         return sorted((name for name in found if name.startswith("step-")), reverse=True)
 
     def put(self, folder: Path, last: str) -> None:
-        """Copy a directory's files, ``last`` when the others are there; what had its name is gone first."""
+        """Replace the directory of this name by a copy of ``folder``; copy the file ``last`` after the others."""
         self.delete(folder.name)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
             self._system.create_dir(f"{self._base}/{folder.name}")
@@ -64,21 +66,23 @@ class Mirror:
                 f"{self._base}/{folder.name}/{file.name}",
                 fs.LocalFileSystem(),
                 self._system,
-                chunk_size=_PARALLEL,
+                chunk_size=_CHUNK_BYTES,
             )
 
     @contextlib.contextmanager
     def fetched(self, name: str, beside: Path) -> Iterator[Path]:
-        """A copy of a directory in the folder ``beside``, gone afterwards unless it was moved."""
+        """Yield a copy of a directory, in a temporary folder in ``beside``; the block may move it elsewhere."""
         beside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".tmp", dir=beside) as folder:
             copy = Path(folder) / name
             copy.mkdir()
-            fs.copy_files(f"{self._base}/{name}", str(copy), self._system, fs.LocalFileSystem(), chunk_size=_PARALLEL)
+            fs.copy_files(
+                f"{self._base}/{name}", str(copy), self._system, fs.LocalFileSystem(), chunk_size=_CHUNK_BYTES
+            )
             yield copy
 
     def read(self, name: str, file: str) -> bytes:
-        """A small file of a directory, empty where it is not there."""
+        """Return the content of a small file; empty if it is missing."""
         try:
             with self._system.open_input_stream(f"{self._base}/{name}/{file}") as stream:
                 content: bytes = stream.read()
@@ -87,6 +91,6 @@ class Mirror:
         return content
 
     def delete(self, name: str) -> None:
-        """A directory, if it is there."""
+        """Delete a directory, if there is one."""
         with contextlib.suppress(FileNotFoundError):
             self._system.delete_dir(f"{self._base}/{name}")

@@ -1,4 +1,4 @@
-"""Weights of a backbone that was trained before, for a run to start from (``backbone.weights``)."""
+"""Pretrained weights (``backbone.weights``) that a run's backbone starts from."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from torch import Tensor
 
 from ssl_dist.checkpoint.checkpoints import Checkpoints
 from ssl_dist.checkpoint.files import MODEL, checksum
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError
-from ssl_dist.settings import BackboneConfig
 
-_OURS = "backbone."  # what a checkpoint's names of the backbone's tensors begin with
-_BODY = "body."  # within it, what a torchvision network has under its own names
+_BACKBONE = "backbone."  # prefix of the backbone's tensors in a checkpoint
+_BODY = "body."  # prefix, within the backbone, of the tensors of a torchvision network
 
 log = logging.getLogger(__name__)
 
 
-def resolve(config: RunConfig) -> BackboneConfig:
-    """The backbone's config with ``weights`` as the path of one file, and its digest; as it is where it has both.
+def resolve(config: ResolvedConfig) -> ResolvedConfig:
+    """Replace ``backbone.weights`` by the path of one file, and add its digest to the facts unless it is there.
 
     Raises:
-        ConfigError: no such weights, or not of this backbone.
+        ConfigError: there are no such weights, or they are of another backbone.
     """
     backbone = config.backbone
-    if backbone.weights is None or backbone.weights_digest is not None:
-        return backbone
+    if backbone.weights is None or config.facts.weights_digest is not None:
+        return config
     file = _file(Path(backbone.weights).absolute())
-    backbone = backbone.model_copy(update={"weights": str(file), "weights_digest": checksum(file)})
-    read(config.model_copy(update={"backbone": backbone}))
-    return backbone
+    facts = config.facts.model_copy(update={"weights_digest": checksum(file)})
+    backbone = backbone.model_copy(update={"weights": str(file)})
+    resolved = config.model_copy(update={"backbone": backbone, "facts": facts})
+    read(resolved)
+    return resolved
 
 
-def read(config: RunConfig) -> dict[str, Tensor]:
-    """The tensors that ``RunConfig.initial_method`` takes; none where the config names no weights.
+def read(config: ResolvedConfig) -> dict[str, Tensor]:
+    """Read the tensors that ``initial_method`` puts into the backbone; none where the config names no weights.
 
-    A file's tensors are a checkpoint's (names with ``backbone.`` before them; heads are left out), or those of
-    torchvision's network under its own names (the classifier is left out).
+    The file is a checkpoint's model, of which the heads are left out, or has the names of the torchvision network, of
+    which the classifier is left out.
 
     Raises:
-        ConfigError: the file cannot be read, is another than the run was begun with, or has other tensors.
+        ConfigError: the file cannot be read, has changed since the run began, or has tensors of another backbone.
     """
     backbone = config.backbone
     if backbone.weights is None:
@@ -53,11 +54,13 @@ def read(config: RunConfig) -> dict[str, Tensor]:
         tensors, digest = load_file(file), checksum(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"backbone.weights {file} cannot be read as safetensors ({error})") from None
-    if backbone.weights_digest not in (None, digest):
-        raise ConfigError(f"backbone.weights {file} has changed since this run was begun: begin another")
+    if config.facts.weights_digest not in (None, digest):
+        raise ConfigError(f"backbone.weights {file} has changed since this run was begun: start a new run")
     wanted = config.initial_backbone().state_dict()
-    ours = any(name.startswith(_OURS) for name in tensors)
-    named = {name.removeprefix(_OURS) if ours else f"{_BODY}{name}": tensor for name, tensor in tensors.items()}
+    is_checkpoint = any(name.startswith(_BACKBONE) for name in tensors)
+    named = {
+        name.removeprefix(_BACKBONE) if is_checkpoint else f"{_BODY}{name}": tensor for name, tensor in tensors.items()
+    }
     for name, tensor in wanted.items():
         if name not in named or named[name].shape != tensor.shape:
             given = f"one of {list(named[name].shape)}" if name in named else "none"
@@ -71,7 +74,7 @@ def read(config: RunConfig) -> dict[str, Tensor]:
 
 
 def _file(path: Path) -> Path:
-    """Of a run its newest checkpoint, of a checkpoint its model, else the file itself."""
+    """Return the model file of a run's newest checkpoint, or of a checkpoint; ``path`` itself if it is a file."""
     if Checkpoints(path).folder.is_dir():
         found = Checkpoints(path).newest()
         if found is None:
@@ -79,5 +82,5 @@ def _file(path: Path) -> Path:
         path = found.path
     file = path / MODEL if path.is_dir() else path
     if not file.is_file():
-        raise ConfigError(f"backbone.weights {path}: it is a run's directory, a checkpoint's, or a .safetensors file")
+        raise ConfigError(f"backbone.weights {path}: give a run's directory, a checkpoint's, or a .safetensors file")
     return file

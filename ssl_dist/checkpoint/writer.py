@@ -8,13 +8,13 @@ from pathlib import Path
 
 from ssl_dist.checkpoint.checkpoints import Checkpoints
 from ssl_dist.checkpoint.state import State
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 
 
 class Writer:
     """Writes a run's checkpoints in a thread, one at a time, from a snapshot of the tensors."""
 
-    def __init__(self, checkpoints: Checkpoints, config: RunConfig) -> None:
+    def __init__(self, checkpoints: Checkpoints, config: ResolvedConfig) -> None:
         self._checkpoints, self._config = checkpoints, config
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[Path] | None = None

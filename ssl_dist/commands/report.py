@@ -17,7 +17,8 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Draw a run's loss, probe, embedding and speed; print its last numbers."""
-    from ssl_dist.report.curves import draw, read_metrics
+    from ssl_dist.report.curves import draw
+    from ssl_dist.training.metrics import read_metrics
 
     picture = out or run / "report.png"
     draw(run, picture)

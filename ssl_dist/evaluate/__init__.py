@@ -12,7 +12,6 @@ from torch import Tensor
 
 from ssl_dist.errors import StoreError
 from ssl_dist.evaluate.clusters import cluster_labels
-from ssl_dist.evaluate.embedding import collapsed, embedding_statistics
 from ssl_dist.evaluate.features import encoder_of, expect_same_classes, extract, fastest_device, labelled
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
@@ -22,9 +21,7 @@ from ssl_dist.evaluate.rank import lidar, rankme
 __all__ = [
     "Comparison",
     "cluster_labels",
-    "collapsed",
     "compare",
-    "embedding_statistics",
     "encoder_of",
     "expect_same_classes",
     "extract",

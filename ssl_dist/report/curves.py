@@ -1,10 +1,8 @@
-"""A run as a picture: what one looks at first, from metrics.jsonl alone."""
+"""Curves of a run, drawn from its metrics.jsonl alone: loss, probe, embedding statistics, speed."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
@@ -12,7 +10,7 @@ matplotlib.use("agg")  # no screen needed
 import matplotlib.pyplot as plt
 
 from ssl_dist.errors import RunError
-from ssl_dist.training.monitor import METRICS
+from ssl_dist.training.metrics import read_metrics
 
 _PANELS = (
     ("loss", ("train/loss",)),
@@ -22,26 +20,11 @@ _PANELS = (
 )
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run's metrics.jsonl.
-
-    Raises:
-        RunError: no such run, or nothing written yet.
-    """
-    try:
-        lines = [json.loads(line) for line in (run / METRICS).read_text(encoding="utf-8").splitlines()]
-    except (OSError, ValueError) as error:
-        raise RunError(f"{run} is not a run directory with metrics ({error})") from None
-    if not lines:
-        raise RunError(f"{run / METRICS} is empty: the run has not reached its first step")
-    return lines
-
-
 def draw(run: Path, picture: Path) -> None:
-    """Write a PNG (or whatever the name's ending says) of the run's curves over epochs.
+    """Write a picture of the run's curves over epochs, as PNG or in the format of the name's ending.
 
     Raises:
-        RunError: no such run, or the picture cannot be written.
+        RunError: there is no such run, or the picture cannot be written.
     """
     lines = read_metrics(run)
     figure, axes = plt.subplots(1, len(_PANELS), figsize=(4 * len(_PANELS), 3), layout="constrained")

@@ -1,1 +1,1 @@
-"""Training: the loop, one exact step of all workers, and what is written about them."""
+"""Training: the loop, one exact step of all workers, and the metrics that a run writes."""

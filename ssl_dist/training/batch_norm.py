@@ -1,9 +1,9 @@
-"""BatchNorm's running statistics as part of the result: one update a step, from all micro-batches of all workers.
+"""BatchNorm's running statistics, updated once a step from all micro-batches of all workers.
 
-With momentum 1 a training forward pass leaves its own statistics in the buffers. They are added up over the forward
-passes of this worker's micro-batches and over workers, and their mean moves the running statistics once a step, so
-these do not depend on how micro-batches are shared out. A layer that a micro-batch passes several times (crops of
-several sizes) counts each time; one that no micro-batch passed keeps its statistics.
+They are part of the trained model, so they must not depend on how micro-batches are shared out. With momentum 1 each
+forward pass leaves its own statistics in the buffers. These are added up over the forward passes of all workers, and
+their mean moves the running statistics once a step. A layer that one micro-batch passes several times (crops of several
+sizes) counts each time; a layer that none passed keeps its statistics.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ssl_dist.collectives import World
 
 
 class _Layer:
-    """One BatchNorm and its statistics, means and variances as ``[2, C]``."""
+    """One BatchNorm layer, with its statistics as ``[2, C]``: C means and C variances."""
 
     def __init__(self, layer: _BatchNorm) -> None:
         assert layer.momentum, "a cumulative average depends on how the batch was cut"
@@ -29,13 +29,13 @@ class _Layer:
         self.total, self.passes = torch.zeros_like(self.running), 0
 
     def latest(self) -> Tensor:
-        """What the buffers hold: of the last forward pass in training mode."""
+        """Return the buffers: the statistics of the last forward pass in training mode."""
         assert self.layer.running_mean is not None
         assert self.layer.running_var is not None
         return torch.stack([self.layer.running_mean, self.layer.running_var])
 
     def move(self, total: Tensor, passes: float) -> None:
-        """The running statistics, towards the mean over all workers' forward passes, and into the buffers."""
+        """Move the running statistics towards the mean ``total / passes``, and write them into the buffers."""
         if passes:
             self.running.lerp_(total / passes, self.momentum)
         for buffer, value in zip((self.layer.running_mean, self.layer.running_var), self.running, strict=True):
@@ -48,7 +48,7 @@ class _Layer:
 
 
 class RunningStatistics:
-    """Takes over the running statistics of every BatchNorm in a module (those of momentum None are refused)."""
+    """The running statistics of every BatchNorm layer in a module; a layer with momentum None is refused."""
 
     def __init__(self, module: nn.Module) -> None:
         found = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
@@ -59,7 +59,7 @@ class RunningStatistics:
 
     @contextlib.contextmanager
     def collecting(self, wanted: bool) -> Iterator[None]:
-        """Do forward passes in this block count?"""
+        """Let forward passes in this block count, or not."""
         self._collecting = wanted
         try:
             yield
@@ -75,7 +75,7 @@ class RunningStatistics:
 
     @torch.no_grad()
     def update(self, world: World) -> None:
-        """One step: the mean over all forward passes that counted, of all workers, moves the running statistics."""
+        """Move the running statistics by the forward passes that counted since the last call; every rank calls."""
         if not self._layers:
             return
         layers = list(self._layers.values())

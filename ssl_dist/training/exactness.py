@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ssl_dist import methods
 from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import RunConfig
+from ssl_dist.data import SamplePlan
 from ssl_dist.data.batches import Batches
 from ssl_dist.methods import Method, Views
 from ssl_dist.training.engine import Engine
@@ -171,7 +172,7 @@ def _steps(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Iterato
         method = smooth(config.initial_method()).to(world.device)
         before = {name: p.detach().clone() for name, p in method.named_parameters()}
         engine = Engine(method, config, world)
-        engine.step(Batches(images, config, world, 0, 1).fetch(0), learning_rate=1.0)
+        engine.step(Batches(SamplePlan(config, images), world, 0, 1).fetch(0), learning_rate=1.0)
         after = engine.state().model
         found = [weight - after[name].to(world.device) for name, weight in before.items()]
         part = f"step, ZeRO {stage}, float32"
@@ -183,7 +184,7 @@ def _gradient_of_one(
 ) -> list[Tensor]:
     """The whole batch in this process: all micro-batches embedded, one loss, autograd."""
     method = smooth(config.initial_method()).to(device).train()
-    batch = Batches(images, config, World(device=device), 0, 1).fetch(0)
+    batch = Batches(SamplePlan(config, images), World(device=device), 0, 1).fetch(0)
     embedded = []
     for slot in range(batch.num_slots):
         torch.manual_seed(batch.noise_seed(slot))

@@ -1,24 +1,22 @@
-"""Pretraining as one worker runs it: the loop reads as the algorithm. Knows nothing of who started it."""
+"""Pretraining, as each worker runs it. This module knows nothing of Ray or of the command line."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from ssl_dist.checkpoint import Checkpoints, Writer, pretrained
 from ssl_dist.collectives import RowCounts, World
-from ssl_dist.config import Plan, RunConfig
+from ssl_dist.config import ResolvedConfig
+from ssl_dist.data import resolve
 from ssl_dist.data.batches import Batch, Batches
-from ssl_dist.data.sample_plan import open_data
 from ssl_dist.errors import Diverged, Preempted, RunError
-from ssl_dist.evaluate import collapsed, embedding_statistics
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.training.engine import Engine, StepResult
+from ssl_dist.training.health import embedding_statistics, reason_of_collapse
 from ssl_dist.training.monitor import Monitor, Stopwatch
-
-FLAT_SHARE = 0.99  # of the loss of a collapsed network, after warm-up: runs that learn are at 0.96 after 40 steps
 
 log = logging.getLogger(__name__)
 
@@ -29,178 +27,164 @@ def _never() -> bool:
 
 @dataclass(frozen=True)
 class StopRequests:
-    """Who started the workers, as seen from inside, asked on every worker after each step; true on any worker:
-    ``stop()`` ends the run with a checkpoint, ``save()`` writes one, ``leave()`` writes one and raises Preempted."""
+    """Requests from outside the run, asked for on every worker after each step. One worker's yes is enough.
+
+    Attributes:
+        stop: end the run, with a checkpoint.
+        save: write a checkpoint.
+        preempted: write a checkpoint and raise ``Preempted``, because a worker loses its place.
+    """
 
     stop: Callable[[], bool] = _never
     save: Callable[[], bool] = _never
-    leave: Callable[[], bool] = _never
+    preempted: Callable[[], bool] = _never
 
 
-@dataclass
-class _Run:
-    """What the loop holds; monitor and writer on rank 0 only."""
-
-    config: RunConfig
-    directory: Path
-    world: World
-    launcher: StopRequests
-    plan: Plan
-    engine: Engine
-    probe: Probe | None
-    monitor: Monitor | None
-    writer: Writer | None
-    watch: Stopwatch = field(default_factory=Stopwatch)
-    metrics: dict[str, float] = field(default_factory=dict)
-    warned: bool = False
-
-
-def pretrain(config: RunConfig, directory: Path, world: World, launcher: StopRequests) -> dict[str, float]:
-    """Train from the newest valid checkpoint of the run (or from the start) to the end; every worker calls.
+def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: StopRequests) -> dict[str, float]:
+    """Train from the newest valid checkpoint of the run, or from its start, to its end; every worker calls.
 
     Returns:
-        The last metrics and ``step``; fewer steps than planned where ``launcher.stop`` ended it.
+        The last metrics and ``step``; fewer steps than planned where ``requests.stop`` ended the run.
 
     Raises:
-        Preempted: on every worker, where one has to leave.
+        Diverged, RunError, Preempted: on every worker.
     """
-    store, found = open_data(config)
-    config.data.expect(found)
-    assert found.num_samples is not None
-    plan = config.plan(found.num_samples)
-    first_step, engine = _restore(config, directory, world)
-    monitor = Monitor(directory, config, plan, first_step) if world.rank == 0 else None
-    writer = Writer(Checkpoints.configured(directory, config), config) if world.rank == 0 else None
-    probe = Probe(config, store) if config.probe else None
-    run = _Run(config, directory, world, launcher, plan, engine, probe, monitor, writer)
-    batches = Batches(store, config, world, first_step, plan.total_steps)
-    step, preempted = first_step, False
-    run.watch.start(step)
-    try:
-        for batch in batches:
-            if step == first_step:
-                _begin(run, step, batch)
-            learning_rate = config.optim.learning_rate(
-                step, batch_size=config.batch.size, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
-            )
-            result = engine.step(batch, learning_rate)
+    with _Run(config, directory, world) as run:
+        step, preempted = run.first_step, False
+        for batch in run.batches:
+            if step == run.first_step:
+                run.begin(batch)
+            learning_rate = run.learning_rate(step)
+            result = run.engine.step(batch, learning_rate)
             step += 1
-            stop, save, leave = _vote(run, launcher.stop(), launcher.save(), launcher.leave())
-            ending = stop or step == plan.total_steps
+            stop, save, leave = run.agree(requests.stop(), requests.save(), requests.preempted())
+            ending = stop or step == run.plan.total_steps
             preempted = leave and not ending
             if ending or step % config.monitor.every_steps == 0:
-                _log(run, step, learning_rate, result, batches.waited_s)
+                run.log(step, learning_rate, result)
             score = None
-            if config.probe and plan.is_time(step, config.probe.every_epochs):
-                score = _probe(run, step)
-            if ending or save or leave or plan.is_time(step, config.checkpoint.every_epochs):
-                _save(run, step, score)
+            if config.probe and run.plan.is_time(step, config.probe.every_epochs):
+                score = run.probe(step)
+            if ending or save or leave or run.plan.is_time(step, config.checkpoint.every_epochs):
+                run.save(step, score)
             if ending or preempted:
                 break
-    except Diverged:  # raised by all: who leaves first ends the others, and the checkpoint that is still being written
-        if run.writer:
-            run.writer.close()
-        world.any(False)
-        raise
-    finally:
-        _close(run)
-    _vote(run)
+    run.agree()
     if preempted:
-        raise Preempted(f"a worker was told to go after step {step}")
+        raise Preempted(f"a worker was told to leave after step {step}")
     return {**run.metrics, "step": step}
 
 
-def _vote(run: _Run, *wishes: bool) -> tuple[bool, ...]:
-    """Each wish true where a worker has it.
+class _Run:
+    """The parts of a run that the loop uses; only rank 0 has a monitor and a checkpoint writer."""
 
-    Raises:
-        RunError: on every rank alike, where a checkpoint could not be written behind the steps.
-    """
-    failed = run.writer is not None and run.writer.failed
-    failed, *granted = run.world.any(failed, *wishes)
-    if failed:  # all leave together: none is left waiting in a collective
-        if run.writer:
-            run.writer.wait()
-        raise RunError("worker 0 could not write a checkpoint")
-    return tuple(granted)
+    def __init__(self, config: ResolvedConfig, directory: Path, world: World) -> None:
+        data = resolve(config)
+        config.expect_same_data(data.config)
+        self.world, self.plan = world, config.plan()
+        self.metrics: dict[str, float] = {}
+        self._config = config
+        checkpoints = Checkpoints.from_config(directory, config)
+        self.first_step, self.engine = _restore(config, checkpoints, world)
+        is_first = world.rank == 0
+        self._monitor = Monitor(directory, config, self.plan, self.first_step) if is_first else None
+        self._writer = Writer(checkpoints, config) if is_first else None
+        self._probe = Probe(config, data.store) if config.probe else None
+        self.batches = Batches(data.sample_plan, world, self.first_step, self.plan.total_steps)
+        self._watch, self._warned = Stopwatch(), False
+        self._watch.start(self.first_step)
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        """Wait for the last checkpoint, and close the files."""
+        if self._writer:
+            self._writer.close()
+        if self._monitor:
+            self._monitor.close()
+        if isinstance(error, Diverged):  # on all ranks: the first to end kills the others, and rank 0 may still write
+            self.world.any(False)
+
+    def begin(self, batch: Batch) -> None:
+        """Before the first step, draw the views, and probe the random weights."""
+        if self._monitor:
+            self._monitor.scalars(self.first_step, {"plan/total_steps": self.plan.total_steps})
+            self._monitor.views(self.first_step, batch.views(0, self.world.device).crops[0])
+        if self.first_step == 0:
+            self.probe(0)
+
+    def learning_rate(self, step: int) -> float:
+        """Return the rate of a step."""
+        warmup, total = self.plan.warmup_steps, self.plan.total_steps
+        size = self._config.batch.size
+        return self._config.optim.learning_rate(step, batch_size=size, warmup_steps=warmup, total_steps=total)
+
+    def agree(self, *wishes: bool) -> tuple[bool, ...]:
+        """Return for each wish, on every rank, whether any worker has it.
+
+        Raises:
+            RunError: on every rank, if a checkpoint could not be written; together, so that none waits for another.
+        """
+        failed, *granted = self.world.any(self._writer is not None and self._writer.failed, *wishes)
+        if failed:
+            if self._writer:
+                self._writer.wait()
+            raise RunError("worker 0 could not write a checkpoint")
+        return tuple(granted)
+
+    def log(self, step: int, learning_rate: float, result: StepResult) -> None:
+        """Write the step's metrics, and warn once if training looks collapsed."""
+        pairs = self.engine.method.pairs(result.outputs)
+        pairs = None if pairs is None else RowCounts.of(pairs).gather(pairs)
+        rates = self._watch.lap(step, self._config.batch.size, self.batches.waited_s)
+        if not self._monitor:
+            return
+        statistics = {} if pairs is None else embedding_statistics(pairs)
+        collapsed_loss = self.engine.method.collapsed_loss
+        values = {
+            "train/loss": result.loss,
+            "train/learning_rate": learning_rate,
+            "train/gradient_norm": result.grad_norm,
+            **({} if collapsed_loss is None else {"train/loss_if_collapsed": collapsed_loss}),
+            **{f"embedding/{name}": value for name, value in statistics.items()},
+            **rates,
+        }
+        is_warm = step > self.plan.warmup_steps
+        reason = reason_of_collapse(statistics, result.loss, collapsed_loss if is_warm else None)
+        if reason and not self._warned:
+            self._warned = True
+            log.warning("step %d: %s: this is collapse", step, reason)
+        self.metrics |= values
+        self._monitor.scalars(step, values)
+
+    def probe(self, step: int) -> float | None:
+        """Measure the encoder with the online probe; return its value, None where there is none."""
+        if not (self._probe and self._config.probe):
+            return None
+        with self._watch.paused():
+            value = self._probe.score(self.engine.method.backbone, self.world)
+            if value is not None:
+                self.metrics[self._config.probe.tag] = value
+                if self._monitor:
+                    self._monitor.scalars(step, {self._config.probe.tag: value})
+        return value
+
+    def save(self, step: int, score: float | None) -> None:
+        """Take a snapshot, which is written while the next steps run; every rank calls."""
+        with self._watch.paused():
+            if self._writer:
+                self._writer.write(step, self.engine.state, score)
+            else:
+                self.engine.state()  # takes part in rank 0's collectives
 
 
-def _restore(config: RunConfig, directory: Path, world: World) -> tuple[int, Engine]:
-    """The engine at the newest checkpoint that rank 0 finds valid, the same on all ranks."""
-    checkpoints = Checkpoints.configured(directory, config)
+def _restore(config: ResolvedConfig, checkpoints: Checkpoints, world: World) -> tuple[int, Engine]:
+    """Build the engine of every rank at the newest checkpoint that rank 0 finds valid, or with initial weights."""
     found = checkpoints.newest() if world.rank == 0 else None
     step = world.from_first(found.step if found else 0)
-    log.info("going on from step %d", step)
+    log.info("continuing from step %d", step)
     if step and found is None:
         found = checkpoints.fetch(step)
     method = config.initial_method(None if found else pretrained.read(config))
     return step, Engine(method, config, world, found.load() if found else None)
-
-
-def _begin(run: _Run, step: int, batch: Batch) -> None:
-    """Before the first step: the plan, a picture of the views, and kNN of the weights as they are."""
-    if run.monitor:
-        run.monitor.scalars(step, {"plan/total_steps": run.plan.total_steps})
-        run.monitor.views(step, batch.views(0, run.world.device).crops[0])
-    if step == 0:
-        _probe(run, step)
-
-
-def _log(run: _Run, step: int, learning_rate: float, result: StepResult, waited_s: float) -> None:
-    pairs = run.engine.method.pairs(result.outputs)
-    pairs = None if pairs is None else RowCounts.of(pairs).gather(pairs)
-    rates = run.watch.lap(step, run.config.batch.size, waited_s)
-    if run.monitor:
-        run.metrics |= {
-            "train/loss": result.loss,
-            "train/learning_rate": learning_rate,
-            "train/gradient_norm": result.grad_norm,
-        }
-        health = {} if pairs is None else embedding_statistics(pairs)
-        if (flat := run.engine.method.collapsed_loss) is not None:
-            run.metrics["train/loss_if_collapsed"] = flat
-        if not run.warned and (
-            reason := _collapse(health, result.loss, flat if step > run.plan.warmup_steps else None)
-        ):
-            run.warned = True
-            log.warning("step %d: %s: this is collapse", step, reason)
-        run.metrics |= {f"embedding/{name}": value for name, value in health.items()} | rates
-        run.monitor.scalars(step, {tag: value for tag, value in run.metrics.items() if not tag.startswith("probe/")})
-
-
-def _collapse(health: dict[str, float], loss: float, flat: float | None) -> str | None:
-    """Why training looks as if it had collapsed, if it does. At first a loss is near ``flat`` as weights are random."""
-    if health and collapsed(health):
-        return "embeddings are in one place, or views of an image as unlike as different images"
-    if flat is not None and loss > FLAT_SHARE * flat:
-        return f"the loss is {loss:.3f}, and {flat:.3f} is what it is where all images are embedded alike"
-    return None
-
-
-def _probe(run: _Run, step: int) -> float | None:
-    if not (run.probe and run.config.probe):
-        return None
-    with run.watch:
-        value = run.probe.score(run.engine.method.backbone, run.world)
-        if value is not None:
-            run.metrics[run.config.probe.tag] = value
-            if run.monitor:
-                run.monitor.scalars(step, {run.config.probe.tag: value})
-    return value
-
-
-def _save(run: _Run, step: int, score: float | None) -> None:
-    """Take a snapshot; it is written behind the next steps."""
-    with run.watch:
-        if run.writer:
-            run.writer.write(step, run.engine.state, score)
-        else:
-            run.engine.state()  # gathers with rank 0
-
-
-def _close(run: _Run) -> None:
-    """Wait for the last checkpoint, and close the files."""
-    if run.writer:
-        run.writer.close()
-    if run.monitor:
-        run.monitor.close()

@@ -1,17 +1,17 @@
-"""The one place where numbers leave a run: TensorBoard, metrics.jsonl, and the progress bar that reads it.
+"""The monitor of a run: its numbers are written to TensorBoard and metrics.jsonl, and shown in a progress bar.
 
-RUN/tensorboard/      scalars, pairs of augmented views, hyperparameters
-RUN/metrics.jsonl     the same scalars, one JSON object a line: step, epoch, then tag: value
+RUN/tensorboard/      scalars, augmented views, hyperparameters
+RUN/metrics.jsonl     the same scalars, see ``metrics``
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import resource
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -22,24 +22,25 @@ from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
 from ssl_dist.config import Plan, RunConfig
+from ssl_dist.files import write_text
+from ssl_dist.training.metrics import METRICS, MetricsReader
 from ssl_dist.uris import without_secrets
 
-METRICS = "metrics.jsonl"
 TENSORBOARD = "tensorboard"
 _PICTURED = 8  # images whose views are drawn
 
 
 class Monitor:
-    """Writes a run's numbers; one process of the run has it.
+    """Writes a run's numbers; only rank 0 has one.
 
     Args:
         run: the run directory.
-        first_step: steps done before; what an interrupted run wrote beyond it is dropped.
+        first_step: steps done before; lines and scalars of later steps, from an interrupted run, are dropped.
     """
 
     def __init__(self, run: Path, config: RunConfig, plan: Plan, first_step: int) -> None:
         self._plan = plan
-        _keep_until(run / METRICS, first_step)
+        _drop_after(run, first_step)
         self._lines = (run / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step + 1)
         known = {
@@ -53,7 +54,7 @@ class Monitor:
         self._summary(start)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Write ``values`` as of ``step`` steps done."""
+        """Write values by tag, measured after ``step`` steps."""
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
         line = {"step": step, "epoch": round(step / self._plan.steps_per_epoch, 4), **values}
@@ -61,7 +62,7 @@ class Monitor:
         self._lines.flush()
 
     def views(self, step: int, views: Tensor) -> None:
-        """Draw the views ``[V, N, 3, S, S]`` of the first images, one image a column."""
+        """Draw views ``[V, N, 3, S, S]`` of the first images, one column for each image."""
         picture = views[:, :_PICTURED].permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # [3, V * S, N * S]
         self._board.add_image("views", picture.float().cpu(), step)
 
@@ -69,28 +70,29 @@ class Monitor:
         self._board._get_file_writer().add_summary(summary)
 
     def close(self) -> None:
+        """Mark the run as ended in TensorBoard, and close the files."""
         self._summary(self._end)
         self._board.close()
         self._lines.close()
 
 
 class Stopwatch:
-    """Training time apart from pauses (probe, checkpoint), and the share of it spent waiting for data."""
+    """Measures training time without the pauses for probes and checkpoints."""
 
     def __init__(self) -> None:
         self._began, self._paused, self._steps, self._waited = time.perf_counter(), 0.0, 0, 0.0
-        self._pause_began = 0.0
 
-    def __enter__(self) -> None:
-        self._pause_began = time.perf_counter()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._paused += time.perf_counter() - self._pause_began
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leave the time of the block out."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - began
 
     def lap(self, step: int, batch_size: int, waited_s: float) -> dict[str, float]:
-        """Rates since the last lap."""
+        """Return rates and peak memory since the last lap; ``waited_s`` is the time spent waiting for data so far."""
         now = time.perf_counter()
         busy = max(now - self._began - self._paused, 1e-9)
         rates = {
@@ -102,21 +104,22 @@ class Stopwatch:
         return rates
 
     def start(self, step: int) -> None:
+        """Begin the first lap, after ``step`` steps."""
         self._began, self._paused, self._steps = time.perf_counter(), 0.0, step
 
 
 def peak_mb() -> float:
-    """Of this process: of its GPU's memory where it uses one (untested), of resident memory otherwise."""
+    """Return this process' peak memory in MB: of the GPU where it uses one (untested), otherwise resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
 
 
 class ProgressBar:
-    """Draws a run from its metrics.jsonl, from another process if need be."""
+    """Draws a run's progress from its metrics; the run may be another process."""
 
     def __init__(self, run: Path, console: Console) -> None:
-        self._path, self._inode, self._offset = run / METRICS, -1, 0
+        self._metrics = MetricsReader(run)
         self.last: dict[str, Any] = {}
         columns = (
             TextColumn("{task.description}"),
@@ -136,16 +139,9 @@ class ProgressBar:
         self._progress.stop()
 
     def update(self) -> None:
-        """Read what was written since and redraw."""
-        if not self._path.exists():
-            return
-        if (inode := self._path.stat().st_ino) != self._inode:  # a restart put a shorter file in its place
-            self._inode, self._offset = inode, 0
-        with self._path.open(encoding="utf-8") as file:
-            file.seek(self._offset)
-            while (line := file.readline()).endswith("\n"):
-                self._offset = file.tell()
-                self.last.update(json.loads(line))
+        """Read new metrics and redraw."""
+        for line in self._metrics.read_new():
+            self.last.update(line)
         if "plan/total_steps" not in self.last:
             return
         probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
@@ -158,23 +154,14 @@ class ProgressBar:
 
 
 def _shown(value: Any) -> bool | int | float | str:
-    """A hyperparameter as TensorBoard takes it."""
+    """Convert a hyperparameter to a type that TensorBoard takes."""
     if isinstance(value, str):
         return without_secrets(value)
     return value if isinstance(value, (bool, int, float)) else json.dumps(value)
 
 
-def _keep_until(path: Path, last_step: int) -> None:
-    """Drop the lines of later steps, and a torn last line."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            if json.loads(line)["step"] <= last_step:
-                kept.append(line + "\n")
-        except (ValueError, KeyError):
-            continue
-    aside = path.with_suffix(".tmp")
-    aside.write_text("".join(kept), encoding="utf-8")
-    os.replace(aside, path)
+def _drop_after(run: Path, last_step: int) -> None:
+    """Rewrite the metrics without the lines of later steps and without a torn last line."""
+    if (run / METRICS).exists():
+        kept = [json.dumps(line) + "\n" for line in MetricsReader(run).read_new() if line["step"] <= last_step]
+        write_text(run / METRICS, "".join(kept))

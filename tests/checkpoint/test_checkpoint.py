@@ -13,14 +13,14 @@ import pytest
 import torch
 
 from ssl_dist.checkpoint import Checkpoints, State, Writer, files, verify
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, RunError
-from tests.helpers import small_config
+from tests.helpers import resolved_config
 
 
 @pytest.fixture
-def config(small_store: Path) -> RunConfig:
-    return small_config(small_store)
+def config(small_store: Path) -> ResolvedConfig:
+    return resolved_config(small_store)
 
 
 def state(step: int) -> State:
@@ -29,11 +29,11 @@ def state(step: int) -> State:
     return State(model, {"w/exp_avg": torch.randn(3, 2, generator=generator), "w/step": torch.tensor(float(step))})
 
 
-def save(run: Path, step: int, config: RunConfig, score: float | None = None) -> Path:
+def save(run: Path, step: int, config: ResolvedConfig, score: float | None = None) -> Path:
     return Checkpoints(run).save(step, config, state(step), score)
 
 
-def test_what_is_saved_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: Path, config: RunConfig) -> None:
+def test_what_is_saved_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: Path, config: ResolvedConfig) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step, config)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000015"]
@@ -46,7 +46,7 @@ def test_what_is_saved_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: P
 
 
 def test_a_thousand_flipped_bits_and_torn_ends_fall_back_to_the_checkpoint_before(
-    tmp_path: Path, config: RunConfig
+    tmp_path: Path, config: ResolvedConfig
 ) -> None:
     save(tmp_path, 5, config)
     newest, harmless = save(tmp_path, 10, config), 0
@@ -80,7 +80,7 @@ def json_equal(a: bytes, b: bytes) -> bool:
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "checkpoint.json"])
 def test_cut_and_missing_files_are_passed_over_and_named(
-    tmp_path: Path, config: RunConfig, name: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, config: ResolvedConfig, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     save(tmp_path, 5, config)
     file = save(tmp_path, 10, config) / name
@@ -98,7 +98,7 @@ def test_cut_and_missing_files_are_passed_over_and_named(
         verify(file.parent)
 
 
-def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, config: RunConfig) -> None:
+def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, config: ResolvedConfig) -> None:
     whole = save(tmp_path, 5, config)
     shutil.copytree(whole, tmp_path / "checkpoints" / ".step-00000010.tmp")
     found = Checkpoints(tmp_path).newest()
@@ -107,7 +107,7 @@ def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, con
     assert save(tmp_path, 10, config).is_dir()
 
 
-def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path, config: RunConfig) -> None:
+def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path, config: ResolvedConfig) -> None:
     path = save(tmp_path, 5, config)
     (path / "model.safetensors").write_bytes(b"")
     save(tmp_path, 5, config)
@@ -115,7 +115,7 @@ def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path, config: RunConfig)
 
 
 def test_a_full_disk_leaves_older_checkpoints(
-    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: ResolvedConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save(tmp_path, 5, config)
 
@@ -131,7 +131,7 @@ def test_a_full_disk_leaves_older_checkpoints(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
-def test_what_lies_beyond_goes_and_does_not_count(tmp_path: Path, config: RunConfig) -> None:
+def test_what_lies_beyond_goes_and_does_not_count(tmp_path: Path, config: ResolvedConfig) -> None:
     """Two damaged checkpoints, a run that went back before them: its own are kept, theirs are not."""
     for step in (6, 8, 10):
         path = Checkpoints(tmp_path).save(step, keeping(config, keep=3), state(step), score=0.9)
@@ -143,7 +143,7 @@ def test_what_lies_beyond_goes_and_does_not_count(tmp_path: Path, config: RunCon
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000007", "step-00000009"]
 
 
-def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: Path, config: RunConfig) -> None:
+def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_over(tmp_path: Path, config: ResolvedConfig) -> None:
     for step in (5, 10):
         (save(tmp_path, step, config) / "model.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints in .* verifies, newest step-00000010"):
@@ -154,11 +154,11 @@ def test_no_checkpoint_is_none(tmp_path: Path) -> None:
     assert Checkpoints(tmp_path).newest() is None
 
 
-def keeping(config: RunConfig, **changes: int) -> RunConfig:
+def keeping(config: ResolvedConfig, **changes: int) -> ResolvedConfig:
     return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update=changes)})
 
 
-def test_the_best_by_the_probe_is_kept_beside_the_newest(tmp_path: Path, config: RunConfig) -> None:
+def test_the_best_by_the_probe_is_kept_beside_the_newest(tmp_path: Path, config: ResolvedConfig) -> None:
     for step, score in ((1, 0.2), (2, 0.7), (3, None), (4, 0.7), (5, 0.1), (6, None), (7, 0.3)):
         save(tmp_path, step, config, score)
     kept = [verify(path) for path in Checkpoints(tmp_path).list()]
@@ -168,11 +168,15 @@ def test_the_best_by_the_probe_is_kept_beside_the_newest(tmp_path: Path, config:
 
 
 def test_a_writer_works_behind_the_step_and_says_when_it_failed(
-    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: ResolvedConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torn = tmp_path / "checkpoints" / ".step-00000003.tmp"
     torn.mkdir(parents=True)
-    writer, go, save_file = Writer(Checkpoints.configured(tmp_path, config), config), threading.Event(), files.save_file
+    writer, go, save_file = (
+        Writer(Checkpoints.from_config(tmp_path, config), config),
+        threading.Event(),
+        files.save_file,
+    )
     assert not torn.exists()
 
     def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
@@ -201,9 +205,9 @@ def test_a_writer_works_behind_the_step_and_says_when_it_failed(
 
 
 def test_a_snapshot_is_written_over_only_when_it_is_on_disk(
-    tmp_path: Path, config: RunConfig, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, config: ResolvedConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer, save_file = Writer(Checkpoints.configured(tmp_path, config), config), files.save_file
+    writer, save_file = Writer(Checkpoints.from_config(tmp_path, config), config), files.save_file
 
     def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
         time.sleep(0.2)

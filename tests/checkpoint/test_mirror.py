@@ -10,15 +10,15 @@ import torch
 
 from ssl_dist.checkpoint import Checkpoint, Checkpoints, State, Writer
 from ssl_dist.checkpoint.mirror import Mirror
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, ConfigError, RunError
 from ssl_dist.uris import join_uri
-from tests.helpers import small_config
+from tests.helpers import resolved_config
 
 
 @pytest.fixture
-def config(bucket: str, small_store: Path, tmp_path: Path) -> RunConfig:
-    return small_config(small_store, checkpoint__mirror=join_uri(bucket, tmp_path.name))
+def config(bucket: str, small_store: Path, tmp_path: Path) -> ResolvedConfig:
+    return resolved_config(small_store, checkpoint__mirror=join_uri(bucket, tmp_path.name))
 
 
 @pytest.fixture
@@ -31,12 +31,12 @@ def state(step: int) -> State:
     return State({"w": torch.randn(3, 2, generator=generator)}, {"w/exp_avg": torch.randn(3, 2, generator=generator)})
 
 
-def write(run: Path, config: RunConfig, scores: dict[int, float | None]) -> Mirror:
-    writer = Writer(Checkpoints.configured(run, config), config)
+def write(run: Path, config: ResolvedConfig, scores: dict[int, float | None]) -> Mirror:
+    writer = Writer(Checkpoints.from_config(run, config), config)
     for step, score in scores.items():
         writer.write(step, lambda _, step=step: state(step), score)
     writer.close()
-    mirror = Checkpoints.configured(run, config).mirror
+    mirror = Checkpoints.from_config(run, config).mirror
     assert mirror is not None
     return mirror
 
@@ -49,13 +49,13 @@ def is_step(found: Checkpoint | None, step: int) -> bool:
     )
 
 
-def test_the_mirror_keeps_what_the_run_keeps(run: Path, config: RunConfig) -> None:
+def test_the_mirror_keeps_what_the_run_keeps(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: 0.2, 2: 0.7, 3: None, 4: 0.1, 5: None})
     assert mirror.names() == ["step-00000005", "step-00000004", "step-00000002"]
     assert mirror.names() == [path.name for path in Checkpoints(run).list()]
 
 
-def test_a_run_that_lost_its_machine_goes_on_from_the_mirror(run: Path, config: RunConfig) -> None:
+def test_a_run_that_lost_its_machine_goes_on_from_the_mirror(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
     shutil.rmtree(run)
     assert is_step(Checkpoints(run, mirror).newest(), 2)
@@ -65,7 +65,7 @@ def test_a_run_that_lost_its_machine_goes_on_from_the_mirror(run: Path, config: 
     assert [path.name for path in (elsewhere / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_what_is_damaged_here_is_whole_there_and_the_other_way_round(run: Path, config: RunConfig) -> None:
+def test_what_is_damaged_here_is_whole_there_and_the_other_way_round(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
     (Checkpoints(run).path(2) / "model.safetensors").write_bytes(b"damage")
     assert is_step(Checkpoints(run, mirror).newest(), 2)
@@ -83,7 +83,7 @@ def test_what_is_damaged_here_is_whole_there_and_the_other_way_round(run: Path, 
         Checkpoints(run, mirror).newest()
 
 
-def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, config: RunConfig) -> None:
+def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
     cut = run.with_name("cut") / "step-00000003"
     cut.mkdir(parents=True)
@@ -96,7 +96,7 @@ def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, confi
 
 
 def test_a_run_does_not_end_with_its_mirror_but_does_not_start_over_without_it(
-    run: Path, config: RunConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    run: Path, config: ResolvedConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_reach(*_: object, **__: object) -> None:
         raise OSError("no route to host")

@@ -13,11 +13,11 @@ from safetensors.torch import save_file
 
 from ssl_dist.checkpoint import Checkpoints, State, pretrained
 from ssl_dist.collectives import World
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate import encoder_of
 from ssl_dist.training.loop import StopRequests, pretrain
-from tests.helpers import small_config
+from tests.helpers import resolved_config
 
 BYOL = {"name": "byol", "projection_hidden": 16, "projection_dim": 8}
 
@@ -26,14 +26,15 @@ BYOL = {"name": "byol", "projection_hidden": 16, "projection_dim": 8}
 def run(small_store: Path, tmp_path: Path) -> Path:
     """Of two steps of SimCLR."""
     (tmp_path / "first").mkdir()
-    pretrain(small_config(small_store, probe=None, epochs=0.5), tmp_path / "first", World(), StopRequests())
+    pretrain(resolved_config(small_store, probe=None, epochs=0.5), tmp_path / "first", World(), StopRequests())
     return tmp_path / "first"
 
 
-def from_weights(store: Path, weights: Path, **overrides: Any) -> RunConfig:
+def from_weights(store: Path, weights: Path, **overrides: Any) -> ResolvedConfig:
     """A config as the command line makes it."""
-    config = small_config(store, probe=None, epochs=0.5, **overrides, backbone__weights=str(weights))
-    return config.model_copy(update={"backbone": pretrained.resolve(config)})
+    return pretrained.resolve(
+        resolved_config(store, probe=None, epochs=0.5, **overrides, backbone__weights=str(weights))
+    )
 
 
 def test_another_method_begins_with_the_very_weights(small_store: Path, run: Path) -> None:
@@ -60,11 +61,11 @@ def test_a_run_starts_there_and_goes_on_without_the_file(small_store: Path, run:
     assert pretrain(config, tmp_path / "second", World(), StopRequests())["step"] == 2
 
 
-def test_torchvisions_own_names_are_taken_without_the_classifier(tmp_path: Path) -> None:
+def test_torchvisions_own_names_are_taken_without_the_classifier(small_store: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = torchvision.models.resnet18()
     save_file(network.state_dict(), tmp_path / "resnet18.safetensors")
-    config = from_weights(tmp_path / "s", tmp_path / "resnet18.safetensors", backbone={"name": "resnet18"})
+    config = from_weights(small_store, tmp_path / "resnet18.safetensors", backbone={"name": "resnet18"})
     made = config.initial_method(pretrained.read(config)).backbone.body.state_dict()
     for name, tensor in made.items():
         assert torch.equal(tensor, network.state_dict()[name]), name
@@ -90,7 +91,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(small_store: Path, run: Pat
 
 
 def test_a_file_that_changed_since_is_refused(small_store: Path, tmp_path: Path) -> None:
-    config = small_config(small_store)
+    config = resolved_config(small_store)
     Checkpoints(tmp_path).save(1, config, State(config.initial_method().state_dict(), {}))
     resolved = from_weights(small_store, tmp_path)
     assert resolved.backbone.weights == str(Checkpoints(tmp_path).path(1) / "model.safetensors")

@@ -209,7 +209,7 @@ def drain(cluster: Cluster, host: int) -> None:
 def starts(run: Path, worker: int) -> list[int]:
     """From which steps a worker began."""
     log = run / f"worker-{worker}.log"
-    return [int(step) for step in re.findall(r"going on from step (\d+)", log.read_text())] if log.exists() else []
+    return [int(step) for step in re.findall(r"continuing from step (\d+)", log.read_text())] if log.exists() else []
 
 
 def test_ray_submit_sweeps(cluster: Cluster, recipe: Path) -> None:

@@ -1,4 +1,4 @@
-"""kNN, linear probe and embedding statistics against plain formulas."""
+"""kNN and linear probe against plain formulas."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
-from ssl_dist.evaluate import embedding_statistics, extract, knn_accuracy, lidar, linear_accuracy, rankme
+from ssl_dist.evaluate import extract, knn_accuracy, lidar, linear_accuracy, rankme
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.store import ImageStore, build
 from tests.conftest import write_images
@@ -78,18 +78,6 @@ def test_the_linear_probe_refuses_one_class() -> None:
         linear_accuracy(train, labels * 0, train, labels)
     with pytest.raises(ConfigError, match="l2 0"):
         linear_accuracy(train, labels, train, labels, l2=0)
-
-
-def test_embedding_statistics_tell_spread_from_collapse() -> None:
-    torch.manual_seed(0)
-    spread = torch.randn(500, 1, 64).expand(-1, 2, -1)
-    found = embedding_statistics(spread)
-    assert found["alignment"] == 0
-    assert found["uniformity"] == pytest.approx(-4, abs=0.2)
-    assert found["std"] == pytest.approx(1, abs=0.05)
-    collapsed = embedding_statistics(torch.ones(500, 2, 64) + 1e-4 * torch.randn(500, 2, 64))
-    assert collapsed["uniformity"] == pytest.approx(0, abs=1e-3)
-    assert collapsed["std"] < 1e-3
 
 
 def test_features_are_of_whole_images_in_evaluation_mode(small_store: Path) -> None:

@@ -14,7 +14,7 @@ from ssl_dist import methods
 from ssl_dist.backbones import build
 from ssl_dist.collectives import World
 from ssl_dist.methods import Method
-from ssl_dist.training import engine
+from ssl_dist.training import zero
 from ssl_dist.training.exactness import STAGES, Finding, config_of, examine, smooth
 from tests.gloo import GlooPool
 
@@ -37,10 +37,10 @@ def test_every_method_is_exact_over_these_workers(gloo: Pools, workers: int) -> 
 
 
 def _examine_with(rank: int, size: int, fault: str) -> list[Finding]:
-    settings, load = engine._deepspeed_config, methods.load
+    settings, load = zero._deepspeed_config, methods.load
     if fault == "averaged":
         broken: Any = mock.patch.object(
-            engine, "_deepspeed_config", lambda *of: {**settings(*of), "gradient_allreduce_op": "mean"}
+            zero, "_deepspeed_config", lambda *of: {**settings(*of), "gradient_allreduce_op": "mean"}
         )
     else:
         broken = mock.patch.object(methods, "load", lambda name: _broken(load(name), fault))

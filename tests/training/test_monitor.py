@@ -15,12 +15,12 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ssl_dist.checkpoint import Checkpoints, files
 from ssl_dist.collectives import World
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import RunError, StoreError
 from ssl_dist.report.curves import draw
 from ssl_dist.training.loop import StopRequests, pretrain
 from ssl_dist.training.monitor import Monitor, ProgressBar, Stopwatch
-from tests.helpers import small_config
+from tests.helpers import resolved_config
 
 TAGS = {
     "train/loss",
@@ -47,14 +47,14 @@ def board(run: Path) -> EventAccumulator:
 
 
 @pytest.fixture(scope="module")
-def config(small_store: Path) -> RunConfig:
-    return small_config(
+def config(small_store: Path) -> ResolvedConfig:
+    return resolved_config(
         small_store, epochs=2, monitor__every_steps=2, probe={"every_epochs": 1, "bank": 30, "queries": 12, "k": 3}
     )
 
 
 @pytest.fixture(scope="module")
-def run(config: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run(config: ResolvedConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Interrupted after 3 of 8 steps, then finished."""
     directory = tmp_path_factory.mktemp("run")
     asked = iter([False, False, True])
@@ -80,7 +80,7 @@ def test_tensorboard_and_metrics_hold_the_same_numbers_once(run: Path) -> None:
     assert [line["step"] for line in lines(run) if "probe/knn" in line] == [0, 5, 8]
 
 
-def test_tensorboard_has_views_and_hyperparameters(run: Path, config: RunConfig) -> None:
+def test_tensorboard_has_views_and_hyperparameters(run: Path, config: ResolvedConfig) -> None:
     events = board(run)
     picture = events.Images("views")[0]
     assert (picture.height, picture.width) == (2 * 16, 4 * 16)  # two views of the four images of a micro-batch
@@ -90,17 +90,17 @@ def test_tensorboard_has_views_and_hyperparameters(run: Path, config: RunConfig)
     assert set(written) == set(config.flat())
 
 
-def test_hyperparameters_hold_no_keys(config: RunConfig, tmp_path: Path) -> None:
+def test_hyperparameters_hold_no_keys(config: ResolvedConfig, tmp_path: Path) -> None:
     there = config.model_copy(
         update={"data": config.data.model_copy(update={"store": "s3://key:SECRET@bucket/photos"})}
     )
-    Monitor(tmp_path, there, there.plan(51), 0).close()
+    Monitor(tmp_path, there, there.plan(), 0).close()
     content = board(tmp_path).SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     written = HParamsPluginData.FromString(content).session_start_info.hparams
     assert written["data.store"].string_value == "s3://bucket/photos"
 
 
-def test_an_interrupted_run_ends_as_an_undisturbed_one(run: Path, config: RunConfig, tmp_path: Path) -> None:
+def test_an_interrupted_run_ends_as_an_undisturbed_one(run: Path, config: ResolvedConfig, tmp_path: Path) -> None:
     undisturbed = pretrain(config, tmp_path, World(), StopRequests())
     for tag in ("train/loss", "train/gradient_norm", "probe/knn", "embedding/std"):
         assert lines(run)[-1].get(tag, undisturbed[tag]) == undisturbed[tag]
@@ -109,9 +109,9 @@ def test_an_interrupted_run_ends_as_an_undisturbed_one(run: Path, config: RunCon
         assert (a / name).read_bytes() == (b / name).read_bytes()
 
 
-def test_a_store_of_other_images_is_refused(small_store: Path, config: RunConfig, tmp_path: Path) -> None:
-    for data in ({"num_images": 50}, {"image_shape": (32, 32, 3)}):
-        other = config.model_copy(update={"data": config.data.model_copy(update=data)})
+def test_a_store_of_other_images_is_refused(small_store: Path, config: ResolvedConfig, tmp_path: Path) -> None:
+    for facts in ({"num_images": 50}, {"image_shape": (32, 32, 3)}):
+        other = config.model_copy(update={"facts": config.facts.model_copy(update=facts)})
         with pytest.raises(StoreError, match="where the run began with"):
             pretrain(other, tmp_path, World(), StopRequests())
 
@@ -131,8 +131,8 @@ def test_the_bar_waits_for_a_run_that_has_written_nothing(tmp_path: Path) -> Non
     assert bar.last == {}
 
 
-def test_the_bar_follows_a_run_that_was_set_back(config: RunConfig, tmp_path: Path) -> None:
-    plan = config.plan(51)
+def test_the_bar_follows_a_run_that_was_set_back(config: ResolvedConfig, tmp_path: Path) -> None:
+    plan = config.plan()
     with ProgressBar(tmp_path, Console(file=io.StringIO())) as bar:
         for first_step, last in ((0, 6), (2, 7)):
             monitor = Monitor(tmp_path, config, plan, first_step)
@@ -159,15 +159,15 @@ def test_the_stopwatch_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("ssl_dist.training.monitor.time.perf_counter", lambda: next(now))
     watch = Stopwatch()
     watch.start(step=5)
-    with watch:
+    with watch.paused():
         pass
     rates = watch.lap(step=8, batch_size=4, waited_s=3.0)
     assert rates.pop("memory/peak_mb") > 50
     assert rates == {"speed/images_per_s": 12 / 6, "speed/data_wait_share": 0.5}
 
 
-def test_a_new_monitor_drops_what_lies_beyond_its_first_step(config: RunConfig, tmp_path: Path) -> None:
-    plan = config.plan(51)
+def test_a_new_monitor_drops_what_lies_beyond_its_first_step(config: ResolvedConfig, tmp_path: Path) -> None:
+    plan = config.plan()
     for first_step, last in ((0, 6), (4, 5)):
         monitor = Monitor(tmp_path, config, plan, first_step)
         for step in range(first_step + 1, last + 1):
@@ -183,7 +183,7 @@ def test_a_new_monitor_drops_what_lies_beyond_its_first_step(config: RunConfig, 
     ]
 
 
-def test_a_checkpoint_is_written_when_it_is_asked_for(config: RunConfig, tmp_path: Path) -> None:
+def test_a_checkpoint_is_written_when_it_is_asked_for(config: ResolvedConfig, tmp_path: Path) -> None:
     asked = iter([False, True, *[False] * 6])
     rarely = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_epochs": 100})})
     pretrain(rarely, tmp_path, World(), StopRequests(save=lambda: next(asked)))
@@ -191,7 +191,7 @@ def test_a_checkpoint_is_written_when_it_is_asked_for(config: RunConfig, tmp_pat
 
 
 def test_a_full_disk_behind_the_steps_ends_the_run_with_its_reason(
-    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: ResolvedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(tensors: object, file: Path) -> None:
         raise OSError(28, "No space left on device")

@@ -65,7 +65,7 @@ def undisturbed(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def starts(trial: Path) -> list[int]:
     """The step of each start of its workers."""
-    return [int(step) for step in re.findall(r"going on from step (\d+)", (trial / "worker-0.log").read_text())]
+    return [int(step) for step in re.findall(r"continuing from step (\d+)", (trial / "worker-0.log").read_text())]
 
 
 def test_every_trial_comes_to_an_end_of_its_own(undisturbed: tuple[Path, dict[str, Any]]) -> None:

@@ -1,0 +1,216 @@
+"""DeepSpeed around a method: gradients summed over workers, and optimizer state that ZeRO cuts up, as whole tensors.
+
+This is the only module that imports DeepSpeed. ZeRO stages: 0 cuts nothing; 1 and 2 cut optimizer state, and gradients,
+into one flat tensor of each parameter group a worker; 3 cuts every parameter as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssl_dist.collectives import World
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import Diverged
+from ssl_dist.methods import Method
+from ssl_dist.optim import LARS, ParameterSlice
+
+
+class Zero:
+    """A method under DeepSpeed with its optimizer.
+
+    Args:
+        method: on the worker's device, with the same weights on every rank.
+        world: this worker; a process group of that size must exist, unless it is alone.
+    """
+
+    def __init__(self, method: Method, config: RunConfig, world: World) -> None:
+        deepspeed = _import_deepspeed(world)
+        self._method, self._world, self._stage = method, world, config.engine.zero_stage
+        self._names = {parameter: name for name, parameter in method.named_parameters()}
+        self._deepspeed, *_ = deepspeed.initialize(
+            model=method, optimizer=config.optim.build(method), config=_deepspeed_config(config)
+        )
+        wrapped = self._deepspeed.optimizer
+        self._optimizer: torch.optim.Optimizer = wrapped.optimizer if self._stage else wrapped
+        if isinstance(self._optimizer, LARS) and self._stage:
+            self._optimizer.shard(self._slices(), world.sum_)
+
+    def forward(self, views: Any) -> Tensor:
+        """Call the method; every rank calls equally often, because stage 3 gathers parameters."""
+        outputs: Tensor = self._deepspeed(views)
+        return outputs
+
+    @contextlib.contextmanager
+    def accumulating(self) -> Iterator[None]:
+        """Reduce gradients once for all backward passes of the block; stage 0 does so by ``last`` of ``backward``."""
+        with self._deepspeed.coalesce_grad_reduction() if self._stage else contextlib.nullcontext():
+            yield
+
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of ``loss``, summed over workers, to that of the step; ``last``: no more follow.
+
+        DeepSpeed's averaging is undone here and nowhere else. Stages 0 to 2 sum over workers, because
+        ``gradient_allreduce_op`` says so. Stage 3 can only average, which is a factor of 1/W, so the loss is multiplied
+        by W. The division by accumulation steps never happens (``gradient_accumulation_steps`` 1, ``scale_wrt_gas``
+        False).
+        """
+        if self._stage == 0:
+            self._deepspeed.set_gradient_accumulation_boundary(last)
+        factor = self._world.size if self._stage == 3 else 1
+        self._deepspeed.backward(loss * factor, scale_wrt_gas=False)
+
+    def update(self, step: int, learning_rate: float) -> float:
+        """Clip the gradient and update the parameters; return the gradient's norm before clipping.
+
+        Raises:
+            Diverged: on every rank, before the update, if the gradient is not finite.
+        """
+        for group in self._deepspeed.optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm: float | None = None
+        if self._stage == 0:
+            grads = [p.grad for p in self._method.parameters() if p.grad is not None]
+            norm = float(nn.utils.get_total_norm(grads))
+            if not torch.isfinite(torch.tensor(norm)):
+                raise Diverged(f"step {step}: the gradient's norm is {norm}; nothing was updated")
+        self._deepspeed.step()
+        if not self._deepspeed.was_step_applied():
+            raise Diverged(f"step {step}: the gradient is not finite; nothing was updated")
+        return float(self._deepspeed.get_global_grad_norm()) if norm is None else norm
+
+    def whole_parameters(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context in which every parameter is whole; only stage 3 keeps them cut up."""
+        from deepspeed.runtime.zero import GatheredParameters
+
+        return cast(
+            "contextlib.AbstractContextManager[Any]",
+            GatheredParameters(list(self._method.parameters()), enabled=self._stage == 3),
+        )
+
+    def optimizer_state(self, into: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the whole optimizer state by ``parameter/key`` on the CPU, complete on rank 0; every rank calls.
+
+        Args:
+            into: an earlier result, which is written over; may be empty.
+        """
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        found = {}
+        self._link_state()
+        for flat, parameters in self._partitions():
+            state = self._optimizer.state[flat]
+            for parameter in parameters:
+                for key in sorted(state):
+                    value = state[key]
+                    if value.dim() and self._stage:
+                        value = safe_get_full_optimizer_state(parameter, key)
+                    name = f"{self._names[parameter]}/{key}"
+                    found[name] = copy_to_cpu(value, into.get(name))
+        return found
+
+    def load_optimizer_state(self, saved: dict[str, Tensor]) -> None:
+        """Set this worker's part of the optimizer state from whole tensors, of a run with any workers and any stage."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        partitions = list(self._partitions())
+        for flat, parameters in partitions:
+            first = f"{self._names[parameters[0]]}/"
+            values = {name.removeprefix(first): value for name, value in saved.items() if name.startswith(first)}
+            self._optimizer.state[flat] = {
+                key: torch.zeros_like(flat) if value.dim() else value.clone() for key, value in values.items()
+            }
+        self._link_state()
+        for flat, parameters in partitions:
+            for parameter in parameters:
+                for key, value in self._optimizer.state[flat].items():
+                    if not value.dim():
+                        continue
+                    whole = saved[f"{self._names[parameter]}/{key}"].to(self._world.device)
+                    if self._stage == 0:
+                        value.copy_(whole)
+                    elif self._stage == 3:
+                        safe_set_local_optimizer_state(parameter, _slice(whole, parameter, self._world), key)
+                    else:
+                        safe_set_full_optimizer_state(parameter, whole, key)
+
+    def _link_state(self) -> None:
+        """At stages 1 and 2, point parameters at their slices of the flat state; DeepSpeed links one group only."""
+        if self._stage in (1, 2):
+            self._deepspeed.optimizer._hp_optimizer_states_linked = False
+            self._deepspeed.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _slices(self) -> dict[Tensor, list[ParameterSlice]]:
+        """Return which slice of which parameter this rank's flat tensors hold, at stages 1 and 2."""
+        slices: dict[Tensor, list[ParameterSlice]] = {}
+        for flat, parameters in self._partitions():
+            mappings = [(number, cast(Any, p)._hp_mapping) for number, p in enumerate(parameters)]
+            addresses = [(number, held.get_hp_fragment_address()) for number, held in mappings if held is not None]
+            slices[flat] = [ParameterSlice(number, address.start, address.numel) for number, address in addresses]
+        return slices
+
+    def _partitions(self) -> Iterator[tuple[Tensor, list[nn.Parameter]]]:
+        """Yield each tensor of the torch optimizer, and the parameters that it holds whole or in part."""
+        zero = self._deepspeed.optimizer
+        if self._stage == 0:
+            yield from ((p, [p]) for group in zero.param_groups for p in group["params"])
+        elif self._stage == 3:
+            yield from zip(zero.fp32_partitioned_groups_flat, zero.fp16_groups, strict=True)
+        else:
+            yield from zip(zero.single_partition_of_fp32_groups, zero.bit16_groups, strict=True)
+
+
+def copy_to_cpu(tensor: Tensor, into: Tensor | None) -> Tensor:
+    """Copy a tensor to the CPU, over ``into`` where it is given."""
+    if into is None:
+        return tensor.detach().to("cpu", copy=True).contiguous()
+    return into.copy_(tensor.detach())
+
+
+def _slice(whole: Tensor, parameter: Any, world: World) -> Tensor:
+    """Return this rank's part of a tensor as ZeRO-3 cuts it: equal parts of the flat tensor, padded with zeros."""
+    length = parameter.ds_tensor.numel()
+    part = whole.flatten()[world.rank * length : (world.rank + 1) * length]
+    return nn.functional.pad(part, (0, length - len(part)))
+
+
+def _import_deepspeed(world: World) -> Any:
+    if world.device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("LOCAL_RANK", "0")
+    import deepspeed
+    import deepspeed.ops
+
+    # Without this DeepSpeed compiles a shared-memory all-reduce at start, which needs a compiler and up to minutes.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of every optimizer but its own
+    # DeepSpeed calls collectives by names that torch 2.14 deprecates
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
+    if not dist.is_initialized():
+        assert world.size == 1, "a world of several workers has a process group"
+        dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+    return deepspeed
+
+
+def _deepspeed_config(config: RunConfig) -> dict[str, Any]:
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": config.batch.micro,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": config.optim.clip_norm or 0.0,  # its own default is 1.0
+        "zero_optimization": {"stage": config.engine.zero_stage},
+        "zero_allow_untested_optimizer": True,
+        "gradient_allreduce_op": "sum" if config.engine.zero_stage < 3 else "mean",
+        "steps_per_print": None,
+    }
+    if config.engine.precision == "bf16":
+        # no "safe" modules: gradients are reduced in float32
+        settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    return settings
