@@ -1,1 +1,1 @@
-"""Runs the science on Ray: one machine or a cluster. The only package that imports ray.train."""
+"""Pretraining on Ray, on one machine or a cluster; the only package that imports ray.train."""

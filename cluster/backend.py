@@ -1,7 +1,7 @@
-"""Ray Train's torch backend, whose workers end a step before they go (see ``leaving.py``).
+"""Ray Train's torch backend, extended so that preempted workers end their step first (see ``preemption.py``).
 
-The function that trains runs beside a worker's main thread, which alone takes signals. What a backend does at the start
-and at the end runs in it.
+The training function runs in a thread of the worker, and only a process' main thread receives signals. The functions
+that a backend executes at the start and at the end run in the main thread.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import ray
 from ray.train.torch import TorchConfig
 
-from cluster.preemption import heed_sigterm, is_training, leave
+from cluster.preemption import handle_sigterm, is_training, preempt
 
-_ANSWER_S = 10  # of a worker that is well
-_LEAVE_S = 330  # with a step and a checkpoint in it
+_HEALTHY_ANSWER_S = 10  # a worker that takes longer is not waited for
+_PREEMPT_S = 330  # enough for a step and a checkpoint
 
 _TorchBackend: Any = TorchConfig().backend_cls
 
@@ -25,24 +25,24 @@ _TorchBackend: Any = TorchConfig().backend_cls
 class _Backend(_TorchBackend):  # type: ignore[misc]
     def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_training_start(worker_group, backend_config)
-        worker_group.execute(heed_sigterm)
+        worker_group.execute(handle_sigterm)
 
     def on_shutdown(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Of a group whose workers all train: it makes room for one of another size. One that has failed is ended."""
+        """Let workers finish their step when the group is resized; a group in which a worker failed ends at once."""
         with contextlib.suppress(ray.exceptions.RayError):
-            if all(_ask(worker_group, is_training, _ANSWER_S)):
-                _ask(worker_group, leave, _LEAVE_S)
+            if all(_call_on_workers(worker_group, is_training, _HEALTHY_ANSWER_S)):
+                _call_on_workers(worker_group, preempt, _PREEMPT_S)
         super().on_shutdown(worker_group, backend_config)
 
 
-def _ask(worker_group: Any, function: Callable[[], Any], timeout_s: float) -> list[Any]:
+def _call_on_workers(worker_group: Any, function: Callable[[], Any], timeout_s: float) -> list[Any]:
     answers: list[Any] = ray.get(worker_group.execute_async(function), timeout=timeout_s)
     return answers
 
 
 @dataclass
-class HeedingTorchConfig(TorchConfig):  # type: ignore[misc]
-    """TorchConfig with that backend."""
+class PreemptibleTorchConfig(TorchConfig):  # type: ignore[misc]
+    """Ray's TorchConfig with this module's backend."""
 
     @property
     def backend_cls(self) -> Any:

@@ -1,10 +1,10 @@
-"""Shards written by Ray tasks on all nodes: ``store.build(source, destination, workers=tasks(...))``, append, merge.
+"""Writers of stores on a Ray cluster: ``store.build(source, destination, workers=ray_writers(...))``, append, merge.
 
-The driver lists the source, cuts it and gives each shard its name (see ``ssl_dist/store/write.py``); a task writes one
-shard, with one CPU. Destination and source lie where all nodes see them, at the same path: a shared file system, or for
-the source a URI. Files travel as names; what a tar or a table holds is read by the driver, and waits in Ray's object
-store. The result is byte for byte that of any other number of workers. Ray runs a task again whose node or process was
-lost, and ends those of a dead driver; should one live on, nobody gives its shard a name.
+The driver lists the source, cuts it into shards and names them (see ``ssl_dist/store/building``); a Ray task writes one
+shard, with one CPU. All nodes see destination and source at the same path: on a shared file system or, for the source,
+at a URI. Files travel as names; members of tars and tables are read by the driver and wait in Ray's object store. The
+store is byte for byte the same for any number of workers. Ray repeats a task whose node or process was lost, and ends
+the tasks of a dead driver; if such a task still writes, nobody renames its file to a shard.
 """
 
 from __future__ import annotations
@@ -17,68 +17,73 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.connect import connected, last_line
+from cluster.connect import last_line, ray_with_capacity
 from ssl_dist import __version__
 from ssl_dist.errors import ClusterError, ConfigError, SslDistError
 from ssl_dist.settings import ClusterConfig
-from ssl_dist.store.building.lock import token_of
-from ssl_dist.store.building.shard_writer import Piece, Written
+from ssl_dist.store.building.lock import read_token
+from ssl_dist.store.building.shard_writer import ShardJob, WrittenShard
 from ssl_dist.store.building.sources import File
-from ssl_dist.store.building.sources.base import text
-from ssl_dist.store.building.sources.files import local
-from ssl_dist.store.building.writer_pool import Writers, write_piece
+from ssl_dist.store.building.sources.base import to_unicode
+from ssl_dist.store.building.sources.files import local_file
+from ssl_dist.store.building.writer_pool import Writers, write_missing_shard
 
 _RETRIES = 5  # of a task whose node or process was lost
-_END_S = 10  # for tasks that are told to end
-_MAKERS = ("pillow", "numpy", "pyarrow")  # packages that a shard's bytes depend on
+_CANCEL_S = 10  # in which cancelled tasks end
+_PACKAGES = ("pillow", "numpy", "pyarrow")  # a shard's bytes depend on their versions
 
 
 class _Answer(NamedTuple):
-    """A task's: what it wrote, where, and which local files are not there what they were when the source was listed."""
+    """A task's result: the shard, the node that wrote it, and local files that differ there from the driver's list."""
 
-    written: Written
+    written: WrittenShard
     node: str
     changed: list[File]
 
 
-def tasks(at_most: int | None = None, say: Callable[[str], None] = lambda _: None) -> Writers:
-    """Tasks on the cluster of RAY_ADDRESS, on the Ray that this process is connected to, or on one started here.
+def ray_writers(at_most: int | None = None, say: Callable[[str], None] = lambda _: None) -> Writers:
+    """Return writers that run as Ray tasks.
+
+    They use the Ray that this process is connected to, the cluster of RAY_ADDRESS, or a Ray started here.
 
     Args:
-        at_most: that run at once; None: one a CPU of the cluster, also of nodes that join later.
-        say: is told how many there are.
+        at_most: largest number of tasks at once; None: one for each CPU of the cluster, also of nodes that join later.
+        say: gets a text with the number of workers.
 
     Returns:
-        Writers that raise also ClusterError: Ray cannot be reached or started, or has no CPU; a node does not see the
-        destination or the source, or has other packages; a shard's task was lost again and again.
+        Writers that also raise ClusterError: Ray cannot be reached or started, or has no CPU; a node does not see the
+        destination or the source, or has other packages; a shard's task was lost too often.
 
     Raises:
-        ConfigError: a number less than 1.
+        ConfigError: ``at_most`` is less than 1.
     """
     if at_most is not None and at_most < 1:
         raise ConfigError(f"workers {at_most}: at least 1 is needed")
 
-    def write(pieces: Iterator[Piece]) -> Generator[Written, None, None]:
-        with connected(ClusterConfig.model_validate({"workers": {"min": 1, "max": at_most or 1}})):
-            flight = _Flight(at_most, say)
+    def write(jobs: Iterator[ShardJob]) -> Generator[WrittenShard, None, None]:
+        with ray_with_capacity(ClusterConfig.model_validate({"workers": {"min": 1, "max": at_most or 1}})):
+            queue = _TaskQueue(at_most, say)
             try:
-                for piece in pieces:
-                    while (done := flight.first_is_done()) or not flight.has_room(piece):
+                for job in jobs:
+                    while (done := queue.first_is_done()) or not queue.has_room(job):
                         if done:
-                            yield flight.take()
+                            yield queue.take_first()
                         else:
-                            flight.wait()
-                    flight.begin(piece)
-                while flight:
-                    yield flight.take()
+                            queue.wait_for_one()
+                    queue.submit(job)
+                while queue:
+                    yield queue.take_first()
             finally:
-                flight.end()
+                queue.cancel()
 
     return write
 
 
-class _Flight:
-    """Tasks in the order of their pieces: twice as many as may run, of which those that ran wait for the first."""
+class _TaskQueue:
+    """The submitted tasks in the order of their jobs.
+
+    It holds twice as many tasks as may run at once: a task that is done waits until those before it are done.
+    """
 
     def __init__(self, at_most: int | None, say: Callable[[str], None]) -> None:
         import ray
@@ -86,8 +91,8 @@ class _Flight:
         self._at_most, self._say = at_most, say
         self._task = ray.remote(num_cpus=1, max_retries=_RETRIES, scheduling_strategy="SPREAD")(_write)
         self._tasks = deque[Any]()  # references to answers
-        self._held: dict[Any, int] = {}  # bytes in the object store, of tasks that are not done
-        self._most_held = _object_store_bytes() // 2
+        self._running: dict[Any, int] = {}  # tasks that are not done, with their bytes in the object store
+        self._max_bytes = _object_store_bytes() // 2
 
     def __len__(self) -> int:
         return len(self._tasks)
@@ -95,42 +100,43 @@ class _Flight:
     def first_is_done(self) -> bool:
         import ray
 
-        if self._held:
-            for task in ray.wait(list(self._held), num_returns=len(self._held), timeout=0)[0]:
-                del self._held[task]
-        return bool(self._tasks) and self._tasks[0] not in self._held
+        if self._running:
+            for task in ray.wait(list(self._running), num_returns=len(self._running), timeout=0)[0]:
+                del self._running[task]
+        return bool(self._tasks) and self._tasks[0] not in self._running
 
-    def has_room(self, piece: Piece) -> bool:
-        """May it begin now? However large, it may when no other is running."""
+    def has_room(self, job: ShardJob) -> bool:
+        """Return whether a job may be submitted now; a job of any size may when no other is running."""
         import ray
 
         cpus = max(1, int(ray.cluster_resources().get("CPU", 0)))
         self._say(f"{min(cpus, self._at_most or cpus)} workers")
-        number = self._at_most or 2 * cpus  # half of them wait in Ray's queue: a CPU has the next one at once
-        fits = piece.held_bytes + sum(self._held.values()) <= self._most_held or not self._held
-        return len(self._held) < number and len(self._tasks) < 2 * number and fits
+        number = self._at_most or 2 * cpus  # half of them wait in Ray's queue, so that no CPU is idle
+        fits = job.memory_bytes + sum(self._running.values()) <= self._max_bytes or not self._running
+        return len(self._running) < number and len(self._tasks) < 2 * number and fits
 
-    def wait(self) -> None:
-        """Until one more is done."""
+    def wait_for_one(self) -> None:
+        """Wait until one more task is done."""
         import ray
 
-        ray.wait(list(self._held), num_returns=1)
+        ray.wait(list(self._running), num_returns=1)
 
-    def begin(self, piece: Piece) -> None:
-        task = self._task.remote(_absolute(piece), token_of(piece.path.parent), _versions())
+    def submit(self, job: ShardJob) -> None:
+        task = self._task.remote(_with_absolute_paths(job), read_token(job.path.parent), _versions())
         self._tasks.append(task)
-        self._held[task] = piece.held_bytes
+        self._running[task] = job.memory_bytes
 
-    def take(self) -> Written:
-        """What the first wrote.
+    def take_first(self) -> WrittenShard:
+        """Wait for the first task, and return what it wrote.
 
         Raises:
-            As the writers of ``tasks``.
+            ClusterError: the task was lost too often, or its node does not see the source.
+            SslDistError: the task raised it; so do OSError and errors of our own.
         """
         import ray
 
         task = self._tasks.popleft()
-        self._held.pop(task, None)
+        self._running.pop(task, None)
         try:
             answer: _Answer = ray.get(task)
         except ray.exceptions.RayTaskError as error:
@@ -138,7 +144,7 @@ class _Flight:
                 raise error.cause from None
             raise
         except ray.exceptions.RayError as error:
-            raise ClusterError(f"the writers of a shard were lost ({last_line(error)}): call again to go on") from None
+            raise ClusterError(f"the writers of a shard were lost ({last_line(error)}): call again to resume") from None
         for file in answer.changed:
             if _is_as_listed(file):
                 raise ClusterError(
@@ -147,18 +153,18 @@ class _Flight:
                 )
         return answer.written
 
-    def end(self) -> None:
-        """Stop those that are not done."""
+    def cancel(self) -> None:
+        """Stop the tasks that are not done."""
         import ray
 
         for task in self._tasks:
             ray.cancel(task)
         if self._tasks:
-            ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_END_S)
+            ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=_CANCEL_S)
 
 
 def _object_store_bytes() -> int:
-    """Of this node's, from which tasks elsewhere fetch their pieces."""
+    """Return the size of this node's object store, from which tasks on other nodes fetch their jobs."""
     import ray
 
     here = ray.get_runtime_context().get_node_id()
@@ -166,52 +172,53 @@ def _object_store_bytes() -> int:
 
 
 def _versions() -> dict[str, str]:
-    return {"ssl_dist": __version__, **{package: importlib.metadata.version(package) for package in _MAKERS}}
+    return {"ssl_dist": __version__, **{package: importlib.metadata.version(package) for package in _PACKAGES}}
 
 
-def _absolute(piece: Piece) -> Piece:
-    """With local paths that do not depend on a process' folder."""
+def _with_absolute_paths(job: ShardJob) -> ShardJob:
+    """Make local paths absolute, because a task runs in another working directory."""
     members = [
         member._replace(content=file._replace(path=str(Path(file.path).absolute())))
         if isinstance(file := member.content, File) and file.filesystem is None
         else member
-        for member in piece.members
+        for member in job.members
     ]
-    return piece._replace(members=members, path=piece.path.absolute())
+    return job._replace(members=members, path=job.path.absolute())
 
 
-def _write(piece: Piece, token: str, versions: dict[str, str]) -> _Answer:
-    """The task.
+def _write(job: ShardJob, token: str, versions: dict[str, str]) -> _Answer:
+    """Write one shard; Ray runs this as a task.
 
     Args:
-        token: that of the build, where the store is seen: see ``token_of``.
+        token: the build's token, which the task reads from the store as well (see ``read_token``).
+        versions: the driver's packages, which must be the node's too.
     """
     import ray
 
-    node, store = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", piece.path.parent
+    node, store = f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", job.path.parent
     for package, version in _versions().items():
         if version != versions[package]:
             raise ClusterError(
                 f"node {node} has {package} {version}, and the machine that builds {versions[package]}: install the"
                 " same constraints.txt on all nodes"
             )
-    if token_of(store) != token:
+    if read_token(store) != token:
         raise ClusterError(
             f"node {node} does not see the store that is being built at {store}: choose a destination on a file system"
             " that all nodes share, mounted at the same path"
         )
-    written = write_piece(piece)
-    return _Answer(written, node, _changed(piece, written))
+    written = write_missing_shard(job)
+    return _Answer(written, node, _changed_files(job, written))
 
 
-def _changed(piece: Piece, written: Written) -> list[File]:
-    """The first and last file, and those that could not be read, where they are local and not as they were listed."""
-    skipped = {key for key, _ in written.shard.skipped}
-    first, last = piece.members[0], piece.members[-1]
-    looked_at = [first, last, *(member for member in piece.members if text(member.key) in skipped)]
-    files = [member.content for member in looked_at if isinstance(member.content, File)]
+def _changed_files(job: ShardJob, written: WrittenShard) -> list[File]:
+    """Return the local files that are not as they were listed, of the first, the last, and the unreadable ones."""
+    skipped = {key for key, _ in written.summary.skipped}
+    first, last = job.members[0], job.members[-1]
+    checked = [first, last, *(member for member in job.members if to_unicode(member.key) in skipped)]
+    files = [member.content for member in checked if isinstance(member.content, File)]
     return [file for file in files if file.filesystem is None and not _is_as_listed(file)]
 
 
 def _is_as_listed(file: File) -> bool:
-    return local(file.path, file.key).stamp == file.stamp and os.access(file.path, os.R_OK)
+    return local_file(file.path, file.key).stamp == file.stamp and os.access(file.path, os.R_OK)

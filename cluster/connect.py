@@ -1,4 +1,4 @@
-"""Reach or start Ray, and start workers on it."""
+"""The connection to Ray: reach a cluster or start one here, count its room for workers, and make a trainer."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any
 from ssl_dist.errors import ClusterError
 from ssl_dist.settings import ClusterConfig
 
-# Read by Ray when it is imported, or by the processes that it starts.
+# Ray reads these when it is imported, or in the processes that it starts.
 _ENVIRONMENT = {
-    "RAY_AUTH_MODE": "disabled",  # unless the cluster sets one; unset, a local Ray would turn tokens on in the home
+    "RAY_AUTH_MODE": "disabled",  # unless the cluster sets a mode; without one, a local Ray would make a token
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
@@ -30,23 +30,28 @@ _REACH_S = 10
 
 
 @contextlib.contextmanager
-def connected(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
-    """Connected to the cluster of RAY_ADDRESS (or of an earlier ray.init), or to a Ray started here (True).
-
-    Args:
-        drivers: CPUs that are kept for the drivers of runs, beside the workers' (a Ray started here gets them on top).
+def ray_with_capacity(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
+    """Connect to Ray like ``ray_connection``, and refuse a cluster that has no room for the workers.
 
     Raises:
         ClusterError: Ray cannot be reached or started, or has no room for the workers.
     """
-    with reached(cluster, drivers=drivers) as started_here:
-        _check_resources(cluster, drivers)
+    with ray_connection(cluster, drivers=drivers) as started_here:
+        _check_capacity(cluster, drivers)
         yield started_here
 
 
 @contextlib.contextmanager
-def reached(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
-    """As ``connected``, whether it has room or not."""
+def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
+    """Connect to the cluster of RAY_ADDRESS or of an earlier ray.init, or start Ray here; yield whether it started.
+
+    Args:
+        drivers: CPUs to keep for the drivers of runs, beside the workers' CPUs; a Ray that is started here has them in
+            addition.
+
+    Raises:
+        ClusterError: Ray cannot be reached or started.
+    """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
@@ -57,7 +62,7 @@ def reached(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        _join(address) if address else _start(cluster, drivers)
+        _connect_to(address) if address else _start(cluster, drivers)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).splitlines()), repr(error))
         where = (
@@ -70,7 +75,7 @@ def reached(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
         ray.shutdown()
 
 
-def _join(address: str) -> None:
+def _connect_to(address: str) -> None:
     import ray
 
     _check_reachable(address)
@@ -83,9 +88,9 @@ def _start(cluster: ClusterConfig, drivers: int) -> None:
     _check_port(cluster.dashboard_port)
     ray.init(
         address="local",
-        # logical CPUs: more workers than cores are slow, not wrong
+        # logical CPUs: more workers than cores are slow, but they work
         num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers.max * cluster.cpus_per_worker)) + drivers,
-        # without it Ray does not give back the workers' place of a run that another actor drives
+        # without it Ray never frees the workers' resources of a run that another actor drives
         include_dashboard=cluster.dashboard_port is not None or drivers > 0,
         dashboard_host="127.0.0.1",
         dashboard_port=cluster.dashboard_port,
@@ -95,13 +100,14 @@ def _start(cluster: ClusterConfig, drivers: int) -> None:
 
 
 def _check_reachable(address: str) -> None:
-    """A quick no where nobody listens; Ray itself would go on asking for minutes."""
+    """Fail at once where nobody listens; Ray itself would try for minutes."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_REACH_S).close()
 
 
 def _check_port(port: int | None) -> None:
+    """Refuse a port that is in use; Ray would take another one without a word."""
     if port is None:
         return
     with socket.socket() as probe:
@@ -114,13 +120,13 @@ def _check_port(port: int | None) -> None:
             ) from None
 
 
-def _check_resources(cluster: ClusterConfig, drivers: int) -> None:
-    """Refuse what would wait for ever. A cluster that grows by itself must have grown as far as the run needs."""
+def _check_capacity(cluster: ClusterConfig, drivers: int) -> None:
+    """Refuse a cluster that is too small now, also one that grows by itself; Ray would wait without end."""
     import ray
 
-    found = room(cluster, drivers)
+    found = worker_capacity(cluster, drivers)
     if found < cluster.workers.min:
-        each = " and ".join(f"{number:g} {kind}" for kind, number in resources(cluster).items())
+        each = " and ".join(f"{number:g} {kind}" for kind, number in worker_resources(cluster).items())
         nodes = sum(node["Alive"] for node in ray.nodes())
         kept = f" beside {drivers} CPU for drivers" if drivers else ""
         raise ClusterError(
@@ -129,11 +135,11 @@ def _check_resources(cluster: ClusterConfig, drivers: int) -> None:
         )
 
 
-def room(cluster: ClusterConfig, drivers: int = 0) -> int:
-    """Workers that the cluster connected to can hold at once, with ``drivers`` CPUs of one node kept free."""
+def worker_capacity(cluster: ClusterConfig, drivers: int = 0) -> int:
+    """Return how many workers fit into the connected cluster at once, with ``drivers`` CPUs of one node kept free."""
     import ray
 
-    need = resources(cluster)
+    need = worker_resources(cluster)
     nodes = [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
     largest = max(nodes, key=lambda node: node.get("CPU", 0.0))
     largest["CPU"] = largest.get("CPU", 0.0) - drivers
@@ -141,11 +147,11 @@ def room(cluster: ClusterConfig, drivers: int = 0) -> int:
 
 
 class Background(threading.Thread):
-    """Calls a function beside the main thread, which Ray would else take Ctrl-C from.
+    """A thread that calls one function, so that the main thread keeps Ctrl-C, which Ray would take from it.
 
     Attributes:
-        result: what it returned.
-        error: what it raised instead.
+        result: what the function returned.
+        error: what the function raised instead.
     """
 
     def __init__(self, function: Callable[[], Any]) -> None:
@@ -157,12 +163,12 @@ class Background(threading.Thread):
     def run(self) -> None:
         try:
             self.result = self._function()
-        except BaseException as error:  # handed to the main thread
+        except BaseException as error:  # the main thread reads it
             self.error = error
 
 
-def reason_of(error: BaseException) -> str:
-    """One line for whatever ended a fit: the first worker that did not merely lose its connection to another."""
+def failure_reason(error: BaseException) -> str:
+    """Say in one line why a fit failed: name the first worker that did more than lose its connection to another."""
     failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
     lines = [(rank, last_line(reason)) for rank, reason in failures]
     rank, line = next((one for one in lines if "onnection" not in one[1]), lines[0])
@@ -170,33 +176,33 @@ def reason_of(error: BaseException) -> str:
 
 
 def last_line(reason: BaseException) -> str:
-    """Of an error's text, which for Ray's is what the remote side raised."""
+    """Return the last line of an error's text; in Ray's errors it is what the remote process raised."""
     return next((text.strip() for text in reversed(str(reason).splitlines()) if text.strip()), repr(reason))
 
 
-def trainer(
+def torch_trainer(
     function: Callable[[dict[str, Any]], Any], settings: dict[str, Any], cluster: ClusterConfig, directory: Path
 ) -> Any:
-    """A TorchTrainer of ``function(settings)`` on every worker.
+    """Make a TorchTrainer that calls ``function(settings)`` on every worker.
 
     Args:
-        directory: Ray's of the run and ours: checkpoints lie in it, and are reported where they are.
+        directory: the run's directory, into which Ray writes its own files as well.
     """
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    from cluster.backend import HeedingTorchConfig
+    from cluster.backend import PreemptibleTorchConfig
 
     return TorchTrainer(
         function,
         train_loop_config=settings,
-        torch_config=HeedingTorchConfig(backend="nccl" if cluster.gpu else "gloo"),
+        torch_config=PreemptibleTorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
             num_workers=cluster.workers.max
             if cluster.workers.min == cluster.workers.max
             else (cluster.workers.min, cluster.workers.max),
             use_gpu=cluster.gpu,
-            resources_per_worker=resources(cluster),
+            resources_per_worker=worker_resources(cluster),
             elastic_resize_monitor_interval_s=cluster.resize_every_s,
         ),
         run_config=ray.train.RunConfig(
@@ -207,6 +213,6 @@ def trainer(
     )
 
 
-def resources(cluster: ClusterConfig) -> dict[str, float]:
-    """Of one worker."""
+def worker_resources(cluster: ClusterConfig) -> dict[str, float]:
+    """Return the resources of one worker, by Ray's names for them."""
     return {"CPU": cluster.cpus_per_worker} | ({"GPU": 1.0} if cluster.gpu else {})

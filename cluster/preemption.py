@@ -1,5 +1,7 @@
-"""How a run hears that it has to leave a place: a node that Ray drains, a worker that gets SIGTERM, or that is asked to
-go since a node has joined and the group is made anew."""
+"""Preemption: how a run learns that a node is drained, or that one of its workers has to end.
+
+A worker has to end where it gets SIGTERM, or where a node has joined and Ray starts all workers again.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +13,21 @@ import time
 from collections.abc import Iterator
 
 _DRAIN_POLL_S = 2.0
-_STEP_S = 300  # in which a worker that is asked to leave has ended its step, and its checkpoint is written
-_told = threading.Event()  # this process has to go
-_idle = threading.Event()
+_LAST_STEP_S = 300  # in which a worker ends its step and its checkpoint is written
+_preempted = threading.Event()  # this process has to end
+_idle = threading.Event()  # no training is in progress in this process
 _idle.set()
 
 
 class DrainedNodes:
-    """Nodes that the cluster is about to take away (a spot machine's notice, ``ray drain-node``, scaling down)."""
+    """The nodes that the cluster is about to take away: a spot machine's notice, ``ray drain-node``, scaling down."""
 
     def __init__(self) -> None:
         self._known: set[str] = set()
         self._asked = 0.0
 
     def new(self) -> list[str]:
-        """Names of those that were not named before; asks the cluster every other second at most."""
+        """Return the names of nodes not returned before; ask the cluster every other second at most."""
         import ray
 
         if time.monotonic() - self._asked < _DRAIN_POLL_S:
@@ -36,25 +38,25 @@ class DrainedNodes:
         return sorted(node["NodeName"] for node in ray.nodes() if node["NodeID"] in found)
 
 
-def heed_sigterm() -> None:
-    """From now on a first SIGTERM to this process only sets what ``told`` returns; a second ends it."""
+def handle_sigterm() -> None:
+    """Let a first SIGTERM to this process only set what ``is_preempted`` returns; a second one ends the process."""
     signal.signal(signal.SIGTERM, _on_sigterm)
 
 
 def _on_sigterm(signum: int, frame: object) -> None:
-    if _told.is_set():
+    if _preempted.is_set():
         os._exit(128 + signum)
-    _told.set()
+    _preempted.set()
 
 
-def told() -> bool:
-    """Has this process been told to go?"""
-    return _told.is_set()
+def is_preempted() -> bool:
+    """Return whether this process has to end."""
+    return _preempted.is_set()
 
 
 @contextlib.contextmanager
-def training() -> Iterator[None]:
-    """Around what ``leave`` waits for."""
+def training_in_progress() -> Iterator[None]:
+    """Mark the time during which this process trains."""
     _idle.clear()
     try:
         yield
@@ -63,11 +65,11 @@ def training() -> Iterator[None]:
 
 
 def is_training() -> bool:
-    """Is it going on, in another thread of this process?"""
+    """Return whether another thread of this process trains."""
     return not _idle.is_set()
 
 
-def leave() -> None:
-    """Tell this process to go, and wait until its training has ended."""
-    _told.set()
-    _idle.wait(_STEP_S)
+def preempt() -> None:
+    """Tell this process to end, and wait until its training has ended."""
+    _preempted.set()
+    _idle.wait(_LAST_STEP_S)

@@ -6,30 +6,28 @@ from pathlib import Path
 from typing import Any
 
 from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
+from ssl_dist import data
 from ssl_dist.checkpoint import Checkpoints, pretrained
 from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.commands.console import say
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override
-from ssl_dist.data.sample_plan import open_data
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.uris import split_uri, without_secrets
 
 
-def resolve(recipe: str, overrides: dict[str, Any]) -> RunConfig:
+def resolve(recipe: str, overrides: dict[str, Any]) -> ResolvedConfig:
     """Read a recipe and open its store once: whatever is wrong with it is said before anything starts."""
-    return _with_store(RunConfig.load(recipe, overrides), recipe)
+    return _resolve(RunConfig.load(recipe, overrides))
 
 
-def _with_store(config: RunConfig, origin: str) -> RunConfig:
-    """Add the store's absolute path, the number and size of its images, and the file of weights."""
-    _, found = open_data(config)
-    assert found.num_samples is not None
-    config.plan(found.num_samples)
+def _resolve(config: RunConfig) -> ResolvedConfig:
+    """Find the facts about the run's data and weights, and check its length and its mirror."""
+    resolved = data.resolve(config).config
+    resolved.plan()
     if config.checkpoint.mirror:
         Mirror(config.checkpoint.mirror).expect_writable()
-    config = RunConfig.from_tree({**config.model_dump(), "data": found.model_dump()}, origin)
-    return config.model_copy(update={"backbone": pretrained.resolve(config)})
+    return pretrained.resolve(resolved)
 
 
 def restore(uri: str, out: Path) -> Path:
@@ -43,11 +41,11 @@ def restore(uri: str, out: Path) -> Path:
         raise RunError(f"{without_secrets(uri)} holds no checkpoint: give RUN of checkpoint.mirror/RUN")
     tree = found.config.model_dump()
     put_override(tree, "checkpoint.mirror", place)
-    RunDirectory.enter(directory, RunConfig.from_tree(tree, uri)).leave()
+    RunDirectory.claim(directory, ResolvedConfig.from_tree(tree, uri)).release()
     return directory
 
 
-def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, RunConfig]:
+def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, ResolvedConfig]:
     """Open a run to resume it; settings that may change are kept for the resume after this one."""
     for key in overrides:
         if not is_free(key):
@@ -57,8 +55,8 @@ def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, Ru
     tree = before.model_dump()
     for key, value in overrides.items():
         put_override(tree, key, value)
-    config = _with_store(RunConfig.from_tree(tree, str(directory)), str(directory))
-    before.data.expect(config.data)
+    config = _resolve(ResolvedConfig.from_tree(tree, str(directory)))
+    before.expect_same_data(config)
     found = Checkpoints.from_config(run.path, config).newest()
     say(f"going on from step {found.step}" if found else "no checkpoint yet: starting from step 0")
     run.update(config)

@@ -1,10 +1,10 @@
-"""A run's directory: who has it, what was asked of it, why it ended.
+"""A run's directory: its lock, its config, the requests to its workers, and the error that ended it.
 
 RUN/
   config.json     the resolved config
   checkpoints/  tensorboard/  metrics.jsonl     see ssl_dist.checkpoint and ssl_dist.training.monitor
-  worker-N.log    prose of worker N
-  error.json      the last error raised on purpose; gone when the run goes on
+  worker-N.log    log of worker N
+  error.json      the last error raised on purpose; deleted when the run resumes
   stop            asks the workers to end after this step, with a checkpoint
   save            asks them for a checkpoint after this step
   lock            held by the process that drives the run
@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import IO
 
 from ssl_dist import errors
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import RunError, SslDistError
 from ssl_dist.files import write_text
 
-# What an earlier start left.
+# Files that an earlier start may have left.
 _STALE = ("stop", "save", "error.json")
 
-# What may change when a run goes on: it decides how fast and where, not which model comes out. Of a store, a label file
-# and weights, number and size of images and the digests are settings of their own, and these may not.
+# Settings that may change when a run resumes: they decide how fast and where it runs, not which model comes out. A
+# store, a label file or weights may move; the facts about them, such as their digests, must stay the same.
 FREE_ON_RESUME = (
     "cluster",
     "checkpoint",
@@ -42,12 +42,12 @@ FREE_ON_RESUME = (
 
 
 def is_free(key: str) -> bool:
-    """May this dotted key change when a run goes on?"""
+    """Return whether this dotted key may change when a run resumes."""
     return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
 
 
-def differences(before: RunConfig, now: RunConfig) -> list[str]:
-    """What differs and may not, as ``key value (began with value)``; none where a run can go on with ``now``."""
+def differences(before: ResolvedConfig, now: ResolvedConfig) -> list[str]:
+    """List the changed settings that must not change on resume, each as ``key value (began with value)``."""
     began, asked = before.flat(), now.flat()
     keys = [key for key in {**began, **asked} if not is_free(key) and began.get(key) != asked.get(key)]
     return [f"{key} {asked.get(key)} (began with {began.get(key)})" for key in keys]
@@ -55,79 +55,79 @@ def differences(before: RunConfig, now: RunConfig) -> list[str]:
 
 @dataclass
 class RunDirectory:
-    """``path`` is absolute."""
+    """A run's directory at the absolute ``path``; one process at a time holds its lock."""
 
     path: Path
     _lock: IO[str] | None = field(default=None, repr=False)
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig) -> RunDirectory:
-        """A new directory with the run's config in it, locked.
+    def create(cls, path: Path, config: ResolvedConfig) -> RunDirectory:
+        """Make a new directory with the run's config in it, and lock it.
 
         Raises:
-            RunError: it exists and is not empty, or cannot be written.
+            RunError: the directory is not empty, or cannot be written.
         """
         run = cls(path.absolute())
         try:
             run.path.mkdir(parents=True, exist_ok=True)
             if any(run.path.iterdir()):
-                raise RunError(f"{path} is not empty: go on with it by --resume {path}, or choose another --run-dir")
-            run._claim()
+                raise RunError(f"{path} is not empty: resume its run by --resume {path}, or choose another --run-dir")
+            run._lock_it()
             run.update(config)
         except OSError as error:
             raise RunError(f"run directory {path} cannot be written: {error.strerror}") from None
         return run
 
     @classmethod
-    def enter(cls, path: Path, config: RunConfig) -> RunDirectory:
-        """A run of exactly this config, locked: new, or to go on with.
+    def claim(cls, path: Path, config: ResolvedConfig) -> RunDirectory:
+        """Lock the run of exactly this config, which may be new or begun.
 
         Raises:
-            RunError: another process drives it.
+            RunError: another process holds the lock.
         """
         run = cls(path.absolute())
         run.path.mkdir(parents=True, exist_ok=True)
-        run._claim()
+        run._lock_it()
         for name in _STALE:
             (run.path / name).unlink(missing_ok=True)
         run.update(config)
         return run
 
-    def leave(self) -> None:
-        """Let others have it."""
+    def release(self) -> None:
+        """Unlock the directory for other processes."""
         if self._lock:
             self._lock.close()
             self._lock = None
 
     @classmethod
-    def reopen(cls, path: Path) -> tuple[RunDirectory, RunConfig]:
-        """A run to go on with, locked, and its config.
+    def reopen(cls, path: Path) -> tuple[RunDirectory, ResolvedConfig]:
+        """Lock a run that has begun, and read its config.
 
         Raises:
-            RunError: not a run, or another process drives it.
+            RunError: the directory holds no run, or another process holds the lock.
         """
         run = cls(path.absolute())
         try:
             tree = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
-            run._claim()
+            run._lock_it()
             for name in _STALE:
                 (run.path / name).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
-            raise RunError(f"{path} is not a run that can go on ({error})") from None
-        return run, RunConfig.from_tree(tree, str(run.path / "config.json"))
+            raise RunError(f"{path} is not a run that can resume ({error})") from None
+        return run, ResolvedConfig.from_tree(tree, str(run.path / "config.json"))
 
-    def update(self, config: RunConfig) -> None:
-        """Keep the settings that a resume changed, for the next one."""
+    def update(self, config: ResolvedConfig) -> None:
+        """Write the config, so that the next resume starts from the settings of this one."""
         write_text(self.path / "config.json", config.model_dump_json(indent=1))
 
     def discard(self) -> None:
-        """Take back a directory in which nothing has run."""
+        """Delete the directory if nothing has run in it."""
         if self._lock and sorted(path.name for path in self.path.iterdir()) == ["config.json", "lock"]:
             for name in ("config.json", "lock"):
                 (self.path / name).unlink()
             self.path.rmdir()
 
-    def _claim(self) -> None:
+    def _lock_it(self) -> None:
         self._lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -144,7 +144,7 @@ class RunDirectory:
         (self.path / "save").touch()
 
     def save_asked(self) -> bool:
-        """Once for each time that it was asked for."""
+        """Return whether a checkpoint was asked for, once for each request."""
         try:
             (self.path / "save").unlink()
         except FileNotFoundError:
@@ -152,7 +152,7 @@ class RunDirectory:
         return True
 
     def write_error(self, error: SslDistError, *, final: bool) -> None:
-        """Leave an error for the driver. A final one replaces another, which else stays."""
+        """Write an error for the driver to read; only a ``final`` error replaces an earlier one."""
         target = self.path / "error.json"
         if final or not target.exists():
             write_text(target, json.dumps({"kind": type(error).__name__, "message": str(error)}))

@@ -1,4 +1,4 @@
-"""What one Ray Train worker runs: the science, with Ray as its requests."""
+"""The function that every Ray Train worker runs: it trains, logs, and leaves errors for the driver."""
 
 from __future__ import annotations
 
@@ -12,31 +12,34 @@ from typing import Any
 
 import torch
 
-from cluster.preemption import told, training
+from cluster.preemption import is_preempted, training_in_progress
 from cluster.run_directory import RunDirectory
 from ssl_dist.collectives import World
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Preempted, SslDistError
 
-_OURS = ("cluster", "ssl_dist")  # packages whose news is logged; of others, warnings
+_OURS = ("cluster", "ssl_dist")  # packages whose information is logged; other packages only log warnings
 
 log = logging.getLogger(__name__)
 
 
 def train(settings: dict[str, Any]) -> dict[str, float]:
-    """Entry point of TorchTrainer.
+    """Train as one of a run's workers.
 
-    Whatever ends one worker, Ray kills the others with it and starts all anew from the newest checkpoint. An error
-    raised on purpose would only come again: it is left in the run directory for the driver, and the workers that are
-    started next find it and end at once.
+    When one worker ends early, Ray kills the others and starts all of them again from the newest checkpoint. An error
+    raised on purpose would only repeat itself: it is written to the run directory for the driver, and the workers that
+    Ray starts next find it there and end at once.
 
     Args:
-        settings: ``config``, the run's config as plain values; ``directory``, of the run; ``here``: this is the only
-            worker, and Ray Train did not start it.
+        settings: ``config``, the run's config as plain values; ``directory``, the run's directory; ``here``, whether
+            this is the only worker and Ray Train did not start it.
+
+    Returns:
+        The last metrics and ``step``; nothing where an earlier start left an error.
     """
     from ssl_dist.training.loop import StopRequests, pretrain
 
-    config = RunConfig.from_tree(settings["config"], "the run's config")
+    config = ResolvedConfig.from_tree(settings["config"], "the run's config")
     run = RunDirectory(Path(settings["directory"]))
     rank = World.current().rank
     if run.read_error():
@@ -44,14 +47,14 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
     world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
     requests = StopRequests(
-        stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), preempted=told
+        stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), preempted=is_preempted
     )
-    with training(), _logging_to(run.path / f"worker-{rank}.log"):
+    with training_in_progress(), _logging_to(run.path / f"worker-{rank}.log"):
         log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
         try:
             return pretrain(config, run.path, world, requests)
-        except Preempted:  # Ray starts all anew
-            log.warning("worker %d leaves its place", rank)
+        except Preempted:  # Ray starts all workers again
+            log.warning("worker %d was preempted", rank)
             raise
         except SslDistError as error:
             run.write_error(error, final=rank == 0)
@@ -62,7 +65,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
 
 
 def _gpu(here: bool) -> torch.device:
-    """Untested without a GPU."""
+    """Return this worker's GPU; no test runs this without one."""
     if here:
         return torch.device("cuda")
     import ray.train.torch

@@ -1,1 +1,1 @@
-"""The top of the house: the command line."""
+"""Searches over settings with Ray Tune: each trial is a pretraining; the only package that imports ray.tune."""

@@ -67,8 +67,8 @@ def run(
 
     Each trial is a pretraining of its own; trials are ranked by a probe, at equal numbers of images seen.
     """
-    from tune.results import conclude
-    from tune.runner import drive
+    from tune.results import write_results
+    from tune.runner import run_sweep
     from tune.sweep import Sweep
 
     if (recipe is None) == (resume is None):
@@ -84,8 +84,8 @@ def run(
         _write(sweep, directory)
     say(f"sweep directory {directory}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(directory))}")
-    drive(sweep, directory, console, concurrency=concurrency)
-    conclude(sweep, directory)
+    run_sweep(sweep, directory, console, concurrency=concurrency)
+    write_results(sweep, directory)
     _show(sweep, directory, as_json)
 
 
@@ -112,18 +112,18 @@ def results(
     as_json: Json = False,
 ) -> None:
     """Show the trials, the importance of each setting, a picture, and the best recipe; also while the sweep runs."""
-    from tune.results import conclude
+    from tune.results import write_results
     from tune.sweep import Sweep
 
     found = Sweep.read(sweep)
-    conclude(found, sweep)
+    write_results(found, sweep)
     _show(found, sweep, as_json)
 
 
 def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
-    from tune.results import importances, read, winner
+    from tune.results import importances, read_trials, winner
 
-    trials = read(sweep, directory)
+    trials = read_trials(sweep, directory)
     console.print(_table(sweep, trials))
     weights = importances(sweep, trials)
     if weights:

@@ -1,7 +1,8 @@
-"""Population-based training (arXiv 1711.09846): a member that falls behind goes on from a better one's checkpoint,
-optimizer included, with its settings moved. Ray's scheduler decides; here are the checkpoints that it hands over.
+"""Population-based training (arXiv 1711.09846): a member that falls behind continues from a better member's checkpoint.
 
-A member that goes on from another's checkpoint gets a run directory of its own, with origin.json in it.
+The member takes over weights and optimizer and changes its settings. Ray's scheduler decides who continues from whom;
+this module hands the checkpoints over. A member that continues from another's checkpoint gets a new run directory,
+whose origin.json says where it came from.
 """
 
 from __future__ import annotations
@@ -24,13 +25,15 @@ from ray.tune.schedulers import PopulationBasedTraining
 
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints, verify
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
+from tune.space import Sample
 from tune.sweep import Sweep
 from tune.trial_files import (
     NO_POINT,
     OUTCOME,
     Point,
     begun_trials,
+    config_of,
     path_of,
     read_origin,
     read_outcome,
@@ -39,11 +42,14 @@ from tune.trial_files import (
     write_outcome,
 )
 
-_GIVER = "giver.json"  # in what is handed over: whose it is
+_DONOR = "donor.json"  # lies beside a checkpoint that is handed over, and names the run it comes from
 
 
-class Population(PopulationBasedTraining):  # type: ignore[misc]  # Ray has no types here
-    """Ray's, over images seen. Ray draws by ``random``: its choices differ from time to time."""
+class PopulationScheduler(PopulationBasedTraining):  # type: ignore[misc]  # Ray has no types here
+    """Ray's scheduler, which compares members by images seen.
+
+    Ray draws from Python's global ``random``, so two sweeps with one seed make different choices.
+    """
 
     def __init__(self, sweep: Sweep) -> None:
         random = np.random.default_rng()
@@ -58,59 +64,93 @@ class Population(PopulationBasedTraining):  # type: ignore[misc]  # Ray has no t
 
         super().__init__(
             time_attr="images",
-            perturbation_interval=math.floor(sweep.every_epochs * sweep.num_images),
+            perturbation_interval=math.floor(sweep.probe_every_epochs * sweep.num_images),
             hyperparam_mutations={"sample": moves},
             custom_explore_fn=clipped,
             log_config=False,
         )
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        if result["last"]:  # nobody goes on from the end
+        if result["last"]:  # no member continues from the end of another
             return str(self.CONTINUE)
         return str(super().on_trial_result(tune_controller, trial, result))
 
 
-def enter(sweep: Sweep, config: RunConfig, directory: Path, member: str, handed: Checkpoint | None) -> RunDirectory:
-    """The run directory in which a member goes on, with a checkpoint in it where it does not start by itself.
+def member_samples(sweep: Sweep, directory: Path) -> list[Sample]:
+    """Return every member's settings as they are now: those of its current run, or those that it begins with."""
+    runs = _current_runs(directory)
+    begin = {f"{number:05d}": sample for number, sample in enumerate(sweep.known_samples)}
+    return [sweep.sample_of(config_of(runs[key])) if key in runs else begin[key] for key in begin]
+
+
+def _member_key(trial: str) -> str:
+    """Return the part of Ray Tune's trial name that is the same after every start: the number of the member."""
+    return trial.rpartition("_")[2]
+
+
+def _current_runs(directory: Path) -> dict[str, Path]:
+    """Map each member that has begun to the run in which it trains: its newest one that was not replaced."""
+    runs = {}
+    for run, _ in begun_trials(directory):
+        origin = read_origin(run)
+        if origin and (read_outcome(run) or {}).get("status") != "replaced":
+            runs[_member_key(origin["trial"])] = run
+    return runs
+
+
+def claim_run(
+    sweep: Sweep, config: ResolvedConfig, directory: Path, member: str, handed: Checkpoint | None
+) -> RunDirectory:
+    """Claim the run directory in which a member continues, with the checkpoint in it from which it does so.
 
     Args:
-        member: Tune's name of it.
-        handed: what Tune gives it: its own last checkpoint, or that of the member whose place it takes.
+        member: Ray Tune's name of the member.
+        handed: a checkpoint from Ray Tune: the member's own last one, or that of the member it continues from. None
+            after a start of Ray Tune: the member continues in its current run.
     """
     if handed is None:
-        run = RunDirectory.enter(path_of(directory, config), config)
-        write_origin(run.path, member, "", 0)
-        return run
-    with handed.as_directory() as folder:
-        giver = json.loads((Path(folder) / _GIVER).read_text(encoding="utf-8"))
-        if giver["member"] == member:
-            run = RunDirectory.enter(directory / "trials" / giver["run"], config)
-            if (read_outcome(run.path) or {}).get("status") == "replaced":  # Tune's memory is from before that
-                (run.path / OUTCOME).unlink()
-            return run
-        source = Path(folder) / giver["checkpoint"]  # Tune may have put it into the folder of an older one
-        step = verify(source).step
-        text = json.dumps([config.fingerprint(), member, giver["run"], step])
-        run = RunDirectory.enter(directory / "trials" / hashlib.sha256(text.encode()).hexdigest()[:12], config)
-        if Checkpoints(run.path).newest() is None:
-            Checkpoints(run.path).adopt(source)
-    _replace(sweep, directory, member, run.path)
-    write_origin(run.path, member, giver["run"], step)
+        path = _current_runs(directory).get(_member_key(member), path_of(directory, config))
+        run, origin = _claim_own(path, config)
+    else:
+        with handed.as_directory() as folder:
+            donor = json.loads((Path(folder) / _DONOR).read_text(encoding="utf-8"))
+            path = directory / "trials" / donor["run"]
+            if donor["member"] == member:
+                run, origin = _claim_own(path, config)
+            else:
+                source = Path(folder) / donor["checkpoint"]  # Tune may have put it into the folder of an older one
+                origin = {"run": donor["run"], "step": verify(source).step}
+                text = json.dumps([config.fingerprint(), member, *origin.values()])
+                path = path.with_name(hashlib.sha256(text.encode()).hexdigest()[:12])
+                run = RunDirectory.claim(path, config)
+                if Checkpoints(path).newest() is None:
+                    Checkpoints(path).adopt(source)
+    write_origin(path, member, origin["run"], origin["step"])
+    _close_other_runs(sweep, directory, member, path)
     return run
 
 
-def _replace(sweep: Sweep, directory: Path, member: str, by: Path) -> None:
-    """Close what the member ran before."""
+def _claim_own(path: Path, config: ResolvedConfig) -> tuple[RunDirectory, dict[str, Any]]:
+    """Claim a run that its member continues, and read where it came from."""
+    run = RunDirectory.claim(path, config)
+    if (read_outcome(path) or {}).get("status") == "replaced":  # a kill came before the run that should replace it
+        (path / OUTCOME).unlink()
+    return run, read_origin(path) or {"run": "", "step": 0}
+
+
+def _close_other_runs(sweep: Sweep, directory: Path, member: str, current: Path) -> None:
+    """Record that the member's earlier runs were replaced by its current one."""
     for run, config in begun_trials(directory):
         origin = read_origin(run)
-        if run != by and origin and origin["trial"] == member and read_outcome(run) is None:
+        mine = origin is not None and _member_key(origin["trial"]) == _member_key(member)
+        if run != current and mine and read_outcome(run) is None:
             points = read_points(sweep, config, run)
             write_outcome(run, "replaced", points[-1] if points else NO_POINT)
 
 
 @contextlib.contextmanager
-def handed_over(run: Path, point: Point, member: str) -> Iterator[Checkpoint | None]:
-    """A run's checkpoint at a point, for Tune; None where it has been deleted already."""
+def exported_checkpoint(run: Path, point: Point, member: str) -> Iterator[Checkpoint | None]:
+    """Give a run's checkpoint at a point to Ray Tune; None where it has been deleted already."""
     with tempfile.TemporaryDirectory(dir=run) as folder:
         source = Checkpoints(run).path(point.step)
         try:
@@ -118,6 +158,6 @@ def handed_over(run: Path, point: Point, member: str) -> Iterator[Checkpoint | N
         except (OSError, shutil.Error):
             yield None
             return
-        giver = {"member": member, "run": run.name, "checkpoint": source.name}
-        (Path(folder) / _GIVER).write_text(json.dumps(giver), encoding="utf-8")
+        donor = {"member": member, "run": run.name, "checkpoint": source.name}
+        (Path(folder) / _DONOR).write_text(json.dumps(donor), encoding="utf-8")
         yield Checkpoint.from_directory(folder)

@@ -1,4 +1,4 @@
-"""What a sweep found: its trials, the winner, what mattered, a picture."""
+"""The results of a sweep: its trials, the winner, the importance of each setting, and a picture."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from ssl_dist.config import RunConfig
+from ssl_dist.files import write_text
 from tune.space import Sample
 from tune.sweep import Sweep
-from tune.trial_files import NO_POINT, begun_trials, curve_of, images_seen, read_origin, read_outcome, read_points
+from tune.trial_files import NO_POINT, begun_trials, images_seen, read_curve, read_origin, read_outcome, read_points
 
-_ENOUGH = 4  # trials, for an importance to mean something
+_MIN_TRIALS = 4  # fewer say nothing about the importance of a setting
 
 
 class Trial(NamedTuple):
@@ -22,8 +22,9 @@ class Trial(NamedTuple):
 
     Attributes:
         status: finished, stopped (by the scheduler), replaced (in a population), diverged, failed, or unfinished.
-        images: at which ``objective`` was measured, of the rung; ``images_seen`` is what the trial cost.
-        parent: name of the run from whose checkpoint after ``parent_step`` steps it went on, in a population.
+        images: the rung's number of images at which ``objective`` was measured.
+        images_seen: number of images that the trial has trained on.
+        parent: in a population, the run from whose checkpoint after ``parent_step`` steps the trial started.
     """
 
     run: Path
@@ -36,12 +37,12 @@ class Trial(NamedTuple):
     parent_step: int
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the fields as plain values for JSON."""
         return {**self._asdict(), "run": str(self.run)}
 
 
-def read(sweep: Sweep, directory: Path) -> list[Trial]:
-    """The trials that have begun, best first; those that came to their end before the others."""
+def read_trials(sweep: Sweep, directory: Path) -> list[Trial]:
+    """Read the trials that have begun: finished ones before the others, the best objective first."""
     trials = []
     for run, config in begun_trials(directory):
         outcome, origin = read_outcome(run), read_origin(run) or {"run": "", "step": 0}
@@ -51,7 +52,7 @@ def read(sweep: Sweep, directory: Path) -> list[Trial]:
         trials.append(
             Trial(
                 run=run,
-                sample=sample_of(sweep, config),
+                sample=sweep.sample_of(config),
                 status=outcome["status"],
                 images=outcome["images"],
                 images_seen=images_seen(run, config),
@@ -64,7 +65,7 @@ def read(sweep: Sweep, directory: Path) -> list[Trial]:
 
 
 def lineage(trials: list[Trial], last: Trial) -> list[Trial]:
-    """A trial and those it went on from, the first one first; but in a population only itself."""
+    """Return a trial and the trials whose checkpoints it continued, oldest first; only itself outside populations."""
     by_name = {one.run.name: one for one in trials}
     line = [last]
     while line[0].parent:
@@ -72,20 +73,14 @@ def lineage(trials: list[Trial], last: Trial) -> list[Trial]:
     return line
 
 
-def sample_of(sweep: Sweep, config: RunConfig) -> Sample:
-    """What of a trial's config was searched."""
-    flat = config.flat()
-    return {key: flat[key] for key in sweep.space}
-
-
 def winner(trials: list[Trial]) -> Trial | None:
-    """The best objective among trials that came to their end; of equal ones the cheaper."""
+    """Return the trial with the best objective among those that finished; the cheaper one where two are equal."""
     return trials[0] if trials and trials[0].status == "finished" else None
 
 
-def conclude(sweep: Sweep, directory: Path) -> None:
-    """Write ``best`` (a link to the winner's run), ``best.yaml`` and ``parallel.png``, as far as there is a winner."""
-    trials = read(sweep, directory)
+def write_results(sweep: Sweep, directory: Path) -> None:
+    """Write ``best`` (a link to the winner's run), ``best.yaml`` and ``parallel.png``; nothing without a winner."""
+    trials = read_trials(sweep, directory)
     best = winner(trials)
     if best is None:
         return
@@ -101,8 +96,8 @@ def conclude(sweep: Sweep, directory: Path) -> None:
     line = lineage(trials, best)
     for one, following in itertools.pairwise(line):
         header.append(f"#           that run had {_overrides(one)} until step {following.parent_step}")
-    tree = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    (directory / "best.yaml").write_text("\n".join(header) + "\n" + tree, encoding="utf-8")
+    tree = yaml.safe_dump(config.model_dump(mode="json", exclude={"facts"}), sort_keys=False)
+    write_text(directory / "best.yaml", "\n".join(header) + "\n" + tree)
     draw(sweep, trials, directory / "parallel.png")
 
 
@@ -111,12 +106,14 @@ def _overrides(trial: Trial) -> str:
 
 
 def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
-    """Share of each setting in the objective's variance, by Optuna's fANOVA; empty where trials are too few, and in a
-    population, whose settings change on the way. Where trials were stopped early, their objectives are compared at the
-    images that all of them have seen."""
+    """Return each setting's share of the objective's variance, by Optuna's fANOVA.
+
+    Where trials were stopped early, their objectives are compared at the number of images that all of them have seen.
+    The result is empty where trials are too few, and in a population, whose settings change during training.
+    """
     shown = [one for one in trials if one.status in ("finished", "stopped", "diverged")]
-    values = _comparable(sweep, shown)
-    if sweep.scheduler == "pbt" or len(shown) < _ENOUGH or len(set(values)) == 1:
+    values = _comparable_objectives(sweep, shown)
+    if sweep.scheduler == "pbt" or len(shown) < _MIN_TRIALS or len(set(values)) == 1:
         return {}
     import optuna
 
@@ -133,16 +130,16 @@ def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
     return dict(found)
 
 
-def _comparable(sweep: Sweep, trials: list[Trial]) -> list[float]:
+def _comparable_objectives(sweep: Sweep, trials: list[Trial]) -> list[float]:
     if all(one.status != "stopped" for one in trials):
         return [one.objective for one in trials]
     common = min(one.images for one in trials if one.status != "diverged")
-    curves = [curve_of(sweep, one.run).points for one in trials]
+    curves = [read_curve(sweep, one.run).points for one in trials]
     return [max([p for p in points if p.images <= common], default=NO_POINT).objective for points in curves]
 
 
 def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
-    """Parallel coordinates: a line a trial, from setting to setting, coloured by its objective."""
+    """Draw parallel coordinates: one line for each trial, from setting to setting, coloured by its objective."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -168,13 +165,13 @@ def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
             axis.annotate(text, (place, height), (4, 0), textcoords="offset points", fontsize=8, va="center")
     axis.set(xticks=range(len(keys)), xticklabels=keys, yticks=[], ylim=(-0.05, 1.05), xlim=(-0.1, len(keys) - 0.6))
     axis.spines[:].set_visible(False)
-    axis.set_title("solid: came to its end, dotted: stopped by the scheduler", fontsize=9, loc="left")
+    axis.set_title("solid: finished, dotted: stopped by the scheduler", fontsize=9, loc="left")
     figure.savefig(picture, dpi=110)
     plt.close(figure)
 
 
 class _Scale(NamedTuple):
-    """Heights of values in [0, 1], and where to write which."""
+    """An axis of the picture: heights of values in [0, 1], and (height, text) of its labels."""
 
     heights: list[float]
     ticks: list[tuple[float, str]]

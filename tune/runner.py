@@ -1,20 +1,25 @@
-"""Drive a sweep: Ray Tune in a thread beside, the bar, and everything on disk for the next start."""
+"""Run a sweep with Ray Tune: start its trials, show the progress bar, and leave files from which it can be resumed.
+
+Every start hands Ray Tune only the trials that have not ended, as their files show; its own state is never restored.
+"""
 
 from __future__ import annotations
 
 import logging
 import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cluster.connect import Background, connected, last_line, resources, room
+from cluster.connect import Background, last_line, ray_with_capacity, worker_capacity, worker_resources
+from ssl_dist.commands.console import say
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from tune.sweep import Sweep
-from tune.trial import trial
+from tune.trial import run_trial
 from tune.trial_files import (
     NO_POINT,
     begun_trials,
@@ -29,71 +34,72 @@ from tune.trial_files import (
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own metrics
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_GLOBAL_CHECKPOINT_S": "5",
-    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # to end a step and write a checkpoint
+    "TUNE_FUNCTION_THREAD_TIMEOUT_S": "120",  # enough to end a step and write a checkpoint
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _POLL_S = 2.0
-_DRIVER_CPUS = 0.01  # of a trial of several workers: its driver only waits, and they have the accelerators
-_RETRIES = 2  # of a trial whose driver's node dies; those of its workers are Ray Train's
-_HANDED_OVER = 4  # checkpoints that Tune keeps of a member of a population
+_DRIVER_CPUS = 0.01  # for a trial of several workers: its driver only waits, and they have the accelerators
+_RETRIES = 2  # where the node of a trial's driver dies; Ray Train restarts the workers
+_KEPT_CHECKPOINTS = 4  # that Ray Tune keeps of a member of a population
 
 
-def drive(sweep: Sweep, directory: Path, console: Console, *, concurrency: int | None = None) -> None:
-    """Run the sweep's trials, or go on with them, to the end or until Ctrl-C.
+def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: int | None = None) -> None:
+    """Start or resume the sweep's trials, to the end or until Ctrl-C.
 
     Args:
-        concurrency: trials at once; None: as many as the cluster has room for.
+        concurrency: number of trials at once; None: as many as the cluster has room for.
 
     Raises:
         ClusterError: Ray cannot be reached, or has no room for one trial.
-        Interrupted: Ctrl-C; the message says how to go on.
-        SslDistError: every trial failed; the first one's reason.
+        Interrupted: Ctrl-C; the message says how to resume.
+        SslDistError: every trial failed; the message is the first one's reason.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     cluster = sweep.recipe.cluster
     drivers = int(cluster.workers.max > 1)
-    with connected(cluster, drivers=drivers):
-        at_once = min(room(cluster, drivers) // cluster.workers.max, sweep.num_trials)
+    with ray_with_capacity(cluster, drivers=drivers):
+        at_once = min(worker_capacity(cluster, drivers) // cluster.workers.max, sweep.num_trials)
         at_once = min(at_once, concurrency or at_once)
         if sweep.scheduler == "pbt" and drivers and at_once < sweep.num_trials:
             raise ConfigError(
                 f"--scheduler pbt with trials of {cluster.workers.max} workers runs all of them at once, and there is"
                 f" room for {at_once}: set --samples {at_once}, or cluster.workers=1, whose trials take turns"
             )
-        console.print(_announcement(sweep, at_once), highlight=False)
+        say(_announcement(sweep, directory, at_once), console)
         fit = Background(lambda: _fit(sweep, directory, at_once))
         fit.start()
         try:
-            _follow(fit, sweep, directory, console)
+            _show_progress(fit, sweep, directory, console)
         except KeyboardInterrupt:
             raise Interrupted(
-                f"stopped; every trial goes on from its newest checkpoint with: {resume_command(directory)}"
+                f"stopped; every trial resumes from its newest checkpoint with: {resume_command(directory)}"
             ) from None
     if fit.error:
         raise fit.error
-    _close(sweep, directory, fit.result)
+    _write_missing_outcomes(sweep, directory, fit.result)
 
 
 def resume_command(directory: Path) -> str:
-    """The line that goes on with a sweep."""
+    """Return the command line that resumes a sweep."""
     return f"ssl-dist tune --resume {shlex.quote(str(directory))}"
 
 
 def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
-    """Tuner.fit; returns the failed trials' reasons by the names of their run directories."""
+    """Run all trials; return the failed ones' reasons by the names of their run directories."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
-    failures = {}
-    for result in _tuner(sweep, directory, at_once).fit():
+    search, failures = _search(sweep, directory), {}
+    if search is None:
+        return {}
+    for result in _tuner(sweep, directory, at_once, *search).fit():
         if result.error and result.config:
             failures[_run_of(sweep, directory, result)] = last_line(result.error)
     return failures
 
 
 def _run_of(sweep: Sweep, directory: Path, result: Any) -> str:
-    """Name of the run in which a trial ended; in a population, the last that its member has begun."""
+    """Return the name of the run in which a trial ended; in a population, the last that its member has begun."""
     for run, _ in begun_trials(directory):
         origin = read_origin(run)
         if origin and origin["trial"] in result.path and read_outcome(run) is None:
@@ -101,38 +107,73 @@ def _run_of(sweep: Sweep, directory: Path, result: Any) -> str:
     return path_of(directory, sweep.config(result.config.get("sample", result.config))).name
 
 
-def _tuner(sweep: Sweep, directory: Path, at_once: int) -> Any:
+def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any]] | None:
+    """Return Ray Tune's ``param_space`` and search options for the trials that have not ended; None if all have."""
+    import ray.tune
+
+    if sweep.search == "optuna":
+        begun = begun_trials(directory)
+        unended = sum(read_outcome(run) is None for run, _ in begun)
+        number = unended + max(0, sweep.samples - len(begun))
+        return (None, {"search_alg": _optuna(sweep, directory), "num_samples": number}) if number else None
+    if sweep.scheduler == "pbt":
+        from tune.population import member_samples
+
+        samples = member_samples(sweep, directory)
+    else:
+        runs = ((sample, path_of(directory, sweep.config(sample))) for sample in sweep.known_samples)
+        samples = [sample for sample, run in runs if read_outcome(run) is None]
+    return ({"sample": ray.tune.grid_search(samples)}, {}) if samples else None
+
+
+def _optuna(sweep: Sweep, directory: Path) -> Any:
+    """Return an Optuna search that knows the results of ended trials, and suggests the unended ones first."""
+    from ray.tune.search.optuna import OptunaSearch
+
+    trials = [(sweep.sample_of(config), read_outcome(run)) for run, config in begun_trials(directory)]
+    search = OptunaSearch(
+        space={key: domain.distribution() for key, domain in sweep.space.items()},
+        metric="objective",
+        mode="max",
+        seed=sweep.seed + len(trials),  # the first start's seed would draw the first samples again
+        points_to_evaluate=[sample for sample, outcome in trials if outcome is None],
+    )
+    for sample, outcome in trials:
+        if outcome:
+            search.add_evaluated_point(sample, outcome["objective"], error=outcome["status"] == "failed")
+    return search
+
+
+def _tuner(
+    sweep: Sweep, directory: Path, at_once: int, param_space: dict[str, Any] | None, search: dict[str, Any]
+) -> Any:
     import ray.tune
 
     settings = {"sweep": sweep.model_dump(mode="json"), "directory": str(directory.absolute())}
     cluster = sweep.recipe.cluster
     alone = cluster.workers.max == 1  # the worker is the trial's own process
-    need = resources(cluster) if alone else {"CPU": _DRIVER_CPUS}
-    trainable = ray.tune.with_resources(ray.tune.with_parameters(trial, **settings), need)
+    need = worker_resources(cluster) if alone else {"CPU": _DRIVER_CPUS}
     state = directory.absolute() / "ray"
-    if ray.tune.Tuner.can_restore(str(state)):
-        return ray.tune.Tuner.restore(str(state), trainable=trainable, resume_unfinished=True, resume_errored=True)
-    known = sweep.known_samples
+    shutil.rmtree(state, ignore_errors=True)  # an earlier start left it
     return ray.tune.Tuner(
-        trainable,
-        param_space={"sample": ray.tune.grid_search(known)} if known else None,
+        ray.tune.with_resources(ray.tune.with_parameters(run_trial, **settings), need),
+        param_space=param_space,
         tune_config=ray.tune.TuneConfig(
             metric="objective",
             mode="max",
             scheduler=_scheduler(sweep, directory.absolute()),
-            search_alg=None if known else _optuna(sweep),
-            num_samples=1 if known else sweep.samples,
             max_concurrent_trials=None if sweep.scheduler == "pbt" else at_once,  # members wait for each other
-            # A process that has trained alone can train again. Of several workers it cannot: DeepSpeed keeps the first
-            # process group.
+            # A process that has trained alone can train again. With several workers it cannot: DeepSpeed keeps the
+            # first process group.
             reuse_actors=alone,
+            **search,
         ),
         run_config=ray.tune.RunConfig(
             name=state.name,
             storage_path=str(state.parent),
             verbose=0,
             failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
-            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=_HANDED_OVER),
+            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
         ),
     )
 
@@ -143,59 +184,62 @@ def _scheduler(sweep: Sweep, directory: Path) -> Any:
     if sweep.scheduler == "none":
         return FIFOScheduler()
     if sweep.scheduler == "pbt":
-        from tune.population import Population
+        from tune.population import PopulationScheduler
 
-        return Population(sweep)
-    from tune.stopping import ByNumber
+        return PopulationScheduler(sweep)
+    from tune.stopping import StoppingScheduler
 
-    return ByNumber(sweep, directory)
-
-
-def _optuna(sweep: Sweep) -> Any:
-    from ray.tune.search.optuna import OptunaSearch
-
-    space = {key: domain.distribution() for key, domain in sweep.space.items()}
-    return OptunaSearch(space=space, metric="objective", mode="max", seed=sweep.seed)
+    return StoppingScheduler(sweep, directory)
 
 
-def _announcement(sweep: Sweep, at_once: int) -> str:
+def _announcement(sweep: Sweep, directory: Path, at_once: int) -> str:
     cluster = sweep.recipe.cluster
     text = f"{sweep.num_trials} trials, {at_once} at once, {cluster.workers.max} worker(s) each"
     configs = [sweep.config(sample) for sample in sweep.known_samples]
     if configs:
-        most = sum(map(sweep.budget, configs))
+        most = sum(map(sweep.budget_images, configs))
         text += f"; at most {most:,} images"
         if sweep.scheduler == "asha":
-            text += f", about {sum(map(sweep.expected, configs)):,.0f} as ASHA stops trials"
+            text += f", about {sum(map(sweep.expected_images, configs)):,.0f} as ASHA stops trials"
+    if begun := begun_trials(directory):
+        ended = sum(read_outcome(run) is not None for run, _ in begun)
+        text += f"; {len(begun)} have begun before, {ended} of them have ended"
+        text += ", and Optuna is told their results" if sweep.search == "optuna" else ""
     return text
 
 
-def _follow(fit: Background, sweep: Sweep, directory: Path, console: Console) -> None:
-    """The bar over images, until the fit ends; what is to come is estimated anew as trials end."""
+def _show_progress(fit: Background, sweep: Sweep, directory: Path, console: Console) -> None:
+    """Show a bar over images until the fit ends; the number still to come is estimated anew as trials end."""
     columns = (TextColumn("images"), BarColumn(), TextColumn("{task.fields[numbers]}"))
-    known = [sweep.expected(sweep.config(sample)) for sample in sweep.known_samples]
-    usual = sum(known) / len(known) if known else sweep.expected(sweep.recipe)
+    known = [sweep.expected_images(sweep.config(sample)) for sample in sweep.known_samples]
+    usual = sum(known) / len(known) if known else sweep.expected_images(sweep.recipe)
     with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
         task = bar.add_task("images", total=None, numbers="starting")
         while fit.is_alive():
             fit.join(timeout=_POLL_S)
-            seen, expected, ended, best = _standing(sweep, directory, usual)
+            seen, expected, ended, best = _progress(sweep, directory, usual)
             numbers = f"{seen:,.0f} of about {expected:,.0f}  {ended} of {sweep.num_trials} trials ended"
             if best is not None:
                 numbers += f"  best {sweep.objective} {best:.4f}"
             bar.update(task, total=expected, completed=seen, numbers=numbers)
 
 
-def _standing(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float, int, float | None]:
-    """(images seen, images expected in all, trials ended, best objective of the finished ones) from what is on disk;
-    a trial that has not begun is expected to see the ``usual`` number."""
+def _progress(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float, int, float | None]:
+    """Read the sweep's progress from its files.
+
+    Args:
+        usual: images that a trial which has not begun is expected to see.
+
+    Returns:
+        Images seen, images expected in all, trials ended, and the best objective of the finished trials.
+    """
     seen = expected = 0.0
     objectives, begun, ended = [], 0, 0
     for run, config in begun_trials(directory):
         outcome, origin = read_outcome(run), read_origin(run)
         here, before = images_seen(run, config), origin["step"] * config.batch.size if origin else 0
         seen += here
-        expected += here if outcome else max(here, sweep.expected(config) - before)
+        expected += here if outcome else max(here, sweep.expected_images(config) - before)
         begun += not before
         ended += outcome is not None and outcome["status"] != "replaced"
         if outcome and outcome["status"] == "finished":
@@ -204,12 +248,14 @@ def _standing(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float
     return seen, expected, ended, max(objectives, default=None)
 
 
-def _close(sweep: Sweep, directory: Path, failures: dict[str, str]) -> None:
-    """The sweep has ended: a trial without an outcome failed, or was stopped by the scheduler; one that trained on
-    while it was judged is taken back to where it was stopped.
+def _write_missing_outcomes(sweep: Sweep, directory: Path, failures: dict[str, str]) -> None:
+    """Write the outcomes that only the end of the sweep decides.
+
+    A trial without an outcome failed, or was stopped by the scheduler. A trial that trained on while it was judged is
+    taken back to the point at which it was stopped.
 
     Raises:
-        SslDistError: no trial came to anything.
+        SslDistError: every trial failed.
     """
     trials = begun_trials(directory)
     for run, config in trials:
@@ -222,8 +268,8 @@ def _close(sweep: Sweep, directory: Path, failures: dict[str, str]) -> None:
         name, reason = next(iter(failures.items()))
         raise SslDistError(f"all {len(failures)} trials failed, {directory / 'trials' / name}: {reason}")
     if sweep.scheduler in ("asha", "median"):
-        from tune.stopping import ByNumber
+        from tune.stopping import StoppingScheduler
 
-        for run, point in ByNumber(sweep, directory).stopped().items():
+        for run, point in StoppingScheduler(sweep, directory).stopped().items():
             if run.name not in failures:
-                write_outcome(run, "stopped", point)  # also where it came to its end before it was judged
+                write_outcome(run, "stopped", point)  # also where it finished before it was judged

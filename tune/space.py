@@ -1,4 +1,4 @@
-"""What a sweep searches: dotted config keys, each with a domain. A sample is a dict of overrides."""
+"""The search space of a sweep: dotted config keys, each with a domain of values; samples are drawn from it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pydantic
 import yaml
 
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError
 
@@ -24,9 +24,12 @@ Interval = tuple[float, float]
 
 
 class Domain(pydantic.BaseModel):
-    """One of: ``choice`` of values; ``uniform`` or ``log_uniform`` between two bounds; ``powers_of_two`` between two.
+    """The values that one setting can take: exactly one of the four fields is given.
 
-    In YAML a plain list is a choice.
+    Attributes:
+        choice: the values themselves; in YAML, a plain list is a choice.
+        uniform, log_uniform: two bounds.
+        powers_of_two: two bounds, which may be powers themselves.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -57,36 +60,36 @@ class Domain(pydantic.BaseModel):
 
     @property
     def values(self) -> tuple[Any, ...] | None:
-        """All of them, where they can be counted."""
+        """All values; None where the domain is continuous."""
         if self.powers_of_two:
             low, high = self.powers_of_two
             return tuple(2**k for k in range(32) if low <= 2**k <= high)
         return self.choice
 
     def draw(self, random: np.random.Generator) -> Any:
-        """One value, by chance."""
+        """Draw one value at random."""
         if self.values is not None:
             return self.values[random.integers(len(self.values))]
         if self.log_uniform:
             low, high = map(math.log, self.log_uniform)
             return _rounded(math.exp(random.uniform(low, high)))
-        assert self.uniform, "a domain is one of four"
+        assert self.uniform, "a domain has one of four kinds"
         return _rounded(random.uniform(*self.uniform))
 
     def clip(self, value: Any) -> Any:
-        """The value of the domain that is nearest to a number; of a countable one ``value`` itself."""
+        """Return the nearest value in a continuous domain; ``value`` itself in a finite one."""
         bounds = self.log_uniform or self.uniform
         return _rounded(min(max(value, bounds[0]), bounds[1])) if bounds else value
 
     def distribution(self) -> BaseDistribution:
-        """Optuna's."""
+        """Return the same domain as a distribution of Optuna."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution
 
         if self.values is not None:
             return CategoricalDistribution(self.values)
         if self.log_uniform:
             return FloatDistribution(*self.log_uniform, log=True)
-        assert self.uniform, "a domain is one of four"
+        assert self.uniform, "a domain has one of four kinds"
         return FloatDistribution(*self.uniform)
 
 
@@ -101,10 +104,10 @@ DEFAULT: Space = {
 
 
 def load(path: Path | None) -> Space:
-    """A space from a YAML file of ``dotted.key: domain``; None: the default one.
+    """Read a space from a YAML file of ``dotted.key: domain``; None: the default space.
 
     Raises:
-        ConfigError: not such a file, or a domain that is none; the message names the key.
+        ConfigError: the file cannot be read, or a domain is invalid; the message names the key.
     """
     if path is None:
         return DEFAULT
@@ -127,7 +130,7 @@ def load(path: Path | None) -> Space:
 
 
 def draw(space: Space, number: int, seed: int) -> list[Sample]:
-    """``number`` different samples by chance, the same for the same seed; fewer where there are not so many."""
+    """Draw ``number`` different samples, the same for the same seed; fewer where the space has fewer."""
     random = np.random.default_rng(seed)
     found: dict[str, Sample] = {}
     for _ in range(100 * number):
@@ -139,28 +142,31 @@ def draw(space: Space, number: int, seed: int) -> list[Sample]:
 
 
 def grid(space: Space) -> list[Sample]:
-    """Every combination.
+    """Return every combination of the domains' values.
 
     Raises:
-        ConfigError: a domain without end; the message says how to cut it.
+        ConfigError: a domain is continuous; the message suggests values.
     """
     for key, domain in space.items():
         if domain.values is None:
             low, high = domain.log_uniform or domain.uniform or (0.0, 0.0)
             middle = math.sqrt(low * high) if domain.log_uniform else (low + high) / 2
             raise ConfigError(
-                f"space: {key} has no end of values, a grid needs some: try {key}: [{low:g}, {middle:.3g}, {high:g}]"
+                f"space: {key} is continuous, and a grid needs a list of values: try {key}: [{low:g}, {middle:.3g},"
+                f" {high:g}]"
             )
     values = [domain.values or () for domain in space.values()]
     return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*values)]
 
 
-def apply(recipe: RunConfig, sample: Sample) -> RunConfig:
-    """A trial's config: the sample over the recipe, with ``batch.micro`` made to fit where the sample does not say it:
-    a batch that is not a multiple of the micro-batch gets the largest micro-batch that divides both.
+def apply(recipe: ResolvedConfig, sample: Sample) -> ResolvedConfig:
+    """Return a trial's config: the recipe with the sample's settings.
+
+    Where the sample does not set ``batch.micro`` and the batch is not a multiple of it, the largest micro-batch that
+    divides both is taken.
 
     Raises:
-        ConfigError: an unknown key, or values that no run could have.
+        ConfigError: a key is unknown, or the settings do not fit together.
     """
     tree: dict[str, Any] = recipe.model_dump(mode="json")
     for key, value in sample.items():
@@ -168,11 +174,11 @@ def apply(recipe: RunConfig, sample: Sample) -> RunConfig:
     size = tree["batch"].get("size") if isinstance(tree["batch"], dict) else None
     if isinstance(size, int) and size > 0 and {"batch", "batch.micro"}.isdisjoint(sample):
         put_override(tree, "batch.micro", math.gcd(size, recipe.batch.micro))
-    return RunConfig.from_tree(tree, f"sample {show(sample)}")
+    return ResolvedConfig.from_tree(tree, f"sample {show(sample)}")
 
 
 def show(sample: Sample) -> str:
-    """On one line, keys shortened to their last part."""
+    """Format a sample as one line, with keys shortened to their last part."""
     return " ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sample.items())
 
 
@@ -181,5 +187,5 @@ def _short(value: Any) -> str:
 
 
 def _rounded(value: float) -> float:
-    """To four digits: what is read in a table is what was run."""
+    """Round to four digits, so that a table shows the very number that was run."""
     return float(f"{value:.4g}")

@@ -1,9 +1,9 @@
-"""By what rule trials are stopped: Ray's, told of results in the order of the trials' numbers, not of the clock.
+"""Which trials are stopped early: Ray's stopping rules, applied in the order of the trials' numbers.
 
-Asynchronous successive halving compares a trial with those that reached its rung before it: which trials go on depends
-on which happened to be faster, and on every restart. Here "before" is by number: a trial at a rung is judged once every
-trial of a lower number has passed that rung or ended, and trains on until then. What is stopped is then a function of
-the trials' curves alone: the same for any number of trials at once, and after any kill.
+Asynchronous successive halving compares a trial with those that reached its rung before it: which trials continue then
+depends on which happened to be faster, and on every restart. Here "before" means a lower number: a trial at a rung is
+judged once every trial of a lower number has passed that rung or ended, and trains on until then. So the verdicts
+depend on the trials' curves alone: they are the same for any number of trials at once, and after any kill.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cluster.run_directory import RunDirectory
 from tune.sweep import Sweep
-from tune.trial_files import Curve, Point, begun_trials, curve_of, path_of, read_outcome
+from tune.trial_files import Curve, Point, begun_trials, path_of, read_curve, read_outcome
 
 
-class ByNumber(FIFOScheduler):  # type: ignore[misc]  # Ray has no types here
-    """For Ray Tune: stops the trials that ``stops`` says."""
+class StoppingScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray has no types here
+    """A scheduler for Ray Tune that stops the trials named by ``stopping_points``."""
 
     def __init__(self, sweep: Sweep, directory: Path) -> None:
         super().__init__()
@@ -32,63 +32,63 @@ class ByNumber(FIFOScheduler):  # type: ignore[misc]  # Ray has no types here
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         stopped = self.stopped()
         for run in stopped:
-            if read_outcome(run) is None:  # judged late, for one before it was slower: it trains on
+            if read_outcome(run) is None:  # it trained on while a trial before it was slower
                 RunDirectory(run).ask_to_stop()
         return str(self.STOP if result["run"] in {run.name for run in stopped} else self.CONTINUE)
 
     def stopped(self) -> dict[Path, Point]:
-        """Run directories of the trials that are to be stopped, and at which point."""
-        # Optuna's samples are not known before; its trials are numbered as they began
+        """Return the run directories of the trials to stop, and at which point each one stops."""
+        # Optuna's samples are not known beforehand; its trials are numbered in the order in which they began
         runs = self._known or [run for run, _ in begun_trials(self._directory)]
-        found = stops(self._sweep, [curve_of(self._sweep, run) for run in runs])
+        found = stopping_points(self._sweep, [read_curve(self._sweep, run) for run in runs])
         return {runs[number]: point for number, point in found.items()}
 
 
 class _Trial(NamedTuple):
-    """As Ray's schedulers know one."""
+    """A trial as Ray's schedulers see it."""
 
     trial_id: str
 
 
 class _Controller:
-    """Of Ray Tune, as far as Ray's schedulers ask: no trial waits for a place."""
+    """The part of Ray Tune's controller that its schedulers ask; no trial waits for a place."""
 
     def get_live_trials(self) -> list[Any]:
         return []
 
 
-def stops(sweep: Sweep, curves: Sequence[Curve]) -> dict[int, Point]:
-    """Which trials the rule stops, by number, and at which point, as far as the curves tell.
+def stopping_points(sweep: Sweep, curves: Sequence[Curve]) -> dict[int, Point]:
+    """Return the numbers of the trials that the scheduler stops, and the point at which it stops each.
 
-    A curve that grows, or one more at the end, changes nothing of what was said before. The point at which a trial ends
-    by itself does not stop it, but counts for others.
+    A curve that grows, or one more curve at the end, changes no earlier verdict. The point at which a trial ends by
+    itself never stops it, but other trials are compared with it.
     """
-    rule, controller = _rule(sweep), _Controller()
+    scheduler, controller = _ray_scheduler(sweep), _Controller()
     trials = [_Trial(str(number)) for number in range(len(curves))]
     for trial in trials:
-        rule.on_trial_add(controller, trial)
+        scheduler.on_trial_add(controller, trial)
     found: dict[int, Point] = {}
-    judged = len(curves)  # trials below this number can be
+    judged = len(curves)  # only trials below this number can be judged
     for images in sorted({point.images for curve in curves for point in curve.points}):
         for number, curve in enumerate(curves[:judged]):
             if number in found:
                 continue
             point = next((point for point in curve.points if point.images >= images), None)
-            if point is None and not curve.ended:
+            if point is None and not curve.is_complete:
                 judged = number
                 break
             if point is None or point.images > images:
                 continue
-            told = {"images": images, "objective": point.objective}
-            verdict = rule.on_trial_result(controller, trials[number], told)
-            if verdict == TrialScheduler.STOP and images < curve.end:
+            result = {"images": images, "objective": point.objective}
+            verdict = scheduler.on_trial_result(controller, trials[number], result)
+            if verdict == TrialScheduler.STOP and images < curve.final_images:
                 found[number] = point
     return found
 
 
-def _rule(sweep: Sweep) -> Any:
-    """Ray's, with its first rung where the objective is measured first."""
-    first = math.floor(sweep.every_epochs * sweep.num_images)  # neither it nor its multiples lie above a point
+def _ray_scheduler(sweep: Sweep) -> Any:
+    """Return Ray's scheduler, whose first rung is where the objective is measured first."""
+    first = math.floor(sweep.probe_every_epochs * sweep.num_images)  # neither it nor its multiples lie above a point
     common: dict[str, Any] = {"time_attr": "images", "metric": "objective", "mode": "max", "grace_period": first}
     if sweep.scheduler == "asha":
         longest = max(math.ceil(sweep.longest_epochs * sweep.num_images), first + 1)

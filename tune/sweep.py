@@ -1,15 +1,15 @@
-"""A sweep as data: what is searched, by what rule trials compete, where they lie. Knows nothing of Ray.
+"""The definition of a sweep: what is searched, how trials compete, and where their files lie. It needs no Ray.
 
-Trials compete at equal numbers of images seen. Each trial's schedule is stretched to its own ``epochs``; its objective
-is measured every ``rung_epochs``, and ASHA's first rung is there, the next ones ``reduction`` times further on. The
-winner is the best objective among trials that came to their end. In a population (pbt) none ends early: one that falls
-behind goes on from a better one's checkpoint with its settings moved, in a run directory of its own.
+Trials compete at equal numbers of images seen. Each trial's schedule is stretched to its own ``epochs``. Its objective
+is measured every ``rung_epochs``: ASHA's first rung is there, and each next one ``reduction`` times further on. The
+winner has the best objective among the trials that finished. In a population (pbt) no trial ends early: one that falls
+behind continues from a better one's checkpoint with changed settings, in a run directory of its own.
 
 SWEEP/
-  sweep.json      this
-  trials/         a run directory a trial, named by the fingerprint of its whole config, with outcome.json at its end
-                  (and origin.json in a population)
-  ray/            Ray Tune's own state (pickled: resume only sweeps of your own)
+  sweep.json      the sweep's definition
+  trials/         a run directory for each trial, named by the fingerprint of its whole config, with outcome.json when
+                  it has ended (and origin.json in a population)
+  ray/            Ray Tune's working files, which every start makes anew
   best            link to the winner's run directory;   best.yaml  its recipe
 """
 
@@ -21,15 +21,16 @@ from typing import Any, Literal
 
 import pydantic
 
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.overrides import explain
 from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.files import write_text
 from ssl_dist.settings import ProbeConfig
 from ssl_dist.uris import without_secrets
 from tune import space as spaces
 from tune.space import Sample, Space
 
-_FIXED = ("optim.name", "method.name")  # in a population: the optimizer's state must fit
+_FIXED_IN_POPULATION = ("optim.name", "method.name")  # the optimizer's state must fit
 
 Objective = Literal["knn", "linear", "rankme", "lidar"]
 
@@ -38,17 +39,17 @@ class Sweep(pydantic.BaseModel):
     """Everything that decides a sweep.
 
     Attributes:
-        recipe: what trials have in common, with its store resolved.
-        samples: number of trials; a grid has as many as it has.
+        recipe: the settings that all trials share, with the store's facts.
+        samples: number of trials; a grid's number follows from its space.
         objective: ``knn`` or ``linear`` on held-out labels of the store, ``rankme`` or ``lidar`` without labels.
-        rung_epochs: the objective is measured every so many epochs; None: the largest ``epochs`` / reduction^2, or the
-            smallest ``epochs`` where that is less.
-        reduction: of ASHA; one in so many goes on at a rung.
+        rung_epochs: epochs between two measurements of the objective; None: the largest ``epochs`` / reduction^2, or
+            the smallest ``epochs`` where that is less.
+        reduction: ASHA lets one trial in this many continue at a rung.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
 
-    recipe: RunConfig
+    recipe: ResolvedConfig
     space: Space
     search: Literal["random", "grid", "optuna"] = "random"
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
@@ -60,10 +61,10 @@ class Sweep(pydantic.BaseModel):
 
     @classmethod
     def make(cls, **options: Any) -> Sweep:
-        """From options as a person gives them.
+        """Make a sweep from options as a person gives them.
 
         Raises:
-            ConfigError: one of them is out of range; asked for the training loss, it says why not.
+            ConfigError: an option is out of range, or the objective is the training loss.
         """
         if str(options.get("objective")) in ("loss", "train/loss"):
             raise ConfigError(
@@ -77,7 +78,7 @@ class Sweep(pydantic.BaseModel):
 
     @property
     def known_samples(self) -> list[Sample]:
-        """All samples in their order; of Optuna none, for it makes the next one from the last results."""
+        """All samples in their order; none with Optuna, which makes the next one from the last results."""
         if self.search == "grid":
             return spaces.grid(self.space)
         return spaces.draw(self.space, self.samples, self.seed) if self.search == "random" else []
@@ -87,71 +88,76 @@ class Sweep(pydantic.BaseModel):
         return self.samples if self.search == "optuna" else len(self.known_samples)
 
     @property
-    def every_epochs(self) -> float:
-        """Between two measurements of the objective."""
+    def probe_every_epochs(self) -> float:
+        """Epochs between two measurements of the objective."""
         return self.rung_epochs or min(self.longest_epochs / self.reduction**2, *self._epochs)
 
-    def rung(self, number: int) -> int:
-        """Images at the ``number``-th measurement."""
-        return round(number * self.every_epochs * self.num_images)
+    def rung_images(self, number: int) -> int:
+        """Return the images that a trial has seen at its ``number``-th measurement."""
+        return round(number * self.probe_every_epochs * self.num_images)
 
     def num_rungs(self, images: int) -> int:
-        """Measurements until then."""
-        return round(images / (self.every_epochs * self.num_images))
+        """Return the number of measurements up to this many images."""
+        return round(images / (self.probe_every_epochs * self.num_images))
 
     @property
     def longest_epochs(self) -> float:
-        """Of any trial."""
+        """The largest ``epochs`` that a trial can have."""
         return max(self._epochs)
 
     @property
     def _epochs(self) -> tuple[float, ...]:
-        """Those of trials, or their bounds."""
+        """The values of ``epochs`` that trials can have, or their bounds."""
         domain = self.space.get("epochs")
         return (domain.values or domain.uniform or domain.log_uniform or ()) if domain else (self.recipe.epochs,)
 
-    def config(self, sample: Sample) -> RunConfig:
-        """A trial's run: the sample over the recipe, measured at the rungs, with a checkpoint at each.
+    def config(self, sample: Sample) -> ResolvedConfig:
+        """Return a trial's config: the recipe with the sample's settings, and a probe and a checkpoint at each rung.
 
         Raises:
-            ConfigError: no run could be so.
+            ConfigError: the settings do not fit together.
         """
         config = self.recipe_of(sample)
         probe = (config.probe or ProbeConfig()).model_copy(
-            update={"kind": self.objective, "every_epochs": self.every_epochs}
+            update={"kind": self.objective, "every_epochs": self.probe_every_epochs}
         )
-        often = min(config.checkpoint.every_epochs, self.every_epochs)
-        if self.scheduler == "pbt":  # at a point, others go on from its checkpoint
-            often = self.every_epochs
+        often = min(config.checkpoint.every_epochs, self.probe_every_epochs)
+        if self.scheduler == "pbt":  # others may continue from the checkpoint of any point
+            often = self.probe_every_epochs
         checkpoint = config.checkpoint.model_copy(update={"every_epochs": often})
         monitor = config.monitor.model_copy(update={"hparams": tuple(self.space)})
         config = config.model_copy(update={"probe": probe, "checkpoint": checkpoint, "monitor": monitor})
-        config.plan(self.num_images)
+        config.plan()
         return config
 
-    def recipe_of(self, sample: Sample) -> RunConfig:
-        """The recipe with a sample in it, as a run of its own would have it.
+    def recipe_of(self, sample: Sample) -> ResolvedConfig:
+        """Return the recipe with the sample's settings, for a run outside the sweep.
 
         Raises:
-            ConfigError: no run could be so.
+            ConfigError: the settings do not fit together.
         """
         return spaces.apply(self.recipe, sample)
 
+    def sample_of(self, config: ResolvedConfig) -> Sample:
+        """Return the searched settings of a trial's config."""
+        flat = config.flat()
+        return {key: flat[key] for key in self.space}
+
     @property
     def num_images(self) -> int:
-        """Of the store."""
-        assert self.recipe.data.num_samples, "the store was opened before"
-        return self.recipe.data.num_samples
+        """Number of images that the recipe trains on in one epoch."""
+        return self.recipe.facts.num_samples
 
     def check(self) -> None:
-        """Refuse what cannot run, before it costs anything.
+        """Refuse a sweep of which some trial could not run, before any trial starts.
 
         Raises:
-            ConfigError: a sample (or, with Optuna, one of a hundred tried ones) that no run could have.
+            ConfigError: some sample's settings do not fit together (with Optuna, one of a hundred drawn samples), the
+                number of workers is not fixed, or the objective needs labels that the store does not have.
         """
         configs = [self.config(sample) for sample in self.known_samples or spaces.draw(self.space, 100, self.seed)]
         if self.recipe.cluster.workers.min < self.recipe.cluster.workers.max:
-            raise ConfigError("a sweep shares the cluster out evenly: set cluster.workers to a number")
+            raise ConfigError("the trials of a sweep share the cluster evenly: set cluster.workers to a number")
         if self.scheduler == "pbt":
             self._check_population(configs)
         if self.objective in ("knn", "linear") and not self._labelled():
@@ -160,37 +166,37 @@ class Sweep(pydantic.BaseModel):
                 " choose rankme or lidar, or a store built from class folders"
             )
 
-    def _check_population(self, configs: list[RunConfig]) -> None:
-        """Every member must be able to go on from any other's checkpoint."""
+    def _check_population(self, configs: list[ResolvedConfig]) -> None:
+        """Refuse a population in which a member could not continue from every other's checkpoint."""
         if self.search == "optuna":
-            raise ConfigError("--scheduler pbt changes settings by itself: take it with --search random or grid")
+            raise ConfigError("--scheduler pbt changes settings by itself: use it with --search random or grid")
         if len(configs) < 2:
             raise ConfigError("--scheduler pbt needs a population: --samples 2 or more")
         for key in self.space:
-            if key in _FIXED or key.partition(".")[0] not in ("optim", "method", "augment"):
+            if key in _FIXED_IN_POPULATION or key.partition(".")[0] not in ("optim", "method", "augment"):
                 raise ConfigError(
-                    f"--scheduler pbt cannot search {key}: it changes settings while training goes on from another's"
-                    " checkpoint, so only optim.*, method.* and augment.* that leave the weights' shapes alone"
+                    f"--scheduler pbt cannot search {key}: it changes settings between checkpoints, so it searches only"
+                    " optim.*, method.* and augment.* that do not change the weights' shapes"
                 )
         for config in configs[1:]:
             if _shapes(config) != _shapes(configs[0]):
-                raise ConfigError("--scheduler pbt: some samples have weights of other shapes than others")
+                raise ConfigError("--scheduler pbt: the samples differ in their weights' shapes")
 
     def _labelled(self) -> bool:
-        from ssl_dist.data.sample_plan import open_store
+        from ssl_dist.data import open_store
 
         return bool((open_store(self.recipe.data).labels >= 0).any())
 
-    def budget(self, config: RunConfig) -> int:
-        """Images that a trial sees if nothing stops it."""
+    def budget_images(self, config: ResolvedConfig) -> int:
+        """Return the number of images that a trial sees if nothing stops it."""
         return round(config.epochs * self.num_images)
 
-    def expected(self, config: RunConfig) -> float:
-        """Images that the scheduler will let a trial see, before anything is known of it."""
-        budget = self.budget(config)
+    def expected_images(self, config: ResolvedConfig) -> float:
+        """Return the number of images that a trial sees on average, before anything is known of it."""
+        budget = self.budget_images(config)
         if self.scheduler != "asha":
-            return float(budget)  # what median stopping saves is seen as it goes
-        first = self.every_epochs * self.num_images
+            return float(budget)  # nobody knows beforehand how much median stopping saves
+        first = self.probe_every_epochs * self.num_images
         seen, rung, share = 0.0, first, 1.0
         while rung < budget:
             seen, rung, share = (
@@ -202,20 +208,20 @@ class Sweep(pydantic.BaseModel):
         return seen + share * (budget - last)
 
     def write(self, directory: Path) -> None:
-        """To ``directory``/sweep.json."""
+        """Write ``directory``/sweep.json."""
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "sweep.json").write_text(self.model_dump_json(indent=1), encoding="utf-8")
+        write_text(directory / "sweep.json", self.model_dump_json(indent=1))
 
     @classmethod
     def read(cls, directory: Path) -> Sweep:
-        """Of a sweep's directory.
+        """Read the sweep of a directory.
 
         Raises:
-            RunError: it is none.
+            RunError: the directory holds no sweep.
         """
         try:
             tree: dict[str, Any] = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
-            tree["recipe"] = RunConfig.from_tree(tree["recipe"], str(directory / "sweep.json"))
+            tree["recipe"] = ResolvedConfig.from_tree(tree["recipe"], str(directory / "sweep.json"))
             return cls.model_validate(tree)
         except (OSError, ValueError, KeyError) as error:
             raise RunError(
@@ -223,7 +229,7 @@ class Sweep(pydantic.BaseModel):
             ) from None
 
 
-def _shapes(config: RunConfig) -> dict[str, Any]:
+def _shapes(config: ResolvedConfig) -> dict[str, Any]:
     import torch
 
     with torch.device("meta"):

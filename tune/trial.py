@@ -1,4 +1,4 @@
-"""One trial, as Ray Tune runs it: a pretraining by Ray Train, whose probe's values become Tune's reports."""
+"""One trial of a sweep: a pretraining by Ray Train, whose probe's values are reported to Ray Tune."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import Background
-from cluster.launch import ending, fit
+from cluster.launch import start_workers, training_error
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Diverged
 from tune.sweep import Sweep
 from tune.trial_files import NO_POINT, Point, path_of, read_outcome, read_points, write_outcome
@@ -19,15 +19,20 @@ from tune.trial_files import NO_POINT, Point, path_of, read_outcome, read_points
 _POLL_S = 0.5
 
 
-def trial(values: dict[str, Any], *, sweep: dict[str, Any], directory: str) -> None:
-    """Run or go on with a trial, and report its points.
+def run_trial(values: dict[str, Any], *, sweep: dict[str, Any], directory: str) -> None:
+    """Start or resume a trial, and report its points; Ray Tune calls this.
 
-    Whatever was measured before a kill is reported again first: Tune's own memory may be older than the run's.
+    Points from before a kill are reported again first, because Ray Tune has no memory of them.
+
+    Args:
+        values: the trial's settings, as Ray Tune's search or scheduler chose them.
+        sweep: the sweep as plain values.
+        directory: the sweep's directory.
     """
     plan = Sweep.model_validate(sweep)
     config = plan.config(values.get("sample", values))
-    run = _enter(plan, config, Path(directory))
-    workers = None if read_outcome(run.path) else fit(config, run, here=config.cluster.workers.max == 1)
+    run = _claim(plan, config, Path(directory))
+    workers = None if read_outcome(run.path) else start_workers(config, run, here=config.cluster.workers.max == 1)
     point: Point | None = None
     try:
         for point in _points(plan, config, run, workers):
@@ -40,73 +45,78 @@ def trial(values: dict[str, Any], *, sweep: dict[str, Any], directory: str) -> N
         run.ask_to_stop()
         if workers:
             workers.join()
-        run.leave()
+        run.release()
 
 
-def _enter(plan: Sweep, config: RunConfig, directory: Path) -> RunDirectory:
+def _claim(plan: Sweep, config: ResolvedConfig, directory: Path) -> RunDirectory:
     if plan.scheduler != "pbt":
-        return RunDirectory.enter(path_of(directory, config), config)
+        return RunDirectory.claim(path_of(directory, config), config)
     import ray.tune
 
     from tune import population
 
     member = ray.tune.get_context().get_trial_id()
-    return population.enter(plan, config, directory, member, ray.tune.get_checkpoint())
+    return population.claim_run(plan, config, directory, member, ray.tune.get_checkpoint())
 
 
-def _report(plan: Sweep, config: RunConfig, run: RunDirectory, point: Point) -> None:
+def _report(plan: Sweep, config: ResolvedConfig, run: RunDirectory, point: Point) -> None:
     import ray.tune
 
-    values = {**point._asdict(), "run": run.path.name, "last": point.images >= plan.budget(config)}
+    values = {**point._asdict(), "run": run.path.name, "last": point.images >= plan.budget_images(config)}
     with contextlib.ExitStack() as stack:
         handed = None
         if plan.scheduler == "pbt":
             from tune import population
 
             member = ray.tune.get_context().get_trial_id()
-            handed = stack.enter_context(population.handed_over(run.path, point, member))
+            handed = stack.enter_context(population.exported_checkpoint(run.path, point, member))
         ray.tune.report(values, checkpoint=handed)
 
 
-def _points(plan: Sweep, config: RunConfig, run: RunDirectory, workers: Background | None) -> Iterator[Point]:
-    """Points as they come; the last one only once the run has ended and its outcome is written, for Tune may end the
-    trial at any of them."""
-    budget, last = plan.budget(config), 0
+def _points(plan: Sweep, config: ResolvedConfig, run: RunDirectory, workers: Background | None) -> Iterator[Point]:
+    """Yield points as they are measured.
+
+    The last one comes only once the run has ended and its outcome is written, because Ray Tune may end the trial at any
+    of them.
+    """
+    budget, reported = plan.budget_images(config), 0
+    if plan.scheduler == "pbt":  # a member is compared with the others where it is now, not where it was once
+        reported = max([point.images for point in read_points(plan, config, run.path)[:-1]], default=0)
     if workers:
         while workers.is_alive():
             workers.join(timeout=_POLL_S)
             for point in read_points(plan, config, run.path):
-                if last < point.images < budget and _is_saved(run.path, point):
-                    last = point.images
+                if reported < point.images < budget and _is_saved(run.path, point):
+                    reported = point.images
                     yield point
-        _conclude(plan, config, run, workers)
+        _write_outcome(plan, config, run, workers)
     outcome = read_outcome(run.path) or {}
     end = Point(outcome["images"], outcome["objective"], outcome["step"])
     for point in read_points(plan, config, run.path):
-        if last < point.images < end.images:
+        if reported < point.images < end.images:
             yield point
     yield end
 
 
 def _is_saved(run: Path, point: Point) -> bool:
-    """Has the checkpoint of a point, which is written after it, been written?"""
+    """Return whether the checkpoint of a point, which is written after the point, is there."""
     saved = Checkpoints(run)
     return any(path >= saved.path(point.step) for path in saved.list())
 
 
-def _conclude(plan: Sweep, config: RunConfig, run: RunDirectory, workers: Background) -> None:
-    """Write what became of the run.
+def _write_outcome(plan: Sweep, config: ResolvedConfig, run: RunDirectory, workers: Background) -> None:
+    """Write how the run ended.
 
     Raises:
-        SslDistError: it failed, by its own fault or the cluster's.
+        SslDistError: the run failed.
     """
     points = read_points(plan, config, run.path)
     last = points[-1] if points else NO_POINT
-    error = ending(workers, run)
+    error = training_error(workers, run)
     if isinstance(error, Diverged):
-        missed = min(plan.rung(plan.num_rungs(last.images) + 1), plan.budget(config))
+        missed = min(plan.rung_images(plan.num_rungs(last.images) + 1), plan.budget_images(config))
         write_outcome(run.path, "diverged", NO_POINT._replace(images=missed, step=last.step), str(error))
     elif error:
         raise error
     else:
-        write_outcome(run.path, "finished" if last.images >= plan.budget(config) else "stopped", last)
+        write_outcome(run.path, "finished" if last.images >= plan.budget_images(config) else "stopped", last)

@@ -1,6 +1,7 @@
-"""What a trial leaves on disk, from which everything about it is read: where it lies, what was measured, how it ended.
+"""The files of a trial: where its run directory lies, which points were measured, how it ended.
 
-Ray Tune's own memory is only used to start trials again: it may be older than their run directories.
+These files are the only memory of a sweep: a killed sweep resumes from what its trials have written, and Ray Tune's own
+state is never read again.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
+from ssl_dist.files import write_text
+from ssl_dist.training.metrics import MetricsReader
 from tune.sweep import Sweep
 
 OUTCOME = "outcome.json"
-WORST = 0.0  # of every objective: a diverged trial's
+WORST = 0.0  # the lowest value of every objective; a diverged trial gets it
 
 
 class Point(NamedTuple):
-    """The objective after ``images`` images (of the rung, whatever the batch's size), measured after ``step`` steps."""
+    """The objective, measured after ``step`` steps; ``images`` is the rung's number of images seen."""
 
     images: int
     objective: float
@@ -30,94 +33,100 @@ NO_POINT = Point(0, WORST, 0)
 
 
 class Curve(NamedTuple):
-    """What is known of a trial: its points so far, whether more may come, and the images at which it ends by itself."""
+    """A trial's points so far.
+
+    Attributes:
+        is_complete: no point will follow.
+        final_images: the number of images at which the trial ends if no scheduler stops it.
+    """
 
     points: list[Point]
-    ended: bool
-    end: float
+    is_complete: bool
+    final_images: float
 
 
-def path_of(directory: Path, config: RunConfig) -> Path:
-    """A trial's run directory: two trials that differ in anything have two."""
+def path_of(directory: Path, config: ResolvedConfig) -> Path:
+    """Return a trial's run directory: two trials that differ in any setting have two."""
     return directory / "trials" / config.fingerprint()
 
 
-def begun_trials(directory: Path) -> list[tuple[Path, RunConfig]]:
-    """Run directories and configs of the trials that have begun, oldest first."""
+def begun_trials(directory: Path) -> list[tuple[Path, ResolvedConfig]]:
+    """Return run directories and configs of the trials that have begun, oldest first."""
     runs = sorted((directory / "trials").glob("*/config.json"), key=lambda file: (file.stat().st_ctime, file))
     return [(file.parent, config_of(file.parent)) for file in runs]
 
 
 @functools.cache
-def config_of(run: Path) -> RunConfig:
-    """Of a trial that has begun; it never changes, for its directory is named by it."""
+def config_of(run: Path) -> ResolvedConfig:
+    """Read the config of a trial that has begun; it never changes, because it names the run directory."""
     file = run / "config.json"
-    return RunConfig.from_tree(json.loads(file.read_text(encoding="utf-8")), str(file))
+    return ResolvedConfig.from_tree(json.loads(file.read_text(encoding="utf-8")), str(file))
 
 
-def curve_of(sweep: Sweep, run: Path) -> Curve:
-    """A trial's, also of one that has not begun."""
+def read_curve(sweep: Sweep, run: Path) -> Curve:
+    """Read a trial's curve; it has no points where the trial has not begun."""
     if not (run / "config.json").exists():
-        return Curve([], ended=False, end=math.inf)
+        return Curve([], is_complete=False, final_images=math.inf)
     config, outcome = config_of(run), read_outcome(run)
     points = read_points(sweep, config, run)
-    end = sweep.budget(config)
-    if outcome and outcome["status"] == "diverged":  # the worst at the rung that it did not reach
-        end = outcome["images"]
-        points = [*(point for point in points if point.images < end), Point(end, WORST, outcome["step"])]
-    return Curve(points, outcome is not None, end)
+    final_images = sweep.budget_images(config)
+    if outcome and outcome["status"] == "diverged":  # it counts as the worst at the rung that it did not reach
+        final_images = outcome["images"]
+        reached = (point for point in points if point.images < final_images)
+        points = [*reached, Point(final_images, WORST, outcome["step"])]
+    return Curve(points, outcome is not None, final_images)
 
 
-def read_points(sweep: Sweep, config: RunConfig, run: Path) -> list[Point]:
-    """The objective's values in a run's metrics so far, but that of the random weights."""
-    assert config.probe, "trials have one"
-    steps = config.plan(sweep.num_images)
-    every = config.probe.every_epochs * steps.steps_per_epoch  # as Plan.is_time has it
+def read_points(sweep: Sweep, config: ResolvedConfig, run: Path) -> list[Point]:
+    """Read the objective's values from a run's metrics, without that of the random weights."""
+    assert config.probe, "every trial has a probe"
+    steps = config.plan()
+    every = config.probe.every_epochs * steps.steps_per_epoch  # the same number as in Plan.is_time
     points = []
-    for values in _metrics(run):
+    for values in MetricsReader(run).read_new():
         if config.probe.tag in values and values["step"]:
             rungs = math.floor(values["step"] / every)
-            ended = values["step"] == steps.total_steps
-            images = sweep.budget(config) if ended else sweep.rung(rungs)
+            is_last = values["step"] == steps.total_steps
+            images = sweep.budget_images(config) if is_last else sweep.rung_images(rungs)
             points.append(Point(images, values[config.probe.tag], values["step"]))
     return points
 
 
-def images_seen(run: Path, config: RunConfig) -> int:
-    """By a trial so far, as its metrics tell."""
+def images_seen(run: Path, config: ResolvedConfig) -> int:
+    """Return the number of images that a trial has trained on so far, by its metrics."""
     origin = read_origin(run)
     before = origin["step"] if origin else 0
-    return max([values["step"] - before for values in _metrics(run)], default=0) * config.batch.size
-
-
-def _metrics(run: Path) -> list[dict[str, Any]]:
-    try:
-        text = (run / "metrics.jsonl").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]  # else being written
+    return max([values["step"] - before for values in MetricsReader(run).read_new()], default=0) * config.batch.size
 
 
 def read_outcome(run: Path) -> dict[str, Any] | None:
-    """How a trial ended: ``status`` (finished, diverged, stopped by the scheduler, replaced in a population, failed),
-    and ``images``, ``objective``, ``step`` of its last point; None while it has not ended."""
+    """Read how a trial ended; None while it has not ended.
+
+    Returns:
+        ``status`` (finished, diverged, stopped by the scheduler, replaced in a population, or failed), ``reason``, and
+        ``images``, ``objective`` and ``step`` of its last point.
+    """
     return _read(run / OUTCOME)
 
 
 def write_outcome(run: Path, status: str, point: Point, reason: str = "") -> None:
-    """Whole or not at all."""
-    _write(run / OUTCOME, {"status": status, **point._asdict(), "reason": reason})
+    """Write how a trial ended; a kill leaves the old file or the new one."""
+    write_text(run / OUTCOME, json.dumps({"status": status, **point._asdict(), "reason": reason}))
 
 
 def read_origin(run: Path) -> dict[str, Any] | None:
-    """In a population: ``trial``, Tune's name of the member; ``run``, from whose checkpoint after ``step`` steps this
-    one went on (empty and 0 where it started by itself). None in other sweeps."""
+    """Read which member of a population has this run; None in other sweeps.
+
+    Returns:
+        ``trial``, Ray Tune's name of the member, and ``run`` and ``step``, the checkpoint from which it continued
+        (empty and 0 where it started from initial weights).
+    """
     return _read(run / "origin.json")
 
 
 def write_origin(run: Path, trial: str, parent: str, step: int) -> None:
-    """Whole or not at all."""
-    _write(run / "origin.json", {"trial": trial, "run": parent, "step": step})
+    """Write which member has this run; a kill leaves the old file or the new one."""
+    write_text(run / "origin.json", json.dumps({"trial": trial, "run": parent, "step": step}))
 
 
 def _read(file: Path) -> dict[str, Any] | None:
@@ -126,9 +135,3 @@ def _read(file: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     return found
-
-
-def _write(file: Path, content: dict[str, Any]) -> None:
-    aside = file.with_name(f".{file.name}.tmp")
-    aside.write_text(json.dumps(content), encoding="utf-8")
-    aside.replace(file)

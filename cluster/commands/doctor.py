@@ -30,8 +30,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine, or the cluster of RAY_ADDRESS, before it costs money; exit code 1 where it is not well."""
-    from cluster.doctor.checks import check
-    from cluster.doctor.tables import show_checks
+    from cluster.doctor import check, show_report
     from cluster.prepare import resolve
     from ssl_dist.settings import ClusterConfig
 
@@ -45,7 +44,7 @@ def doctor(
     expected = [host for host in hosts.split(",") if host]
     with console.status("reaching Ray") as status:
         found = check(cluster, storage.absolute(), expected, exact=exact, config=config, say=status.update)
-    show_checks(console, found)
+    show_report(console, found)
     if as_json:
         print_json({"healthy": found.healthy, **{key: _plain(value) for key, value in found._asdict().items()}})
     if not found.healthy:

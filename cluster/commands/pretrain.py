@@ -15,7 +15,7 @@ from ssl_dist.errors import ClusterError, ConfigError
 
 if TYPE_CHECKING:
     from cluster.run_directory import RunDirectory
-    from ssl_dist.config import RunConfig
+    from ssl_dist.config import ResolvedConfig
 
 
 def pretrain(
@@ -51,7 +51,7 @@ def pretrain(
     train(run, config, as_json)
 
 
-def train(run: RunDirectory, config: RunConfig, as_json: bool) -> None:
+def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     """Launch a run, follow it to its end, and show its last numbers."""
     from cluster.launch import launch
 

@@ -1,4 +1,4 @@
-"""What doctor found, as tables."""
+"""The report of the doctor as tables on the screen."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.doctor.checks import DryRun, Link, Report
-from cluster.doctor.node_checks import Complaint, Node
+from cluster.doctor.checks import Report
+from cluster.doctor.complaints import Complaint
+from cluster.doctor.nodes import Node
+from cluster.doctor.workers import DryRun, Link
+from ssl_dist.commands.console import say
 from ssl_dist.training.exactness import Finding
 
 
-def show_checks(console: Console, report: Report) -> None:
-    """Print it."""
+def show_report(console: Console, report: Report) -> None:
+    """Print a report."""
     _nodes(console, report.nodes)
     if report.link:
         _link(console, report.link)
@@ -40,14 +43,14 @@ def _nodes(console: Console, nodes: Sequence[Node]) -> None:
 
 def _link(console: Console, link: Link) -> None:
     latency = f"all-reduce of one number {link.latency_s * 1e3:.2f} ms, of 64 MiB {link.rate / 1e6:,.0f} MB/s"
-    console.print(f"{link.workers} workers: {latency}", highlight=False)
+    say(f"{link.workers} workers: {latency}", console)
 
 
 def _dry_run(console: Console, dry_run: DryRun) -> None:
-    console.print(
+    say(
         f"dry run: {dry_run.images_per_s:,.0f} images/s, {dry_run.peak_mb:,.0f} MB in worker 0;"
-        f" the whole run would take {_duration(dry_run.whole_run_s)} and what probes and checkpoints need",
-        highlight=False,
+        f" the whole run would take {_duration(dry_run.whole_run_s)}, without probes and checkpoints",
+        console,
     )
 
 

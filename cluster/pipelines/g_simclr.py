@@ -1,4 +1,4 @@
-"""G-SimCLR: an autoencoder, clusters of its latents, SimCLR on batches across clusters."""
+"""G-SimCLR: train an autoencoder, cluster its latents, then train SimCLR on batches spread over the clusters."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from cluster.pipelines.stages import begun, complete, expect_no_skip, save_labels, with_data
+from cluster.pipelines.completion import complete, expect_all_images, has_begun, save_labels, with_data_settings
 from ssl_dist.checkpoint import Checkpoints, checksum
-from ssl_dist.config import RunConfig
+from ssl_dist.commands.console import say
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.files import write_text
 from ssl_dist.uris import without_secrets
 
 
 class GSimCLR(NamedTuple):
-    """An autoencoder's latents are clustered, and no batch of SimCLR has two images of a cluster more often than it
-    must. Called again, it goes on where it was.
+    """The two runs of G-SimCLR; a batch of SimCLR has two images of one cluster only where it must.
+
+    The same command resumes it where it was stopped.
 
     Source: Chakraborty et al., "G-SimCLR: Self-Supervised Contrastive Learning with Guided Projection via Pseudo
     Labelling", arXiv 2009.12007.
 
     Attributes:
-        directory: gets ``autoencoder/`` and ``simclr/``, two runs, and between them ``clusters.npy`` and, of what these
-            are, ``clusters.json``.
-        autoencoder: its store was opened; it is SimCLR's.
-        simclr: its store was opened; its labels are the clusters.
+        directory: folder of the two runs ``autoencoder/`` and ``simclr/``, of the clusters in ``clusters.npy``, and of
+            ``clusters.json``, which says how they were made.
+        autoencoder: config of the first run, on the same store as SimCLR's.
+        simclr: config of the second run, whose labels will be the clusters.
     """
 
     directory: Path
-    autoencoder: RunConfig
-    simclr: RunConfig
+    autoencoder: ResolvedConfig
+    simclr: ResolvedConfig
     num_clusters: int
 
     @property
@@ -41,35 +43,36 @@ class GSimCLR(NamedTuple):
         return self.directory / "clusters.npy"
 
     def run(self, console: Console) -> dict[str, Any]:
-        """All stages, those that are finished included.
+        """Complete both runs; a run that was finished before is not repeated.
 
         Returns:
-            What ``complete`` returns of SimCLR's run.
+            The result of ``complete`` for SimCLR's run.
 
         Raises:
-            ConfigError: two stores, damage is skipped, more clusters than images, or others than a stage began with.
-            RunError: a stage was stopped before its last step.
+            ConfigError: the two runs have different stores, they leave damaged images out, there are more clusters than
+                images, or the clusters differ from those that SimCLR began with.
+            RunError: a run was stopped before its last step.
         """
         ours, theirs = self.simclr.data, self.autoencoder.data
         if Path(ours.store).resolve() != Path(theirs.store).resolve():
             raise ConfigError(
                 f"the autoencoder's data.store {without_secrets(theirs.store)} is not SimCLR's,"
-                f" {without_secrets(ours.store)}, of which the clusters are: leave it out of --set-autoencoder"
+                f" {without_secrets(ours.store)}, and its clusters would be of other images: leave data.store out of"
+                " --set-autoencoder"
             )
-        expect_no_skip(ours)
-        expect_no_skip(theirs)
-        assert ours.num_images, "the store was opened before"
-        if ours.num_images < self.num_clusters:
-            raise ConfigError(f"{self.num_clusters} clusters of {ours.num_images} images: choose fewer --clusters")
+        expect_all_images(ours)
+        expect_all_images(theirs)
+        if (num_images := self.simclr.facts.num_images) < self.num_clusters:
+            raise ConfigError(f"{self.num_clusters} clusters of {num_images} images: choose fewer --clusters")
         complete(self.directory / "autoencoder", self.autoencoder, console)
         self._cluster(console)
-        simclr = with_data(self.simclr, label_file=str(self.label_file), stratified=True)
+        simclr = with_data_settings(self.simclr, label_file=str(self.label_file), stratified=True)
         return complete(self.directory / "simclr", simclr, console)
 
     def _cluster(self, console: Console) -> None:
-        """Write the clusters, unless those that are there are these."""
+        """Write the clusters, unless the very same were written before."""
         trained = Checkpoints(self.directory / "autoencoder").newest()
-        assert trained, "the stage before is complete"
+        assert trained, "the autoencoder is complete"
         wanted = {
             "clusters": self.num_clusters,
             "seed": self.autoencoder.seed,
@@ -79,24 +82,24 @@ class GSimCLR(NamedTuple):
         there = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         if there == wanted and self.label_file.exists():
             return
-        if there != wanted and begun(self.directory / "simclr"):
+        if there != wanted and has_begun(self.directory / "simclr"):
             differing = [
                 f"{key} {wanted[key]} (they have {there.get(key)})" for key in wanted if wanted[key] != there.get(key)
             ]
             raise ConfigError(
-                f"{self.label_file} has other clusters, and simclr/ has begun with them: {', '.join(differing)}; call"
-                " as before, or choose another --run-dir"
+                f"{self.label_file} has other clusters, and simclr/ has begun with them: {', '.join(differing)}; use"
+                " the settings that it began with, or choose another --run-dir"
             )
         labels = self._labels()
-        record.unlink(missing_ok=True)  # it is there only beside the clusters that it is of
+        record.unlink(missing_ok=True)  # it must never lie beside other clusters
         save_labels(labels, self.label_file)
         write_text(record, json.dumps(wanted, indent=1))
         sizes = np.bincount(labels, minlength=self.num_clusters)
         text = f"{self.label_file}: {self.num_clusters} clusters of {sizes.min()} to {sizes.max()} images"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        say(text, console)
 
     def _labels(self) -> np.ndarray:
-        from ssl_dist.data.sample_plan import open_store
+        from ssl_dist.data import open_store
         from ssl_dist.evaluate import cluster_labels, encoder_of, extract, fastest_device
 
         encoder, config, _ = encoder_of(self.directory / "autoencoder")

@@ -38,7 +38,7 @@ COMMANDS: dict[str, Entry] = {
     ),
 }
 
-CLUSTER_WRITERS = "cluster.build:tasks"
+CLUSTER_WRITERS = "cluster.build:ray_writers"
 """Target of what writes a store's shards on all nodes of a Ray cluster (``store build --cluster``)."""
 
 

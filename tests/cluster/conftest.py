@@ -12,7 +12,7 @@ import pytest
 
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints, State
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig
 from ssl_dist.store import ImageStore
 
 
@@ -33,14 +33,13 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Every run ends at once, with the weights that it begins with; the names of those that were run."""
     runs = []
 
-    def launch(config: RunConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
-        assert config.data.num_samples
-        step = config.plan(config.data.num_samples).total_steps
+    def launch(config: ResolvedConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
+        step = config.plan().total_steps
         Checkpoints(run.path).save(step, config, State(config.initial_method().state_dict(), {}))
         runs.append(run.path.name)
         return {"step": step}
 
-    monkeypatch.setattr("cluster.pipelines.stages.launch", launch)
+    monkeypatch.setattr("cluster.pipelines.completion.launch", launch)
     monkeypatch.setattr("cluster.launch.launch", launch)  # which `pretrain` imports when it is called
     return runs
 

@@ -22,12 +22,12 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import build as cluster_build
-from cluster.build import tasks
+from cluster.build import ray_writers
 from ssl_dist import store
 from ssl_dist.commands.main import app
 from ssl_dist.errors import ClusterError, ConfigError, SourceError, StoreError
 from ssl_dist.store.building import builder
-from ssl_dist.store.building.shard_writer import Form, Piece, Shard, Written
+from ssl_dist.store.building.shard_writer import ShardFormat, ShardJob, ShardSummary, WrittenShard
 from ssl_dist.store.building.sources import Member
 from tests.store import held
 from tests.store.held import let_go, wait_until, writers_of
@@ -55,7 +55,7 @@ def test_a_store_is_the_same_with_any_number_of_workers(
 ) -> None:
     for workers in (1, 2, 3):
         told, done = list[str](), list[tuple[int, int]]()
-        path, writers = tmp_path / f"by-{workers}", tasks(workers, told.append)
+        path, writers = tmp_path / f"by-{workers}", ray_writers(workers, told.append)
         store.build(image_folder, path, workers=writers, progress=lambda *now, done=done: done.append(now))
         assert files_of(path) == files_of(whole)
         assert done == [*((images, 51) for images in (10, 20, 30, 40, 50, 51)), (51, 51)]
@@ -66,7 +66,7 @@ def test_tars_stores_and_stores_that_grow_are_the_same_too(
     local_ray: None, image_folder: Path, whole: Path, tmp_path: Path
 ) -> None:
     """Their members' bytes and pixels travel through the object store."""
-    tar, writers = tmp_path / "images.tar", tasks(3)
+    tar, writers = tmp_path / "images.tar", ray_writers(3)
     with tarfile.open(tar, "w") as archive:
         archive.add(image_folder, "images")
     (tmp_path / "one").symlink_to(image_folder / "class1")
@@ -92,7 +92,7 @@ def test_paths_may_be_relative(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("images").symlink_to(image_folder)
-    store.build("images", "s", workers=tasks(2))
+    store.build("images", "s", workers=ray_writers(2))
     store.build("images", "whole", workers=1)
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
 
@@ -134,11 +134,11 @@ def test_what_is_no_image_is_left_out_or_refused_as_on_one_machine(
     shutil.copytree(image_folder, folder)
     for name in ("class0/003.png", "class2/016.png"):
         (folder / name).write_bytes(b"no image")
-    assert files_of_both(lambda path, by: store.build(folder, path, workers=by), tmp_path / "s", tasks(3))
+    assert files_of_both(lambda path, by: store.build(folder, path, workers=by), tmp_path / "s", ray_writers(3))
     here, there = (re.findall(r"skipped \S+", caplog.text)[n : n + 2] for n in (0, 2))
     assert here == there == ["skipped class0/003.png:", "skipped class2/016.png:"]
     messages = []
-    for writers in (1, tasks(3)):
+    for writers in (1, ray_writers(3)):
         with pytest.raises(SourceError, match=r"class0/003.png: .*--strict") as strict:
             store.build(folder, tmp_path / f"strict-{writers}", workers=writers, strict=True)
         messages.append(re.sub("0x[0-9a-f]+", "", str(strict.value)))
@@ -158,7 +158,7 @@ def _store_of_9_px(tmp_path: Path) -> Path:
     return path
 
 
-def _full(piece: Piece, *_: object) -> None:
+def _full(piece: ShardJob, *_: object) -> None:
     piece.path.with_suffix(".tried").open("x").close()  # once
     raise OSError(errno.ENOSPC, "No space left on device", str(piece.path))
 
@@ -168,7 +168,7 @@ def test_a_full_disk_is_no_traceback_and_not_tried_again(
 ) -> None:
     monkeypatch.setattr(cluster_build, "_write", _full)
     with pytest.raises(StoreError) as error:
-        store.build(image_folder, tmp_path / "s", workers=tasks(1))
+        store.build(image_folder, tmp_path / "s", workers=ray_writers(1))
     assert str(error.value) == f"cannot write a store at {tmp_path / 's'}: No space left on device"
     assert error.value.__cause__ is None
     assert error.value.__suppress_context__
@@ -183,8 +183,8 @@ def test_a_shard_that_kills_its_writer_each_time_is_given_up(
 ) -> None:
     monkeypatch.setattr(cluster_build, "_write", _die)
     monkeypatch.setattr(cluster_build, "_RETRIES", 1)
-    with pytest.raises(ClusterError, match=r"the writers of a shard were lost \(.*call again to go on"):
-        store.build(image_folder, tmp_path / "s", workers=tasks(1))
+    with pytest.raises(ClusterError, match=r"the writers of a shard were lost \(.*call again to resume"):
+        store.build(image_folder, tmp_path / "s", workers=ray_writers(1))
 
 
 def test_a_node_that_sees_another_destination_or_source_is_named(
@@ -196,15 +196,15 @@ def test_a_node_that_sees_another_destination_or_source_is_named(
     shutil.copytree(image_folder, tmp_path / "images")
     node = re.escape(os.uname().nodename)
     with pytest.raises(ClusterError, match=rf"node {node} \(\S+\) does not see the store .* at {own}/s: choose"):
-        store.build(image_folder, own / "s", workers=tasks(2))
+        store.build(image_folder, own / "s", workers=ray_writers(2))
     for number, source in enumerate([own / "images", f"{own}/images/*/*.png"]):
         with pytest.raises(
             ClusterError, match=rf"node {node} \(\S+\) does not see {own}/images/class0/000.png as this"
         ):
-            store.build(source, tmp_path / f"t{number}", size_px=8, workers=tasks(2))
+            store.build(source, tmp_path / f"t{number}", size_px=8, workers=ray_writers(2))
     monkeypatch.setattr(cluster_build, "_versions", lambda: {**VERSIONS, "pillow": "1.0"})
     with pytest.raises(ClusterError, match=rf"node {node} \(\S+\) has pillow {VERSIONS['pillow']}, and .* builds 1.0"):
-        store.build(image_folder, tmp_path / "u", workers=tasks(2))
+        store.build(image_folder, tmp_path / "u", workers=ray_writers(2))
 
 
 VERSIONS = cluster_build._versions()
@@ -216,25 +216,25 @@ def test_a_file_that_went_after_it_was_listed_is_left_out(
     """It is no node's fault."""
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
-    absolute = cluster_build._absolute
+    absolute = cluster_build._with_absolute_paths
 
-    def late(piece: Piece) -> Piece:
+    def late(piece: ShardJob) -> ShardJob:
         (folder / "class1" / "005.png").unlink(missing_ok=True)
         return absolute(piece)
 
-    monkeypatch.setattr(cluster_build, "_absolute", late)
-    manifest = store.build(folder, tmp_path / "s", workers=tasks(2))
+    monkeypatch.setattr(cluster_build, "_with_absolute_paths", late)
+    manifest = store.build(folder, tmp_path / "s", workers=ray_writers(2))
     assert (manifest.rows, manifest.skipped) == (50, 1)
 
 
-def _slowly(piece: Piece, *_: object) -> cluster_build._Answer:
+def _slowly(piece: ShardJob, *_: object) -> cluster_build._Answer:
     began = time.monotonic()
     with piece.path.with_suffix(".from").open("x") as file:
         file.write(str(began))
     wait_until(lambda: len(list(piece.path.parent.glob("*.from"))) > 1)
     time.sleep(0.3)  # so that one too many would be seen
     piece.path.with_suffix(".to").write_text(str(time.monotonic()))
-    return cluster_build._Answer(Written(piece.path, Shard(members=1), None), "node", [])
+    return cluster_build._Answer(WrittenShard(piece.path, ShardSummary(members=1), None), "node", [])
 
 
 @pytest.mark.parametrize(("at_most", "store_bytes", "most"), [(2, 10**9, 2), (None, 6000, 3)])
@@ -244,15 +244,15 @@ def test_a_bounded_number_of_pieces_is_in_flight(
     """Of 1,000 bytes each; half the object store is for them."""
     monkeypatch.setattr(cluster_build, "_write", _slowly)
     monkeypatch.setattr(cluster_build, "_object_store_bytes", lambda: store_bytes)
-    form = Form(encoding="raw", image_shape=(8, 8, 3), size_px=8, batch_rows=4)
+    form = ShardFormat(encoding="raw", image_shape=(8, 8, 3), size_px=8, batch_rows=4)
     cut = []
 
-    def pieces() -> Iterator[Piece]:
+    def pieces() -> Iterator[ShardJob]:
         for number in range(12):
             cut.append(number)
-            yield Piece([Member("a", 0, b"x" * 1000)], tmp_path / f"{number}", form)
+            yield ShardJob([Member("a", 0, b"x" * 1000)], tmp_path / f"{number}", form)
 
-    ahead = [len(cut) - taken for taken, _ in enumerate(tasks(at_most)(pieces()))]
+    ahead = [len(cut) - taken for taken, _ in enumerate(ray_writers(at_most)(pieces()))]
     assert max(ahead) <= 2 * (at_most or 2 * 4) + 1
     moments = [(float(file.read_text()), 1) for file in tmp_path.glob("*.from")]
     moments += [(float(file.read_text()), -1) for file in tmp_path.glob("*.to")]
@@ -269,7 +269,7 @@ from tests.store import held
 
 build._write = held.task
 builder.SHARD_FILES, builder.BATCH_ROWS = 10, 4
-store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=24, workers=build.tasks(2))
+store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=24, workers=build.ray_writers(2))
 """
 
 
@@ -317,7 +317,7 @@ def test_a_killed_writer_costs_nothing_but_time(
 
     killer = threading.Thread(target=kill, daemon=True)
     killer.start()
-    made = rebuild(image_folder, tmp_path / "s", tasks(2))
+    made = rebuild(image_folder, tmp_path / "s", ray_writers(2))
     killer.join()
     assert killed
     assert made == undisturbed
@@ -335,14 +335,14 @@ def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
     first.wait()
     shutil.copytree(path, copy, ignore=shutil.ignore_patterns("*.tmp"))
     let_go(path)  # its tasks may still end
-    store.build(image_folder, path, size_px=8, workers=tasks(2))
+    store.build(image_folder, path, size_px=8, workers=ray_writers(2))
     store.build(image_folder, tmp_path / "other", size_px=8, workers=1)
     while writers_of(path):
         assert files_of(path).items() >= files_of(tmp_path / "other").items()
     assert files_of(path).items() >= files_of(tmp_path / "other").items()
     before = {path.name: path.stat().st_mtime_ns for path in copy.glob("shard-*.arrow")}
     assert set(before) == {"shard-00000.arrow", "shard-00001.arrow"}
-    assert rebuild(image_folder, copy, tasks(2)) == undisturbed
+    assert rebuild(image_folder, copy, ray_writers(2)) == undisturbed
     assert {name: (copy / name).stat().st_mtime_ns for name in before} == before
 
 

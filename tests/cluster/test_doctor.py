@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cluster.doctor import checks
-from cluster.doctor.node_checks import Node, complaints, look
+from cluster.doctor import workers
+from cluster.doctor.complaints import find_complaints
+from cluster.doctor.nodes import Node, describe_this_node
 from ssl_dist import __version__
 from ssl_dist.commands.main import app
 from ssl_dist.errors import RunError
@@ -52,8 +53,8 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, local_ray: None, tmp_path: Path, error: float
 ) -> None:
     finding = Finding("simclr", "step, ZeRO 1, float32", 2, 0.5, error, 1e-4)
-    monkeypatch.setattr(checks, "exactness", lambda *_: [finding])
-    monkeypatch.setattr(checks, "link", lambda _: checks.Link(2, 1e-3, 1e9))
+    monkeypatch.setattr(workers, "check_exactness", lambda *_: [finding])
+    monkeypatch.setattr(workers, "measure_link", lambda _: workers.Link(2, 1e-3, 1e9))
     result = invoke("--exact", "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     assert "over 0.0001" in result.output
@@ -65,7 +66,7 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
 def test_a_worker_that_fails_is_named_beside_what_the_nodes_said(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checks, "_reduce", _fail)
+    monkeypatch.setattr(workers, "_time_all_reduce", _fail)
     result = invoke("--workers", 1, "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     found = json.loads(result.output.splitlines()[-1])
@@ -114,29 +115,29 @@ def test_each_fault_is_named_with_its_host_and_its_mend(
     changes: dict[str, Any], what: str, mend: str, grave: bool
 ) -> None:
     nodes = [healthy("host1"), healthy("host2", **changes), healthy("host3")]
-    found = [one for one in complaints(nodes, [], "/s") if one.what == what]
+    found = [one for one in find_complaints(nodes, [], "/s") if one.what == what]
     assert [(one.where, one.grave) for one in found] == [("host2", grave)]
     assert mend in found[0].mend
-    assert {one.where for one in complaints(nodes, [], "/s")} == {"host2"}
+    assert {one.where for one in find_complaints(nodes, [], "/s")} == {"host2"}
 
 
 def test_hosts_that_are_missing_are_named() -> None:
     nodes = [healthy("host1"), healthy("host2")]
-    assert complaints(nodes, ["host1", "10.0.0.2"], "/s") == []
-    [one] = complaints(nodes, ["host1", "10.0.0.3"], "/s")
+    assert find_complaints(nodes, ["host1", "10.0.0.2"], "/s") == []
+    [one] = find_complaints(nodes, ["host1", "10.0.0.3"], "/s")
     assert (one.where, one.what) == ("10.0.0.3", "is not in the cluster")
     assert "auth_token" in one.mend
-    assert complaints([healthy("host1", token=False)], [], "/s", alone=True) == []
+    assert find_complaints([healthy("host1", token=False)], [], "/s", alone=True) == []
 
 
 def test_a_host_on_which_ray_runs_twice_is_named() -> None:
-    [one] = complaints([healthy("host1"), healthy("host2"), healthy("host2")], [], "/s")
+    [one] = find_complaints([healthy("host1"), healthy("host2"), healthy("host2")], [], "/s")
     assert (one.where, one.grave) == ("host2", False)
     assert "in the cluster 2 times" in one.what
 
 
 def test_a_storage_that_cannot_be_written_is_an_answer(tmp_path: Path) -> None:
-    answer = look(str(tmp_path / "nowhere"), "marker", 0.0)
+    answer = describe_this_node(str(tmp_path / "nowhere"), "marker", 0.0)
     assert answer.storage_error == "No such file or directory"
     assert not answer.storage_seen
     assert answer.clock_s > 1e9

@@ -14,7 +14,7 @@ from ray._private.ray_constants import RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from cluster.launch import on_the_head
+from cluster.launch import command_on_head
 from ssl_dist.commands.main import command_of
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import parse_override
@@ -136,6 +136,6 @@ def test_a_job_of_kubernetes_reaches_its_cluster_and_fills_it() -> None:
 
 
 def test_what_is_submitted_is_a_pretraining_unless_it_says_otherwise() -> None:
-    assert on_the_head(["recipe", "--set", "epochs=1"])[1:] == ["pretrain", "recipe", "--set", "epochs=1"]
-    assert on_the_head(["tune", "recipe"])[1:] == ["tune", "recipe"]
-    assert on_the_head([])[0].endswith("ssl-dist")
+    assert command_on_head(["recipe", "--set", "epochs=1"])[1:] == ["pretrain", "recipe", "--set", "epochs=1"]
+    assert command_on_head(["tune", "recipe"])[1:] == ["tune", "recipe"]
+    assert command_on_head([])[0].endswith("ssl-dist")

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from ssl_dist.errors import ConfigError
-from tests.cluster.stages import AUTOENCODER, SMALL, build_another, g_simclr, invoke, sets, settings_of
+from tests.cluster.pipeline_commands import AUTOENCODER, SMALL, build_another, g_simclr, invoke, sets, settings_of
 
 
 @pytest.mark.parametrize("spelling", ["dotted", "section", "recipe"])

@@ -119,7 +119,7 @@ def test_a_worker_that_is_told_to_go_leaves_a_checkpoint(local_ray: None, small_
     assert result["step"] == 200
     first, second = started_at(directory)
     assert first == 0 < second < 200
-    assert "leaves its place" in (directory / "worker-1.log").read_text()
+    assert "worker 1 was preempted" in (directory / "worker-1.log").read_text()
     lines = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
     steps = [line["step"] for line in lines if "train/loss" in line]
     assert steps == list(range(1, 201)), "each once"
@@ -233,7 +233,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
     _, err = child.communicate(timeout=120)
     assert child.returncode == 130, err
     assert "Traceback" not in err
-    [resume] = re.findall(r"go on with: ssl-dist (pretrain --resume \S+)", err)
+    [resume] = re.findall(r"resume with: ssl-dist (pretrain --resume \S+)", err)
     found = Checkpoints(directory).newest()
     assert found is not None
     assert 1 <= found.step < 10
@@ -268,7 +268,7 @@ def test_a_run_goes_on_from_its_mirror_on_another_machine(
     assert mirror.names()[0] == "step-00000010"
     again = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert again.returncode == 2
-    assert "is there: go on with it by --resume" in again.stderr
+    assert "is there: resume it by --resume" in again.stderr
 
 
 def test_the_demo_beats_random_weights(tmp_path: Path) -> None:

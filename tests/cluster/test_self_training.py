@@ -13,7 +13,7 @@ from cluster.pipelines import self_training
 from ssl_dist.errors import ConfigError, StoreError, UsageError
 from ssl_dist.evaluate import predict
 from ssl_dist.store import ImageStore, build
-from tests.cluster.stages import build_another, invoke, self_train, settings_of
+from tests.cluster.pipeline_commands import build_another, invoke, self_train, settings_of
 from tests.conftest import write_images
 
 
@@ -23,8 +23,8 @@ from tests.conftest import write_images
         (["--test", "nowhere"], UsageError, "nowhere"),
         (["--test", "other"], StoreError, "different classes"),
         (["--test", "large"], StoreError, r"large holds \(20, 20, 3\) images"),
-        (["--share", 0], ConfigError, "--share 0: more than 0, and 1 at most"),
-        (["--share", 1.5], ConfigError, r"--share 1\.5: more than 0, and 1 at most"),
+        (["--share", 0], ConfigError, "--share 0: it must be more than 0 and at most 1"),
+        (["--share", 1.5], ConfigError, r"--share 1\.5: it must be more than 0 and at most 1"),
         (["--set", "data.label_file=null"], ConfigError, "every image has a label"),
         (
             ["--set", "method={name: simclr}", "--set", "augment.recipe=simclr-small"],
@@ -72,12 +72,12 @@ def test_rounds_keep_what_the_recipe_says_of_the_data(
     untrained: list[str], small_store: Path, few_labels: Path, tmp_path: Path
 ) -> None:
     self_train(small_store, few_labels, tmp_path / "rounds", "--set", "data.stratified=true")
-    first, second = (settings_of(tmp_path / "rounds" / f"round-{number}")["data"] for number in (0, 1))
-    assert first["stratified"]
-    assert second["stratified"]
-    assert (first["num_samples"], second["num_samples"]) == (12, 12 + 4)
-    assert second["label_file"] == str(tmp_path / "rounds" / "labels-1.npy")
-    assert first["label_digest"] != second["label_digest"]
+    first, second = (settings_of(tmp_path / "rounds" / f"round-{number}") for number in (0, 1))
+    assert first["data"]["stratified"]
+    assert second["data"]["stratified"]
+    assert (first["facts"]["num_samples"], second["facts"]["num_samples"]) == (12, 12 + 4)
+    assert second["data"]["label_file"] == str(tmp_path / "rounds" / "labels-1.npy")
+    assert first["facts"]["label_digest"] != second["facts"]["label_digest"]
 
 
 def test_a_round_keeps_the_labels_that_it_began_with(

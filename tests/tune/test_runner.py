@@ -21,7 +21,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ssl_dist.config import RunConfig
 from tests.helpers import RECIPE
-from tune.results import importances, read, winner
+from tune.results import importances, read_trials, winner
 from tune.sweep import Sweep
 
 SPACE = """
@@ -84,7 +84,7 @@ def test_every_trial_comes_to_an_end_of_its_own(undisturbed: tuple[Path, dict[st
 def test_the_winner_is_ready_for_use(undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     directory, result = undisturbed
     sweep = Sweep.read(directory)
-    trials = read(sweep, directory)
+    trials = read_trials(sweep, directory)
     best = winner(trials)
     assert best is not None
     assert (directory / "best").resolve() == best.run.resolve() == Path(result["best"]["run"]).resolve()

@@ -10,7 +10,7 @@ import pytest
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, RunError
 from tests.conftest import write_images
-from tests.helpers import small_config
+from tests.helpers import resolved_config
 from tune.space import Domain
 from tune.sweep import Sweep
 from tune.trial_files import Point, path_of, read_points
@@ -19,26 +19,23 @@ SPACE = {"method.temperature": Domain(choice=(0.1, 0.2)), "epochs": Domain(choic
 
 
 def make(path: Path, **options: Any) -> Sweep:
-    recipe = small_config(
-        path, data={"store": str(path), "num_images": 51, "num_samples": 51, "image_shape": (16, 16, 3)}
-    )
-    return Sweep.make(**{"recipe": recipe, "space": SPACE, **options})
+    return Sweep.make(**{"recipe": resolved_config(path), "space": SPACE, **options})
 
 
 def test_rungs_are_in_epochs_of_the_longest_trial(small_store: Path) -> None:
-    assert make(small_store).every_epochs == 2  # 18 / 3^2
-    assert make(small_store, reduction=2).every_epochs == 2  # 18 / 2^2 would miss the trials of 2 epochs
-    assert make(small_store, rung_epochs=0.5).every_epochs == 0.5
+    assert make(small_store).probe_every_epochs == 2  # 18 / 3^2
+    assert make(small_store, reduction=2).probe_every_epochs == 2  # 18 / 2^2 would miss the trials of 2 epochs
+    assert make(small_store, rung_epochs=0.5).probe_every_epochs == 0.5
 
 
 def test_what_asha_is_expected_to_spend(small_store: Path) -> None:
     sweep = make(small_store, rung_epochs=2)
     short, long = sweep.config({"epochs": 2}), sweep.config({"epochs": 18})
-    assert sweep.budget(long) == 18 * 51
-    assert sweep.expected(short) == 2 * 51
+    assert sweep.budget_images(long) == 18 * 51
+    assert sweep.expected_images(short) == 2 * 51
     # to 2 epochs, a third of them to 6, a ninth to 18
-    assert sweep.expected(long) == pytest.approx(51 * (2 + 4 / 3 + 12 / 9))
-    assert make(small_store, scheduler="none").expected(long) == 18 * 51
+    assert sweep.expected_images(long) == pytest.approx(51 * (2 + 4 / 3 + 12 / 9))
+    assert make(small_store, scheduler="none").expected_images(long) == 18 * 51
 
 
 def test_every_sample_is_tried_before_anything_runs(small_store: Path) -> None:
@@ -81,7 +78,7 @@ def test_points_are_at_the_rungs_whatever_the_batch_size(small_store: Path, tmp_
     """A rung is passed by the first step at or beyond it; the images are the rung's, so that trials compare."""
     sweep = make(small_store, rung_epochs=2)
     config = sweep.config({"epochs": 5, "batch.size": 20})
-    steps = config.plan(51).total_steps
+    steps = config.plan().total_steps
     assert steps == 12
     lines = [f'{{"step": {step}, "probe/knn": 0.{step}}}' for step in (0, 6, 11, 12)]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 12, "probe/k')

@@ -1,4 +1,4 @@
-"""Several runs in one command: each stage is gone on with where it was."""
+"""Commands of several runs: called again, each run resumes where it was."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.pipelines.stages import complete
+from cluster.pipelines.completion import complete
 from cluster.prepare import resolve
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import RunConfig
 from ssl_dist.config.overrides import parse_override
 from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
-from tests.cluster.stages import SMALL, g_simclr, invoke, self_train, sets, settings_of
+from tests.cluster.pipeline_commands import SMALL, g_simclr, invoke, self_train, sets, settings_of
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -72,8 +72,8 @@ def test_self_training_adds_what_it_is_sure_of_until_that_no_longer_helps(
 def test_a_stage_that_was_stopped_is_not_built_upon(
     small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cluster.pipelines.stages.launch", lambda *_: {"step": 3})
-    message = r"autoencoder was stopped after 3 of 6 steps: go on with the same command again"
+    monkeypatch.setattr("cluster.pipelines.completion.launch", lambda *_: {"step": 3})
+    message = r"autoencoder was stopped after 3 of 6 steps: run the same command again"
     with pytest.raises(RunError, match=message):
         g_simclr(small_store, tmp_path / "here")
     assert not (tmp_path / "here" / "clusters.npy").exists()
@@ -89,11 +89,11 @@ def test_a_stage_stopped_by_ctrl_c_says_that_the_same_command_goes_on(
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr("cluster.launch.connected", lambda _: contextlib.nullcontext(False))
-    monkeypatch.setattr("cluster.launch.fit", lambda *_: Nothing())
-    for times in (1, 2):
-        monkeypatch.setattr("cluster.launch._follow", lambda *_, n=times: interrupt(n))
-        with pytest.raises(Interrupted, match=r"on with: the same command again$"):
+    monkeypatch.setattr("cluster.launch.ray_with_capacity", lambda _: contextlib.nullcontext(False))
+    monkeypatch.setattr("cluster.launch.start_workers", lambda *_: Nothing())
+    for times, message in ((1, "resume with"), (2, "resume from the newest checkpoint with")):
+        monkeypatch.setattr("cluster.launch._show_progress", lambda *_, n=times: interrupt(n))
+        with pytest.raises(Interrupted, match=rf"{message}: the same command again$"):
             g_simclr(small_store, tmp_path / "here")
 
 
@@ -109,13 +109,13 @@ def test_a_stage_may_change_what_pretrain_may_and_nothing_else(
     )
     assert again.output.count("finished before") == 2
     assert settings_of(tmp_path / "there" / "simclr")["engine"]["zero_stage"] == 0
-    with pytest.raises(ConfigError, match=r"run of other settings, engine\.precision bf16 \(began with fp32\): call"):
+    with pytest.raises(ConfigError, match=r"run of other settings, engine\.precision bf16 \(began with fp32\): use"):
         g_simclr(small_store, tmp_path / "there", "--set", "engine.precision=bf16")
     small = {"data.store": str(small_store), "batch": {"size": 16, "micro": 8}}
     complete(tmp_path / "run", resolve("gsimclr-cifar10", small), Console(quiet=True))
     np.save(tmp_path / "labels.npy", np.arange(51) % 3)
     labelled = resolve("gsimclr-cifar10", {**small, "data.label_file": str(tmp_path / "labels.npy")})
-    with pytest.raises(ConfigError, match=r"other settings, data\.label_digest"):
+    with pytest.raises(ConfigError, match=r"other settings, facts\.label_digest"):
         complete(tmp_path / "run", labelled, Console(quiet=True))
 
 
@@ -144,7 +144,7 @@ def test_mirrors_of_stages_of_two_commands_do_not_meet(
         mirrors.append(config.checkpoint.mirror)
         return {"step": 6}
 
-    monkeypatch.setattr("cluster.pipelines.stages.launch", launched)
+    monkeypatch.setattr("cluster.pipelines.completion.launch", launched)
     recipe = {"data.store": str(small_store), **dict(map(parse_override, SMALL))}
     place = (tmp_path / "mirror").as_uri()
     for mirror in (None, place):

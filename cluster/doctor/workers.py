@@ -1,0 +1,143 @@
+"""Trials of a cluster's workers: the link between them, the exactness of gradients, and a dry run of a recipe."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from cluster.connect import Background, failure_reason, torch_trainer
+from cluster.launch import start_workers, training_error
+from cluster.run_directory import RunDirectory
+from ssl_dist.config import ResolvedConfig
+from ssl_dist.errors import SslDistError
+from ssl_dist.settings import ClusterConfig
+from ssl_dist.training.exactness import Finding
+
+DRY_STEPS = 20
+_WARM_UP_STEPS = 5  # the first of them, which are not timed
+_REDUCED = 1 << 24  # float32 numbers that workers add up, 64 MiB
+
+
+class Link(NamedTuple):
+    """The link between workers: seconds for an all-reduce of one number, and bytes/s of each rank for 64 MiB."""
+
+    workers: int
+    latency_s: float
+    rate: float
+
+
+class DryRun(NamedTuple):
+    """The measurements of a dry run; its first steps are not timed.
+
+    Attributes:
+        peak_mb: memory of worker 0, which has the most to do: resident memory, or its GPU's.
+        whole_run_s: how long the whole run would take at this rate, without probes and checkpoints.
+    """
+
+    images_per_s: float
+    peak_mb: float
+    whole_run_s: float
+
+
+def measure_link(cluster: ClusterConfig) -> Link:
+    """Time all-reduces between the cluster's workers.
+
+    Raises:
+        SslDistError: a worker failed.
+    """
+    latency_s, rate = _on_workers(_time_all_reduce, cluster)
+    return Link(cluster.workers.max, latency_s, rate)
+
+
+def check_exactness(cluster: ClusterConfig, method: str | None) -> list[Finding]:
+    """Compare gradients of the workers with one process's (``ssl_dist.training.exactness``), of one method or of all.
+
+    Raises:
+        SslDistError: a worker failed.
+    """
+    return [Finding(*values) for values in _on_workers(_examine, cluster, method=method)]
+
+
+def dry_run(config: ResolvedConfig, folder: Path) -> DryRun:
+    """Run the first steps of a recipe in a run directory that is deleted afterwards.
+
+    Raises:
+        SslDistError: the run failed.
+    """
+    from ssl_dist.training.metrics import read_metrics
+
+    plan = config.plan()
+    monitor = config.monitor.model_copy(update={"every_steps": _WARM_UP_STEPS})
+    steps = min(DRY_STEPS, plan.total_steps)
+    short = config.model_copy(update={"monitor": monitor, "probe": None, "epochs": steps / plan.steps_per_epoch + 1e-9})
+    with tempfile.TemporaryDirectory(dir=folder, prefix="doctor-") as place:
+        run = RunDirectory.create(Path(place) / "run", short)
+        workers = start_workers(short, run)
+        _wait(workers)
+        if error := training_error(workers, run):
+            raise error
+        laps = [line for line in read_metrics(run.path) if "speed/images_per_s" in line]
+    rate = statistics.median(lap["speed/images_per_s"] for lap in laps[1:] or laps)
+    return DryRun(rate, laps[-1]["memory/peak_mb"], plan.total_steps * config.batch.size / rate)
+
+
+def _on_workers(function: Callable[[dict[str, Any]], Any], cluster: ClusterConfig, **settings: Any) -> Any:
+    """Call a function on every worker; return rank 0's result."""
+    once = cluster.model_copy(update={"max_failures": 0})
+    settings = {"gpu": once.gpu, **settings}
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = torch_trainer(function, settings, once, Path(folder) / "doctor")
+        workers = Background(lambda: trainer.fit().return_value)
+        workers.start()
+        _wait(workers)
+    if workers.error:
+        raise SslDistError(f"the workers could not be checked: {failure_reason(workers.error)}")
+    return workers.result
+
+
+def _wait(workers: Background) -> None:
+    while workers.is_alive():
+        workers.join(timeout=0.25)  # Ctrl-C comes through between two calls
+
+
+def _examine(settings: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """Examine exactness on every worker; return plain values."""
+    from ssl_dist.collectives import World
+    from ssl_dist.training.exactness import examine
+
+    names = [settings["method"]] if settings["method"] else None
+    return [tuple(finding) for finding in examine(World.current(_device(settings)), names)]
+
+
+def _time_all_reduce(settings: dict[str, Any]) -> tuple[float, float]:
+    """Return the median seconds of 30 small all-reduces, and the median rate of 5 large ones, on every worker."""
+    import torch
+
+    from ssl_dist.collectives import World
+
+    world = World.current(_device(settings))
+
+    def seconds(numbers: int, repeats: int) -> float:
+        values, times = torch.zeros(numbers, device=world.device), []
+        for _ in range(repeats + 1):
+            began = time.perf_counter()
+            world.sum_(values)
+            values[0].item()  # waits for the device
+            times.append(time.perf_counter() - began)
+        return statistics.median(times[1:])
+
+    return seconds(1, 30), 4 * _REDUCED / seconds(_REDUCED, 5)
+
+
+def _device(settings: dict[str, Any]) -> Any:
+    import torch
+
+    if not settings["gpu"]:
+        return torch.device("cpu")
+    import ray.train.torch
+
+    return ray.train.torch.get_device()
