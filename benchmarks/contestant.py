@@ -47,13 +47,14 @@ class Ours(Loader):
     def training_batches(self) -> Iterator[Any]:
         from ssl_dist.collectives import World
         from ssl_dist.config import RunConfig
+        from ssl_dist.data import SamplePlan
         from ssl_dist.data.batches import Batches
         from ssl_dist.store import ImageStore
 
         recipe = transforms.recipe(self.image_shape[0])
         overrides = {"data.store": str(self.place), "augment.recipe": recipe}
         config = RunConfig.load("simclr-cifar10", overrides | {"batch": {"size": BATCH, "micro": BATCH}})
-        return iter(Batches(ImageStore(self.place), config, World(), 0, 10**9))
+        return iter(Batches(SamplePlan(config, ImageStore(self.place)), World(), 0, 10**9))
 
 
 class TableTake(Ours):

@@ -127,13 +127,14 @@ def _train_on(store: Path, steps: int) -> float:
 
     from ssl_dist.collectives import World
     from ssl_dist.config import RunConfig
+    from ssl_dist.data import SamplePlan
     from ssl_dist.data.batches import Batches
 
     torch.set_num_threads(1)
     overrides = {"data.store": str(store), "augment.recipe": "simclr"}
     config = RunConfig.load("simclr-cifar10", overrides | {"batch": {"size": TRAIN_BATCH, "micro": TRAIN_BATCH}})
     began = time.perf_counter()
-    for batch in Batches(ImageStore(store), config, World(), 0, steps):
+    for batch in Batches(SamplePlan(config, ImageStore(store)), World(), 0, steps):
         batch.views(0, torch.device("cpu"))
     return time.perf_counter() - began
 

@@ -24,8 +24,9 @@ from benchmarks import page
 from benchmarks.nt_xent import peak_resident
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
+from ssl_dist.data import resolve
 from ssl_dist.data.batches import Batches
-from ssl_dist.store import ImageStore, build
+from ssl_dist.store import build
 from ssl_dist.training.engine import Engine
 
 MICRO = 256
@@ -72,11 +73,10 @@ def peak_of_training(store: Path, size: int) -> int:
 def _train(store: Path, size: int, threads: int) -> int:
     torch.set_num_threads(threads)
     overrides = {"data.store": str(store), "batch.size": size, "batch.micro": MICRO, "epochs": 3}
-    config = RunConfig.load("simclr-cifar10", overrides)
+    config, _, sample_plan = resolve(RunConfig.load("simclr-cifar10", overrides))
     world = World.current()
     engine = Engine(config.initial_method(), config, world)
-    images = ImageStore(store)
-    for batch in Batches(images, config, world, 0, config.plan(len(images)).total_steps):
+    for batch in Batches(sample_plan, world, 0, config.plan().total_steps):
         engine.step(batch, learning_rate=0.001)
     return peak_resident()
 

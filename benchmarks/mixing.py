@@ -16,7 +16,7 @@ import typer
 
 from benchmarks import page
 from ssl_dist.data import permutation
-from ssl_dist.data.windows import Windows
+from ssl_dist.data.windowed_order import WindowedOrder
 
 RUN = 1000  # samples
 SHARD = 8192
@@ -58,7 +58,7 @@ def orders(shards: int, windows: list[int]) -> dict[str, Order]:
     count, rows = shards * SHARD, np.full(shards, SHARD)
     found: dict[str, Order] = {"full permutation": lambda epoch: permutation.sample_ids(0, epoch, 0, count, count)}
     for window in reversed(windows):
-        made = Windows(0, rows, window * SHARD)
+        made = WindowedOrder(0, rows, window * SHARD)
         found[f"window of {window} shards"] = lambda epoch, made=made: made.sample_ids(epoch, 0, count)  # type: ignore[misc]
     for size in BUFFERS:
         found[f"buffer of {size:,}"] = lambda epoch, size=size: buffered(np.arange(count), size, epoch)  # type: ignore[misc]

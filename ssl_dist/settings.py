@@ -10,9 +10,7 @@ import pydantic
 
 from ssl_dist import backbones
 from ssl_dist.augment import OPERATIONS, POLICIES, Policy, View, with_only
-from ssl_dist.errors import StoreError
-from ssl_dist.store.remote.cache import DEFAULT_GB
-from ssl_dist.uris import without_secrets
+from ssl_dist.store.remote import DEFAULT_CACHE_GB
 
 
 class Section(pydantic.BaseModel):
@@ -32,7 +30,7 @@ class DataConfig(Section):
     images in windows of about ``window`` images (``order.Windows``). ``cache``: folder of this machine for shards of
     stores elsewhere (None: in the user's cache directory), of at most ``cache_gb`` GB: two windows should fit.
 
-    The rest is filled in when a run starts and checked whenever it goes on: with other images it would be another run.
+    What a run finds out about the store is not here, but in ``config.DataFacts``.
     """
 
     store: str
@@ -42,12 +40,7 @@ class DataConfig(Section):
     order: Literal["full", "shards"] = "full"
     window: int = pydantic.Field(2**18, ge=1)
     cache: str | None = None
-    cache_gb: float = pydantic.Field(DEFAULT_GB, gt=0, le=1e6)
-    num_images: int | None = None
-    num_samples: int | None = None  # images of an epoch, see ``Samples``
-    image_shape: tuple[int, int, int] | None = None
-    label_digest: str | None = None
-    shards_digest: str | None = None  # of the sizes of the shards, on which the order ``shards`` depends
+    cache_gb: float = pydantic.Field(DEFAULT_CACHE_GB, gt=0, le=1e6)
 
     @pydantic.model_validator(mode="after")
     def _possible(self) -> DataConfig:
@@ -57,23 +50,6 @@ class DataConfig(Section):
                 " the store, not from a window of it: set data.order=full or data.stratified=false"
             )
         return self
-
-    def expect(self, found: DataConfig) -> None:
-        """Refuse a store of other images, or other labels, than the run began with.
-
-        Raises:
-            StoreError: number or size of the images differs, or the labels' digest, or (with ``order: shards``) how
-                they are cut into shards.
-        """
-        for name in ("num_images", "num_samples", "image_shape", "label_digest", "shards_digest"):
-            began, now = getattr(self, name), getattr(found, name)
-            filled_in = began is not None or (name == "label_digest" and self.num_images is not None)
-            if filled_in and began != now:
-                key = "data.label_file" if name == "label_digest" else "data.store"
-                raise StoreError(
-                    f"{without_secrets(found.store)} has {name} {now} where the run began with {began}: set {key} to"
-                    " what it was"
-                )
 
 
 class AugmentConfig(Section):
@@ -124,14 +100,13 @@ class AugmentConfig(Section):
 
 class BackboneConfig(Section):
     """See ``backbones.build``. ``weights``: what training starts from in place of random ones: the directory of a run
-    (its newest checkpoint) or of a checkpoint, or a .safetensors file. The digest of the file is filled in."""
+    (its newest checkpoint) or of a checkpoint, or a .safetensors file."""
 
     name: str = "resnet50"
     stem: backbones.Stem = "standard"
     width: int | None = pydantic.Field(None, ge=1)
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     weights: str | None = None
-    weights_digest: str | None = None
 
     def build(self, image_size: int | None = None) -> backbones.Backbone:
         """With random weights."""
@@ -141,7 +116,7 @@ class BackboneConfig(Section):
         backbones.check(image_sizes=image_sizes, **self._shape())
 
     def _shape(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"weights", "weights_digest"})
+        return self.model_dump(exclude={"weights"})
 
 
 class BatchConfig(Section):

@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_dist import augment
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.data import permutation
+from ssl_dist.data import SamplePlan, permutation
 from ssl_dist.data.batches import Batches
 from ssl_dist.methods import Method, Views
 from ssl_dist.store import ImageStore
@@ -59,7 +59,7 @@ def double_update(rank: int, size: int, config: RunConfig) -> dict[str, Tensor]:
     world = World.current()
     with deepspeed_in_double():
         engine = Engine(method, config, world)
-        engine.step(Batches(ImageStore(config.data.store), config, world, 0, 1).fetch(0), learning_rate=1.0)
+        engine.step(Batches(SamplePlan(config, ImageStore(config.data.store)), world, 0, 1).fetch(0), learning_rate=1.0)
         after = engine.state().model
     return {name: weight - after[name] for name, weight in before.items()}
 

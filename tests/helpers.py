@@ -12,10 +12,10 @@ from torch import Tensor
 
 from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.collectives import World
-from ssl_dist.config import RunConfig
+from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override
+from ssl_dist.data import SamplePlan, open_store, resolve
 from ssl_dist.data.batches import Batches
-from ssl_dist.data.sample_plan import open_store
 from ssl_dist.methods import Method
 from ssl_dist.training.engine import Engine
 from ssl_dist.training.exactness import smooth
@@ -40,6 +40,11 @@ def small_config(store: Path, **overrides: Any) -> RunConfig:
     for key, value in {"data__store": str(store), **overrides}.items():
         put_override(tree, key.replace("__", "."), value)
     return RunConfig.from_tree(tree, "small_config")
+
+
+def resolved_config(store: Path, **overrides: Any) -> ResolvedConfig:
+    """Return ``small_config`` with the facts about its data; the store must exist."""
+    return resolve(small_config(store, **overrides)).config
 
 
 def smooth_method(config: RunConfig) -> Method:
@@ -73,7 +78,7 @@ def train(
     assert (found.step if found else 0) == first_step
     world = World.current()
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
-    batches = Batches(open_store(config.data), config, world, first_step, total_steps or last_step)
+    batches = Batches(SamplePlan(config, open_store(config.data)), world, first_step, total_steps or last_step)
     results, snapshot = [], None
     for batch in itertools.islice(batches, last_step - first_step):
         results.append(engine.step(batch, config.optim.lr))
@@ -82,7 +87,7 @@ def train(
 
 
 def save(state: State, run: Path, step: int, config: RunConfig) -> None:
-    Checkpoints(run).save(step, config, state)
+    Checkpoints(run).save(step, resolve(config).config, state)
 
 
 def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import pydantic
 import torch
@@ -33,23 +30,15 @@ from ssl_dist.settings import (
     Section,
 )
 
-
-class Plan(Section):
-    """A run in steps."""
-
-    num_samples: int
-    total_steps: int
-    warmup_steps: int
-    steps_per_epoch: float
-
-    def is_time(self, step: int, every_epochs: float) -> bool:
-        """Has training just crossed a multiple of ``every_epochs``, after ``step`` steps, or ended?"""
-        every = every_epochs * self.steps_per_epoch
-        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
+# Facts (see ``resolved.DataFacts``) that older versions wrote into these sections of config.json.
+FACTS_IN_SECTIONS = {
+    "data": ("num_images", "num_samples", "image_shape", "label_digest", "shards_digest"),
+    "backbone": ("weights_digest",),
+}
 
 
 class RunConfig(Section):
-    """Everything that decides a run. ``load`` makes one from a recipe and dotted overrides."""
+    """All settings of a run. ``load`` makes one from a recipe and dotted overrides."""
 
     seed: int = pydantic.Field(0, ge=0, lt=2**63)
     epochs: float = pydantic.Field(100, gt=0)
@@ -64,6 +53,19 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     cluster: ClusterConfig = ClusterConfig()
+
+    @pydantic.model_validator(mode="before")
+    @classmethod
+    def _separate_facts(cls, tree: Any) -> Any:
+        """Take the facts of a resolved run out of the settings, so that its config.json can serve as a recipe."""
+        if not isinstance(tree, Mapping):
+            return tree
+        settings, facts = {key: value for key, value in tree.items() if key != "facts"}, dict[str, Any]()
+        for section, keys in FACTS_IN_SECTIONS.items():
+            if isinstance(given := tree.get(section), Mapping):
+                facts |= {key: given[key] for key in keys if given.get(key) is not None}
+                settings[section] = {key: value for key, value in given.items() if key not in keys}
+        return {**settings, "facts": tree.get("facts", facts)} if "facts" in cls.model_fields else settings
 
     @pydantic.field_validator("method", mode="before")
     @classmethod
@@ -131,9 +133,13 @@ class RunConfig(Section):
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
-        """Pixels a side of each view; none of views of the stored size, as long as no store was opened."""
-        stored = self.data.image_shape[0] if self.data.image_shape else None
-        return tuple(size for view in self.augment.views() if (size := view.size_px or stored))
+        """Pixels a side of each view, without those of the stored size where that is not known."""
+        return tuple(size for view in self.augment.views() if (size := view.size_px or self._stored_px))
+
+    @property
+    def _stored_px(self) -> int | None:
+        """Pixels a side of the store's images, known once the store was opened."""
+        return None
 
     @property
     def num_labelled(self) -> int:
@@ -142,7 +148,7 @@ class RunConfig(Section):
         return self.batch.size if every else self.batch.labelled
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> RunConfig:
+    def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Self:
         """Read a recipe and put overrides over it.
 
         Args:
@@ -158,7 +164,7 @@ class RunConfig(Section):
         return cls.from_tree(tree, str(path))
 
     @classmethod
-    def from_tree(cls, tree: Mapping[str, Any], origin: str) -> RunConfig:
+    def from_tree(cls, tree: Mapping[str, Any], origin: str) -> Self:
         """Validate a nested mapping; ``origin`` says in messages where it came from."""
         try:
             return cls.model_validate(tree)
@@ -167,23 +173,6 @@ class RunConfig(Section):
             name = method.get("name") if isinstance(method, Mapping) else None
             known = _known_keys(cls, "", name if name in methods.names() else "simclr")
             raise ConfigError(f"{origin}: {explain(error, list(known))}") from None
-
-    def plan(self, num_samples: int) -> Plan:
-        """Epochs of ``num_samples`` images (``Samples.count``) to steps; what does not fill a last batch is left out.
-
-        Raises:
-            ConfigError: less than one step.
-        """
-        batch = self.batch.size - self.batch.labelled
-        steps_per_epoch = num_samples / batch
-        total = math.floor(self.epochs * num_samples / batch)
-        if total < 1:
-            raise ConfigError(
-                f"epochs {self.epochs:g} of {num_samples} images are less than one batch of {batch}:"
-                f" raise epochs to {batch / num_samples:g} or more, or lower batch.size"
-            )
-        warmup = min(round(self.optim.warmup_epochs * steps_per_epoch), total)
-        return Plan(num_samples=num_samples, total_steps=total, warmup_steps=warmup, steps_per_epoch=steps_per_epoch)
 
     def initial_backbone(self) -> Backbone:
         """The backbone with random weights, the same wherever it is called."""
@@ -200,11 +189,6 @@ class RunConfig(Section):
     def flat(self) -> dict[str, Any]:
         """Dotted key -> value, for hyperparameter tables."""
         return dict(flatten(self.model_dump(mode="json")))
-
-    def fingerprint(self) -> str:
-        """Twelve hexadecimal digits of the whole config: two runs that differ in anything differ in it."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _known_keys(model: type[pydantic.BaseModel], prefix: str, method: str) -> Iterator[str]:

@@ -1,5 +1,9 @@
-"""Which images a training step has, and in which order."""
+"""The data of a run: which images each training step uses, in which order, with which labels."""
 
+from ssl_dist.data.images import Images, open_store
+from ssl_dist.data.labels import read_labels
 from ssl_dist.data.permutation import sample_ids
+from ssl_dist.data.resolve import Data, resolve
+from ssl_dist.data.sample_plan import SamplePlan
 
-__all__ = ["sample_ids"]
+__all__ = ["Data", "Images", "SamplePlan", "open_store", "read_labels", "resolve", "sample_ids"]

@@ -20,7 +20,7 @@ from torch import Tensor
 from ssl_dist import augment
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.data.sample_plan import Images, Samples
+from ssl_dist.data.sample_plan import SamplePlan
 from ssl_dist.hashing import derive_seed
 from ssl_dist.methods import TrainingProgress, Views
 
@@ -82,10 +82,9 @@ class Batches:
         waited_s: seconds that the consumer has waited for data so far.
     """
 
-    def __init__(self, store: Images, config: RunConfig, world: World, first_step: int, total_steps: int) -> None:
-        self._store, self._config, self._world = store, config, world
+    def __init__(self, sample_plan: SamplePlan, world: World, first_step: int, total_steps: int) -> None:
+        self._plan, self._world = sample_plan, world
         self._steps = range(first_step, total_steps)
-        self._samples = Samples(config, store)
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -121,20 +120,22 @@ class Batches:
 
     def fetch(self, step: int) -> Batch:
         """This worker's share of one step."""
-        sizes = self._config.batch
+        config, store, sizes = self._plan.config, self._plan.store, self._plan.config.batch
         mine = self._world.share(sizes.num_micro)
-        self._store.prepare(*self._samples.shards(step))
-        ids, epochs, labels = self._samples.of(step, mine)
+        store.prepare(*self._plan.needed_shards(step))
+        ids, epochs, labels = self._plan.select(step, mine)
         return Batch(
             step=step,
             micro_batches=mine,
             num_slots=-(-sizes.num_micro // self._world.size),
-            images=_pinned(self._store.gather(ids), self._world.device),
+            images=_pinned(store.gather(ids), self._world.device),
             ids=torch.from_numpy(ids),
             epochs=torch.from_numpy(epochs),
-            config=self._config,
+            config=config,
             labels=torch.from_numpy(labels),
-            progress=TrainingProgress(step, self._steps.stop, step * (sizes.size - sizes.labelled) / self._samples.count),
+            progress=TrainingProgress(
+                step, self._steps.stop, step * (sizes.size - sizes.labelled) / self._plan.num_samples
+            ),
         )
 
 

@@ -1,10 +1,10 @@
-"""Which sample comes when: a pure function of (seed, epoch, position), in O(1) memory.
+"""The order of samples in training: a permutation for each epoch, computed position by position.
 
-An epoch is a permutation of the n samples, evaluated one position at a time by a Feistel network with
-cycle walking, so nothing of size n exists and any position is reached at once. Training reads one endless
-stream: position p of it is sample ``permute(p mod n)`` of epoch ``p div n``. Step s takes positions
-s*B .. s*B+B-1, so the tail of an epoch that does not fill a batch is carried into the next epoch's first
-batch and every sample is seen exactly once an epoch.
+The sample at a position is a pure function of (seed, epoch, position). A Feistel network with cycle walking evaluates
+the permutation of the n samples, so no array of size n exists and any position is computed directly. Training reads
+one endless stream: its position p is sample ``permute(p mod n)`` of epoch ``p div n``. Step s takes positions
+s*B .. s*B+B-1, so the end of an epoch that does not fill a batch goes into the next epoch's first batch, and every
+sample is seen exactly once an epoch.
 
 Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002 (cycle walking);
 Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014 (the 64-bit mixing function).
@@ -19,16 +19,16 @@ import numpy as np
 from ssl_dist.errors import ConfigError
 from ssl_dist.hashing import derive_seed, fold
 
-_ROUNDS = 8  # 4 make a pseudo-random permutation of a good round function; the rest is margin for small n
+_ROUNDS = 8  # 4 rounds of a good function are a pseudo-random permutation; the others are a margin for small n
 _MIN_BITS = 6  # a domain of fewer than 64 values has too few distinct round functions to mix
 
 
 def sample_ids(seed: int, epoch: int, start: int, stop: int, num_samples: int) -> np.ndarray:
-    """Samples at positions start .. stop-1 of one epoch's permutation.
+    """Return the samples at positions start .. stop-1 of one epoch's permutation.
 
     Args:
         seed: any whole number.
-        epoch: 0, 1, ...; each is a permutation of its own.
+        epoch: whole number; each epoch has a permutation of its own.
         start, stop: positions, 0 <= start <= stop <= num_samples.
         num_samples: size of the permutation, 1 .. 2**62.
 
@@ -52,7 +52,7 @@ def sample_ids(seed: int, epoch: int, start: int, stop: int, num_samples: int) -
 
 
 def _feistel(values: np.ndarray, bits: int, keys: list[int]) -> np.ndarray:
-    """A permutation of [0, 2**bits): halves of unequal width swap each round, back in place after an even number."""
+    """Permute [0, 2**bits). The halves may differ in width; they swap each round, and the rounds are even in number."""
     left_bits, right_bits = bits // 2, bits - bits // 2
     left, right = values >> right_bits, values & ((1 << right_bits) - 1)
     for key in keys:
@@ -62,20 +62,20 @@ def _feistel(values: np.ndarray, bits: int, keys: list[int]) -> np.ndarray:
 
 
 def stream(seed: int, start: int, stop: int, num_samples: int) -> tuple[np.ndarray, np.ndarray]:
-    """Samples at positions start .. stop-1 of the endless stream of epochs.
+    """Return the samples at positions start .. stop-1 of the endless stream of epochs.
 
     Returns:
         (ids, epochs), both int64 ``[stop - start]``.
     """
     parts = [
         (sample_ids(seed, epoch, first, last, num_samples), epoch)
-        for epoch, first, last in epochs_of(start, stop, num_samples)
+        for epoch, first, last in split_by_epoch(start, stop, num_samples)
     ]
-    return joined(parts)
+    return join_epochs(parts)
 
 
-def epochs_of(start: int, stop: int, num_samples: int) -> Iterator[tuple[int, int, int]]:
-    """The epochs that a part of the stream touches: (epoch, first position in it, one past the last)."""
+def split_by_epoch(start: int, stop: int, num_samples: int) -> Iterator[tuple[int, int, int]]:
+    """Cut positions start .. stop-1 of the stream into (epoch, first position in it, one past the last)."""
     while start < stop:
         epoch, first = divmod(start, num_samples)
         last = min(num_samples, first + stop - start)
@@ -83,7 +83,8 @@ def epochs_of(start: int, stop: int, num_samples: int) -> Iterator[tuple[int, in
         start += last - first
 
 
-def joined(parts: Sequence[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
+def join_epochs(parts: Sequence[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Join (ids, epoch) of successive epochs into one array of ids and one of epochs."""
     empty = np.empty(0, dtype=np.int64)
     ids = [empty, *(ids for ids, _ in parts)]
     epochs = [empty, *(np.full(len(ids), epoch, dtype=np.int64) for ids, epoch in parts)]

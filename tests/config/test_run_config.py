@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ssl_dist.augment import OPERATIONS, POLICIES
-from ssl_dist.config import RunConfig
+from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import RECIPE_FOLDER, parse_override
 from ssl_dist.errors import ConfigError
 from tests.helpers import small_config
@@ -19,6 +19,12 @@ STORE = Path("/nowhere/store")
 
 def load(**overrides: Any) -> RunConfig:
     return RunConfig.load("simclr-cifar10", {key.replace("__", "."): value for key, value in overrides.items()})
+
+
+def resolved(config: RunConfig, num_samples: int, size_px: int = 16) -> ResolvedConfig:
+    """Add facts without a store."""
+    facts = DataFacts(num_images=num_samples, num_samples=num_samples, image_shape=(size_px, size_px, 3))
+    return ResolvedConfig.from_tree({**config.model_dump(), "facts": facts}, "resolved")
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPE_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
@@ -54,10 +60,6 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
         ({"backbone__dropout": 0.5}, "backbone resnet8 has no dropout (given 0.5): only convnet has"),
         (
             {"backbone": {"name": "vit_b_16"}, "augment__size_px": 40},
-            "backbone vit_b_16 takes images of a multiple of 16 px: these have 40",
-        ),
-        (
-            {"backbone": {"name": "vit_b_16"}, "data__image_shape": [40, 40, 3]},
             "backbone vit_b_16 takes images of a multiple of 16 px: these have 40",
         ),
         (
@@ -155,11 +157,11 @@ def test_overrides_that_are_none_are_refused(text: str) -> None:
 
 def test_epochs_become_steps_once(tmp_path: Path) -> None:
     config = small_config(tmp_path / "s", epochs=2.5, batch={"size": 12, "micro": 4}, optim__warmup_epochs=0.5)
-    plan = config.plan(51)
+    plan = resolved(config, 51).plan()
     assert (plan.total_steps, plan.warmup_steps) == (math.floor(2.5 * 51 / 12), 2)
     assert [step for step in range(1, 11) if plan.is_time(step, 1)] == [5, 9, 10]  # 4.25, 8.5 and the end
     with pytest.raises(ConfigError, match=r"epochs 2\.5 of 4 images are less than one batch of 12: raise epochs to 3"):
-        config.plan(4)
+        resolved(config, 4).plan()
 
 
 def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
@@ -172,7 +174,7 @@ def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
     assert constant.learning_rate(11, batch_size=512, warmup_steps=4, total_steps=12) == 0.1
 
 
-def test_the_fingerprint_changes_with_every_setting() -> None:
+def test_the_fingerprint_changes_with_every_setting_and_fact() -> None:
     changes: list[dict[str, Any]] = [
         {},
         {"seed": 1},
@@ -180,7 +182,30 @@ def test_the_fingerprint_changes_with_every_setting() -> None:
         {"cluster__workers": 3},
         {"probe": None},
     ]
-    assert len({load(**change).fingerprint() for change in changes}) == len(changes)
+    configs = [*(resolved(load(**change), 51) for change in changes), resolved(load(), 52)]
+    assert len({config.fingerprint() for config in configs}) == len(configs)
+
+
+OLD_LAYOUT = {
+    "data": {
+        **{"store": "/photos", "label_file": "/labels.npy", "order": "shards", "num_images": 60, "num_samples": 51},
+        **{"image_shape": [16, 16, 3], "label_digest": "e1b2", "shards_digest": "77aa"},
+    },
+    "backbone": {"name": "resnet8", "weights": "/model.safetensors", "weights_digest": "0f0f"},
+    "method": {"name": "supervised", "num_classes": 3},
+    "augment": {"recipe": "weak"},
+    "cluster": {"workers": 2},
+}
+
+
+def test_facts_among_the_settings_as_they_were_once_written_are_read() -> None:
+    config = ResolvedConfig.from_tree(OLD_LAYOUT, "config.json")
+    facts = {"num_images": 60, "num_samples": 51, "image_shape": (16, 16, 3), "label_digest": "e1b2"}
+    assert config.facts == DataFacts(**facts, shards_digest="77aa", weights_digest="0f0f")
+    assert config.fingerprint() == "3ae7b498cdff", "an earlier version named a trial's directory so"
+    assert ResolvedConfig.from_tree(config.model_dump(mode="json"), "config.json") == config
+    for tree in (OLD_LAYOUT, config.model_dump(mode="json")):
+        assert RunConfig.from_tree(tree, "a recipe").model_dump() == config.model_dump(exclude={"facts"})
 
 
 def test_a_config_survives_its_own_json() -> None:
@@ -200,8 +225,10 @@ def test_only_the_named_operations_happen_in_whatever_order_they_are_named() -> 
 
 
 def test_a_backbone_is_made_for_the_size_of_its_views() -> None:
-    config = load(backbone={"name": "vit_b_16"}, data__image_shape=[48, 48, 3])
+    config = resolved(load(backbone={"name": "vit_b_16"}), 51, size_px=48)
     assert (config.view_sizes, config.initial_method().backbone.image_size) == ((48, 48), 48)
-    config = load(backbone={"name": "vit_b_16"}, data__image_shape=[48, 48, 3], augment__size_px=32)
+    config = resolved(load(backbone={"name": "vit_b_16"}, augment__size_px=32), 51, size_px=48)
     assert (config.view_sizes, config.initial_method().backbone.image_size) == ((32, 32), 32)
+    with pytest.raises(ConfigError, match="backbone vit_b_16 takes images of a multiple of 16 px: these have 40"):
+        resolved(load(backbone={"name": "vit_b_16"}), 51, size_px=40)
     assert load().view_sizes == (), "no store was opened"

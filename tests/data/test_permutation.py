@@ -8,7 +8,7 @@ import torch
 
 from ssl_dist import hashing
 from ssl_dist.data import permutation
-from ssl_dist.data.windows import Windows
+from ssl_dist.data.windowed_order import WindowedOrder
 from ssl_dist.errors import ConfigError
 
 
@@ -79,7 +79,7 @@ UNEQUAL = [500, 0, 37, 512, 1, 512, 300, 0, 512, 129]  # rows of shards; 2503 in
 @pytest.mark.parametrize("window", [1, 100, 512, 700, 2502, 2503, 10**9])
 @pytest.mark.parametrize("rows", [[1], [3, 4], [512] * 5, UNEQUAL])
 def test_an_epoch_in_windows_has_each_sample_once(rows: list[int], window: int) -> None:
-    windows = Windows(3, rows, window)
+    windows = WindowedOrder(3, rows, window)
     epochs = [
         windows.sample_ids(
             epoch,
@@ -93,42 +93,42 @@ def test_an_epoch_in_windows_has_each_sample_once(rows: list[int], window: int) 
         assert sorted(ids.tolist()) == list(range(sum(rows)))
     if sum(rows) > 100:
         assert not np.array_equal(epochs[0], epochs[1])
-        assert not np.array_equal(Windows(4, rows, window).sample_ids(0, 0, sum(rows)), epochs[0])
+        assert not np.array_equal(WindowedOrder(4, rows, window).sample_ids(0, 0, sum(rows)), epochs[0])
 
 
 def test_any_part_of_the_stream_of_windows_equals_that_part_of_the_whole() -> None:
-    windows = Windows(1, UNEQUAL, 700)
+    windows = WindowedOrder(1, UNEQUAL, 700)
     ids, epochs = windows.stream(0, 3 * 2503)
     assert np.array_equal(epochs, np.repeat([0, 1, 2], 2503))
     for start, stop in ((0, 0), (0, 1), (617, 803), (2502, 2504), (2000, 7000)):
-        part = Windows(1, UNEQUAL, 700).stream(start, stop)  # one that has seen nothing before
+        part = WindowedOrder(1, UNEQUAL, 700).stream(start, stop)  # one that has seen nothing before
         assert np.array_equal(part[0], ids[start:stop])
         assert np.array_equal(part[1], epochs[start:stop])
 
 
 def test_a_window_touches_its_shards_alone_and_they_are_known_ahead() -> None:
-    windows = Windows(1, UNEQUAL, 700)
+    windows = WindowedOrder(1, UNEQUAL, 700)
     shard_of = np.repeat(np.arange(10), UNEQUAL)
     ids, _ = windows.stream(0, 5 * 2503)
     announced: list[int] = []
     for start in range(0, 5 * 2503 - 64, 64):
-        now, soon = windows.shards(start, start + 64)
+        now, soon = windows.needed_shards(start, start + 64)
         assert set(shard_of[ids[start : start + 64]]) <= set(now)
         assert sum(UNEQUAL[shard] for shard in now) < 2 * (windows.width + 512)
         if announced and set(now) - set(announced):
             pytest.fail(f"{now} touched before it was announced, {announced}")
         announced = [*now, *soon]
-    assert windows.shards(0, 0) == ([], windows.shards(0, 1)[0])
+    assert windows.needed_shards(0, 0) == ([], windows.needed_shards(0, 1).now)
 
 
 def test_within_a_window_neighbours_are_spread_and_windows_are_even() -> None:
     rows = [512] * 64
-    windows = Windows(0, rows, 5000)
+    windows = WindowedOrder(0, rows, 5000)
     ids = windows.sample_ids(7, 0, 512 * 64)
     places = np.argsort(ids)
     bounds = [0]
     while bounds[-1] < 512 * 64:
-        found = windows.shards(7 * 512 * 64 + bounds[-1], 7 * 512 * 64 + bounds[-1] + 1)[0]
+        found = windows.needed_shards(7 * 512 * 64 + bounds[-1], 7 * 512 * 64 + bounds[-1] + 1).now
         bounds.append(bounds[-1] + 512 * len(found))
     assert np.diff(bounds).min() >= 9 * 512  # 7 windows of 9 or 10 shards
     assert np.diff(bounds).max() <= 10 * 512
@@ -140,7 +140,7 @@ def test_within_a_window_neighbours_are_spread_and_windows_are_even() -> None:
 def test_a_position_of_a_billion_in_windows_takes_memory_for_the_shards_alone() -> None:
     rows = np.full(10**9 // 8192, 8192)
     tracemalloc.start()
-    windows = Windows(0, rows, 2**17)
+    windows = WindowedOrder(0, rows, 2**17)
     ids, _ = windows.stream(10**15, 10**15 + 4096)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
@@ -150,4 +150,4 @@ def test_a_position_of_a_billion_in_windows_takes_memory_for_the_shards_alone() 
 
 def test_positions_outside_an_epoch_of_windows_are_refused() -> None:
     with pytest.raises(ConfigError, match=r"positions 5\.\.11 lie outside an epoch of 10 samples"):
-        Windows(0, [4, 6], 5).sample_ids(0, 5, 11)
+        WindowedOrder(0, [4, 6], 5).sample_ids(0, 5, 11)

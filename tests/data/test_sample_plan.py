@@ -15,15 +15,14 @@ import torch
 from ssl_dist import store
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.data import permutation
+from ssl_dist.data import SamplePlan, permutation, resolve
 from ssl_dist.data.batches import Batches
-from ssl_dist.data.groups import Groups
-from ssl_dist.data.sample_plan import Samples, open_data
+from ssl_dist.data.stratified_order import StratifiedOrder
 from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.store import ImageStore
 from ssl_dist.store.building import builder
-from tests.helpers import small_config
+from tests.helpers import resolved_config, small_config
 
 FIXMATCH = {"name": "fixmatch", "num_classes": 3}
 SUPERVISED = {"name": "supervised", "num_classes": 3}
@@ -46,14 +45,14 @@ def label_file(labels: np.ndarray, tmp_path: Path) -> str:
     return str(tmp_path / "labels.npy")
 
 
-def samples(config: RunConfig) -> Samples:
-    return Samples(config, ImageStore(config.data.store))
+def sample_plan(config: RunConfig) -> SamplePlan:
+    return SamplePlan(config, ImageStore(config.data.store))
 
 
 def whole_steps(config: RunConfig, steps: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Ids, epochs and labels ``[steps, micro-batches, m]``."""
-    made, sizes = samples(config), config.batch
-    found = [made.of(step, range(sizes.num_micro)) for step in steps]
+    made, sizes = sample_plan(config), config.batch
+    found = [made.select(step, range(sizes.num_micro)) for step in steps]
     ids, epochs, seen = (np.stack(part).reshape(-1, sizes.num_micro, sizes.micro) for part in zip(*found, strict=True))
     return ids, epochs, seen
 
@@ -103,7 +102,7 @@ def test_any_step_and_any_share_is_reached_at_once(
     whole = [part.reshape(-1) for part in whole_steps(config, range(7, 8))]
     for size in (1, 2, 3, 4):
         shares = [World(rank, size).share(config.batch.num_micro) for rank in range(size)]
-        parts = zip(*(samples(config).of(7, share) for share in shares), strict=True)
+        parts = zip(*(sample_plan(config).select(7, share) for share in shares), strict=True)
         for part, expected in zip(parts, whole, strict=True):
             joined = np.concatenate(part)
             assert joined.dtype == np.int64
@@ -124,47 +123,47 @@ def test_a_method_that_needs_all_labels_gets_labelled_images_only(
 ) -> None:
     config = small_config(small_store, data__label_file=label_file, **ALL)
     ids, epochs, seen = whole_steps(config, range(11))
-    assert samples(config).count == 11
+    assert sample_plan(config).num_samples == 11
     assert np.array_equal(seen, labels[ids])
     assert sorted(ids.ravel()[epochs.ravel() == 3].tolist()) == np.flatnonzero(labels >= 0).tolist()
-    assert samples(small_config(small_store, **ALL)).count == 51, "the store's own labels, where no file is named"
-    assert samples(small_config(small_store, data__label_file=label_file, **SOME)).count == 51
+    assert sample_plan(small_config(small_store, **ALL)).num_samples == 51, "the store's own labels, without a file"
+    assert sample_plan(small_config(small_store, data__label_file=label_file, **SOME)).num_samples == 51
 
 
 def test_an_epoch_of_stratified_batches_is_of_the_images_that_have_a_label(small_store: Path, label_file: str) -> None:
     config = small_config(small_store, data__label_file=label_file, data__stratified=True)
     ids, _, seen = whole_steps(config, range(40))
-    assert samples(config).count == len(np.unique(ids)) == 11
+    assert sample_plan(config).num_samples == len(np.unique(ids)) == 11
     assert (seen == -1).all(), "they are drawn by label, and none is seen"
-    assert samples(small_config(small_store, data__stratified=True)).count == 51
+    assert sample_plan(small_config(small_store, data__stratified=True)).num_samples == 51
 
 
 def test_batches_hand_labels_on(small_store: Path, label_file: str) -> None:
     config = small_config(small_store, data__label_file=label_file, **SOME)
     store = ImageStore(small_store)
-    batch = Batches(store, config, World(0, 2), 0, 9).fetch(4)
-    ids, _, seen = samples(config).of(4, batch.micro_batches)
+    batch = Batches(SamplePlan(config, store), World(0, 2), 0, 9).fetch(4)
+    ids, _, seen = sample_plan(config).select(4, batch.micro_batches)
     assert torch.equal(batch.labels, torch.from_numpy(seen))
     assert np.array_equal(batch.images.numpy(), store.gather(ids))
     assert torch.equal(batch.views(0, torch.device("cpu")).labels, batch.labels[:6])
-    nothing = Batches(store, config, World(2, 3), 0, 9).fetch(4).views(0, torch.device("cpu"))
+    nothing = Batches(SamplePlan(config, store), World(2, 3), 0, 9).fetch(4).views(0, torch.device("cpu"))
     assert (nothing.labels == -1).all()
     assert batch.progress.epoch == 4 * 8 / 51, "an epoch is of the others"
 
 
 def test_noise_is_of_the_micro_batch_and_not_of_its_worker(small_store: Path) -> None:
     config, store = small_config(small_store), ImageStore(small_store)
-    alone = Batches(store, config, World(), 0, 9).fetch(4)
-    second = Batches(store, config, World(1, 2), 0, 9).fetch(4)
+    alone = Batches(SamplePlan(config, store), World(), 0, 9).fetch(4)
+    second = Batches(SamplePlan(config, store), World(1, 2), 0, 9).fetch(4)
     seeds = [alone.noise_seed(slot) for slot in range(3)]
     assert len(set(seeds)) == 3
     assert second.noise_seed(0) == seeds[second.micro_batches[0]]
-    assert Batches(store, config, World(), 0, 9).fetch(5).noise_seed(0) not in seeds
+    assert Batches(SamplePlan(config, store), World(), 0, 9).fetch(5).noise_seed(0) not in seeds
 
 
 def test_each_block_has_one_of_each_group() -> None:
     labels = np.array([5, 0, 2, -1, 0, 0, 2, 5, -1, 0, 5, 0, 0])
-    stream = Groups(3, labels).stream
+    stream = StratifiedOrder(3, labels).stream
     ids, epochs = stream(0, 90)
     assert ids.dtype == epochs.dtype == np.int64
     assert np.array_equal(np.sort(labels[ids].reshape(30, 3)), np.tile([0, 2, 5], (30, 1)))
@@ -178,7 +177,7 @@ def test_each_block_has_one_of_each_group() -> None:
         part = stream(start, stop)
         assert np.array_equal(part[0], ids[start:stop])
         assert np.array_equal(part[1], epochs[start:stop])
-    assert not np.array_equal(Groups(4, labels).stream(0, 90)[0], ids)
+    assert not np.array_equal(StratifiedOrder(4, labels).stream(0, 90)[0], ids)
 
 
 @pytest.mark.parametrize(
@@ -241,32 +240,32 @@ def test_a_label_file_that_does_not_fit_is_refused(
     elif content is not None:
         file.write_bytes(content)
     with pytest.raises(ConfigError, match=message):
-        samples(small_config(small_store, data__label_file=str(file), **ALL))
+        sample_plan(small_config(small_store, data__label_file=str(file), **ALL))
 
 
 def test_strata_without_labels_are_refused(small_store: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.full(51, -1))
     settings = {"data__label_file": str(tmp_path / "labels.npy"), "data__stratified": True}
     with pytest.raises(ConfigError, match=r"data\.stratified needs labels, and .*labels\.npy has none"):
-        samples(small_config(small_store, **settings))
+        sample_plan(small_config(small_store, **settings))
 
 
 def test_a_run_goes_on_with_the_labels_it_began_with(small_store: Path, label_file: str, labels: np.ndarray) -> None:
     config = small_config(small_store, data__label_file=label_file, **ALL)
-    _, began = open_data(config)
-    assert (began.num_images, began.num_samples) == (51, 11)
-    assert began.label_file == label_file
-    began.expect(open_data(config)[1])
+    began = resolve(config).config
+    assert (began.facts.num_images, began.facts.num_samples) == (51, 11)
+    assert began.data.label_file == label_file
+    began.expect_same_data(resolve(config).config)
     np.save(label_file, np.where(labels >= 0, 2 - labels, -1))
     with pytest.raises(StoreError, match=r"label_digest .*: set data\.label_file to what it was"):
-        began.expect(open_data(config)[1])
+        began.expect_same_data(resolve(config).config)
 
 
 def test_a_run_begun_with_the_stores_labels_does_not_go_on_with_a_files(small_store: Path, label_file: str) -> None:
-    _, began = open_data(small_config(small_store))
-    _, found = open_data(small_config(small_store, data__label_file=label_file))
+    began = resolved_config(small_store)
+    found = resolved_config(small_store, data__label_file=label_file)
     with pytest.raises(StoreError, match=r"where the run began with None: set data\.label_file to what it was"):
-        began.expect(found)
+        began.expect_same_data(found)
 
 
 @pytest.fixture(scope="module")
@@ -287,20 +286,20 @@ def test_steps_in_windows_need_the_shards_that_they_say(
     shards: Path, label_file: str, settings: dict[str, Any]
 ) -> None:
     config = small_config(shards, data__label_file=label_file, **WINDOWS, **settings)
-    made, announced = samples(config), set[int]()
+    made, announced = sample_plan(config), set[int]()
     whole = [part.reshape(12, -1) for part in whole_steps(config, range(12))]
     for step in range(12):
-        now, soon = made.shards(step)
+        now, soon = made.needed_shards(step)
         assert set(whole[0][step] // 9) <= set(now)
         assert not step or set(now) <= announced
         announced = {*now, *soon}
         for size in (1, 2, 3):
             shares = [World(rank, size).share(config.batch.num_micro) for rank in range(size)]
-            parts = zip(*(samples(config).of(step, share) for share in shares), strict=True)
+            parts = zip(*(sample_plan(config).select(step, share) for share in shares), strict=True)
             for part, expected in zip(parts, whole, strict=True):
                 assert np.array_equal(np.concatenate(part), expected[step])
-    full = samples(small_config(shards, data__label_file=label_file, **settings))
-    assert full.shards(3) == (range(6), ())
+    full = sample_plan(small_config(shards, data__label_file=label_file, **settings))
+    assert full.needed_shards(3) == (range(6), ())
 
 
 def test_labels_in_windows_are_each_seen_once_an_epoch(shards: Path, labels: np.ndarray, label_file: str) -> None:
@@ -327,7 +326,7 @@ def test_a_stand_in_is_of_the_same_window(shards: Path, tmp_path: Path) -> None:
     assert not (ids // 9 == 2).any()
     assert np.array_equal(ids[whole // 9 != 2], whole[whole // 9 != 2])
     for step in range(12):
-        assert set(ids[step] // 9) <= set(samples(config).shards(step)[0])
+        assert set(ids[step] // 9) <= set(sample_plan(config).needed_shards(step).now)
     alone = small_config(copy, data__damaged="skip", **{**WINDOWS, "data__window": 9})
     assert not (whole_steps(alone, range(12))[0] // 9 == 2).any(), "a window of a damaged shard alone borrows"
 
@@ -338,11 +337,11 @@ def test_strata_in_windows_are_refused(shards: Path) -> None:
 
 
 def test_a_run_in_windows_goes_on_with_the_shards_it_began_with(shards: Path, small_store: Path) -> None:
-    _, began = open_data(small_config(shards, **WINDOWS))
-    began.expect(open_data(small_config(shards, **WINDOWS))[1])
+    began = resolved_config(shards, **WINDOWS)
+    began.expect_same_data(resolved_config(shards, **WINDOWS))
     with pytest.raises(StoreError, match=r"shards_digest .*: set data\.store to what it was"):
-        began.expect(open_data(small_config(small_store, **WINDOWS))[1])
-    assert open_data(small_config(shards))[1].shards_digest is None, "a full order does not depend on it"
+        began.expect_same_data(resolved_config(small_store, **WINDOWS))
+    assert resolved_config(shards).facts.shards_digest is None, "a full order does not depend on it"
 
 
 def test_a_probe_of_a_run_in_windows_asks_the_shards_of_one_window(shards: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
+from ssl_dist.data import SamplePlan
 from ssl_dist.data.batches import Batches
 from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
@@ -34,7 +35,7 @@ def train(rank: int, size: int, config: RunConfig, steps: range, resume: Path | 
     found = Checkpoints(resume).newest() if resume else None
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
     losses, used = [], []
-    for batch in Batches(ImageStore(config.data.store), config, world, steps.start, steps.stop):
+    for batch in Batches(SamplePlan(config, ImageStore(config.data.store)), world, steps.start, steps.stop):
         losses.append(engine.step(batch, config.optim.lr).loss)
         used += list(zip(batch.epochs.tolist(), batch.ids.tolist(), strict=True))
     return Part(losses, used, engine.state())

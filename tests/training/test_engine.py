@@ -12,7 +12,7 @@ import torch
 from ssl_dist import augment
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.data import permutation
+from ssl_dist.data import SamplePlan, permutation
 from ssl_dist.data.batches import Batch, Batches
 from ssl_dist.errors import Diverged
 from ssl_dist.store import ImageStore
@@ -212,7 +212,7 @@ def _poisoned(rank: int, size: int, config: RunConfig, what: str) -> tuple[str, 
     world = World.current()
     method = config.initial_method()
     engine = Engine(method, config, world)
-    batch = Batches(ImageStore(config.data.store), config, world, 0, 4).fetch(3)
+    batch = Batches(SamplePlan(config, ImageStore(config.data.store)), world, 0, 4).fetch(3)
     before = {name: tensor.clone() for name, tensor in engine.state().model.items()}
     poison = float("nan") if what == "loss" else float("inf")
     if what == "loss":
@@ -241,11 +241,11 @@ def test_every_worker_stops_before_the_update_of_a_step_that_is_not_finite(
 
 def test_a_batch_has_the_same_views_at_each_call(small_store: Path) -> None:
     config = small_config(small_store)
-    batch: Batch = Batches(ImageStore(small_store), config, World(0, 2), 0, 5).fetch(4)
+    batch: Batch = Batches(SamplePlan(config, ImageStore(small_store)), World(0, 2), 0, 5).fetch(4)
     assert (batch.micro_batches, batch.num_slots, len(batch.ids)) == (range(2), 2, 8)
     cpu = torch.device("cpu")
     assert torch.equal(batch.views(1, cpu).stacked, batch.views(1, cpu).stacked)
-    spare = Batches(ImageStore(small_store), config, World(1, 2), 0, 5).fetch(4)
+    spare = Batches(SamplePlan(config, ImageStore(small_store)), World(1, 2), 0, 5).fetch(4)
     assert (spare.micro_batches, spare.num_slots) == (range(2, 3), 2)
     assert spare.views(1, cpu).stacked.abs().max() == 0
 

@@ -1,0 +1,106 @@
+"""A run whose data was looked at: its settings, the facts found out about its data, and its length in steps."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+
+from ssl_dist.config.run import FACTS_IN_SECTIONS, RunConfig
+from ssl_dist.errors import ConfigError, StoreError
+from ssl_dist.settings import Section
+from ssl_dist.uris import without_secrets
+
+
+class DataFacts(Section):
+    """Facts about a run's data, found out when it starts and checked whenever it resumes: with others it would be
+    another run."""
+
+    num_images: int
+    """Images in the store."""
+    num_samples: int
+    """Images of an epoch, see ``data.SamplePlan``."""
+    image_shape: tuple[int, int, int]
+    """Height, width and channels of the stored images."""
+    label_digest: str | None = None
+    """Digest of ``data.label_file``; None where the labels are the store's."""
+    shards_digest: str | None = None
+    """Digest of the shards' sizes, on which ``data.order`` shards depends; None for the order full."""
+    weights_digest: str | None = None
+    """Digest of the file ``backbone.weights``; None where training starts from random weights."""
+
+
+class Plan(Section):
+    """A run in steps."""
+
+    num_samples: int
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: float
+
+    def is_time(self, step: int, every_epochs: float) -> bool:
+        """Tell whether training has just crossed a multiple of ``every_epochs``, after ``step`` steps, or ended."""
+        every = every_epochs * self.steps_per_epoch
+        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
+
+
+class ResolvedConfig(RunConfig):
+    """The settings of a run and the facts about its data: everything that decides which model comes out.
+
+    ``data.resolve`` makes one. Paths in it are absolute. Files of older versions, which have the facts among the
+    settings, are read as well.
+    """
+
+    facts: DataFacts
+
+    @property
+    def _stored_px(self) -> int:
+        return self.facts.image_shape[0]
+
+    def expect_same_data(self, found: ResolvedConfig) -> None:
+        """Refuse other images, or other labels, than the run began with.
+
+        Args:
+            found: the config as it was resolved now.
+
+        Raises:
+            StoreError: number or size of the images differs, or the labels' digest, or (with ``order: shards``) how
+                they are cut into shards.
+        """
+        for name in FACTS_IN_SECTIONS["data"]:
+            began, now = getattr(self.facts, name), getattr(found.facts, name)
+            if began != now:
+                key = "data.label_file" if name == "label_digest" else "data.store"
+                raise StoreError(
+                    f"{without_secrets(found.data.store)} has {name} {now} where the run began with {began}: set {key}"
+                    " to what it was"
+                )
+
+    def plan(self) -> Plan:
+        """Convert epochs into steps; samples that do not fill a last batch are left out.
+
+        Raises:
+            ConfigError: the run has less than one step.
+        """
+        num_samples, batch = self.facts.num_samples, self.batch.size - self.batch.labelled
+        steps_per_epoch = num_samples / batch
+        total = math.floor(self.epochs * num_samples / batch)
+        if total < 1:
+            raise ConfigError(
+                f"epochs {self.epochs:g} of {num_samples} images are less than one batch of {batch}:"
+                f" raise epochs to {batch / num_samples:g} or more, or lower batch.size"
+            )
+        warmup = min(round(self.optim.warmup_epochs * steps_per_epoch), total)
+        return Plan(num_samples=num_samples, total_steps=total, warmup_steps=warmup, steps_per_epoch=steps_per_epoch)
+
+    def fingerprint(self) -> str:
+        """Return twelve hexadecimal digits that differ between any two runs that differ.
+
+        They name the directories of a sweep's trials, so they are taken from the layout that config.json had when facts
+        were still written into its sections.
+        """
+        tree = self.model_dump(mode="json")
+        facts = tree.pop("facts")
+        for section, keys in FACTS_IN_SECTIONS.items():
+            tree[section] |= {key: facts[key] for key in keys}
+        return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]
