@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from cluster.run_directory import FREE_ON_RESUME, RunDirectory, is_free
+from cluster.run_directory import FREE_ON_RESUME, RunDirectory, may_change_on_resume
 from ssl_dist import data
 from ssl_dist.checkpoint import Checkpoints, pretrained
 from ssl_dist.checkpoint.mirror import Mirror
@@ -48,9 +48,9 @@ def restore(uri: str, out: Path) -> Path:
 def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, ResolvedConfig]:
     """Open a run to resume it; settings that may change are kept for the resume after this one."""
     for key in overrides:
-        if not is_free(key):
+        if not may_change_on_resume(key):
             free = ", ".join(FREE_ON_RESUME)
-            raise ConfigError(f"--set {key}: a run goes on as it began; with --resume only {free} may change")
+            raise ConfigError(f"--set {key}: a resumed run keeps its settings; only {free} may change")
     run, before = RunDirectory.reopen(directory)
     tree = before.model_dump()
     for key, value in overrides.items():
@@ -58,6 +58,6 @@ def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, Re
     config = _resolve(ResolvedConfig.from_tree(tree, str(directory)))
     before.expect_same_data(config)
     found = Checkpoints.from_config(run.path, config).newest()
-    say(f"going on from step {found.step}" if found else "no checkpoint yet: starting from step 0")
+    say(f"continuing from step {found.step}" if found else "no checkpoint yet: starting from step 0")
     run.update(config)
     return run, config

@@ -41,15 +41,15 @@ FREE_ON_RESUME = (
 )
 
 
-def is_free(key: str) -> bool:
+def may_change_on_resume(key: str) -> bool:
     """Return whether this dotted key may change when a run resumes."""
     return any(key == free or key.startswith(f"{free}.") for free in FREE_ON_RESUME)
 
 
-def differences(before: ResolvedConfig, now: ResolvedConfig) -> list[str]:
+def forbidden_changes(before: ResolvedConfig, now: ResolvedConfig) -> list[str]:
     """List the changed settings that must not change on resume, each as ``key value (began with value)``."""
     began, asked = before.flat(), now.flat()
-    keys = [key for key in {**began, **asked} if not is_free(key) and began.get(key) != asked.get(key)]
+    keys = [key for key in {**began, **asked} if not may_change_on_resume(key) and began.get(key) != asked.get(key)]
     return [f"{key} {asked.get(key)} (began with {began.get(key)})" for key in keys]
 
 
@@ -72,7 +72,7 @@ class RunDirectory:
             run.path.mkdir(parents=True, exist_ok=True)
             if any(run.path.iterdir()):
                 raise RunError(f"{path} is not empty: resume its run by --resume {path}, or choose another --run-dir")
-            run._lock_it()
+            run._acquire_lock()
             run.update(config)
         except OSError as error:
             raise RunError(f"run directory {path} cannot be written: {error.strerror}") from None
@@ -87,7 +87,7 @@ class RunDirectory:
         """
         run = cls(path.absolute())
         run.path.mkdir(parents=True, exist_ok=True)
-        run._lock_it()
+        run._acquire_lock()
         for name in _STALE:
             (run.path / name).unlink(missing_ok=True)
         run.update(config)
@@ -109,7 +109,7 @@ class RunDirectory:
         run = cls(path.absolute())
         try:
             tree = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
-            run._lock_it()
+            run._acquire_lock()
             for name in _STALE:
                 (run.path / name).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
@@ -127,7 +127,7 @@ class RunDirectory:
                 (self.path / name).unlink()
             self.path.rmdir()
 
-    def _lock_it(self) -> None:
+    def _acquire_lock(self) -> None:
         self._lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console
 
 from cluster.launch import launch
-from cluster.run_directory import RunDirectory, differences
+from cluster.run_directory import RunDirectory, forbidden_changes
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.commands.console import say
 from ssl_dist.config import ResolvedConfig
@@ -60,7 +60,7 @@ def _claim(directory: Path, config: ResolvedConfig) -> RunDirectory:
     if not has_begun(directory):
         return RunDirectory.create(directory, config)
     run, before = RunDirectory.reopen(directory)
-    if differing := differences(before, config):
+    if differing := forbidden_changes(before, config):
         run.release()
         raise ConfigError(
             f"{directory} holds a run of other settings, {', '.join(differing)}: use the settings that it began with,"

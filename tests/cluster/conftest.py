@@ -1,4 +1,4 @@
-"""One Ray for the runs of a module; runs without any; few labels."""
+"""Fixtures: one Ray for the runs of a module, runs that end without training, and few labels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ssl_dist.store import ImageStore
 
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
-    """What is started from within uses the Ray that is there."""
+    """Start a Ray that the runs of a module share."""
     import ray
 
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_CHDIR_TO_TRIAL_DIR="0")
@@ -30,7 +30,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Every run ends at once, with the weights that it begins with; the names of those that were run."""
+    """Let every run end at once with its initial weights; return the list of the runs' names."""
     runs = []
 
     def launch(config: ResolvedConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def few_labels(small_store: Path, tmp_path: Path) -> Path:
-    """Four of each class."""
+    """Write a label file with four labels of each class."""
     labels = ImageStore(small_store).labels
     few = np.full_like(labels, -1)
     chosen = np.concatenate([np.flatnonzero(labels == label)[:4] for label in range(3)])

@@ -1,4 +1,4 @@
-"""Several hosts on one Linux machine: network namespaces with PID and mount namespaces of their own, an sshd each.
+"""Several hosts on one Linux machine: each has its own network, PID and mount namespaces, and an sshd.
 
 They share the files of this machine but for root's home, /tmp/ray, /dev/shm and /run. A bridge in a namespace of its
 own joins them; the person who types `ray up` sits there too. Nothing is bound outside these namespaces. Needs root.
@@ -33,7 +33,7 @@ exec {sshd} -D -e -f {folder}/sshd_config
 
 
 def why_not() -> str | None:
-    """What this machine lacks for hosts, None where it has all."""
+    """Say what this machine lacks for hosts; None where it has everything."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "hosts in namespaces need Linux and root"
     path = os.environ["PATH"] + ":/usr/sbin:/sbin"
@@ -45,7 +45,7 @@ def why_not() -> str | None:
 
 
 class Hosts:
-    """``number`` hosts host1, host2 ... at ``address(1)`` ... and one for the person, at ``address(0)``."""
+    """The hosts host1, host2 ... at ``address(1)`` ..., and one for the person, at ``address(0)``."""
 
     def __init__(self, folder: Path, number: int) -> None:
         self.folder, self.number = folder, number
@@ -91,7 +91,7 @@ class Hosts:
         return self.folder / "key"
 
     def start(self, host: int) -> None:
-        """Plug it in; its files of an earlier start are there."""
+        """Start a host, with the files of its earlier start."""
         home, name = self.folder / f"host{host}", self._netns(host)
         (home / "ray").mkdir(parents=True, exist_ok=True)
         (home / "root").mkdir(exist_ok=True)
@@ -119,7 +119,7 @@ class Hosts:
             time.sleep(0.2)
 
     def kill(self, host: int) -> None:
-        """Pull the plug: all its processes at once."""
+        """Kill all processes of a host at once, like a power failure."""
         if process := self._processes.pop(host, None):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
@@ -132,7 +132,7 @@ class Hosts:
         return self.type("ssh", "-i", str(self.key), *options, f"root@{self.address(host)}", command, check=check)
 
     def inside(self, host: int) -> list[str]:
-        """What to put before a command that changes a host's mounts."""
+        """Return the prefix of a command that changes a host's mounts."""
         [first] = subprocess.run(
             ["pgrep", "-P", str(self._processes[host].pid)], capture_output=True, text=True, check=True
         ).stdout.split()
@@ -141,7 +141,7 @@ class Hosts:
     def type(
         self, *command: str, check: bool = True, typed: str | None = None, **environment: str
     ) -> subprocess.CompletedProcess[str]:
-        """A command of the person's, and what is typed into it."""
+        """Run a command as the person, with ``typed`` as its input."""
         done = subprocess.run(
             [self._tool("ip"), "netns", "exec", self._netns(0), *command],
             capture_output=True,

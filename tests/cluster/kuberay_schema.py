@@ -1,4 +1,4 @@
-"""What KubeRay takes as a RayCluster and as a RayJob, as strict types: not its CRD, but what that says of our fields.
+"""KubeRay's RayCluster and RayJob as strict types: the part of its CRD that our files need.
 
 Ray's own fields are typed from the reference that KubeRay generates from its Go types, at v1.7.0, with some of what its
 operator refuses beyond types. Most fields that no file of ours needs are left out, and so refused: add them here first.

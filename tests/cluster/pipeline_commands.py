@@ -1,4 +1,4 @@
-"""The commands of several runs, on a network and batches that are small."""
+"""The commands of several runs, called with a small network and small batches."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def settings_of(run: Path) -> dict[str, Any]:
 
 
 def build_another(store: Path) -> Path:
-    """A store like the small one, of other images and other classes."""
+    """Build a store like the small one, with other images and other classes."""
     images = store.parent / f"images-of-{store.name}"
     write_images(images, num_classes=4, per_class=13, seed=1)
     build(images, store, workers=1)

@@ -1,4 +1,4 @@
-"""Stores whose shards are written by Ray tasks."""
+"""Stores whose shards are written by Ray tasks equal stores written by one process."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    """51 images are six shards, the last of one image."""
+    """Make six shards of 51 images; the last has one image."""
     monkeypatch.setattr(builder, "SHARD_FILES", 10)
     monkeypatch.setattr(builder, "BATCH_ROWS", 4)
 
 
 @pytest.fixture
 def whole(image_folder: Path, tmp_path: Path) -> Path:
-    """The store as this machine's processes make it."""
+    """Build the store with one process of this machine."""
     store.build(image_folder, tmp_path / "whole", workers=1)
     return tmp_path / "whole"
 
@@ -79,7 +79,7 @@ def test_tars_stores_and_stores_that_grow_are_the_same_too(
 
 
 def files_of_both(make: Callable[[Path, Any], object], path: Path, writers: Any) -> bool:
-    """Are they alike, made by these writers and by one process?"""
+    """Return whether these writers and one process make equal stores."""
     make(path, writers)
     make(path.with_name("by-one"), 1)
     alike = files_of(path) == files_of(path.with_name("by-one"))
@@ -213,7 +213,7 @@ VERSIONS = cluster_build._versions()
 def test_a_file_that_went_after_it_was_listed_is_left_out(
     local_ray: None, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is no node's fault."""
+    """No node is blamed for it."""
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     absolute = cluster_build._with_absolute_paths
@@ -241,7 +241,7 @@ def _slowly(piece: ShardJob, *_: object) -> cluster_build._Answer:
 def test_a_bounded_number_of_pieces_is_in_flight(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: int | None, store_bytes: int, most: int
 ) -> None:
-    """Of 1,000 bytes each; half the object store is for them."""
+    """Each shard has 1,000 bytes, and half of the object store is for shards."""
     monkeypatch.setattr(cluster_build, "_write", _slowly)
     monkeypatch.setattr(cluster_build, "_object_store_bytes", lambda: store_bytes)
     form = ShardFormat(encoding="raw", image_shape=(8, 8, 3), size_px=8, batch_rows=4)
@@ -274,7 +274,7 @@ store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=24, workers=build
 
 
 def held_build(image_folder: Path, path: Path, address: str) -> subprocess.Popen[bytes]:
-    """A process of its own whose writers wait after the second shard."""
+    """Start a build in another process, whose writers wait after the second shard."""
     command = [sys.executable, "-c", DRIVER, str(image_folder), str(path)]
     return subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": address, "PYTHONPATH": str(ROOT)}, cwd=ROOT)
 
@@ -287,7 +287,7 @@ def address() -> str:
 
 
 def rebuild(image_folder: Path, path: Path, workers: Any) -> dict[str, bytes]:
-    """As ``held_build`` does."""
+    """Build the store that ``held_build`` builds."""
     store.build(image_folder, path, encoding="jpeg", size_px=24, workers=workers)
     return files_of(path)
 
@@ -304,7 +304,7 @@ def test_a_killed_writer_costs_nothing_but_time(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is killed in the middle of a shard."""
+    """The writer is killed in the middle of a shard."""
     monkeypatch.setattr(cluster_build, "_write", held.task)
     killed = []
 
@@ -326,7 +326,7 @@ def test_a_killed_writer_costs_nothing_but_time(
 def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
     local_ray: None, image_folder: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    """The other begins at once; the first goes on in a copy of what it left."""
+    """The other build begins at once; the first is resumed in a copy of its files."""
     path, copy = tmp_path / "s", tmp_path / "copy"
     first = held_build(image_folder, path, address())
     wait_until((path / ".shard-00001.json").exists)
@@ -348,7 +348,7 @@ def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
 
 @pytest.mark.slow
 def test_a_lost_node_costs_nothing_but_time(image_folder: Path, undisturbed: dict[str, bytes], tmp_path: Path) -> None:
-    """While one of its workers writes."""
+    """The node is lost while one of its workers writes."""
     from ray.cluster_utils import Cluster
 
     os.environ.update(RAY_AUTH_MODE="disabled", RAY_worker_niceness="0")
@@ -383,7 +383,7 @@ if __name__ == "__main__":
 def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
     local_ray: None, image_folder: Path, tmp_path: Path, where: list[str]
 ) -> None:
-    """It reaches the writers, too: they are in the terminal's process group."""
+    """The signal also reaches the writers, which are in the terminal's process group."""
     (tmp_path / "command.py").write_text(COMMAND)
     options = ["--size-px", "24", "--encoding", "jpeg", "--workers", "2", *where]
     command = [sys.executable, str(tmp_path / "command.py"), "store", "build", str(image_folder), str(tmp_path / "s")]

@@ -1,4 +1,4 @@
-"""`ssl-dist doctor`: what it asks, and what it says of the answers."""
+"""`ssl-dist doctor`: the nodes' answers, the trials of workers, and the complaints about both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The cluster files: valid by Ray's own checks and by KubeRay's types, and what they must not forget."""
+"""The cluster files are valid by Ray's own checks and by KubeRay's types, and have the settings a cluster needs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def cluster_spec(resource: dict[str, Any]) -> dict[str, Any]:
-    """Of a RayCluster, or of the one inside a RayJob."""
+    """Return the spec of a RayCluster, or of the RayCluster inside a RayJob."""
     spec: dict[str, Any] = resource["spec"].get("rayClusterSpec", resource["spec"])
     return spec
 
@@ -112,7 +112,7 @@ def test_kubernetes_pods_share_a_folder_a_token_and_a_ray(name: str) -> None:
 
 @pytest.mark.parametrize("name", KUBERAY)
 def test_kubernetes_has_room_for_a_worker_and_lets_it_go_in_peace(name: str) -> None:
-    """As Ray's autoscaler reads the file: no worker beside the driver, a GPU each, and one before a run asks."""
+    """Ray's autoscaler reads: no worker beside the driver, one GPU for each worker, one node before a run asks."""
     metadata = {"name": "ssl-dist", "namespace": "default"}
     read = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": cluster_spec(load(name))})
     head, gpu = (read["available_node_types"][group] for group in ("headgroup", "gpu"))

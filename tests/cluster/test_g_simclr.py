@@ -1,4 +1,4 @@
-"""G-SimCLR: one store, and the clusters that SimCLR began with."""
+"""G-SimCLR uses one store for both runs, and keeps the clusters that SimCLR began with."""
 
 from __future__ import annotations
 

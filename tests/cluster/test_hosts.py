@@ -31,7 +31,7 @@ pytestmark = [
 
 
 class Cluster:
-    """cluster/local.yaml with the hosts' addresses, started; commands as a person types them."""
+    """A started cluster of cluster/local.yaml with the hosts' addresses, and commands as a person types them."""
 
     def __init__(self, hosts: Hosts, folder: Path, venv: Path) -> None:
         self.hosts, self.folder, self._bin = hosts, folder, venv / "bin"
@@ -60,7 +60,7 @@ class Cluster:
         return done.stdout + done.stderr
 
     def submit(self, *arguments: object) -> dict[str, Any]:
-        """What `ray submit` printed last: the command's JSON."""
+        """Return the JSON that `ray submit` printed last."""
         out = self.ray("submit", "--no-config-cache", self.file, "cluster/launch.py", "--", *arguments, "--json")
         line = next(line for line in reversed(out.splitlines()) if line.startswith("{"))
         result: dict[str, Any] = json.loads(line)
@@ -132,7 +132,7 @@ def test_a_person_looks_at_the_run(cluster: Cluster, undisturbed: Path) -> None:
 
 
 def test_a_lost_host_costs_nothing_but_time(cluster: Cluster, recipe: Path, undisturbed: Path) -> None:
-    """Its workers are gone with it; the two others go on from the newest checkpoint, with the same losses."""
+    """The host's worker is lost; the two others continue from the newest checkpoint with the same losses."""
     run, result = cluster.folder / "lost", dict[str, Any]()
     settings = ("--set", "epochs=8", "--set", "cluster.workers.min=1", "--set", "cluster.workers.max=3")
     often = ("--set", "checkpoint.every_epochs=0.4", "--set", "monitor.every_steps=1")
@@ -157,8 +157,7 @@ def wait_for(what: Callable[[], object], seconds: float = 240) -> None:
 
 
 def test_workers_leave_with_a_notice_and_come_back(cluster: Cluster, recipe: Path) -> None:
-    """A drained host leaves a checkpoint, although none was due; when it is gone two workers go on from there, and with
-    it back three."""
+    """A drained host causes a checkpoint where none is due; two workers continue from it, and three when it is back."""
     come_back(cluster, 3)
     run, ended = cluster.folder / "elastic", list[dict[str, Any]]()
     elastic = ("--set", "cluster.workers.min=2", "--set", "cluster.workers.max=3", "--set", "cluster.resize_every_s=5")
@@ -179,7 +178,7 @@ def test_workers_leave_with_a_notice_and_come_back(cluster: Cluster, recipe: Pat
         wait_for(lambda: len(starts(run, 2)) == 2)
         assert starts(run, 2)[1] > starts(run, 0)[1], "no step of the two was lost when the third came"
         wait_for(lambda: max(losses(run)) > starts(run, 2)[1])
-    finally:  # it would go on for ever
+    finally:  # it would run for ever
         (run / "stop").touch()
         person.join()
     steps = [line["step"] for line in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
@@ -187,7 +186,7 @@ def test_workers_leave_with_a_notice_and_come_back(cluster: Cluster, recipe: Pat
 
 
 def come_back(cluster: Cluster, host: int) -> None:
-    """Ray's autoscaler starts Ray on a host that is there again; where it has given up, we do."""
+    """Wait until Ray's autoscaler has started Ray on a host that is back; start it if the autoscaler gave up."""
     deadline = time.monotonic() + 120
     while cluster.num_nodes() != 3 and time.monotonic() < deadline:
         time.sleep(2)
@@ -197,7 +196,7 @@ def come_back(cluster: Cluster, host: int) -> None:
 
 
 def drain(cluster: Cluster, host: int) -> None:
-    """As a cloud's notice does."""
+    """Drain a host, like a cloud's notice."""
     text = cluster.on_the_head("ray list nodes --format json")
     nodes = json.loads(text[text.index("[") :])
     address = cluster.hosts.address(host)
@@ -207,7 +206,7 @@ def drain(cluster: Cluster, host: int) -> None:
 
 
 def starts(run: Path, worker: int) -> list[int]:
-    """From which steps a worker began."""
+    """Return the steps from which a worker started."""
     log = run / f"worker-{worker}.log"
     return [int(step) for step in re.findall(r"continuing from step (\d+)", log.read_text())] if log.exists() else []
 
@@ -226,7 +225,7 @@ def test_ray_submit_sweeps(cluster: Cluster, recipe: Path) -> None:
 
 
 def test_ray_job_submit_pretrains_and_nobody_without_the_token(cluster: Cluster, recipe: Path) -> None:
-    """On the head, where the dashboard listens on loopback only."""
+    """The job is submitted on the head, because the dashboard listens on loopback only."""
     run = cluster.folder / "job"
     command = f"ssl-dist pretrain {recipe} --set epochs=1 --set cluster.workers=2 --run-dir {run}"
     job = f"RAY_ADDRESS=http://127.0.0.1:8265 ray job submit -- {command}"
@@ -267,7 +266,7 @@ RESTART = "source ~/.bashrc; ray stop; {before} ray start --address={head}:6379 
 
 
 def restart(cluster: Cluster, host: int, before: str = "") -> None:
-    """Ray on a host, with something else first."""
+    """Restart Ray on a host, with another command first."""
     command = RESTART.format(before=before, head=cluster.hosts.address(1))
     cluster.hosts.ssh(host, command, check=False)
 
@@ -299,7 +298,7 @@ def test_doctor_names_a_host_with_another_version(cluster: Cluster) -> None:
 
 
 def test_doctor_names_a_host_with_another_clock(cluster: Cluster) -> None:
-    """Its processes are told a time that is an hour ahead, from the interpreter's start on."""
+    """The host's Python processes see a time that is an hour ahead."""
     site = "~/ssl_dist/sitecustomize.py"
     cluster.hosts.ssh(3, f"echo 'import time; _time = time.time; time.time = lambda: _time() + 3600' > {site}")
     restart(cluster, 3)
@@ -308,7 +307,7 @@ def test_doctor_names_a_host_with_another_clock(cluster: Cluster) -> None:
 
 
 def test_doctor_names_a_host_with_another_token(cluster: Cluster) -> None:
-    """Ray does not let it in."""
+    """Ray does not let the host join."""
     cluster.hosts.ssh(3, "cp ~/.ray/auth_token ~/kept; echo 0123456789abcdef0123456789abcdef > ~/.ray/auth_token")
     restart(cluster, 3)
     assert faults(cluster, 3) == ["is not in the cluster"]

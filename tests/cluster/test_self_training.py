@@ -1,4 +1,4 @@
-"""Self-training: what is refused, what a round keeps, what is computed."""
+"""Self-training refuses what it cannot do, keeps the labels of rounds that have begun, and computes nothing in vain."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the members of a population hand to each other: whole checkpoints, optimizer included."""
+"""The members of a population hand whole checkpoints to each other, optimizer included."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def population(store: Path, **options: Any) -> Sweep:
 
 @pytest.fixture
 def members(small_store: Path, tmp_path: Path) -> tuple[Sweep, ResolvedConfig, ResolvedConfig]:
-    """Two, of which the first has run for three steps with AdamW, and the second has begun."""
+    """Make two members: the first has run for three steps with AdamW, and the second has begun."""
     recipe = make(small_store).recipe
     optim = recipe.optim.model_copy(update={"name": "adamw"})
     sweep = population(small_store, recipe=recipe.model_copy(update={"optim": optim}))
@@ -64,7 +64,7 @@ def test_a_member_goes_on_from_anothers_weights_and_optimizer(
 
 
 def test_a_member_goes_on_in_its_own_run(members: tuple[Sweep, ResolvedConfig, ResolvedConfig], tmp_path: Path) -> None:
-    """After a pause or a kill; also if Tune has forgotten that it was replaced."""
+    """A member does so after a pause or a kill, also where its run was recorded as replaced before the kill."""
     sweep, good, _ = members
     own = path_of(tmp_path, good)
     with exported_checkpoint(own, Point(51, 0.5, 3), "good") as handed:
@@ -78,7 +78,7 @@ def test_a_member_goes_on_in_its_own_run(members: tuple[Sweep, ResolvedConfig, R
 
 
 def test_a_new_start_finds_every_member_in_its_current_run(small_store: Path, tmp_path: Path) -> None:
-    """Also where the names that Ray Tune gives to members differ from those of the start before."""
+    """Ray Tune gives the members other names at each start, which end with the same number."""
     sweep = population(small_store, samples=3)
     first, second, third = sweep.known_samples
     for member, sample in (("old_00000", first), ("old_00001", second)):

@@ -1,4 +1,4 @@
-"""Real sweeps under Ray Tune: to the end, and through a kill -9."""
+"""Real sweeps under Ray Tune, to their end and through kills."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def command(*arguments: object) -> list[str]:
 
 
 def sweep_command(store: Path, folder: Path, sweep: Path, space: str = SPACE, epochs: int = 2) -> list[str]:
-    """Temperatures, each with rates that learn and one that diverges; 4 steps an epoch, a rung after the first."""
+    """Return the command of a sweep over temperatures and rates, of which one diverges; an epoch has 4 steps."""
     (folder / "recipe.yaml").write_text(RECIPE)
     (folder / "space.yaml").write_text(space)
     settings = ("--set", f"data.store={store}", "--set", PROBE, "--set", f"epochs={epochs}")
@@ -64,12 +64,12 @@ def undisturbed(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def starts(trial: Path) -> list[int]:
-    """The step of each start of its workers."""
+    """Return the step of each start of a trial's workers."""
     return [int(step) for step in re.findall(r"continuing from step (\d+)", (trial / "worker-0.log").read_text())]
 
 
 def test_every_trial_comes_to_an_end_of_its_own(undisturbed: tuple[Path, dict[str, Any]]) -> None:
-    """A rate of 1e30 diverges: a result, not an error of the sweep."""
+    """A rate of 1e30 diverges, which is a result and no error of the sweep."""
     directory, result = undisturbed
     ends = {(one["sample"]["optim.lr"], one["status"]) for one in result["trials"]}
     assert len(result["trials"]) == len(list((directory / "trials").iterdir())) == 4
@@ -100,7 +100,7 @@ def test_the_winner_is_ready_for_use(undisturbed: tuple[Path, dict[str, Any]], t
 
 
 def ended(sweep: Path) -> dict[Path, list[int]]:
-    """How often those trials that have ended were started, and from which steps."""
+    """Return the starts of each trial that has ended, by the steps from which they began."""
     return {file.parent: starts(file.parent) for file in sweep.glob("trials/*/outcome.json")}
 
 
@@ -116,7 +116,7 @@ def kill_when(driver: subprocess.Popen[bytes], moment: Callable[[], object], aft
 
 
 def expect_the_same(sweep: Path, result: dict[str, Any], undisturbed: dict[str, Any]) -> None:
-    """No trial lost, none run from its beginning again, the same verdicts and figures of every one."""
+    """Expect that no trial was lost or begun again, and that every one has the same verdict and figures."""
     keys = ("sample", "status", "objective", "images")
     found, expected = (sorted(repr([one[k] for k in keys]) for one in r["trials"]) for r in (result, undisturbed))
     assert found == expected
@@ -143,7 +143,7 @@ def test_a_killed_sweep_goes_on_with_every_trial_and_finds_the_same_winner(
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 def test_a_sweep_killed_at_three_random_moments(small_store: Path, tmp_path: Path) -> None:
-    """And once more a trial's own process alone, as if its node died: it is tried again from its checkpoint."""
+    """Once a trial's own process is killed alone, as if its node died: it is started again from its checkpoint."""
     (tmp_path / "calm").mkdir()
     calm = run(sweep_command(small_store, tmp_path / "calm", tmp_path / "calm" / "sweep", MANY, epochs=6))
     assert len(calm["trials"]) == 9
@@ -191,7 +191,7 @@ def test_optuna_and_median_stopping_on_an_objective_without_labels(small_store: 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_population_goes_on_from_its_better_members(small_store: Path, tmp_path: Path) -> None:
-    """A member whose temperature is too high takes the place, weights and optimizer, of one with a better objective."""
+    """A member whose temperature is too high takes over weights and optimizer of a better one."""
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "space.yaml").write_text("method.temperature: {log_uniform: [0.05, 20.0]}\noptim.lr: [0.002, 0.01]")
     settings = ("--set", f"data.store={small_store}", "--set", PROBE, "--set", "epochs=8", "--set", "optim.name=adamw")

@@ -1,4 +1,4 @@
-"""Spaces: what may be searched, by chance or on a grid, and what a sample makes of a recipe."""
+"""Spaces: random and grid samples of their domains, and the configs that samples make of a recipe."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which trials are stopped is a function of their curves: not of the clock, not of how often the sweep was killed."""
+"""Which trials are stopped depends on their curves alone: not on the clock, nor on how often the sweep was killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def curve(*objectives: float, is_complete: bool = True) -> Curve:
 
 
 def test_asha_by_hand(small_store: Path) -> None:
-    """Rungs at 1, 3 and 9 epochs; at each, a trial goes on if it is in the upper third of those up to its number."""
+    """Rungs at 1, 3 and 9 epochs; at each, a trial continues if it is in the upper third of those up to its number."""
     sweep = nine_epochs(small_store)
     curves = [
         curve(*[0.5] * 9),
@@ -57,7 +57,7 @@ def test_the_end_of_a_trial_stops_nothing_but_counts(small_store: Path) -> None:
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
 def test_what_is_said_early_stays_true(small_store: Path, scheduler: str) -> None:
-    """However far each trial has come when it is asked, and however many have begun."""
+    """The verdicts do not depend on how far each trial has come, nor on how many have begun."""
     sweep, random = nine_epochs(small_store, scheduler=scheduler), np.random.default_rng(0)
     for _ in range(40):
         lengths = random.choice([3, 9], size=12)

@@ -1,4 +1,4 @@
-"""A sweep as data: rungs and budgets in images, what is refused before it costs anything, separate trials."""
+"""A sweep's definition: rungs and budgets in images, refusals before it costs anything, separate trials."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_sweep_is_read_back_as_it_was_written(small_store: Path, tmp_path: Pat
 
 
 def test_points_are_at_the_rungs_whatever_the_batch_size(small_store: Path, tmp_path: Path) -> None:
-    """A rung is passed by the first step at or beyond it; the images are the rung's, so that trials compare."""
+    """The first step at or beyond a rung passes it; its images count as the rung's, so that trials can be compared."""
     sweep = make(small_store, rung_epochs=2)
     config = sweep.config({"epochs": 5, "batch.size": 20})
     steps = config.plan().total_steps
