@@ -236,7 +236,7 @@ def test_pretrain_mistakes(command: Command, recipe: Path, finished: Path, tmp_p
     refused(command("pretrain", recipe, "--run-dir", finished), "is not empty: go on with it by --resume")
     refused(command("pretrain", recipe, "--run-dir", recipe / "under-a-file"), "cannot be written")
     refused(command("pretrain", "--resume", tmp_path / "nothing"), "is not a run that can go on")
-    refused(command("pretrain", "--resume", finished, "--set", "optim.lr=3"), "a run goes on as it began")
+    refused(command("pretrain", "--resume", finished, "--set", "optim.lr=3"), "a resumed run keeps its settings")
 
 
 def test_an_unwritable_run_directory_is_refused(command: Command, recipe: Path) -> None:
