@@ -24,7 +24,7 @@ from benchmarks import page
 from benchmarks.loaders import BATCH
 from ssl_dist.data.permutation import sample_ids
 from ssl_dist.store import ImageStore, build
-from ssl_dist.store.image_store import RESIDENT_BYTES, Verify
+from ssl_dist.store.image_store import MAX_MAPPED_BYTES, Verify
 
 Record = dict[str, Any]
 KINDS: tuple[Verify, Verify] = ("off", "lazy")
@@ -96,7 +96,7 @@ def _text(records: list[Record], repeats: int) -> str:
         cost = {where: one[f"{where}_first_lazy_s"] - one[f"{where}_first_off_s"] for where in ("disk", "cache")}
         ten = one["cache_first_off_s"] + 9 * one["cache_later_off_s"]
         times = [one[f"{kind}_{verify}_s"] for kind in kinds for verify in KINDS]
-        kind = "mapped" if one["bytes"] <= RESIDENT_BYTES else "read"
+        kind = "mapped" if one["bytes"] <= MAX_MAPPED_BYTES else "read"
         rows.append(
             [
                 f"{one['px']} px, {one['bytes'] / 1e6:,.0f} MB, {kind}",

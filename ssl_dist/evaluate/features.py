@@ -47,7 +47,7 @@ def extract(
         return torch.from_numpy(store.gather(ids)).to(device).permute(0, 3, 1, 2).float() / 255
 
     features = embed(backbone, ids, whole, count)
-    store.prepare((), ())  # shards of a store elsewhere, whose room the next store may need
+    store.release()  # the next store may need the room in the cache
     return features
 
 

@@ -1,9 +1,9 @@
-"""The sharded Arrow image store: ``build`` one, read it with ``ImageStore``."""
+"""The sharded Arrow image store: ``build`` writes one, ``ImageStore`` reads it."""
 
 from ssl_dist.store.building.builder import append, build, merge
 from ssl_dist.store.image_store import ImageStore
 from ssl_dist.store.record_batches import Damage
-from ssl_dist.store.remote.fetcher import manifest_at
+from ssl_dist.store.remote import manifest_at
 from ssl_dist.store.schema import Manifest
 
 __all__ = ["Damage", "ImageStore", "Manifest", "append", "build", "manifest_at", "merge"]

@@ -1,6 +1,7 @@
-"""Read a store: random rows, checked against the manifest on first touch.
+"""``ImageStore``: read images and labels of a store by sample id; damage is found when a record batch is first read.
 
-Of a store elsewhere, shards are opened when they are touched, from the cache that ``remote`` keeps.
+The shards of a local store are files in its folder. Those of a remote store are downloaded into a cache when they are
+touched (see ``ssl_dist.store.remote``).
 """
 
 from __future__ import annotations
@@ -11,23 +12,23 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.decode import decode
+from ssl_dist.store.gather import gather
 from ssl_dist.store.record_batches import Damage, RecordBatches
-from ssl_dist.store.remote.cache import DEFAULT_GB, Cache
-from ssl_dist.store.remote.fetcher import Place, Remote
+from ssl_dist.store.remote import DEFAULT_CACHE_GB, Bucket, Cache, Fetcher
 from ssl_dist.store.schema import NO_LABEL, Manifest
-from ssl_dist.store.shard_reader import ShardFile, copied, local
+from ssl_dist.store.shard_reader import ShardReader, local_opener
 from ssl_dist.uris import is_remote, without_secrets
 
 Verify = Literal["lazy", "off", "full"]
 DamagedRows = Literal["refuse", "skip"]
 
-RESIDENT_BYTES = 1 << 30  # a store of no more is mapped, and stays so; a larger one is read
+MAX_MAPPED_BYTES = 1 << 30  # a store up to this size stays mapped in memory; a larger one is read from its files
 
 
 class ImageStore:
@@ -35,25 +36,26 @@ class ImageStore:
 
     Args:
         path: the store's folder, or its URI.
-        verify: "lazy" checks each record batch when it is first touched, "full" checks all of them now, "off" none.
-        damaged: "skip": images of damaged record batches have no label, and ``intact`` tells which they are; only of a
-            folder, whose damage all machines see alike.
-        cache: where shards of a store elsewhere are kept, a folder of this machine; see ``cache.folder_of``.
-        cache_gb: the most that this folder may hold.
+        verify: "lazy" compares each record batch with its checksum when it is first read, "full" compares all now,
+            "off" none.
+        damaged: "refuse" raises StoreDamaged for an image in a damaged record batch; "skip" gives such images no label,
+            and ``intact`` tells which they are. "skip" needs a local store, whose damage is the same on all machines.
+        cache: folder of this machine for the shards of remote stores; see ``cache_folder``.
+        cache_gb: upper bound of that folder's size.
 
     Attributes:
-        name: the folder or URI, as messages have it.
-        location: the same for wherever it is opened next: the absolute path, or the URI with its options.
-        remote: what is fetched of a store elsewhere; None: it is a folder.
-        manifest: what the store says of itself.
-        shard_rows: int64 ``[shards]``.
+        name: the folder, or the URI without secrets, for messages.
+        location: the absolute path, or the whole URI, to open the store again from anywhere.
+        remote: downloads the shards of a remote store; None for a local one.
+        manifest: the store's manifest.
+        shard_rows: int64 ``[shards]``, images in each shard.
         image_shape: (H, W, 3).
-        class_names: names of the classes; empty where there are no labels.
+        class_names: names of the classes; empty if the images have no labels.
 
     Raises:
-        StoreError: no store there, or a shard is missing or of another schema.
+        StoreError: there is no store, or a shard is missing, or an argument is not one of its choices.
         StoreDamaged: "full" found damage.
-        ConfigError: "skip", of a store elsewhere.
+        ConfigError: "skip" with a remote store.
     """
 
     def __init__(
@@ -63,29 +65,23 @@ class ImageStore:
         damaged: DamagedRows = "refuse",
         *,
         cache: str | os.PathLike[str] | None = None,
-        cache_gb: float = DEFAULT_GB,
+        cache_gb: float = DEFAULT_CACHE_GB,
     ) -> None:
-        if verify not in ("lazy", "off", "full"):
-            raise StoreError(f"verify={verify!r}: it is 'lazy', 'off' or 'full'")
-        if damaged not in ("refuse", "skip"):
-            raise StoreError(f"damaged={damaged!r}: it is 'refuse' or 'skip'")
-        self.remote: Remote | None = None
+        _expect_choice("verify", verify, get_args(Verify))
+        _expect_choice("damaged", damaged, get_args(DamagedRows))
+        self.remote: Fetcher | None = None
         if is_remote(path):
-            if damaged == "skip":
-                raise ConfigError(
-                    f"data.damaged=skip with {without_secrets(os.fspath(path))}: what arrives damaged at one machine"
-                    " may arrive whole at another: set data.damaged=refuse; what is damaged there can be copied again"
-                )
-            place, self.location = Place(os.fspath(path)), os.fspath(path)
-            self.name, self.manifest = place.name, place.manifest()
-            self.remote = Remote(place, self.manifest.shards, Cache(cache, cache_gb), self._forget)
+            _refuse_skip(damaged, os.fspath(path))
+            bucket, self.location = Bucket(os.fspath(path)), os.fspath(path)
+            self.name, self.manifest = bucket.name, bucket.manifest()
+            self.remote = Fetcher(bucket, self.manifest.shards, Cache(cache, cache_gb), self._release_shard)
         else:
             self.name, self.location = str(path), str(Path(path).absolute())
             self.manifest = Manifest.read(Path(path))
         self.image_shape = self.manifest.image_shape
         self.class_names = self.manifest.class_names
-        self._stays_mapped = self.manifest.bytes <= RESIDENT_BYTES
-        self._shards = [self._shard(number) for number in range(len(self.manifest.shards))]
+        self._mapped = self.manifest.bytes <= MAX_MAPPED_BYTES
+        self._shards = [self._shard_reader(number) for number in range(len(self.manifest.shards))]
         self.shard_rows = np.array([shard.entry.rows for shard in self._shards], dtype=np.int64)
         self._batches = RecordBatches(
             self.name,
@@ -105,61 +101,65 @@ class ImageStore:
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 ``[n]``: index into ``class_names``, -1 where an image has none."""
+        """int32 ``[n]``: index into ``class_names``, -1 for an image without a label."""
         if self._labels is None:
             labels = np.full(len(self), NO_LABEL, dtype=np.int32)
             for number in range(len(self._batches)) if self.class_names else ():
-                labels[self._batches.rows(number)] = self._labels_of(number)
+                labels[self._batches.sample_range(number)] = self._labels_in_batch(number)
             self._labels = labels
-            self.prepare((), ())  # who has read the labels may touch no image for long
+            self.release()  # it may be long until an image is read
         return self._labels
 
     def labels_at(self, ids: np.ndarray) -> np.ndarray:
-        """int32 ``[N]``: ``labels[ids]``, for which only the record batches that have them are read."""
+        """Return ``labels[ids]``, int32 ``[N]``, but read only the record batches that hold these images."""
         if self._labels is not None or not self.class_names:
             known: np.ndarray = self.labels[ids]
             return known
-        ids, batches = self._batches.located(ids)
-        found = np.empty(len(ids), dtype=np.int32)
-        for number, places in _groups(batches):
-            found[places] = self._labels_of(number)[ids[places] - self._batches.starts[number]]
-        return found
+        ids, batches = self._batches.locate_samples(ids)
+        labels = np.empty(len(ids), dtype=np.int32)
+        for number, positions in _positions_by_value(batches):
+            labels[positions] = self._labels_in_batch(number)[ids[positions] - self._batches.starts[number]]
+        return labels
 
-    def _labels_of(self, number: int) -> np.ndarray:
-        """Of a record batch."""
-        if (batch := self._batches.readable(number)) is None:
-            rows = self._batches.rows(number)
-            return np.full(rows.stop - rows.start, NO_LABEL, dtype=np.int32)
+    def _labels_in_batch(self, number: int) -> np.ndarray:
+        if (batch := self._batches.read_or_skip(number)) is None:
+            ids = self._batches.sample_range(number)
+            return np.full(ids.stop - ids.start, NO_LABEL, dtype=np.int32)
         labels: np.ndarray = batch.column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
         return labels
 
     @property
     def cache_bytes(self) -> int | None:
-        """The most that is kept here of a store elsewhere."""
+        """Upper bound of the cache's size; None for a local store."""
         return self.remote.cache.limit_bytes if self.remote else None
 
     def prepare(self, now: Collection[int], soon: Collection[int]) -> None:
-        """Say which shards are needed now and soon: those of a store elsewhere are fetched ahead, others given back."""
+        """Announce the shards that are needed now and soon; a remote store fetches these and releases all others."""
         if self.remote:
             self.remote.prepare(now, soon)
 
+    def release(self) -> None:
+        """Close the shards of a remote store, so that other stores can use the room in the cache."""
+        if self.remote:
+            self.remote.release()
+
     def rows(self) -> Iterator[tuple[str, int, np.ndarray | bytes]]:
-        """Key, label (NO_LABEL: none) and image of every row: pixels, uint8 ``[H, W, 3]``, or the bytes of a JPEG.
+        """Yield key, label (NO_LABEL: none) and image of every row: pixels, uint8 ``[H, W, 3]``, or a JPEG's bytes.
 
         Raises:
-            StoreDamaged: as ``gather``.
+            StoreDamaged: a record batch differs from its checksum.
         """
         for number in range(len(self._batches)):
-            batch = self._batches.batch(number)
+            batch = self._batches.read(number)
             labels = batch.column("label").fill_null(NO_LABEL).to_pylist()
             images = batch.column("image")
             raw = self.manifest.encoding == "raw"
             contents = images.to_numpy_ndarray() if raw else (one.as_py() for one in images)
             yield from zip(batch.column("key").to_pylist(), labels, contents, strict=True)
-        self.prepare((), ())
+        self.release()
 
     def gather(self, ids: np.ndarray) -> np.ndarray:
-        """Images by sample id, in the order asked for, repeats allowed.
+        """Read images by sample id, in the order of ``ids``, which may repeat.
 
         Args:
             ids: int64 ``[N]`` in [0, len(store)).
@@ -168,98 +168,109 @@ class ImageStore:
             uint8 ``[N, H, W, 3]``, a copy.
 
         Raises:
-            StoreError: an id outside the store.
-            StoreDamaged: a touched record batch differs from its checksum (names shard, batch, rows).
+            StoreError: an id is outside the store.
+            StoreDamaged: an image's record batch differs from its checksum; the message names shard, batch and rows.
         """
-        ids, batches = self._batches.located(ids)
+        ids, batches = self._batches.locate_samples(ids)
         if self.remote is None:
             return self._gather(ids, batches)
         shards = np.unique(self._batches.shard_of[batches]).tolist()
-        if held := self.remote.together(shards):
+        if files := self.remote.open_together(shards):
             images = self._gather(ids, batches)
-            del held  # they were in use until now
+            del files  # only now may they be evicted
             return images
         images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
-        places_of = dict(_groups(self._batches.shard_of[batches]))
-        for shard in sorted(places_of, key=self.remote.holds, reverse=True):  # before they have to go
-            places, file = places_of[shard], self.remote.file(shard)
-            images[places] = self._gather(ids[places], batches[places])
+        positions_of = dict(_positions_by_value(self._batches.shard_of[batches]))
+        for shard in sorted(positions_of, key=self.remote.is_open, reverse=True):  # use the open ones before eviction
+            positions, file = positions_of[shard], self.remote.open(shard)
+            images[positions] = self._gather(ids[positions], batches[positions])
             del file
         return images
 
     def _gather(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
-        self._batches.find(batches)
-        of_shards = self._batches.shard_of[batches]
-        touched = {number: self._shards[number] for number in np.flatnonzero(np.bincount(of_shards)).tolist()}
-        for shard in touched.values():
+        self._batches.locate_buffers(batches)
+        shard_of = self._batches.shard_of[batches]  # [N]
+        shards = {number: self._shards[number] for number in np.flatnonzero(np.bincount(shard_of)).tolist()}
+        for shard in shards.values():
             shard.expect_whole()
         if self.manifest.encoding == "jpeg":
-            return self._decode(ids, batches)
+            return self._decode_jpegs(ids, batches)
         length = math.prod(self.image_shape)
-        starts = self._batches.buffers[batches, 0] + (ids - self._batches.starts[batches]) * length
-        if self._stays_mapped:
-            images = copied({number: shard.contents for number, shard in touched.items()}, of_shards, starts, length)
+        starts = self._batches.buffer_offsets[batches, 0] + (ids - self._batches.starts[batches]) * length
+        if self._mapped:
+            images = gather({number: shard.contents for number, shard in shards.items()}, shard_of, starts, length)
         else:
             images = np.empty((len(ids), length), dtype=np.uint8)
-            target, places = images.reshape(-1).data, range(0, images.size, length)
-            for place, number, start in zip(places, of_shards.tolist(), starts.tolist(), strict=True):
-                touched[number].read_into(target[place : place + length], start)
+            target, positions = images.reshape(-1).data, range(0, images.size, length)
+            for position, number, start in zip(positions, shard_of.tolist(), starts.tolist(), strict=True):
+                shards[number].read_into(target[position : position + length], start)
         return images.reshape(-1, *self.image_shape)
 
     def intact(self, ids: np.ndarray) -> np.ndarray:
-        """bool ``[N]``: are the record batches of these sample ids as they were written? "off" says so of all.
+        """Return bool ``[N]``: whether the record batch of each sample id has its checksum; always True if "off".
 
         Raises:
-            StoreError: an id outside the store.
+            StoreError: an id is outside the store.
         """
-        return self._batches.intact(self._batches.located(ids)[1])
+        return self._batches.intact(self._batches.locate_samples(ids)[1])
 
     def verify(self) -> list[Damage]:
-        """Check every byte of every shard where it lies, be it elsewhere; returns what is damaged."""
+        """Check every byte of every shard, in the bucket if the store is remote; return what is damaged."""
         return self._batches.verify()
 
-    def _decode(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
-        """JPEGs, in threads."""
+    def _decode_jpegs(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
         images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
         self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
         rows = ids - self._batches.starts[batches]
 
-        def one(place: int) -> None:
-            number, row = int(batches[place]), int(rows[place])
-            content = self._jpeg(number, row)
-            shard, index, _ = self._batches.damage(number)
-            where = f"{self.name}/{shard}: row {row} of record batch {index} (sample {ids[place]})"
+        def decode_into(position: int) -> None:
+            number, row = int(batches[position]), int(rows[position])
+            content = self._jpeg_content(number, row)
+            shard, index, _ = self._batches.describe(number)
+            where = f"{self.name}/{shard}: row {row} of record batch {index} (sample {ids[position]})"
             try:
                 image = decode(content, None)
             except Unreadable as error:
-                raise StoreDamaged(f"{where} is no image ({error})") from None
+                raise StoreDamaged(f"{where} is not an image ({error})") from None
             if image.shape != self.image_shape:
                 raise StoreDamaged(f"{where} is {image.shape}, not {self.image_shape}")
-            images[place] = image
+            images[position] = image
 
-        for _ in self._threads.map(one, range(len(ids))):
+        for _ in self._threads.map(decode_into, range(len(ids))):
             pass
         return images
 
-    def _jpeg(self, number: int, row: int) -> bytes:
-        shard, _ = self._batches.of(number)
-        offsets, files = self._batches.buffers[number].tolist()
-        start, stop = shard.part(offsets + 4 * row, 8).view(np.int32).tolist()
-        content: bytes = shard.part(files + start, stop - start).tobytes()
+    def _jpeg_content(self, number: int, row: int) -> bytes:
+        shard, _ = self._batches.shard_and_index(number)
+        offsets, files = self._batches.buffer_offsets[number].tolist()
+        start, stop = shard.read(offsets + 4 * row, 8).view(np.int32).tolist()
+        content: bytes = shard.read(files + start, stop - start).tobytes()
         return content
 
-    def _shard(self, number: int) -> ShardFile:
+    def _shard_reader(self, number: int) -> ShardReader:
         entry, remote = self.manifest.shards[number], self.remote
-        opened = local(Path(self.name) / entry.file) if remote is None else partial(remote.file, number)
-        return ShardFile(self.name, entry, self.manifest, opened, mapped=self._stays_mapped)
+        open_file = partial(remote.open, number) if remote else local_opener(Path(self.name) / entry.file)
+        return ShardReader(self.name, entry, self.manifest, open_file, mapped=self._mapped)
 
-    def _forget(self, number: int) -> None:
-        """Let go of a shard's file."""
-        self._shards[number].forget()
+    def _release_shard(self, number: int) -> None:
+        self._shards[number].release()
 
 
-def _groups(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-    """Each value that occurs, and the places where it does."""
-    places = np.argsort(values, kind="stable")
-    found, first = np.unique(values[places], return_index=True)
-    return zip(found.tolist(), np.split(places, first[1:]), strict=False)
+def _expect_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise StoreError(f"{name}={value!r}: it is {' or '.join(map(repr, choices))}")
+
+
+def _refuse_skip(damaged: DamagedRows, uri: str) -> None:
+    if damaged == "skip":
+        raise ConfigError(
+            f"data.damaged=skip with {without_secrets(uri)}: a shard may arrive damaged on one machine and whole on"
+            " another, so set data.damaged=refuse; copy damaged shards to the bucket again"
+        )
+
+
+def _positions_by_value(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield each value that occurs, with the positions where it does."""
+    positions = np.argsort(values, kind="stable")
+    found, first = np.unique(values[positions], return_index=True)
+    return zip(found.tolist(), np.split(positions, first[1:]), strict=False)

@@ -1,19 +1,19 @@
-"""What a store is on disk: the Arrow schema of its shards and the manifest that names them.
+"""The format of a store on disk: the Arrow schema of its shards, and the manifest that names them.
 
     STORE/
       manifest.json          renamed into place last: a reader sees the old store or the new one
-      shard-00000.arrow      Arrow IPC file; record batches of BATCH_ROWS rows, or fewer of large images
+      shard-00000.arrow      Arrow IPC file; record batches of BATCH_ROWS rows, or fewer if the images are large
       ...
 
 Columns: ``image`` fixed_shape_tensor(uint8, [H, W, 3]) or binary (JPEG), ``label`` int32 (null: none), ``key`` string
-(the image's path in its source). Any Arrow reader opens the shards; the checksums are ours, Arrow has none.
+(the image's path in its source). Any Arrow reader opens the shards. The checksums are in the manifest, because Arrow
+files have none.
 """
 
 from __future__ import annotations
 
 import builtins
 import json
-import os
 import struct
 from pathlib import Path
 from typing import Literal
@@ -25,13 +25,14 @@ import pydantic
 import xxhash
 
 from ssl_dist.errors import StoreError
-from ssl_dist.store.decode import MAX_PIXELS, MAX_PX
+from ssl_dist.files import write_text
+from ssl_dist.store.decode import MAX_PIXELS, MAX_SIDE_PX
 
 MANIFEST = "manifest.json"
 BATCH_ROWS = 512
-_MOST_ROWS = 2**40
-NO_BATCH = -1  # damage in a shard's Arrow header or footer, outside its record batches: no row is lost
-NO_LABEL = -1  # of an image that has none; null in the shards
+_MAX_ROWS = 2**40
+NO_BATCH = -1  # stands for a shard's Arrow header and footer, outside its record batches: damage there loses no row
+NO_LABEL = -1  # the label of an image without one; null in the shards
 
 Encoding = Literal["raw", "jpeg"]
 
@@ -41,7 +42,7 @@ class _Record(pydantic.BaseModel):
 
 
 class BatchEntry(_Record):
-    """One record batch: rows, and the checksum (xxh3-64, hexadecimal) of its bytes [offset, offset + length)."""
+    """A record batch: number of rows, and checksum (xxh3-64, hexadecimal) of the bytes [offset, offset + length)."""
 
     rows: int = pydantic.Field(gt=0)
     offset: int = pydantic.Field(ge=0)
@@ -50,17 +51,17 @@ class BatchEntry(_Record):
 
 
 class ShardEntry(_Record):
-    """One shard file: its name inside the store, rows, bytes, checksum of the whole file, and record batches."""
+    """A shard file: its name inside the store, rows, bytes, checksum of the whole file, and record batches."""
 
     file: str = pydantic.Field(pattern=r"^shard-\d{5,}\.arrow$")
     rows: int = pydantic.Field(gt=0)
     bytes: int = pydantic.Field(gt=0)
-    xxh3: str = pydantic.Field(pattern=r"^[0-9a-f]{16}$")  # a file's name in a cache
+    xxh3: str = pydantic.Field(pattern=r"^[0-9a-f]{16}$")  # it becomes a file name in a cache
     batches: tuple[BatchEntry, ...]
 
 
 class Manifest(_Record):
-    """What ``build`` made; ``image_shape`` is (H, W, 3)."""
+    """The contents of manifest.json. ``image_shape`` is (H, W, 3); ``skipped`` counts files that were not images."""
 
     format: Literal["ssl_dist.store/1"] = "ssl_dist.store/1"
     split: str
@@ -72,25 +73,25 @@ class Manifest(_Record):
     bytes: int = pydantic.Field(gt=0)
     skipped: int = pydantic.Field(ge=0)
     shards: tuple[ShardEntry, ...] = pydantic.Field(min_length=1)
-    made_of: str | None = None  # digest of the source and settings of the last build or append; None: an older store
-    xxh3: str | None = None  # of all the rest; None: an older store
+    made_of: str | None = None  # digest of the source and settings of the last build or append; None in old stores
+    xxh3: str | None = None  # checksum of all other fields; None in old stores
 
     @pydantic.model_validator(mode="after")
     def _adds_up(self) -> Manifest:
-        if min(self.image_shape) < 1 or max(self.image_shape) > MAX_PX or self.image_shape[2] != 3:
-            raise ValueError(f"image_shape {self.image_shape}: (H, W, 3), of at most {MAX_PX} px a side")
+        if min(self.image_shape) < 1 or max(self.image_shape) > MAX_SIDE_PX or self.image_shape[2] != 3:
+            raise ValueError(f"image_shape {self.image_shape}: (H, W, 3), of at most {MAX_SIDE_PX} px a side")
         height, width, channels = self.image_shape
         if self.encoding == "jpeg" and height * width > MAX_PIXELS:
             raise ValueError(f"image_shape {self.image_shape}: a JPEG has at most {MAX_PIXELS} pixels")
-        # what a reader takes memory for must be there: labels and keys' ends take 4 bytes each
+        # A reader allocates memory by these numbers, so the bytes must exist: 4 a row for a label, 4 for a key's end.
         row_bytes = 8 + (height * width * channels if self.encoding == "raw" else 4)
         for shard in self.shards:
             if shard.rows != sum(batch.rows for batch in shard.batches):
-                raise ValueError(f"{shard.file} has {shard.rows} rows, and its record batches do not")
+                raise ValueError(f"{shard.file} has {shard.rows} rows, but its record batches have another number")
             for batch in shard.batches:
                 if batch.rows * row_bytes > batch.length or batch.offset + batch.length > shard.bytes:
-                    raise ValueError(f"{shard.file} has a record batch of {batch.rows} rows that it has no room for")
-        if (total := sum(shard.rows for shard in self.shards)) != self.rows or total > _MOST_ROWS:
+                    raise ValueError(f"{shard.file} has a record batch of {batch.rows} rows in too few bytes")
+        if (total := sum(shard.rows for shard in self.shards)) != self.rows or total > _MAX_ROWS:
             raise ValueError(f"rows {self.rows}: the shards have {total}")
         if self.xxh3 not in (None, self._digest()):
             raise ValueError("it differs from its own checksum")
@@ -99,25 +100,20 @@ class Manifest(_Record):
     def _digest(self) -> str:
         return xxhash.xxh3_64_hexdigest(self.model_dump_json(exclude={"xxh3"}).encode())
 
-    def sealed(self) -> Manifest:
-        """With its own checksum."""
+    def with_checksum(self) -> Manifest:
+        """Return a copy with its own checksum filled in."""
         return self.model_copy(update={"xxh3": self._digest()})
 
     def write(self, store: Path) -> None:
-        """Put the manifest in place, whole or not at all."""
-        aside = store / f"{MANIFEST}.{os.getpid()}.tmp"
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=1))
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(store / MANIFEST)
+        """Write manifest.json, whole or not at all."""
+        write_text(store / MANIFEST, self.model_dump_json(indent=1), durable=True)
 
     @classmethod
     def read(cls, store: Path) -> Manifest:
-        """Load and validate.
+        """Load and validate manifest.json.
 
         Raises:
-            StoreError: no store there, or its manifest is not one that this version reads.
+            StoreError: there is no store, or this version cannot read its manifest.
         """
         path = store / MANIFEST
         try:
@@ -132,7 +128,7 @@ class Manifest(_Record):
 
     @classmethod
     def parse(cls, content: builtins.bytes, name: str) -> Manifest:
-        """From the bytes of its file, which messages call ``name``. Raises as ``read``."""
+        """Validate the bytes of a manifest.json, which messages call ``name``; raise StoreError as ``read`` does."""
         try:
             return cls.model_validate(json.loads(content.decode("utf-8")))
         except (ValueError, RecursionError) as error:
@@ -148,12 +144,12 @@ def _reason(error: Exception) -> str:
 
 
 def checksum(content: np.ndarray | bytes) -> str:
-    """xxh3-64 of uint8 ``[n]``, hexadecimal."""
+    """Return the xxh3-64 of bytes, or of uint8 ``[n]``, hexadecimal."""
     return xxhash.xxh3_64_hexdigest(content.data if isinstance(content, np.ndarray) else content)
 
 
 def shard_schema(encoding: Encoding, image_shape: tuple[int, int, int]) -> pa.Schema:
-    """The one schema that shards of this encoding and image size may have."""
+    """Return the only schema that shards of this encoding and image size may have."""
     image = pa.fixed_shape_tensor(pa.uint8(), image_shape) if encoding == "raw" else pa.binary()
     return pa.schema(
         [
@@ -164,8 +160,8 @@ def shard_schema(encoding: Encoding, image_shape: tuple[int, int, int]) -> pa.Sc
     )
 
 
-def is_of_shard(schema: pa.Schema) -> bool:
-    """Is it a shard's, of whatever encoding and image size?"""
+def is_shard_schema(schema: pa.Schema) -> bool:
+    """Return whether a schema is that of shards, with any encoding and image size."""
     if schema.names != ["image", "label", "key"]:
         return False
     image = schema.field("image").type
@@ -174,12 +170,13 @@ def is_of_shard(schema: pa.Schema) -> bool:
     return bool(schema.equals(shard_schema("jpeg", (1, 1, 3))))
 
 
-def record_batch(message: np.ndarray, schema: pa.Schema, num_classes: int) -> pa.RecordBatch:
-    """The record batch of a shard, from its bytes, uint8 ``[n]``, which may be anybody's.
+def parse_record_batch(message: np.ndarray, schema: pa.Schema, num_classes: int) -> pa.RecordBatch:
+    """Parse the bytes of a shard's record batch, uint8 ``[n]``. They are not trusted: anyone may have written them.
 
     Raises:
-        pa.ArrowException, ValueError: it is none, or not such as a shard has: compressed, so that it may take more
-            memory than it has bytes; with a row that has no image or key; with a label that stands for no class.
+        pa.ArrowException, ValueError: they are not a record batch, or not one that a shard may have. Refused are
+            compression (a few bytes may expand to any amount of memory), rows without an image or a key, and labels
+            that are not the number of a class.
     """
     buffer = pa.py_buffer(message)
     if _is_compressed(pa.ipc.read_message(buffer).metadata):
@@ -195,18 +192,20 @@ def record_batch(message: np.ndarray, schema: pa.Schema, num_classes: int) -> pa
 
 
 def _is_compressed(metadata: pa.Buffer) -> bool:
-    """Of an Arrow record batch's message, which is a FlatBuffers table.
+    """Return whether a record batch is compressed, from the metadata of its message, which is a FlatBuffers table.
+
+    PyArrow does not tell, so the table is parsed here.
 
     Source: Arrow's format/Message.fbs, ``Message.header`` and ``RecordBatch.compression``; FlatBuffers' internals.
     """
     content = metadata.to_pybytes()
 
     def field(table: int, number: int) -> int:
-        """Where it lies; 0: it is not there."""
-        places = table - struct.unpack_from("<i", content, table)[0]
-        (size,) = struct.unpack_from("<H", content, places)
-        place = 4 + 2 * number
-        offset = struct.unpack_from("<H", content, places + place)[0] if place < size else 0
+        """Return the position of a field of a table; 0: the field is absent."""
+        vtable = table - struct.unpack_from("<i", content, table)[0]
+        (vtable_bytes,) = struct.unpack_from("<H", content, vtable)
+        slot = 4 + 2 * number
+        offset = struct.unpack_from("<H", content, vtable + slot)[0] if slot < vtable_bytes else 0
         return table + offset if offset else 0
 
     try:

@@ -1,7 +1,7 @@
-"""One shard file: of a store that may stay in memory mapped, of a larger one read.
+"""Read one shard file: as a memory map in a store small enough to stay in memory, otherwise with plain reads.
 
-Record batches are found by the manifest's offsets and read with the manifest's schema, so every byte that is trusted
-lies under a checksum; the Arrow file's own header and footer serve other readers.
+Record batches are located by the manifest's offsets and parsed with the manifest's schema, so a checksum covers every
+byte that is trusted. The header and footer of the Arrow file are there for other readers.
 """
 
 from __future__ import annotations
@@ -10,8 +10,7 @@ import contextlib
 import io
 import mmap
 import os
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
@@ -20,217 +19,183 @@ import pyarrow as pa
 import xxhash
 
 from ssl_dist.errors import StoreDamaged, StoreError
-from ssl_dist.store.schema import NO_BATCH, Manifest, ShardEntry, checksum, record_batch, shard_schema
+from ssl_dist.store.schema import NO_BATCH, Manifest, ShardEntry, checksum, parse_record_batch, shard_schema
 
-RecordBatch: TypeAlias = pa.RecordBatch  # as others call it, who do not know Arrow
+RecordBatch: TypeAlias = pa.RecordBatch  # for modules that do not import Arrow
 
-_PART_BYTES = 16 << 20  # of a file that is read as a whole
-_LARGEST = sys.maxsize  # bytes of an array, as NumPy has it
+_CHUNK_BYTES = 16 << 20  # read at a time while a whole file is verified
 
 
-class ShardFile:
-    """A shard file, opened when it is first read.
+class ShardReader:
+    """A shard file, opened when it is first read. Any thread may call any method at any time.
 
     Args:
-        store: name of the store.
-        opened: opens the file.
-        mapped: whether it is mapped, and stays so. Mapped pages count as the process' memory, and so do those that the
-            system maps with one that is touched, of up to 2 MiB.
+        store: name of the store, for messages.
+        open_file: opens the shard's file.
+        mapped: whether to read through a memory map that stays. The pages of a map count as the process' memory, and
+            the system maps up to 2 MiB around each page that is touched.
+
+    Attributes:
+        entry: the shard's entry in the manifest.
+        path: the shard's path or URI, for messages.
     """
 
     def __init__(
-        self, store: str, entry: ShardEntry, manifest: Manifest, opened: Callable[[], io.FileIO], *, mapped: bool
+        self, store: str, entry: ShardEntry, manifest: Manifest, open_file: Callable[[], io.FileIO], *, mapped: bool
     ) -> None:
         self.entry, self.path = entry, f"{store}/{entry.file}"
         self._schema = shard_schema(manifest.encoding, manifest.image_shape)
         self._num_classes = len(manifest.class_names)
-        self._opened, self._is_mapped = opened, mapped
+        self._open_file, self._mapped = open_file, mapped
         self._file: io.FileIO | None = None
         self._map: mmap.mmap | None = None
         self._contents: np.ndarray | None = None
 
     @property
     def contents(self) -> np.ndarray:
-        """uint8 ``[n]``, read-only: the file's bytes, mapped.
-
-        Raises:
-            StoreError: the file cannot be opened.
-        """
-        if (there := self._contents) is None:
-            found = self._map = self._mapped()
-            there = self._contents = np.frombuffer(found or b"", dtype=np.uint8)
-        return there
+        """The bytes of the file as a memory map, uint8 ``[n]``, read-only; raises StoreError if it cannot be opened."""
+        if (contents := self._contents) is None:
+            mapping = self._map = self._new_map()
+            contents = self._contents = np.frombuffer(mapping or b"", dtype=np.uint8)
+        return contents
 
     def _open(self) -> io.FileIO:
-        """The file; two threads may open it at once. No lock is held, since it may be fetched, and wait for room."""
-        if (there := self._file) is None:
+        """Return the open file. Two threads may open it at once: a lock would block others during a download."""
+        if (file := self._file) is None:
             try:
-                there = self._file = self._opened()
+                file = self._file = self._open_file()
             except OSError as error:
-                raise missing(self.path, error) from None
-        return there
+                raise _unreadable(self.path, error) from None
+        return file
 
-    def _mapped(self) -> mmap.mmap | None:
-        file = self._open()  # which another thread may ``forget`` meanwhile: then its descriptor would be another's
+    def _new_map(self) -> mmap.mmap | None:
+        file = self._open()  # this reference keeps the file open if another thread calls ``release``
         try:
-            found = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+            mapping = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
         except ValueError:  # an empty file cannot be mapped
             return None
         except OSError as error:
-            raise missing(self.path, error) from None
-        with contextlib.suppress(OSError, AttributeError):  # of a system without large pages
-            found.madvise(mmap.MADV_HUGEPAGE)
-        return found
+            raise _unreadable(self.path, error) from None
+        with contextlib.suppress(OSError, AttributeError):  # not every system has large pages
+            mapping.madvise(mmap.MADV_HUGEPAGE)
+        return mapping
 
-    def message(self, index: int) -> np.ndarray:
-        """uint8 ``[n]``: a record batch as it lies there, which is less than all of it where the file has been cut."""
+    def read_message(self, index: int) -> np.ndarray:
+        """Read the bytes of a record batch, uint8 ``[n]``: fewer than the manifest says if the file has been cut."""
         batch = self.entry.batches[index]
-        return self._bytes(batch.offset, batch.length)
+        return self._read_available(batch.offset, batch.length)
 
-    def matches(self, index: int, message: np.ndarray) -> bool:
-        """Has the record batch's ``message`` its checksum?"""
+    def is_intact(self, index: int, message: np.ndarray) -> bool:
+        """Return whether the ``message`` of a record batch has the checksum of the manifest."""
         return checksum(message) == self.entry.batches[index].xxh3
 
-    def damaged(self) -> list[int]:
-        """Record batches that differ from their checksums; NO_BATCH alone where what is around them differs."""
-        found = [index for index in range(len(self.entry.batches)) if not self.matches(index, self.message(index))]
-        if found:
-            return found
+    def damaged_batches(self) -> list[int]:
+        """Return the numbers of the record batches that differ from their checksums.
+
+        The list is ``[NO_BATCH]`` if only bytes outside the record batches differ.
+        """
+        numbers = range(len(self.entry.batches))
+        if damaged := [index for index in numbers if not self.is_intact(index, self.read_message(index))]:
+            return damaged
         whole, start = xxhash.xxh3_64(), 0
-        while len(part := self._bytes(start, _PART_BYTES)):
-            whole.update(part.data)
-            start += len(part)
+        while len(chunk := self._read_available(start, _CHUNK_BYTES)):
+            whole.update(chunk.data)
+            start += len(chunk)
         return [] if whole.hexdigest() == self.entry.xxh3 else [NO_BATCH]
 
-    def batch(self, index: int, message: np.ndarray) -> RecordBatch:
-        """The record batch of a ``message``.
+    def parse(self, index: int, message: np.ndarray) -> RecordBatch:
+        """Parse the ``message`` of a record batch.
 
         Raises:
-            StoreDamaged: it is none, or not of this schema.
+            StoreDamaged: it is not a record batch of this store's schema, or has another number of rows.
         """
         try:
-            # its checksum says that it is what was written, not who wrote it
-            batch = record_batch(message, self._schema, self._num_classes)
+            # even with a right checksum: anyone may have written both
+            batch = parse_record_batch(message, self._schema, self._num_classes)
         except (pa.ArrowException, OSError, EOFError, ValueError) as error:
             raise StoreDamaged(f"{self.path}: record batch {index} cannot be read ({error})") from None
-        if batch.num_rows != self.entry.batches[index].rows:
+        if batch.num_rows != (expected := self.entry.batches[index].rows):
             raise StoreDamaged(
-                f"{self.path}: record batch {index} has {batch.num_rows} rows, not those of the manifest"
+                f"{self.path}: record batch {index} has {batch.num_rows} rows where the manifest has {expected}"
             )
         return batch
 
-    def image_buffers(self, index: int, message: np.ndarray, batch: RecordBatch) -> list[int]:
-        """Where the bytes of a ``batch``'s images are in the file: raw [pixels], JPEG [int32 offsets, files]."""
+    def buffer_offsets(self, index: int, message: np.ndarray, batch: RecordBatch) -> list[int]:
+        """Return the offsets in the file of the buffers of a record batch's images.
+
+        Raw images have one buffer, their pixels; JPEG images have two: int32 offsets, and the files.
+        """
         column = batch.column("image")
         column = column.storage.flatten() if isinstance(column, pa.ExtensionArray) else column
-        first = self.entry.batches[index].offset - message.ctypes.data
-        return [first + buffer.address for buffer in column.buffers()[1:]]
+        memory_to_file = self.entry.batches[index].offset - message.ctypes.data
+        return [memory_to_file + buffer.address for buffer in column.buffers()[1:]]
 
-    def part(self, start: int, length: int) -> np.ndarray:
-        """uint8 ``[length]``: bytes from ``start`` on.
+    def read(self, start: int, length: int) -> np.ndarray:
+        """Read ``length`` bytes from ``start`` on, uint8 ``[length]``.
 
         Raises:
-            StoreDamaged: the file ends before.
+            StoreDamaged: the file ends before that.
             StoreError: it cannot be read.
         """
-        found = self._bytes(start, length)
-        if len(found) != length:
+        content = self._read_available(start, length)
+        if len(content) != length:
             raise self._cut()
-        return found
+        return content
 
-    def _bytes(self, start: int, length: int) -> np.ndarray:
-        """As ``part``, or what there is of it."""
-        if self._is_mapped:
+    def _read_available(self, start: int, length: int) -> np.ndarray:
+        """Read as ``read`` does, but return what there is if the file ends before that."""
+        if self._mapped:
             return self.contents[start : start + length]
         file = self._open()
-        there = os.fstat(file.fileno()).st_size - start  # a manifest may promise anything
-        found = np.empty(max(0, min(length, there)), dtype=np.uint8)
-        return found[: self._read(found.data, start)]
+        available = os.fstat(file.fileno()).st_size - start  # never allocate what a wrong manifest promises
+        content = np.empty(max(0, min(length, available)), dtype=np.uint8)
+        return content[: self._fill(content.data, start)]
 
     def read_into(self, target: memoryview, start: int) -> None:
-        """As ``part``, into ``target``, of a file that is not mapped."""
-        if self._read(target, start) != len(target):
+        """Fill ``target`` from a file that is not mapped; raise as ``read`` does."""
+        if self._fill(target, start) != len(target):
             raise self._cut()
 
-    def _read(self, target: memoryview, start: int) -> int:
-        """How many bytes there were."""
-        file, done = self._open(), 0  # which another thread may ``forget`` meanwhile
+    def _fill(self, target: memoryview, start: int) -> int:
+        """Read into ``target`` until it is full or the file ends; return the number of bytes."""
+        file, done = self._open(), 0  # the reference keeps the file open if another thread calls ``release``
         try:
-            while done < len(target) and (more := os.preadv(file.fileno(), (target[done:],), start + done)):
-                done += more
+            while done < len(target) and (count := os.preadv(file.fileno(), (target[done:],), start + done)):
+                done += count
         except OSError as error:
-            raise missing(self.path, error) from None
+            raise _unreadable(self.path, error) from None
         return done
 
     def expect_whole(self) -> None:
-        """Reading what was mapped of a file that has been cut since would end the process.
+        """Check that the file is as long as its map: reading a map beyond the file's end would kill the process.
 
         Raises:
-            StoreDamaged: it has been.
+            StoreDamaged: the file has been cut since it was mapped.
         """
-        there = self._map
-        if there and there.size() < len(there):
+        mapping = self._map
+        if mapping and mapping.size() < len(mapping):
             raise self._cut()
 
     def _cut(self) -> StoreDamaged:
         return StoreDamaged(f"{self.path} has been cut: restore the file")
 
-    def forget(self) -> None:
-        """Let go of the file itself, until it is read again; whoever reads it now still does."""
+    def release(self) -> None:
+        """Drop the open file and its map until the next read. Threads that read now keep their own references."""
         self._contents = self._map = self._file = None
 
 
-def copied(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
-    """Runs of bytes of several maps at once, as fast as NumPy indexes the rows of one array, without the interpreter's
-    lock: all addresses from the first map to the last are one array, in which a row may begin at any byte.
-
-    Args:
-        maps: uint8 ``[n_i]``, contiguous, by their numbers.
-        numbers, starts: int64 ``[N]``, of each run its map and its first byte there.
-        length: of a run.
-
-    Returns:
-        uint8 ``[N, length]``.
+def local_opener(path: Path) -> Callable[[], io.FileIO]:
+    """Return a function that opens a file of this machine.
 
     Raises:
-        IndexError: a run that begins before its map or ends beyond it.
-    """
-    if not len(starts):
-        return np.empty((0, length), dtype=np.uint8)
-    addresses = {number: each.__array_interface__["data"][0] for number, each in maps.items()}
-    first = min(addresses, key=addresses.__getitem__)
-    offsets, ends = np.zeros((2, max(maps) + 1), dtype=np.int64)
-    for number, address in addresses.items():
-        offsets[number] = address - addresses[first]
-        ends[number] = offsets[number] + len(maps[number])
-    rows = starts + offsets[numbers]
-    if starts.min() < 0 or (ends[numbers] - rows).min() < length:
-        raise IndexError("bytes beyond a map")
-    span = int(ends.max()) - length + 1
-    if span > _LARGEST // length and len(maps) > 1:  # too far apart for one array
-        made = np.empty((len(starts), length), dtype=np.uint8)
-        for number, each in maps.items():
-            of_it = np.flatnonzero(numbers == number)
-            made[of_it] = copied({number: each}, numbers[of_it], starts[of_it], length)
-        return made
-    everything = np.lib.stride_tricks.as_strided(maps[first], (span, length), (1, 1))
-    found: np.ndarray = everything[rows]
-    return found
-
-
-def local(path: Path) -> Callable[[], io.FileIO]:
-    """What opens a file of this machine's.
-
-    Raises:
-        StoreError: there is none.
+        StoreError: the file is missing.
     """
     try:
         path.stat()
     except OSError as error:
-        raise missing(str(path), error) from None
+        raise _unreadable(str(path), error) from None
     return lambda: io.FileIO(path)
 
 
-def missing(path: str, error: OSError) -> StoreError:
-    """What to raise where a shard's file cannot be opened or read."""
+def _unreadable(path: str, error: OSError) -> StoreError:
     return StoreError(f"{path}: {error.strerror}; restore the file or build the store again")

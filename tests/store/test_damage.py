@@ -13,14 +13,14 @@ import pytest
 
 from ssl_dist import store
 from ssl_dist.collectives import World
+from ssl_dist.data import SamplePlan, resolve
 from ssl_dist.data.batches import Batches
-from ssl_dist.data.sample_plan import Samples, open_data
 from ssl_dist.errors import StoreDamaged, StoreError
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.store import ImageStore, image_store
 from ssl_dist.store.building import builder
 from ssl_dist.store.schema import NO_BATCH
-from ssl_dist.store.shard_reader import ShardFile
+from ssl_dist.store.shard_reader import ShardReader
 from tests.helpers import small_config
 
 SECTOR = 512  # bytes that a disk writes as one
@@ -136,14 +136,14 @@ def test_a_shard_that_is_cut_while_it_is_open_ends_no_process(many_batches: Path
 def test_a_larger_stores_record_batches_are_read_once_for_labels_and_images(
     many_batches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_store, "RESIDENT_BYTES", 5000)
-    opened, message, asked = ImageStore(many_batches), ShardFile.message, list[tuple[str, int]]()
+    monkeypatch.setattr(image_store, "MAX_MAPPED_BYTES", 5000)
+    opened, message, asked = ImageStore(many_batches), ShardReader.read_message, list[tuple[str, int]]()
 
-    def counted(self: ShardFile, index: int) -> np.ndarray:
+    def counted(self: ShardReader, index: int) -> np.ndarray:
         asked.append((self.path, index))
         return message(self, index)
 
-    monkeypatch.setattr(ShardFile, "message", counted)
+    monkeypatch.setattr(ShardReader, "read_message", counted)
     assert len(opened.labels) == len(opened.gather(np.arange(51))) == 51
     assert len(asked) == len(set(asked)) > 3
 
@@ -157,7 +157,7 @@ def test_a_manifest_that_promises_more_than_a_file_has_takes_no_memory(
     shard["bytes"], number = 1 << 60, len(shard["batches"]) - 1
     shard["batches"][number]["length"] = (1 << 60) - shard["batches"][number]["offset"]
     (path / "manifest.json").write_text(json.dumps(manifest))
-    monkeypatch.setattr(image_store, "RESIDENT_BYTES", 5000)
+    monkeypatch.setattr(image_store, "MAX_MAPPED_BYTES", 5000)
     opened = ImageStore(path)
     [found] = opened.verify()
     assert found[:2] == ("shard-00001.arrow", number)
@@ -170,7 +170,7 @@ def test_a_store_that_does_not_stay_mapped_reads_the_same(
 ) -> None:
     ids = np.random.default_rng(0).integers(0, 51, 200)
     expected, path = ImageStore(many_batches).gather(ids), Path(shutil.copytree(many_batches, tmp_path / "s"))
-    monkeypatch.setattr(image_store, "RESIDENT_BYTES", 5000)
+    monkeypatch.setattr(image_store, "MAX_MAPPED_BYTES", 5000)
     opened = ImageStore(path)
     assert np.array_equal(opened.gather(ids), expected)
     assert opened.verify() == []
@@ -199,9 +199,9 @@ LOST = np.array([*range(4), *range(20, 24), *range(40, 44)])
 
 def test_a_run_stops_at_damage_unless_its_recipe_says_otherwise(half_damaged: Path) -> None:
     config = small_config(half_damaged, probe=None)
-    opened, _ = open_data(config)
+    opened = resolve(config).store
     with pytest.raises(StoreDamaged, match=r"record batch 0 \(samples .* data\.damaged=skip"):
-        list(Batches(opened, config, World(), 0, 10))
+        list(Batches(SamplePlan(config, opened), World(), 0, 10))
 
 
 def test_others_stand_in_for_damaged_images(
@@ -209,22 +209,22 @@ def test_others_stand_in_for_damaged_images(
 ) -> None:
     """Only where an image is damaged, the same with any share of the batch, and the run goes on to any step."""
     config = small_config(half_damaged, data__damaged="skip", probe=None)
-    opened, _ = open_data(config)
-    found, planned = Samples(config, opened), Samples(small_config(many_batches), ImageStore(many_batches))
+    opened = resolve(config).store
+    found, planned = SamplePlan(config, opened), SamplePlan(small_config(many_batches), ImageStore(many_batches))
     for step in (0, 1, 2, 3, 100):
-        ids, epochs, _ = found.of(step, range(3))
-        others, same_epochs, _ = planned.of(step, range(3))
+        ids, epochs, _ = found.select(step, range(3))
+        others, same_epochs, _ = planned.select(step, range(3))
         assert np.array_equal(epochs, same_epochs)
         assert not np.isin(ids, LOST).any()
         lost = np.isin(others, LOST)
         assert np.array_equal(ids[~lost], others[~lost])
-        parts = [found.of(step, range(number, number + 1))[0] for number in range(3)]
+        parts = [found.select(step, range(number, number + 1))[0] for number in range(3)]
         assert np.array_equal(np.concatenate(parts), ids)
     caplog.clear()
     with caplog.at_level(logging.WARNING):
-        batches = list(Batches(ImageStore(half_damaged, damaged="skip"), config, World(), 0, 10))
+        batches = list(Batches(SamplePlan(config, ImageStore(half_damaged, damaged="skip")), World(), 0, 10))
     assert len(batches) == 10
-    assert caplog.text.count("goes on without its images") == 3
+    assert caplog.text.count("its images are left out") == 3
     assert "shard-00001.arrow: record batch 0 (samples 20..23)" in caplog.text
 
 
@@ -247,9 +247,9 @@ def test_labels_of_a_file_do_not_bring_damaged_images_back(half_damaged: Path, t
     supervised = {"name": "supervised", "num_classes": 3}
     given = {"data__label_file": str(tmp_path / "labels.npy"), "data__damaged": "skip", "probe": None}
     config = small_config(half_damaged, method=supervised, augment={"recipe": "weak"}, **given)
-    opened, found = open_data(config)
-    assert found.num_samples == 51 - len(LOST)
-    seen = np.concatenate([Samples(config, opened).of(step, range(3))[0] for step in range(12)])
+    found = resolve(config)
+    assert found.config.facts.num_samples == 51 - len(LOST)
+    seen = np.concatenate([found.sample_plan.select(step, range(3))[0] for step in range(12)])
     assert not np.isin(seen, LOST).any()
 
 
@@ -258,4 +258,4 @@ def test_a_store_with_no_intact_image_is_refused(half_damaged: Path) -> None:
         file.write_bytes(bytes(file.stat().st_size))
     config = small_config(half_damaged, data__damaged="skip", probe=None)
     with pytest.raises(StoreDamaged, match="next to no image is intact"):
-        Samples(config, open_data(config)[0]).of(0, range(3))
+        resolve(config).sample_plan.select(0, range(3))

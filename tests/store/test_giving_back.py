@@ -22,8 +22,8 @@ from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate import extract
 from ssl_dist.store import ImageStore, shard_reader
 from ssl_dist.store.remote import fetcher
-from ssl_dist.store.remote.prefetch import Ahead
-from ssl_dist.store.shard_reader import ShardFile, local
+from ssl_dist.store.remote.prefetch import Prefetcher
+from ssl_dist.store.shard_reader import ShardReader, local_opener
 from tests.store.conftest import ROWS
 
 
@@ -79,15 +79,15 @@ def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -
         arrived.wait(10)
         return io.FileIO(here / manifest.shards[0].file)
 
-    opened = (late, local(here / manifest.shards[1].file))
-    slow, other = (ShardFile("s", manifest.shards[n], manifest, opened[n], mapped=True) for n in range(2))
+    opened = (late, local_opener(here / manifest.shards[1].file))
+    slow, other = (ShardReader("s", manifest.shards[n], manifest, opened[n], mapped=True) for n in range(2))
     with ThreadPoolExecutor(2) as pool:
-        waiting = pool.submit(slow.message, 0)
+        waiting = pool.submit(slow.read_message, 0)
         assert asked.wait(10)
-        assert other.matches(0, pool.submit(other.message, 0).result(timeout=5))
+        assert other.is_intact(0, pool.submit(other.read_message, 0).result(timeout=5))
         assert not waiting.done()
         arrived.set()
-        assert slow.matches(0, waiting.result())
+        assert slow.is_intact(0, waiting.result())
 
 
 def test_two_threads_read_what_a_third_has_given_back(
@@ -137,14 +137,14 @@ def test_threads_that_end_unforeseen_are_replaced(monkeypatch: pytest.MonkeyPatc
             return True
 
     failing = Failing()
-    ahead, deadline = Ahead(failing.fetch), time.monotonic() + 10
+    ahead, deadline = Prefetcher(failing.fetch), time.monotonic() + 10
     for number in range(8):  # twice as many as there are threads
-        ahead.want([number], anew=True)
+        ahead.request([number], retry_refused=True)
         assert ended.acquire(timeout=10)
         while ahead._threads:
             assert time.monotonic() < deadline, "it is still counted on"
             time.sleep(0.001)
-    ahead.want([8, 9], anew=True)
+    ahead.request([8, 9], retry_refused=True)
     assert fetched.acquire(timeout=10)
     assert fetched.acquire(timeout=10)
 

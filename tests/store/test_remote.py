@@ -23,15 +23,15 @@ from pyarrow import fs
 
 from ssl_dist import store
 from ssl_dist.collectives import World
+from ssl_dist.data import SamplePlan, open_store, resolve
 from ssl_dist.data.batches import Batches
-from ssl_dist.data.sample_plan import Samples, open_data, open_store
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError
-from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
-from ssl_dist.store.remote import cache, fetcher
+from ssl_dist.store.remote import Bucket, cache, fetcher
+from ssl_dist.store.remote import bucket as bucket_module
 from ssl_dist.store.schema import ShardEntry
-from ssl_dist.uris import join_uri
-from tests.helpers import differences, small_config, train
+from ssl_dist.uris import join_uri, without_secrets
+from tests.helpers import differences, resolved_config, small_config, train
 from tests.store.conftest import ROWS
 
 
@@ -88,14 +88,14 @@ class Slow:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, latency_s: float = 0.0) -> None:
         self.names: list[str] = []
-        download = fetcher.Place.download
+        download = Bucket.download
 
-        def counted(place: fetcher.Place, entry: ShardEntry, file: IO[bytes], *more: Any) -> None:
+        def counted(place: Bucket, entry: ShardEntry, file: IO[bytes], *more: Any) -> None:
             self.names.append(entry.file)
             time.sleep(latency_s)
             download(place, entry, file, *more)
 
-        monkeypatch.setattr(fetcher.Place, "download", counted)
+        monkeypatch.setattr(Bucket, "download", counted)
 
 
 def test_a_store_in_a_bucket_has_the_rows_of_the_one_here(here: Path, uri: str, room: Path) -> None:
@@ -108,13 +108,13 @@ def test_a_store_in_a_bucket_has_the_rows_of_the_one_here(here: Path, uri: str, 
     assert np.array_equal(there.labels_at(ids), local.labels[ids])
     assert np.array_equal(there.labels, local.labels)
     assert there.remote is not None
-    assert (there.remote.fetched, kinds(room)) == (9, [".arrow"] * 9)
+    assert (there.remote.num_fetched, kinds(room)) == (9, [".arrow"] * 9)
     assert held(room) == local.manifest.bytes
     assert "secret" not in there.name
     again = ImageStore(uri, cache=room)
     assert np.array_equal(again.gather(ids), local.gather(ids))
     assert again.remote is not None
-    assert again.remote.fetched == 0
+    assert again.remote.num_fetched == 0
     with pytest.raises(StoreError, match=r"s3://bucket/.* has samples 0\.\.50"):
         there.gather(np.array([51]))
 
@@ -130,9 +130,9 @@ def test_a_small_cache_is_never_more_than_full(here: Path, uri: str, room: Path)
     assert np.array_equal(there.labels, local.labels)
     assert held(room) <= there.cache_bytes
     assert there.remote is not None
-    before = there.remote.fetched
+    before = there.remote.num_fetched
     there.gather(np.arange(51))
-    assert there.remote.fetched - before <= 9, "in the order of the store, each comes once"
+    assert there.remote.num_fetched - before <= 9, "in the order of the store, each comes once"
 
 
 def test_the_shard_used_longest_ago_goes_first(here: Path, uri: str, room: Path) -> None:
@@ -153,9 +153,9 @@ def test_shards_that_another_reader_has_mapped_stay(here: Path, uri: str, room: 
     one.prepare([0], [])
     assert other.gather(np.array([2 * ROWS])).shape == (1, 16, 16, 3)
     assert one.remote is not None
-    assert one.remote.waits == 2
+    assert one.remote.num_waits == 2
     one.gather(np.array([1]))
-    assert one.remote.waits == 2, "its other shard stayed"
+    assert one.remote.num_waits == 2, "its other shard stayed"
     del one
     assert other.gather(np.array([3 * ROWS, 4 * ROWS])).shape == (2, 16, 16, 3), "a store that is gone uses nothing"
 
@@ -163,11 +163,11 @@ def test_shards_that_another_reader_has_mapped_stay(here: Path, uri: str, room: 
 @pytest.mark.parametrize(
     ("change_of", "message"),
     [
-        (flipped, "differs from its checksum, fetched twice: copy the file there again"),
-        (lambda content: content[:-100], "differs from its checksum, fetched twice"),
-        (lambda content: content + b"more", "differs from its checksum, fetched twice"),
-        (lambda content: b"", "differs from its checksum, fetched twice"),
-        (lambda content: None, r"shard-00002\.arrow is not there: copy the store again"),
+        (flipped, "differs from its checksum, downloaded twice: copy the file there again"),
+        (lambda content: content[:-100], "differs from its checksum, downloaded twice"),
+        (lambda content: content + b"more", "differs from its checksum, downloaded twice"),
+        (lambda content: b"", "differs from its checksum, downloaded twice"),
+        (lambda content: None, r"shard-00002\.arrow is missing: copy the store again"),
     ],
     ids=["flipped", "cut", "longer", "empty", "missing"],
 )
@@ -194,13 +194,13 @@ def test_a_flipped_bit_there_is_found_with_its_record_batch(here: Path, uri: str
 def test_a_shard_that_arrives_damaged_once_is_fetched_again(
     uri: str, here: Path, room: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    read, bad = fetcher._read, [True]
+    read, bad = bucket_module._read, [True]
 
     def once_damaged(stream: Any, count: int) -> bytes:
         content = read(stream, count)
         return flipped(content) if content and bad and bad.pop() else content
 
-    monkeypatch.setattr(fetcher, "_read", once_damaged)
+    monkeypatch.setattr(bucket_module, "_read", once_damaged)
     assert np.array_equal(ImageStore(uri, cache=room).gather(np.arange(51)), ImageStore(here).gather(np.arange(51)))
     assert "arrived with another checksum" in caplog.text
 
@@ -214,7 +214,7 @@ def test_a_shard_that_is_damaged_in_the_cache_is_fetched_again(uri: str, here: P
     there = ImageStore(uri, cache=room)
     assert np.array_equal(there.gather(np.arange(51)), whole)
     assert there.remote is not None
-    assert there.remote.fetched == 4
+    assert there.remote.num_fetched == 4
 
 
 def test_a_store_that_has_grown_keeps_the_shards_that_it_had(
@@ -228,7 +228,7 @@ def test_a_store_that_has_grown_keeps_the_shards_that_it_had(
     new = ImageStore(put(copy, uri), cache=room)
     assert np.array_equal(new.gather(np.arange(102)), ImageStore(copy).gather(np.arange(102)))
     assert new.remote is not None
-    assert new.remote.fetched == len(new.manifest.shards) - 9
+    assert new.remote.num_fetched == len(new.manifest.shards) - 9
     assert np.array_equal(old.gather(np.arange(51)), new.gather(np.arange(51)))
 
 
@@ -236,8 +236,8 @@ def test_places_that_are_none_are_one_clear_error(bucket: str, uri: str, room: P
     for wrong, message in {
         join_uri(bucket, "nothing"): r"s3://bucket/runs/nothing is not a store \(no manifest\.json\): build one",
         bucket.replace("bucket/runs", "nobucket/x"): "is not a store|cannot be reached",
-        "ftp://host/x": "ftp://host/x is not the place of a store",
-        "s3://[x/store": r"s3://\[x/store is not the place of a store",
+        "ftp://host/x": "ftp://host/x is not the URI of a store",
+        "s3://[x/store": r"s3://\[x/store is not the URI of a store",
     }.items():
         with pytest.raises(StoreError, match=message):
             ImageStore(wrong, cache=room)
@@ -262,26 +262,27 @@ def test_places_that_are_none_are_one_clear_error(bucket: str, uri: str, room: P
         ("stores/me@home", "stores/me@home"),
     ],
 )
-def test_messages_hold_no_keys(uri: str, shown: str) -> None:
-    assert fetcher.without_secrets(uri) == shown
+def test_messages_hold_no_keys(here: Path, uri: str, shown: str) -> None:
+    assert without_secrets(uri) == shown
     if "key" in uri:
         with pytest.raises(StoreError) as refused:
-            fetcher.Place(f"{uri.partition('?')[0]}?unknown=1")
+            Bucket(f"{uri.partition('?')[0]}?unknown=1")
         assert shown in str(refused.value)
         assert not re.search("key|SE|RET", str(refused.value))
-        began, found = (DataConfig(store="x", num_images=n) for n in (3, 4))
+        began = resolved_config(here)
+        data, facts = began.data.model_copy(update={"store": uri}), began.facts.model_copy(update={"num_images": 4})
         with pytest.raises(StoreError, match=f"^{re.escape(shown)} has num_images 4"):
-            began.expect(found.model_copy(update={"store": uri}))
+            began.expect_same_data(began.model_copy(update={"data": data, "facts": facts}))
 
 
 def test_a_cache_is_where_its_user_says(monkeypatch: pytest.MonkeyPatch, here: Path, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     config = windowed(f"file://{here}", tmp_path, Path("~/shards"))
-    assert open_data(config)[1].cache == str(tmp_path / "shards")
+    assert resolve(config).config.data.cache == str(tmp_path / "shards")
     assert len(open_store(config.data).labels) == 51
     assert kinds(tmp_path / "shards") == [".arrow"] * 9
     monkeypatch.chdir(tmp_path)
-    assert cache.folder_of("shards") == tmp_path / "shards"
+    assert cache.cache_folder("shards") == tmp_path / "shards"
 
     def homeless() -> Path:
         raise RuntimeError("Could not determine home directory.")
@@ -322,16 +323,16 @@ def test_a_cache_smaller_than_a_shard_and_a_full_disk_say_what_to_do(
 def test_a_connection_that_breaks_in_the_middle_costs_time_only(
     uri: str, here: Path, room: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fetcher, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(fetcher, "_CHUNK_BYTES", 1000)
-    read, breaks = fetcher._read, iter([False, False, True] + [False] * 9 + [True] * 99)
+    monkeypatch.setattr(bucket_module, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(bucket_module, "_CHUNK_BYTES", 1000)
+    read, breaks = bucket_module._read, iter([False, False, True] + [False] * 9 + [True] * 99)
 
     def breaking(stream: Any, count: int) -> bytes:
         if next(breaks, False):
-            raise fetcher._Unreachable("broken pipe")
+            raise bucket_module._Unreachable("broken pipe")
         return read(stream, count)
 
-    monkeypatch.setattr(fetcher, "_read", breaking)
+    monkeypatch.setattr(bucket_module, "_read", breaking)
     there = ImageStore(uri, cache=room)
     assert np.array_equal(there.gather(np.array([0])), ImageStore(here).gather(np.array([0])))
     assert "shard-00000.arrow: attempt 1 of 2 failed (broken pipe)" in caplog.text
@@ -376,7 +377,7 @@ class Proxy:
 def test_a_server_that_goes_away_in_the_middle_and_comes_back_costs_time_only(
     uri: str, here: Path, room: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(fetcher, "_PAUSE_S", 0.01)
+    monkeypatch.setattr(bucket_module, "_PAUSE_S", 0.01)
     port = uri.partition("127.0.0.1:")[2].partition("&")[0]
     proxy = Proxy(int(port))
     there = ImageStore(uri.replace(f":{port}", f":{proxy.port}"), cache=room)
@@ -394,15 +395,15 @@ import os, sys, time
 import numpy as np
 from pathlib import Path
 from ssl_dist.store import ImageStore
-from ssl_dist.store.remote import fetcher
-download, log, uri, room, latency, seed = fetcher.Place.download, *sys.argv[1:]
+from ssl_dist.store.remote import Bucket
+download, log, uri, room, latency, seed = Bucket.download, *sys.argv[1:]
 def logged(place, entry, file, *more):
     with open(log, "a") as out:
         out.write(f"{os.getpid()} {entry.file}\\n")
     file.write(b"begun"); file.flush()
     time.sleep(float(latency))
     download(place, entry, file, *more)
-fetcher.Place.download = logged
+Bucket.download = logged
 there = ImageStore(uri, cache=room)
 order = np.random.default_rng(int(seed)).permutation(51)
 there.prepare(range(9), [])
@@ -465,16 +466,19 @@ def test_shards_are_fetched_ahead_and_once_an_epoch(
     slow = Slow(monkeypatch, latency_s=0.01)
     config = windowed(uri, tmp_path, room, data__cache_gb=gb(here, 8))
     there, local = open_store(config.data), ImageStore(here)
-    batches, samples, deadline = Batches(there, config, World(), 0, 17), Samples(config, there), time.monotonic() + 60
+    plan, deadline = SamplePlan(config, there), time.monotonic() + 60
+    batches = Batches(plan, World(), 0, 17)
     assert there.remote is not None
     for step in range(2 * 51 // 6):
         batch = batches.fetch(step)
         assert np.array_equal(batch.images.numpy(), local.gather(batch.ids.numpy()))
-        now, soon = samples.shards(step)
-        while len({*now, *soon}) <= 8 and not all(map(there.remote.holds, soon)):  # else there is no room for them yet
+        now, soon = plan.needed_shards(step)
+        while len({*now, *soon}) <= 8 and not all(
+            map(there.remote.is_open, soon)
+        ):  # else there is no room for them yet
             assert time.monotonic() < deadline, "the next window's shards never came"
             time.sleep(0.005)
-    assert there.remote.waits <= 3, "but for the first window, a shard was there before it was touched"
+    assert there.remote.num_waits <= 3, "but for the first window, a shard was there before it was touched"
     assert len(slow.names) <= 2 * 9 + 4, "each once an epoch, and the first ones of the third"
     assert there.cache_bytes is not None
     assert held(room) <= there.cache_bytes
@@ -487,7 +491,7 @@ def test_a_cache_of_one_window_serves_it_without_fetching_twice(
     slow = Slow(monkeypatch)
     config = windowed(uri, tmp_path, room, data__cache_gb=gb(here, 4.1))
     there, local = open_store(config.data), ImageStore(here)
-    for batch in Batches(there, config, World(), 0, 51 // 6):
+    for batch in Batches(SamplePlan(config, there), World(), 0, 51 // 6):
         assert np.array_equal(batch.images.numpy(), local.gather(batch.ids.numpy()))
         assert there.cache_bytes is not None
         assert held(room) <= there.cache_bytes
@@ -499,14 +503,14 @@ def test_a_cache_too_small_for_the_order_is_refused_with_the_figure(
 ) -> None:
     full = windowed(uri, tmp_path, room, data__order="full", data__cache_gb=gb(here, 8))
     with pytest.raises(ConfigError, match=r"less than the .* GB of s3://bucket/.*: set data\.order=shards, or data\.c"):
-        open_data(full)
+        resolve(full)
     with pytest.raises(ConfigError, match=r"a window of 18 images of .* is in shards of .* GB: set it to"):
-        open_data(windowed(uri, tmp_path, room, data__cache_gb=gb(here, 3.5)))
+        resolve(windowed(uri, tmp_path, room, data__cache_gb=gb(here, 3.5)))
     with caplog.at_level(logging.WARNING):
-        open_data(windowed(uri, tmp_path, room, data__cache_gb=gb(here, 5)))
+        resolve(windowed(uri, tmp_path, room, data__cache_gb=gb(here, 5)))
     assert "has no room for two windows" in caplog.text
-    assert open_data(windowed(uri, tmp_path, room, data__cache_gb=gb(here, 8)))[1].num_images == 51
-    assert open_data(windowed(uri, tmp_path, room, data__order="full"))[1].num_images == 51
+    assert resolve(windowed(uri, tmp_path, room, data__cache_gb=gb(here, 8))).config.facts.num_images == 51
+    assert resolve(windowed(uri, tmp_path, room, data__order="full")).config.facts.num_images == 51
 
 
 def test_training_from_a_bucket_equals_training_from_a_folder(here: Path, uri: str, room: Path, tmp_path: Path) -> None:

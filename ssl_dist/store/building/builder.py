@@ -198,7 +198,7 @@ def _made(store: Path, job: Job, keep: bool) -> Manifest | None:
 def _publish(store: Path, about: dict[str, Any], shards: Sequence[ShardEntry]) -> Manifest:
     """Put the manifest of these shards in place."""
     counts = {"rows": sum(shard.rows for shard in shards), "bytes": sum(shard.bytes for shard in shards)}
-    whole = Manifest.model_validate({**about, **counts, "shards": tuple(shards)}).sealed()
+    whole = Manifest.model_validate({**about, **counts, "shards": tuple(shards)}).with_checksum()
     try:
         whole.write(store)
     except OSError as error:

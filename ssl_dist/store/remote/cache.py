@@ -1,15 +1,15 @@
-"""A folder of shards from elsewhere, bounded in bytes, that all processes of a machine share.
+"""The cache of downloaded shards: a folder of limited size that all processes of this machine share.
 
     CACHE/
-      XXH3-BYTES.arrow    a whole shard, named by its checksum: stores that share shards share them here, and a store
-                          that has grown finds those that it had. Its time of change is that of its last use.
-      XXH3-BYTES.part     one being fetched
-      lock                held by who counts, evicts or takes room
+      XXH3-BYTES.arrow    a whole shard, named by its checksum, so that stores share equal shards and a store that has
+                          grown keeps its old ones; its modification time is that of its last use
+      XXH3-BYTES.part     a shard that is being downloaded
+      lock                locked by the process that counts bytes, evicts shards or reserves room
 
-Whoever uses a shard has it open (see ``Held``), with a shared lock on it: a file that anyone uses is never evicted, so
-what the files add up to is what the disk has to hold. Whoever fetches a shard has an exclusive lock on its part. Locks
-are gone with the process that had them; a part that nobody has locked is a dead process', and is removed when room is
-needed next.
+A process keeps a shared lock on each shard while it uses it (see ``LockedShard``). A locked file is never evicted, so
+the sizes of the files add up to the disk space in use. A process that downloads has an exclusive lock on its ``.part``
+file. Locks end with the process that holds them, so an unlocked ``.part`` file was left by a dead process; it is
+removed the next time that room is needed.
 """
 
 from __future__ import annotations
@@ -26,66 +26,71 @@ from typing import IO
 from ssl_dist.errors import StoreError
 from ssl_dist.store.schema import ShardEntry
 
-DEFAULT_GB = 20.0
+DEFAULT_CACHE_GB = 20.0
 
 
-class Held(io.FileIO):
-    """A shard that is in use: the lock is that of the open file, and maps of it have their share in that, so it lasts
-    until this, all maps and all arrays on them are gone."""
+class LockedShard(io.FileIO):
+    """An open shard with a shared lock, so that no process evicts it.
+
+    The lock belongs to the open file, which memory maps of it keep open: it lasts until this object, all maps and all
+    arrays over them are gone.
+    """
 
     def __del__(self) -> None:
         self.close()
 
 
 class NoRoom(Exception):
-    """All of the cache is in use; what it says is for ``StoreError``."""
+    """All shards in the cache are in use. The message is the first part of one for ``StoreError``."""
 
 
 class Busy(Exception):
-    """Another process fetches the shard."""
+    """Another process is downloading the shard."""
 
 
-def folder_of(given: str | os.PathLike[str] | None) -> Path:
-    """What ``data.cache`` stands for on this machine, absolute; None: in the user's cache directory.
+def cache_folder(setting: str | os.PathLike[str] | None) -> Path:
+    """Return the absolute folder that the setting ``data.cache`` names; None: one in the user's cache directory.
 
     Raises:
-        StoreError: the user has no home directory, and it is needed.
+        StoreError: the home directory is needed and the user has none.
     """
     try:
-        if given:
-            return Path(given).expanduser().absolute()
+        if setting:
+            return Path(setting).expanduser().absolute()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_dist"
     except RuntimeError as error:
-        raise StoreError(f"data.cache {given or ''} ({error}): set it to a folder of this machine, in full") from None
+        raise StoreError(
+            f"data.cache {setting or ''} ({error}): set it to the full path of a folder of this machine"
+        ) from None
 
 
 class Cache:
-    """See the module. Every method may be called from any thread and process at any time.
+    """A shared folder of shards. Any thread of any process may call any method at any time.
 
     Args:
-        folder: on a disk of this machine, made when a shard is fetched; see ``folder_of``.
-        limit_gb: the most that it may hold, in 1e9 bytes.
+        folder: on a disk of this machine; see ``cache_folder``. The first download creates it.
+        limit_gb: upper bound of its size, in 1e9 bytes.
     """
 
     def __init__(self, folder: str | os.PathLike[str] | None, limit_gb: float) -> None:
-        self._given, self.limit_bytes = folder, int(limit_gb * 1e9)
+        self._setting, self.limit_bytes = folder, int(limit_gb * 1e9)
 
     @property
     def folder(self) -> Path:
-        """Raises StoreError as ``folder_of``."""
-        return folder_of(self._given)
+        """The absolute path; raises StoreError as ``cache_folder`` does."""
+        return cache_folder(self._setting)
 
-    def find(self, entry: ShardEntry) -> Held | None:
-        """The shard, if it is here."""
+    def find(self, entry: ShardEntry) -> LockedShard | None:
+        """Open a shard; return None if it is not in the cache."""
         path = self._path(entry)
         while True:
             try:
-                file = Held(path)
+                file = LockedShard(path)
                 fcntl.flock(file, fcntl.LOCK_SH)
-                found = os.fstat(file.fileno())
-                if not found.st_nlink:  # evicted before it was locked
+                status = os.fstat(file.fileno())
+                if not status.st_nlink:  # it was evicted before it was locked
                     continue
-                if found.st_size != entry.bytes:  # not as it was put here
+                if status.st_size != entry.bytes:  # something has changed the file
                     path.unlink(missing_ok=True)
                     continue
                 os.utime(file.fileno())
@@ -93,44 +98,44 @@ class Cache:
             except FileNotFoundError:
                 return None
             except OSError as error:
-                raise self._unwritable(error) from None
+                raise self._error(error) from None
 
-    def get(self, entry: ShardEntry, download: Callable[[IO[bytes]], None], *, wait: bool = True) -> Held:
-        """The shard, fetched unless it is here; of those who ask for it at one time, one fetches.
+    def fetch(self, entry: ShardEntry, download: Callable[[IO[bytes]], None], *, wait: bool = True) -> LockedShard:
+        """Open a shard; download it first if it is missing. If several processes ask at once, only one downloads.
 
         Args:
-            download: writes the shard's bytes, checked, from the file's beginning.
-            wait: for another process that fetches it; else Busy is raised.
+            download: writes the shard's bytes from the beginning of a file, and verifies them.
+            wait: whether to wait while another process downloads the shard, or to raise Busy.
 
         Raises:
-            NoRoom, Busy, StoreError, and what ``download`` raises: then nothing is left of it here.
+            NoRoom, Busy, StoreError, and whatever ``download`` raises. No partial file stays in the cache.
         """
         try:
-            while (found := self.find(entry)) is None:
-                with self._part(entry, wait) as part:
-                    if part is None or self._path(entry).exists():  # another was quicker
+            while (file := self.find(entry)) is None:
+                with self._partial_file(entry, wait) as partial:
+                    if partial is None or self._path(entry).exists():  # another process has downloaded it
                         continue
-                    self._reserve(part, entry)
-                    download(part)
-                    return self._keep(part, entry)
-            return found
+                    self._reserve(partial, entry)
+                    download(partial)
+                    return self._publish(partial, entry)
+            return file
         except OSError as error:
-            raise self._unwritable(error) from None
+            raise self._error(error) from None
 
     def discard(self, entry: ShardEntry) -> None:
-        """Forget a shard that turned out not to be what it was."""
+        """Delete the copy of a shard that turned out to be damaged."""
         self._path(entry).unlink(missing_ok=True)
 
     def _path(self, entry: ShardEntry) -> Path:
         return self.folder / f"{entry.xxh3}-{entry.bytes}.arrow"
 
-    def _part_of(self, entry: ShardEntry) -> Path:
+    def _partial_path(self, entry: ShardEntry) -> Path:
         return self._path(entry).with_suffix(".part")
 
     @contextlib.contextmanager
-    def _part(self, entry: ShardEntry, wait: bool) -> Iterator[IO[bytes] | None]:
-        """The file to fetch into, locked; None where another process had it and is done."""
-        path = self._part_of(entry)
+    def _partial_file(self, entry: ShardEntry, wait: bool) -> Iterator[IO[bytes] | None]:
+        """Open and lock the file to download to; yield None if another process was downloading and has ended."""
+        path = self._partial_path(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
         with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:
             try:
@@ -138,61 +143,63 @@ class Cache:
             except BlockingIOError:
                 if not wait:
                     raise Busy from None
-                fcntl.flock(file, fcntl.LOCK_SH)  # until the other has kept it, or given up
+                fcntl.flock(file, fcntl.LOCK_SH)  # returns when the other process has succeeded or failed
                 yield None
                 return
-            if not _is(path, file):
+            if not _is_at(path, file):
                 yield None
                 return
             try:
                 yield file
             finally:
-                if _is(path, file):  # not renamed
+                if _is_at(path, file):  # it was not published
                     path.unlink()
 
-    def _reserve(self, part: IO[bytes], entry: ShardEntry) -> None:
-        """Take room for the part, and make it first if need be."""
+    def _reserve(self, partial: IO[bytes], entry: ShardEntry) -> None:
+        """Allocate disk space for the whole shard; evict the least recently used shards until it fits."""
         if entry.bytes > self.limit_bytes:
             raise StoreError(
-                f"data.cache_gb {self.limit_bytes / 1e9:g} is less than {entry.file} has, {entry.bytes / 1e9:.3g} GB:"
+                f"data.cache_gb {self.limit_bytes / 1e9:g} is less than the {entry.bytes / 1e9:.3g} GB of {entry.file}:"
                 " raise it to several shards"
             )
         with self._locked():
-            part.truncate(0)  # what a dead process left there
-            held = self._held(self._part_of(entry))
-            over = sum(size for _, size, _ in held) + entry.bytes - self.limit_bytes
-            for path, size, _ in sorted(held, key=lambda one: one[2]):
-                if over <= 0:
+            partial.truncate(0)  # a dead process may have left bytes in it
+            files = self._other_files(self._partial_path(entry))
+            excess = sum(size for _, size, _ in files) + entry.bytes - self.limit_bytes
+            for path, size, _ in sorted(files, key=lambda one: one[2]):
+                if excess <= 0:
                     break
-                over -= size if _evicted(path) else 0
-            if over > 0:
+                excess -= size if _evict(path) else 0
+            if excess > 0:
                 raise NoRoom(
-                    f"{self.folder} is to hold at most {self.limit_bytes / 1e9:g} GB and all of it is in use, where a"
-                    f" shard of {entry.bytes / 1e9:.3g} GB is needed"
+                    f"{self.folder} may hold {self.limit_bytes / 1e9:g} GB and all of it is in use, but a shard of"
+                    f" {entry.bytes / 1e9:.3g} GB is needed"
                 )
-            os.posix_fallocate(part.fileno(), 0, entry.bytes)
+            os.posix_fallocate(partial.fileno(), 0, entry.bytes)
 
-    def _held(self, but: Path) -> list[tuple[Path, int, int]]:
-        """Path, bytes and time of last use of every file but one; parts of the dead are removed. Parts of the living
-        have their full size from the beginning."""
-        held = []
+    def _other_files(self, excluded: Path) -> list[tuple[Path, int, int]]:
+        """List path, bytes and time of last use of every file but one; remove the partial files of dead processes.
+
+        Partial files of living processes have their final size from the beginning.
+        """
+        files = []
         for path in self.folder.iterdir():
-            if path.suffix == ".part" and path != but and _evicted(path):
+            if path.suffix == ".part" and path != excluded and _evict(path):
                 continue
-            if path.suffix in (".arrow", ".part") and path != but:
-                with contextlib.suppress(FileNotFoundError):  # its fetcher gave up
-                    found = path.stat()
-                    held.append((path, found.st_size, found.st_mtime_ns))
-        return held
+            if path.suffix in (".arrow", ".part") and path != excluded:
+                with contextlib.suppress(FileNotFoundError):  # its download has just failed
+                    status = path.stat()
+                    files.append((path, status.st_size, status.st_mtime_ns))
+        return files
 
-    def _keep(self, part: IO[bytes], entry: ShardEntry) -> Held:
-        """Give a part that is whole its name."""
-        part.flush()
-        os.fsync(part.fileno())
-        with self._locked():  # else it could be evicted between the two locks
-            self._part_of(entry).rename(self._path(entry))
-            fcntl.flock(part, fcntl.LOCK_SH)
-        return Held(os.dup(part.fileno()))
+    def _publish(self, partial: IO[bytes], entry: ShardEntry) -> LockedShard:
+        """Rename a complete partial file to its final name, and swap its exclusive lock for a shared one."""
+        partial.flush()
+        os.fsync(partial.fileno())
+        with self._locked():  # otherwise it could be evicted between the two locks
+            self._partial_path(entry).rename(self._path(entry))
+            fcntl.flock(partial, fcntl.LOCK_SH)
+        return LockedShard(os.dup(partial.fileno()))
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
@@ -200,28 +207,29 @@ class Cache:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _unwritable(self, error: OSError) -> StoreError:
+    def _error(self, error: OSError) -> StoreError:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return StoreError(
                 f"the disk of data.cache {self.folder} is full: set data.cache_gb (now {self.limit_bytes / 1e9:g}) to"
-                " what it has room for, or data.cache to another disk"
+                " the room it has, or data.cache to another disk"
             )
         return StoreError(f"data.cache {self.folder} cannot be used ({error}): set it to a folder of this machine")
 
 
-def _is(path: Path, file: IO[bytes]) -> bool:
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Return whether ``path`` still names the open file."""
     try:
         return path.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
         return False
 
 
-def _evicted(path: Path) -> bool:
-    """Remove a file that nobody has locked."""
+def _evict(path: Path) -> bool:
+    """Remove a file unless a process has locked it; return whether it was removed."""
     try:
         with path.open("rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is(path, file):
+            if not _is_at(path, file):
                 return False
             path.unlink()
     except (BlockingIOError, FileNotFoundError):

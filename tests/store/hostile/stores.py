@@ -208,6 +208,6 @@ def _places(value: Any) -> Iterator[tuple[Any, Any]]:
 
 def _sealed(told: Any) -> bytes:
     try:
-        return Manifest.model_validate(told | {"xxh3": None}).sealed().model_dump_json().encode()
+        return Manifest.model_validate(told | {"xxh3": None}).with_checksum().model_dump_json().encode()
     except (TypeError, ValueError):
         return json.dumps(told).encode()

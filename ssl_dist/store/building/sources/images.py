@@ -17,7 +17,7 @@ from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources.base import MOST_CLASSES, Member, Source, text
 from ssl_dist.store.building.sources.files import File, fingerprint, local, reading
 from ssl_dist.store.building.sources.tars import regular_files
-from ssl_dist.store.decode import MAX_BYTES
+from ssl_dist.store.decode import MAX_FILE_BYTES
 from ssl_dist.store.schema import NO_LABEL
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
@@ -153,4 +153,4 @@ def _regular_members(tar: File, wanted: Callable[[str], bool]) -> Iterator[tuple
     """The regular files of a tar in archive order, with the bytes of those wanted by name (of one larger than an image
     may be, one byte more than that: ``decode`` then says so)."""
     with reading(tar, "tar file") as packed:
-        yield from regular_files(packed, wanted, MAX_BYTES + 1)
+        yield from regular_files(packed, wanted, MAX_FILE_BYTES + 1)

@@ -14,7 +14,7 @@ from pyarrow import parquet
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources.base import MOST_CLASSES, Member, Source, text
 from ssl_dist.store.building.sources.files import File, fingerprint, most_unpacked, reading
-from ssl_dist.store.schema import NO_LABEL, is_of_shard
+from ssl_dist.store.schema import NO_LABEL, is_shard_schema
 
 PARQUET, ARROW, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # what the three kinds of file begin with
 _IMAGES, _LABELS = ("image", "img", "jpg", "jpeg", "png"), ("label", "labels", "cls", "class", "fine_label")
@@ -99,7 +99,7 @@ def _columns(file: File) -> _Columns:
     with reading(file, "Parquet or Arrow file") as content:
         opened = _opened(content)
         schema = opened.schema_arrow if isinstance(opened, parquet.ParquetFile) else opened.schema
-        if is_of_shard(schema):  # whose names of classes are in its store's manifest
+        if is_shard_schema(schema):  # whose names of classes are in its store's manifest
             raise SourceError(
                 f"{file.path} is a shard of a store: give the store's folder (of several, to `ssl-dist store merge`);"
                 " copy it into a folder first if it is elsewhere"
