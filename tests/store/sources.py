@@ -1,4 +1,4 @@
-"""Sources to build stores from, and what their stores should hold."""
+"""Helpers for tests of sources: write images, tables and tars, build a store of them, and check what it holds."""
 
 from __future__ import annotations
 

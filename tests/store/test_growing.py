@@ -1,4 +1,4 @@
-"""Stores that are killed while they are made, that grow, that are merged, and that hold JPEG."""
+"""Builds and appends that are killed and resumed, stores that grow, merged stores, and stores of JPEG files."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def files_of(path: Path) -> dict[str, bytes]:
 
 
 def everything(path: Path) -> list[tuple[str, str, bytes]]:
-    """Key, class and pixels of every row, in order."""
+    """Return key, class and pixels of every row, in order."""
     opened = ImageStore(path)
     images = opened.gather(np.arange(len(opened)))
     names = [*opened.class_names, "none"]
@@ -53,8 +53,8 @@ class Stop(Exception):
     pass
 
 
-def stop_after(shards: int) -> builder.Progress:
-    """A progress that ends a build as a kill would, when so many shards are written."""
+def stop_after(shards: int) -> builder.ProgressCallback:
+    """Return a progress callback that ends a build, as a kill would, when this many shards are written."""
     calls = iter(range(1, shards + 1))
 
     def progress(done: int, total: int) -> None:
@@ -64,7 +64,7 @@ def stop_after(shards: int) -> builder.Progress:
     return progress
 
 
-def test_a_build_that_died_goes_on_after_its_shards(
+def test_a_build_that_died_is_resumed_after_its_shards(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.build(image_folder, tmp_path / "whole", workers=1)
@@ -75,7 +75,7 @@ def test_a_build_that_died_goes_on_after_its_shards(
     first = (tmp_path / "s" / "shard-00000.arrow").stat().st_ino
     written = []
     monkeypatch.setattr(
-        writer_pool, "write_shard", lambda piece: written.append(piece.path.name) or shard_writer.write_shard(piece)
+        writer_pool, "write_shard", lambda job: written.append(job.path.name) or shard_writer.write_shard(job)
     )
     store.build(image_folder, tmp_path / "s", workers=1)
     assert written == ["shard-00003.arrow", "shard-00004.arrow", "shard-00005.arrow"]
@@ -84,7 +84,9 @@ def test_a_build_that_died_goes_on_after_its_shards(
 
 
 @pytest.mark.parametrize("change", ["a file", "the size", "a shard", "a note"])
-def test_what_an_unfinished_build_left_is_not_trusted_blindly(change: str, image_folder: Path, tmp_path: Path) -> None:
+def test_shards_of_an_unfinished_build_are_checked_before_they_are_reused(
+    change: str, image_folder: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
     with pytest.raises(Stop):
@@ -170,7 +172,7 @@ def test_append_keeps_ids_and_labels(image_folder: Path, tmp_path: Path) -> None
     )
 
 
-def test_append_takes_the_stores_size(image_folder: Path, tmp_path: Path) -> None:
+def test_append_resizes_to_the_size_of_the_store(image_folder: Path, tmp_path: Path) -> None:
     store.build(image_folder, tmp_path / "small", size_px=8, workers=1)
     store.append(image_folder, tmp_path / "small", workers=1)
     rows = everything(tmp_path / "small")
@@ -184,7 +186,7 @@ def test_append_takes_the_stores_size(image_folder: Path, tmp_path: Path) -> Non
         store.append(image_folder, tmp_path / "nothing", workers=1)
 
 
-def test_merged_stores_have_all_rows_and_one_class_of_a_name(image_folder: Path, tmp_path: Path) -> None:
+def test_a_merged_store_has_all_rows_and_each_class_name_once(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     for name in ("class2", "class0"):
         (tmp_path / "two" / name).symlink_to(image_folder / name)
@@ -201,7 +203,7 @@ def test_merged_stores_have_all_rows_and_one_class_of_a_name(image_folder: Path,
     assert half.image_shape == (8, 8, 3)
 
 
-def test_parts_by_hash_are_whole_together_and_stay_where_they_are(image_folder: Path, tmp_path: Path) -> None:
+def test_shares_by_hash_make_up_the_whole_and_do_not_depend_on_other_images(image_folder: Path, tmp_path: Path) -> None:
     store.build(image_folder, tmp_path / "rest", share=(0.3, 1), workers=1)
     store.build(image_folder, tmp_path / "held", share=(0, 0.3), workers=1)
     rest, held = everything(tmp_path / "rest"), everything(tmp_path / "held")
@@ -222,7 +224,7 @@ def test_parts_by_hash_are_whole_together_and_stay_where_they_are(image_folder: 
 
 
 def smooth(size: int, seed: int) -> np.ndarray:
-    """An image that JPEG can hold."""
+    """Return a smooth image, which JPEG changes little."""
     grid = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(grid).resize((size, size), Image.Resampling.BICUBIC))
 
@@ -281,18 +283,18 @@ def test_images_in_memory_are_written_like_files(tmp_path: Path) -> None:
 
 
 def test_two_appends_at_once_lose_nothing(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second looks at the store only when it has it to itself."""
+    """An append reads the store's manifest again once it holds the lock."""
     store.build(image_folder / "class0", tmp_path / "s", workers=1)
-    locked = builder.locked
+    lock_store = builder.lock_store
 
     @contextlib.contextmanager
-    def late(path: Path) -> Iterator[lock.Lock]:
-        monkeypatch.setattr(builder, "locked", locked)
+    def late(path: Path) -> Iterator[lock.BuildLock]:
+        monkeypatch.setattr(builder, "lock_store", lock_store)
         store.append(image_folder / "class1", path, workers=1)
-        with locked(path) as held:
+        with lock_store(path) as held:
             yield held
 
-    monkeypatch.setattr(builder, "locked", late)
+    monkeypatch.setattr(builder, "lock_store", late)
     store.append(image_folder / "class2", tmp_path / "s", workers=1)
     keys = [key for key, _, _ in everything(tmp_path / "s")]
     assert len(keys) == 51
@@ -300,7 +302,7 @@ def test_two_appends_at_once_lose_nothing(image_folder: Path, tmp_path: Path, mo
     assert len({row[2] for row in everything(tmp_path / "s")}) == 51
 
 
-def test_an_append_that_died_when_all_was_done_is_not_done_again(
+def test_an_append_that_died_after_its_manifest_was_written_adds_nothing_when_repeated(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store.build(image_folder / "class0", tmp_path / "s", workers=1)
@@ -317,7 +319,7 @@ def test_an_append_that_died_when_all_was_done_is_not_done_again(
     assert store.append(image_folder, tmp_path / "s", workers=1).rows == len(done) == 17 + 51
     assert everything(tmp_path / "s") == done
     assert not list((tmp_path / "s").glob(".*"))
-    assert store.append(image_folder, tmp_path / "s", workers=1).rows == 17 + 51 + 51, "asked for anew, it is"
+    assert store.append(image_folder, tmp_path / "s", workers=1).rows == 17 + 51 + 51, "a new call appends once more"
 
 
 HELD_BUILD = """
@@ -356,10 +358,10 @@ def _is_alive(process: int) -> bool:
         return False
 
 
-def test_a_fault_in_reading_ends_a_build_that_goes_on_later(
+def test_a_fault_in_reading_ends_a_build_which_can_be_resumed(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A network's fault leaves no image out; a file that is gone, or not to be read, is left out by name."""
+    """A fault of the network skips no image, unlike a file that is missing or may not be read."""
     read, calls = File.read, iter(range(100))
 
     def faulty(file: File) -> bytes:
@@ -369,12 +371,12 @@ def test_a_fault_in_reading_ends_a_build_that_goes_on_later(
 
     with monkeypatch.context() as patched:
         patched.setattr(File, "read", faulty)
-        with pytest.raises(SourceError, match=r"cannot be read \(network unreachable\): call again to go on"):
+        with pytest.raises(SourceError, match=r"cannot be read \(network unreachable\): call again to continue"):
             store.build(image_folder, tmp_path / "s", workers=1)
     assert store.build(image_folder, tmp_path / "s", workers=1).rows == 51
 
 
-def test_a_record_batch_ends_before_it_holds_too_much(
+def test_a_record_batch_ends_at_a_number_of_bytes(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shard_writer, "BATCH_BYTES", 3 * 16 * 16 * 3)
@@ -407,7 +409,7 @@ def test_a_manifest_that_was_changed_is_refused(
         ImageStore(tmp_path / "s")
 
 
-def test_a_manifest_of_before_there_was_a_checksum_is_read(image_folder: Path, tmp_path: Path) -> None:
+def test_an_older_manifest_without_a_checksum_is_read(image_folder: Path, tmp_path: Path) -> None:
     store.build(image_folder, tmp_path / "s", workers=1)
     path = tmp_path / "s" / "manifest.json"
     old = json.loads(path.read_text())
@@ -415,27 +417,27 @@ def test_a_manifest_of_before_there_was_a_checksum_is_read(image_folder: Path, t
     assert len(ImageStore(tmp_path / "s", verify="full")) == 51
 
 
-def test_a_store_that_somebody_else_made_badly_is_damaged_and_no_crash(
+def test_a_wrong_store_with_right_checksums_is_reported_as_damaged(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its checksums are right: they say that bytes are as written, not who wrote them."""
+    """Checksums show that bytes are as they were written, not that they were written well."""
     buffer = io.BytesIO()
     Image.new("RGB", (1, 1)).save(buffer, format="JPEG")
     with monkeypatch.context() as patched:
-        patched.setattr(shard_writer, "_jpeg", lambda *_: buffer.getvalue())
+        patched.setattr(shard_writer, "_to_jpeg", lambda *_: buffer.getvalue())
         store.build(image_folder, tmp_path / "small", encoding="jpeg", workers=1)
     with pytest.raises(StoreDamaged, match=r"is \(1, 1, 3\), not \(16, 16, 3\)"):
         ImageStore(tmp_path / "small", verify="full").gather(np.arange(3))
-    arrays = shard_writer._Rows.arrays
+    columns = shard_writer._RecordBatchBuilder.columns
 
-    def hostile(rows: shard_writer._Rows) -> list[pa.Array]:
-        images, labels, keys = arrays(rows)
+    def hostile(batch: shard_writer._RecordBatchBuilder) -> list[pa.Array]:
+        images, labels, keys = columns(batch)
         offsets = np.array([0, *[2_000_000_000] * (len(images) - 1), 5], dtype=np.int32)
         buffers = [None, pa.py_buffer(offsets), images.buffers()[2]]
         return [pa.Array.from_buffers(pa.binary(), len(images), buffers), labels, keys]
 
     with monkeypatch.context() as patched:
-        patched.setattr(shard_writer._Rows, "arrays", hostile)
+        patched.setattr(shard_writer._RecordBatchBuilder, "columns", hostile)
         store.build(image_folder, tmp_path / "hostile", encoding="jpeg", workers=1)
     for opened in (ImageStore(tmp_path / "hostile", verify="full"), ImageStore(tmp_path / "hostile")):
         with pytest.raises(StoreDamaged, match="cannot be read"):

@@ -1,4 +1,4 @@
-"""Builds and appends whose whole process group is killed, at moments of all kinds, beside somebody who reads."""
+"""Builds and appends whose process group is killed at many different moments, while another process reads the store."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ PROCESSES.set_forkserver_preload(["ssl_dist.store", "tests.conftest"])
 
 
 def _write(source: Path, path: Path, growing: bool, workers: int) -> None:
-    """In a process group of its own, on a slow disk."""
+    """Build or append in a new process group, with a disk that is made slow."""
     os.setsid()
     builder.SHARD_FILES, builder.BATCH_ROWS = _CHUNK, 2
     for name in ("fsync", "replace", "unlink"):
@@ -54,11 +54,11 @@ def _slowly(call: Callable[..., object]) -> Callable[..., object]:
 
 
 ENDED = "after its end"
-Content = bytes | None  # of a whole store: its pixels; None: there is none
+Content = bytes | None  # the pixels and labels of a store; None: there is no store
 
 
 def content_of(path: Path) -> Content:
-    """What a reader finds; fails where it is damaged."""
+    """Return what a reader finds; fail if the store is damaged."""
     try:
         opened = ImageStore(path, verify="full")
     except StoreError as error:
@@ -70,13 +70,13 @@ def content_of(path: Path) -> Content:
 
 
 class Stores(NamedTuple):
-    """The images, and what an undisturbed build of the first half and append of the rest make."""
+    """The images, and the results of an undisturbed build of the first half and append of the rest."""
 
     first: Path
     rest: Path
     built: dict[str, bytes]
     grown: dict[str, bytes]
-    contents: list[Content]  # of these, after none
+    contents: list[Content]  # no store, the built one, the grown one
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
 
 
 def _read(path: Path, contents: list[Content], pipe: Connection) -> None:
-    """Polls a store until something comes; sends how often it found which content, and what should never be."""
+    """Read a store until a message comes; send how often each content was found, and any fault."""
     seen, last = Counter[int](), 0
     try:
         while not pipe.poll():
@@ -114,7 +114,7 @@ def _read(path: Path, contents: list[Content], pipe: Connection) -> None:
 
 @contextlib.contextmanager
 def reading(path: Path, contents: list[Content], seen: Counter[int]) -> Iterator[None]:
-    """Somebody reads, who must never find anything else, nor the old after the new."""
+    """Read the store in another process, which must find only these contents, and never an older one after a newer."""
     ours, theirs = PROCESSES.Pipe()
     reader = PROCESSES.Process(target=_read, args=(path, contents, theirs), daemon=True)
     reader.start()
@@ -127,7 +127,7 @@ def reading(path: Path, contents: list[Content], seen: Counter[int]) -> Iterator
 
 
 def moment(path: Path, chance: random.Random) -> Callable[[], bool]:
-    """What a kill waits for: any time, a shard that is being written, some more shards, the last ones, the manifest."""
+    """Choose what a kill waits for: nothing, a shard being written, more shards, the last ones, or the manifest."""
     before = len(list(path.glob(".shard-*.json")))
     left = _IMAGES // _CHUNK - before
     wanted = chance.choice(["any", "writing", "shards", "shards", "last", "manifest"])
@@ -137,7 +137,7 @@ def moment(path: Path, chance: random.Random) -> Callable[[], bool]:
         return lambda: any(path.glob(".shard-*.tmp"))
     if wanted == "manifest":
         inode = _inode(path / "manifest.json")
-        return lambda: any(path.glob("manifest.json.*.tmp")) or _inode(path / "manifest.json") != inode
+        return lambda: any(path.glob(".manifest.json.*.tmp")) or _inode(path / "manifest.json") != inode
     more = left if wanted == "last" else chance.randint(1, max(1, left // 2))
     return lambda: len(list(path.glob(".shard-*.json"))) >= before + more
 
@@ -147,25 +147,25 @@ def _inode(path: Path) -> int:
 
 
 def where(path: Path, inode: int, alive: bool) -> str:
-    """What the killed call had come to, by what it left."""
+    """Tell from the files that a killed call left how far it had got."""
     if not alive:
         return ENDED
     if not (path / ".building").exists():
         return "before its first file" if _inode(path / "manifest.json") == inode else "after the lock's removal"
     if _inode(path / "manifest.json") != inode:
         return "after the manifest's renaming"
-    if any(path.glob("manifest.json.*.tmp")):
+    if any(path.glob(".manifest.json.*.tmp")):
         return "while the manifest was written"
-    asides = [aside.name for aside in path.glob(".shard-*.tmp")]
-    if any(len(name) > len(".shard-00000.tmp") for name in asides):
+    temporary = [file.name for file in path.glob(".shard-*.tmp")]
+    if any(".json." not in name for name in temporary):
         return "while a shard was written"
-    notes = len(list(path.glob(".shard-*.json")))
-    between = asides or 0 < notes < _IMAGES // _CHUNK
+    summaries = len(list(path.glob(".shard-*.json")))
+    between = temporary or 0 < summaries < _IMAGES // _CHUNK
     return "between shards" if between else "before the first or after the last shard"
 
 
 def kill(path: Path, source: Path, growing: bool, workers: int, chance: random.Random) -> str:
-    """Call, and kill at some moment; where that was."""
+    """Start a build or an append and kill it at some moment; return how far it had got."""
     due, inode, pause = moment(path, chance), _inode(path / "manifest.json"), chance.choice([0, 0, 0.001, 0.005])
     if pause == 0 and chance.random() < 0.5:
         pause = chance.random() * (0.1 if workers == 1 else 1.5)
@@ -186,15 +186,15 @@ def kill(path: Path, source: Path, growing: bool, workers: int, chance: random.R
 
 
 def named(path: Path) -> dict[str, int]:
-    """Inodes of the shards that a later call goes on from."""
-    return {note.name: (path / f"{note.stem[1:]}.arrow").stat().st_ino for note in path.glob(".shard-*.json")}
+    """Return the inodes of the finished shards, which a later call keeps."""
+    return {summary.name: (path / f"{summary.stem[1:]}.arrow").stat().st_ino for summary in path.glob(".shard-*.json")}
 
 
 def kills(stores: Stores, folder: Path, number: int, seed: int) -> tuple[Counter[str], Counter[int]]:
-    """Stores made and added to, each by one call after the other that is killed, until there were so many kills.
+    """Build and extend stores with calls that are killed one after the other, until there were this many kills.
 
     Returns:
-        How many there were, by what was being done; how often the reader found which content.
+        The number of kills at each point of the work, and how often the reader found each content.
     """
     chance, landed, seen = random.Random(seed), Counter[str](), Counter[int]()
     rounds = itertools.count()
@@ -207,14 +207,14 @@ def kills(stores: Stores, folder: Path, number: int, seed: int) -> tuple[Counter
                     spot = kill(path, source, growing, chance.choice([1, 1, 2]), chance)
                     landed.update([f"{'append' if growing else 'build'} {spot}"] if spot != ENDED else [])
                     if _inode(path / "manifest.json") == old:
-                        assert named(path).items() >= kept.items(), "each call goes on after the shards there are"
+                        assert named(path).items() >= kept.items(), "each call keeps the shards that are finished"
                         kept = named(path)
                 assert files_of(path) == made
         shutil.rmtree(path)
     return landed, seen
 
 
-def test_a_store_is_the_old_or_the_new_one_at_a_few_kills(stores: Stores, tmp_path: Path) -> None:
+def test_readers_see_the_old_or_the_new_store_at_a_few_kills(stores: Stores, tmp_path: Path) -> None:
     landed, seen = kills(stores, tmp_path, 4, seed=1)
     assert landed.total() >= 4
     assert set(seen) == {0, 1, 2}
@@ -222,7 +222,7 @@ def test_a_store_is_the_old_or_the_new_one_at_a_few_kills(stores: Stores, tmp_pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_store_is_the_old_or_the_new_one_at_200_kills(stores: Stores, tmp_path: Path) -> None:
+def test_readers_see_the_old_or_the_new_store_at_200_kills(stores: Stores, tmp_path: Path) -> None:
     began = time.monotonic()
     landed, seen = kills(stores, tmp_path, 200, seed=0)
     print(f"{landed.total()} kills in {time.monotonic() - began:.0f} s, seen by a reader: {seen}")

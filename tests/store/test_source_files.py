@@ -1,4 +1,4 @@
-"""Folders, patterns and places: which files a source is, of what kind, and which of them are none."""
+"""Folders, patterns and URIs: the files that a source stands for, and the kinds that they are."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from pyarrow import fs
 from ssl_dist import store
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import list_source
-from ssl_dist.store.building.sources.files import expand
+from ssl_dist.store.building.sources.files import expand_pattern
 from tests.store.sources import assert_holds, built, image_column, png, random_images, shard_of, write_table
 
 
-def test_files_too_large_for_an_image_are_left_out_by_name(
+def test_files_too_large_for_an_image_are_skipped_with_a_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     small, large = png(np.zeros((16, 16, 3), dtype=np.uint8)), png(random_images(1, 16)[0])
     for module in ("decode", "building.sources.images"):
-        monkeypatch.setattr(f"ssl_dist.store.{module}.MAX_BYTES", len(large) - 1)
+        monkeypatch.setattr(f"ssl_dist.store.{module}.MAX_FILE_BYTES", len(large) - 1)
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "small.png").write_bytes(small)
     (tmp_path / "d" / "large.png").write_bytes(large)
@@ -45,7 +45,7 @@ def test_patterns(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"")
 
     def keys(pattern: str) -> list[str]:
-        return [Path(file.path).stem for file in expand(f"{tmp_path}/{pattern}")]
+        return [Path(file.path).stem for file in expand_pattern(f"{tmp_path}/{pattern}")]
 
     assert keys("**/*.png") == ["1", "2", "3", "5"]
     assert keys("a/*/*.png") == ["1", "2"]
@@ -53,10 +53,10 @@ def test_patterns(tmp_path: Path) -> None:
     assert keys("a/[!x]/*.png") == ["2"]
     assert keys("{b,a}/x/*") == ["4", "1"]
     assert keys("a/{x/1,y/2}.png") == ["1", "2"]
-    assert [file.key for file in expand(f"{tmp_path}/a/**/*.png")] == ["x/1.png", "y/2.png", "y/z/3.png"]
+    assert [file.key for file in expand_pattern(f"{tmp_path}/a/**/*.png")] == ["x/1.png", "y/2.png", "y/z/3.png"]
     assert keys("a") == ["1", "2", "3"]
     for pattern in ("c/*", "a/*.png", "{5..3}.png"):
-        with pytest.raises(SourceError, match=r"no such file|goes from the smaller to the larger"):
+        with pytest.raises(SourceError, match=r"no such file|must go from a smaller to a larger"):
             keys(pattern)
     assert keys("b/[[]k]/*") == ["5"], "a class of one bracket"
     assert keys("a/**/*.p[!a-m]g") == ["1", "2", "3"]
@@ -66,14 +66,14 @@ def test_patterns(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("pattern", ["**/" * 30 + "c", "**/a/" * 30 + "c", "*a" * 60 + "c", "[!b]*" * 60 + "c"])
-def test_no_pattern_takes_a_time_without_end(pattern: str, tmp_path: Path) -> None:
-    """A regular expression of these tries more ways than there are seconds."""
+def test_every_pattern_ends_in_bounded_time(pattern: str, tmp_path: Path) -> None:
+    """One regular expression for the whole path would backtrack for ever."""
     for name in ("/".join("a" * 60) + "/b.png", 200 * "a" + ".png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     start = time.process_time()
     with pytest.raises(SourceError, match="no such file"):
-        expand(f"{tmp_path}/{pattern}")
+        expand_pattern(f"{tmp_path}/{pattern}")
     assert time.process_time() - start < 1  # 0.01 s on an idle core
 
 
@@ -88,25 +88,25 @@ def test_no_pattern_takes_a_time_without_end(pattern: str, tmp_path: Path) -> No
         ("*\0b", "no such file"),
     ],
 )
-def test_patterns_without_bounds_are_refused(pattern: str, message: str, tmp_path: Path) -> None:
+def test_patterns_that_stand_for_too_much_are_refused(pattern: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=message):
         list_source(f"{tmp_path}/{pattern}")
 
 
-def test_files_by_uri_are_those_by_path(image_folder: Path, tmp_path: Path) -> None:
+def test_a_uri_lists_the_same_files_as_a_path(image_folder: Path, tmp_path: Path) -> None:
     here, there = list_source(image_folder), list_source(f"file://{image_folder}/**/*.png")
     assert [member[:2] for member in there.members()] == [member[:2] for member in here.members()]
     assert there.class_names == here.class_names
 
 
 def test_an_error_that_quotes_a_name_is_one_line_of_text(tmp_path: Path) -> None:
-    """A name may move a terminal's cursor, or be no text at all."""
+    """A file name may contain control characters, or bytes that are not text."""
     with pytest.raises(SourceError) as raised:
         list_source(f"{tmp_path}/a\x1b[2J\n\udcff")
     assert str(raised.value) == f"{tmp_path}/a\\x1b[2J\\n\\udcff: no such file"
 
 
-def test_images_are_known_by_their_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_image_is_recognised_by_its_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     image = random_images(1, 16)[0]
     (tmp_path / "d").mkdir()
     files = {
@@ -148,7 +148,9 @@ def test_files_of_several_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"files of several kinds \(table, tar\)"):
         list_source(tmp_path)
     (tmp_path / "notes.txt").write_text("notes")
-    with pytest.raises(SourceError, match=r"no image file .* and no tar, Parquet or Arrow file, STL-10's or CIFAR's"):
+    with pytest.raises(
+        SourceError, match=r"no image file .* and no tar, Parquet or Arrow file, nor any of STL-10 or CIFAR"
+    ):
         list_source(tmp_path / "notes.txt")
 
 
@@ -172,7 +174,7 @@ def test_other_files_among_tables_are_named_and_stop_a_strict_build(
     with pytest.raises(SourceError, match=r"b\.txt: not an image file \(--strict"):
         store.build(folder, tmp_path / "t", workers=1, strict=True)
     listed, by_pattern = list_source(folder), list_source(f"{folder}/*")
-    assert (by_pattern.total, by_pattern.foreign) == (listed.total, listed.foreign) == (1, ("b.txt",))
+    assert (by_pattern.num_images, by_pattern.non_images) == (listed.num_images, listed.non_images) == (1, ("b.txt",))
 
 
 @pytest.mark.parametrize("beside", ["a.png", "a.parquet"])
@@ -183,11 +185,11 @@ def test_pipes_are_not_opened(beside: str, tmp_path: Path) -> None:
     for name in ("b.png", "b.parquet", "b_X.bin"):
         os.mkfifo(tmp_path / name)
     listed = list_source(tmp_path)
-    assert (listed.total, sorted(listed.foreign)) == (1, ["b.parquet", "b.png", "b_X.bin"])
+    assert (listed.num_images, sorted(listed.non_images)) == (1, ["b.parquet", "b.png", "b_X.bin"])
 
 
-def test_class_folders_whose_names_are_no_text(tmp_path: Path) -> None:
-    """The store's manifest is text."""
+def test_class_folders_whose_names_are_not_text(tmp_path: Path) -> None:
+    """The manifest, which lists the class names, is text."""
     for name in (b"a", b"\xff"):
         folder = os.fsencode(tmp_path) + b"/d/" + name
         os.makedirs(folder)
@@ -196,5 +198,5 @@ def test_class_folders_whose_names_are_no_text(tmp_path: Path) -> None:
     opened = built(tmp_path / "d", tmp_path / "s")
     assert (opened.class_names, opened.labels.tolist()) == (("a", "?"), [0, 1])
     os.rename(os.fsencode(tmp_path) + b"/d/a", os.fsencode(tmp_path) + b"/d/\xfe")
-    with pytest.raises(SourceError, match="would be one class: rename them"):
+    with pytest.raises(SourceError, match="would become the same class: rename them"):
         list_source(tmp_path / "d")

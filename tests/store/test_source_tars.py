@@ -1,4 +1,4 @@
-"""Tars and WebDataset shards give the images and labels that were put in, or one error that says why."""
+"""Stores built from tars and WebDataset shards hold their images and labels; damaged tars give one clear error."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import list_source
 from ssl_dist.store.building.sources.tars import regular_files
-from tests.store.hostile.archives import header, record, records_in_records, said, sparse_map_without_end, tar_of
+from tests.store.hostile.archives import extension, header, record, records_in_records, sparse_map_without_end, tar_of
 from tests.store.sources import assert_holds, built, png, random_images, shard_of
 
 
@@ -49,28 +49,28 @@ def test_a_cls_that_would_make_millions_of_classes_is_refused(digits: bytes, tmp
 def test_a_tar_cut_after_the_header_of_a_class_is_refused(tmp_path: Path) -> None:
     whole = shard_of(tmp_path / "a.tar", {"0.png": b"", "0.cls": b"1"}).read_bytes()
     (tmp_path / "a.tar").write_bytes(whole[: 2 * tarfile.BLOCKSIZE])
-    with pytest.raises(SourceError, match="is not a whole tar file"):
+    with pytest.raises(SourceError, match="is not a complete tar file"):
         list_source(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
-def test_a_tar_of_headers_upon_headers_is_refused(kind: bytes, tmp_path: Path) -> None:
+def test_a_tar_with_thousands_of_extension_headers_is_refused(kind: bytes, tmp_path: Path) -> None:
     header = tarfile.TarInfo("x")
     header.type = kind
     (tmp_path / "a.tar").write_bytes(2000 * header.tobuf(tarfile.GNU_FORMAT) + bytes(2 * tarfile.BLOCKSIZE))
-    with pytest.raises(SourceError, match="is not a whole tar file"):
+    with pytest.raises(SourceError, match="is not a complete tar file"):
         list_source(tmp_path / "a.tar")
 
 
 def test_a_tar_with_a_header_of_megabytes_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz", pax_headers={"comment": (2 << 20) * "x"}):
         pass
-    with pytest.raises(SourceError, match=r"is not a whole tar file \(a header of 2,097,\d+ bytes\)"):
+    with pytest.raises(SourceError, match=r"is not a complete tar file \(it has a header of 2,097,\d+ bytes\)"):
         list_source(tmp_path / "a.tar.gz")
 
 
 def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path) -> None:
-    """A kilobyte stands for any number of bytes."""
+    """A sparse file of a kilobyte may unpack to any size."""
     info = tarfile.TarInfo("a.png")
     info.type = tarfile.GNUTYPE_SPARSE
     header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
@@ -83,7 +83,7 @@ def test_a_sparse_file_in_a_tar_is_refused(tmp_path: Path) -> None:
 
 
 def image_tar(*before: bytes) -> bytes:
-    """A tar of an image, behind some blocks."""
+    """Return a tar of one image, which follows the given blocks."""
     return b"".join(before) + member("b.png", png(random_images(1, 16)[0])) + bytes(2 * tarfile.BLOCKSIZE)
 
 
@@ -94,13 +94,13 @@ def member(name: str, content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (image_tar(header("a.png", b"0", at124=b"\xff" * 12)), "a number that is none"),
-        (image_tar(header("a.png", b"0", at124=b"\x80" + b"\xff" * 11)), "a number without bounds"),
-        (image_tar(said(b"x", record(b"size", b"-1024"))), "a number that is none"),
-        (image_tar(said(b"x", records_in_records((1 << 20) - 2))), "an extended header that is damaged"),
-        (image_tar(said(b"x", record(b"GNU.sparse.major", b"1"))), "packed as a sparse file"),
+        (image_tar(header("a.png", b"0", at124=b"\xff" * 12)), "it has a number that is none"),
+        (image_tar(header("a.png", b"0", at124=b"\x80" + b"\xff" * 11)), "it has a size that no file can have"),
+        (image_tar(extension(b"x", record(b"size", b"-1024"))), "it has a number that is none"),
+        (image_tar(extension(b"x", records_in_records((1 << 20) - 2))), "it has an extended header that is damaged"),
+        (image_tar(extension(b"x", record(b"GNU.sparse.major", b"1"))), "packed as a sparse file"),
         (sparse_map_without_end(10_000), r"a\.png is packed as a sparse file"),
-        (image_tar(17 * said(b"L", b"name")), "more than 16 headers of one member"),
+        (image_tar(17 * extension(b"L", b"name")), "one member has more than 16 headers"),
         (image_tar(member("a.png", b"x"), b"damaged" * 512), "the header at byte 1,024 is damaged"),
         (image_tar(member("a.png", b"x"))[: -2 * tarfile.BLOCKSIZE], "it has no end: it is cut"),
         (gzip.compress(member("a.txt", bytes(16 << 20))), "it unpacks to more than .* bytes, far more than its own"),
@@ -108,17 +108,15 @@ def member(name: str, content: bytes) -> bytes:
         (gzip.compress(image_tar())[:-20], "ended before the end-of-stream marker|Error -3"),
     ],
 )
-def test_a_tar_that_would_take_the_process_or_its_memory_is_refused(
-    content: bytes, message: str, tmp_path: Path
-) -> None:
+def test_a_hostile_tar_is_refused(content: bytes, message: str, tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(content)
-    with pytest.raises(SourceError, match=f"a.tar is not a whole tar file .*{message}"):
+    with pytest.raises(SourceError, match=f"a.tar is not a complete tar file .*{message}"):
         list_source(tmp_path / "a.tar")
 
 
 @pytest.mark.parametrize("layout", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("pack", [bytes, gzip.compress, bz2.compress, lzma.compress])
-def test_names_and_files_are_those_that_pythons_tarfile_finds(
+def test_the_reader_finds_the_same_files_as_pythons_tarfile(
     layout: int, pack: Callable[[bytes], bytes], tmp_path: Path
 ) -> None:
     long = {} if layout == tarfile.USTAR_FORMAT else {"ü/" + 60 * "long/" + "c.png": png(random_images(1, 16, 1)[0])}

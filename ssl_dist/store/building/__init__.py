@@ -1,1 +1,1 @@
-"""How a store is written: sources of images, shards, the manifest."""
+"""The writing side of the store: sources of images, shards, the lock of a build, and the manifest."""

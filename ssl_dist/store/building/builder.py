@@ -1,8 +1,8 @@
-"""Make a store: members of a source -> shards (see ``shard.py``) -> manifest.
+"""Build, merge and extend stores: list the images of a source, have shards written, then write the manifest.
 
-The source is cut into chunks of SHARD_FILES files (or CHUNK_BYTES), one shard each, so the shards do not depend on who
-writes them (see ``writers.py``). The manifest is written when every shard is on disk: a build that dies leaves no
-store, and goes on after the shards it has when it is called again; an ``append`` that dies leaves the store as it was.
+A source is split into shards of SHARD_FILES images (or CHUNK_BYTES), whoever writes them, so the shards do not depend
+on the number of writers. The manifest is written when every shard is on disk. A ``build`` that dies leaves no store,
+and the same call resumes it after the shards that are complete; an ``append`` that dies leaves the store as it was.
 """
 
 from __future__ import annotations
@@ -14,24 +14,32 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import xxhash
 
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable, printable
-from ssl_dist.store.building.lock import Job, expect_room, locked, unfinished, unwritable
-from ssl_dist.store.building.shard_writer import Form, Piece, Shard, pixels, put_in_place
-from ssl_dist.store.building.sources import Member, Share, Source, list_source, of_stores
-from ssl_dist.store.building.writer_pool import Writers, writers_of
+from ssl_dist.store.building.lock import BuildJob, lock_store, refuse_other_files, unfinished_job, write_error
+from ssl_dist.store.building.shard_writer import ShardFormat, ShardJob, ShardSummary, decode_member, publish_shard
+from ssl_dist.store.building.sources import HashRange, Member, Source, list_source, list_stores
+from ssl_dist.store.building.writer_pool import Writers, make_writers
 from ssl_dist.store.decode import MAX_PIXELS, describe_resize
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.uris import is_remote
 
 SHARD_FILES = 16 * BATCH_ROWS
-CHUNK_BYTES = 256 << 20  # of members that wait in memory: a chunk ends there, if it comes first
+CHUNK_BYTES = 256 << 20  # a shard also ends when its images take this much memory before they are written
 
 log = logging.getLogger(__name__)
-Progress = Callable[[int, int], None]  # images done, images in all
+ProgressCallback = Callable[[int, int], None]  # called with (images done, images in all)
+
+
+class _Execution(NamedTuple):
+    """The choices of a build that change how it runs, but no byte of the store."""
+
+    writers: Writers
+    strict: bool
+    progress: ProgressCallback | None
 
 
 def build(
@@ -41,40 +49,37 @@ def build(
     split: str = "train",
     size_px: int | None = None,
     encoding: str = "raw",
-    share: Share = (0, 1),
+    share: HashRange = (0, 1),
     keep: bool = False,
     workers: int | Writers | None = None,
     strict: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Manifest:
-    """Build a store.
+    """Build a store and return its manifest, whose ``skipped`` counts the files that were left out.
 
     Args:
-        source: what ``list_source`` takes; tars are streamed, never extracted.
-        destination: a folder that does not exist yet, is empty, or holds an unfinished build, which goes on.
-        split: a name kept in the manifest.
-        size_px: side of the square images (see ``decode``); None: all images have one size already, which is kept.
+        source: anything that ``list_source`` takes; tars are streamed, never extracted.
+        destination: a folder that is missing, is empty, or holds an unfinished build, which is resumed.
+        split: a name for the manifest.
+        size_px: side of the square images (see ``decode``); None: keep the size that all images have.
         encoding: "raw", uint8 pixels, or "jpeg", which is smaller and slower to read: JPEG files of the right size
             are kept as they are, other images are encoded with quality 90.
-        share: only the images whose key, hashed to a number in [0, 1), lies in [low, high).
-        keep: a store that is there, made of the same and in the same way, will do.
-        workers: writer processes; None: one a core; or others who write shards (``cluster.build``'s), elsewhere.
-        strict: stop at the first file that is not a readable image instead of leaving it out.
+        share: take only images whose key, hashed to a number in [0, 1), lies in [low, high).
+        keep: return a store that is there already if it was built from the same source with the same settings.
+        workers: number of writer processes; None: one a core; or other writers, such as those of ``cluster.build``.
+        strict: stop at the first file that is not a readable image instead of skipping it.
         progress: called with (images done, images in all).
 
-    Returns:
-        The manifest, with the number of files left out in ``skipped``.
-
     Raises:
-        SourceError: no readable image, or (strict) one that cannot be read, or sizes differ and size_px is None.
+        SourceError: no image is readable, one is not (strict), or sizes differ and size_px is None.
         StoreError: the destination holds a store already, or cannot be written.
-        ConfigError: an argument out of range.
+        ConfigError: an argument is out of range.
     """
     if not 0 <= share[0] < share[1] <= 1:
         raise ConfigError(f"share {share}: two numbers, 0 <= low < high <= 1")
-    writers = writers_of(workers)
-    listed = list_source(source).part(share)
-    return _build(listed, _folder(destination), split, size_px, encoding, keep, writers, strict, progress)
+    execution = _Execution(make_writers(workers), strict, progress)
+    listed = list_source(source).select(share)
+    return _build(listed, _local_folder(destination), split, _shard_format(listed, size_px, encoding), keep, execution)
 
 
 def merge(
@@ -82,20 +87,22 @@ def merge(
     destination: str | os.PathLike[str],
     *,
     workers: int | Writers | None = None,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Manifest:
-    """A new store of all images of several, one after the other; classes of one name are one class.
+    """Build a store of all images of several stores, in their order; classes with the same name become one class.
 
     Raises:
-        StoreError: one is no store or damaged, their images differ in size or encoding, or as ``build``.
+        StoreError: one of them is no store or is damaged, their images differ in size or encoding, or the destination
+            holds a store already or cannot be written.
     """
-    paths = [_folder(store) for store in stores]
+    paths = [_local_folder(store) for store in stores]
     if not paths:
         raise ConfigError("there is no store to merge: name one or more")
-    writers = writers_of(workers)
+    execution = _Execution(make_writers(workers), True, progress)
     first = Manifest.read(paths[0])
-    listed = of_stores(", ".join(map(str, paths)), paths)
-    return _build(listed, _folder(destination), first.split, None, first.encoding, False, writers, True, progress)
+    listed = list_stores(", ".join(map(str, paths)), paths)
+    shard_format = _shard_format(listed, None, first.encoding)
+    return _build(listed, _local_folder(destination), first.split, shard_format, False, execution)
 
 
 def append(
@@ -104,178 +111,177 @@ def append(
     *,
     workers: int | Writers | None = None,
     strict: bool = False,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Manifest:
-    """Add a source's images to a store, after those it has: their sample ids and labels stay as they are.
+    """Add a source's images to a store, after those it has, whose sample ids and labels do not change.
 
-    Readers see the old store or the new one. Classes of a name that the store has are those; others come after them.
+    Readers see the old store or the new one. A class whose name the store knows keeps its number; new classes follow.
 
     Raises:
-        As ``build``.
+        SourceError, StoreError, ConfigError: as for ``build``.
     """
-    writers = writers_of(workers)
-    place, listed = _folder(store), list_source(source)
-    Manifest.read(place)
-    with locked(place) as lock:
-        old = Manifest.read(place)  # which nobody else writes now
+    execution = _Execution(make_writers(workers), strict, progress)
+    path, listed = _local_folder(store), list_source(source)
+    Manifest.read(path)
+    with lock_store(path) as lock:
+        old = Manifest.read(path)  # again: now no other process can change it
         side = None if old.resize == describe_resize(None) else old.image_shape[0]
-        form = Form(encoding=old.encoding, image_shape=old.image_shape, size_px=side, batch_rows=BATCH_ROWS)
-        job = Job(what=_digest(listed, form), onto=len(old.shards))
-        if (died := lock.job) and died.what == job.what and old.made_of == died.identity:
-            return old  # it died when all was done but to say so
+        shard_format = ShardFormat(
+            encoding=old.encoding, image_shape=old.image_shape, size_px=side, batch_rows=BATCH_ROWS
+        )
+        job = BuildJob(_digest(listed, shard_format), old_shards=len(old.shards))
+        if (died := lock.job) and died.digest == job.digest and old.made_of == died.identity:
+            return old  # an earlier call died after it had written the manifest
         lock.begin(job, old)
         names = (*old.class_names, *(name for name in listed.class_names if name not in old.class_names))
-        shards, skipped = _write(listed.renamed(names), place, form, old, writers, strict, progress)
-        if not shards:
-            raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
-        about = {**old.model_dump(exclude={"shards", "xxh3"}), "class_names": names, "skipped": old.skipped + skipped}
-        return _publish(place, {**about, "made_of": job.identity}, [*old.shards, *shards])
+        shards, skipped = _write_shards(listed.with_class_names(names), path, shard_format, old, execution)
+        kept = {**old.model_dump(exclude={"shards", "xxh3"}), "class_names": names, "skipped": old.skipped + skipped}
+        return _write_manifest(path, {**kept, "made_of": job.identity}, [*old.shards, *shards])
 
 
-def _folder(path: str | os.PathLike[str]) -> Path:
-    """Raises ConfigError for a URI."""
+def _local_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the path; raise ConfigError if it is a URI."""
     if is_remote(path):
         raise ConfigError(
-            f"{path}: a store is made and grows in a folder of a disk; copy it there when it is whole, {MANIFEST} last"
+            f"{path}: a store is built and extended in a local folder; copy it there when it is complete, {MANIFEST}"
+            " last"
         )
     return Path(path)
 
 
-def _build(
-    listed: Source,
-    store: Path,
-    split: str,
-    size_px: int | None,
-    encoding: str,
-    keep: bool,
-    writers: Writers,
-    strict: bool,
-    progress: Progress | None,
-) -> Manifest:
+def _shard_format(listed: Source, size_px: int | None, encoding: str) -> ShardFormat:
+    """Return the format of a new store, which has the size of its first readable image if ``size_px`` is None."""
     if encoding not in get_args(Encoding):
         raise ConfigError(f"encoding {encoding!r}: it is one of {', '.join(get_args(Encoding))}")
-    most = math.isqrt(MAX_PIXELS)
-    if size_px is not None and not 1 <= size_px <= most:
-        raise ConfigError(f"size_px {size_px}: it is a number of pixels from 1 to {most}")
-    shape = _image_shape(listed, size_px)
-    form = Form.model_validate(
+    max_px = math.isqrt(MAX_PIXELS)
+    if size_px is not None and not 1 <= size_px <= max_px:
+        raise ConfigError(f"size_px {size_px}: it is a number of pixels from 1 to {max_px}")
+    shape = _first_shape(listed) if size_px is None else (size_px, size_px, 3)
+    return ShardFormat.model_validate(
         {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
     )
-    job = Job(what=_digest(listed, form, split), onto=0)
-    if unfinished(store) != job and (there := _made(store, job, keep)):
-        return there
-    expect_room(store)
-    with locked(store) as lock:
-        # made meanwhile; or it died when all was done but to say so
-        if there := _made(store, job, keep or lock.job == job):
-            return there
+
+
+def _first_shape(listed: Source) -> tuple[int, ...]:
+    for member in listed.members():
+        with contextlib.suppress(Unreadable):
+            return decode_member(member, None).shape
+    raise _no_image(listed)
+
+
+def _no_image(listed: Source) -> SourceError:
+    return SourceError(f"{listed.name}: none of its {listed.num_images} image files could be read")
+
+
+def _build(
+    listed: Source, store: Path, split: str, shard_format: ShardFormat, keep: bool, execution: _Execution
+) -> Manifest:
+    """Build a store of a listed source, resume an unfinished build of it, or ``keep`` the store that is there."""
+    job = BuildJob(_digest(listed, shard_format, split), old_shards=0)
+    if unfinished_job(store) != job and (existing := _existing_store(store, job, keep)):
+        return existing
+    refuse_other_files(store)
+    with lock_store(store) as lock:
+        # another process has finished it meanwhile, or an earlier call died after it had written the manifest
+        if existing := _existing_store(store, job, keep or lock.job == job):
+            return existing
         lock.begin(job, None)
-        shards, skipped = _write(listed, store, form, None, writers, strict, progress)
-        if not shards:
-            raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
+        shards, skipped = _write_shards(listed, store, shard_format, None, execution)
         about = {
             "split": split,
-            "encoding": form.encoding,
-            "image_shape": form.image_shape,
-            "resize": describe_resize(size_px),
+            "encoding": shard_format.encoding,
+            "image_shape": shard_format.image_shape,
+            "resize": describe_resize(shard_format.size_px),
             "class_names": listed.class_names,
             "skipped": skipped,
             "made_of": job.identity,
         }
-        return _publish(store, about, shards)
+        return _write_manifest(store, about, shards)
 
 
-def _made(store: Path, job: Job, keep: bool) -> Manifest | None:
-    """The store that is there, if it will do."""
+def _existing_store(store: Path, job: BuildJob, keep: bool) -> Manifest | None:
+    """Return the manifest of the store that this job made before; None: there is no store.
+
+    Raises:
+        StoreError: another job made the store that is there, or it may not be kept.
+    """
     if not (store / MANIFEST).exists():
         return None
-    there = Manifest.read(store)
-    if not (keep and there.made_of == job.identity):
+    existing = Manifest.read(store)
+    if not (keep and existing.made_of == job.identity):
         raise StoreError(f"{store} holds a store already: choose another destination, or delete it first")
-    return there
+    return existing
 
 
-def _publish(store: Path, about: dict[str, Any], shards: Sequence[ShardEntry]) -> Manifest:
-    """Put the manifest of these shards in place."""
-    counts = {"rows": sum(shard.rows for shard in shards), "bytes": sum(shard.bytes for shard in shards)}
-    whole = Manifest.model_validate({**about, **counts, "shards": tuple(shards)}).with_checksum()
+def _write_manifest(store: Path, about: dict[str, Any], shards: Sequence[ShardEntry]) -> Manifest:
+    """Write the manifest, which makes the store visible; ``about`` has its fields but for shards, sums and checksum."""
+    sums = {"rows": sum(shard.rows for shard in shards), "bytes": sum(shard.bytes for shard in shards)}
+    manifest = Manifest.model_validate({**about, **sums, "shards": tuple(shards)}).with_checksum()
     try:
-        whole.write(store)
+        manifest.write(store)
     except OSError as error:
-        raise unwritable(store, error) from None
-    return whole
+        raise write_error(store, error) from None
+    return manifest
 
 
-def _leave_out(key: str, reason: str, strict: bool) -> None:
+def _skip_file(key: str, reason: str, strict: bool) -> None:
+    """Log that a file is left out, or refuse to leave it out."""
     if strict:
-        raise SourceError(f"{key}: {reason} (--strict: nothing is left out)")
+        raise SourceError(f"{key}: {reason} (--strict: no file is skipped)")
     log.warning("skipped %s: %s", printable(key), printable(reason))
 
 
-def _image_shape(listed: Source, size_px: int | None) -> tuple[int, int, int]:
-    """(H, W, 3) of the store: what was asked for, or the size of the first image that can be read."""
-    if size_px is not None:
-        return size_px, size_px, 3
-    for member in listed.members():
-        try:
-            height, width, _ = pixels(member, None).shape
-        except Unreadable:
-            continue
-        return height, width, 3
-    raise SourceError(f"{listed.name}: none of its {listed.total} image files could be read")
-
-
-def _digest(listed: Source, form: Form, *others: object) -> str:
-    """Of what is being built, and how."""
-    parts = [listed.fingerprint, listed.class_names, form.model_dump(), SHARD_FILES, CHUNK_BYTES, *others]
+def _digest(listed: Source, shard_format: ShardFormat, *more: object) -> str:
+    """Return a digest of everything that the store depends on; only a build with the same digest is resumed."""
+    parts = [listed.fingerprint, listed.class_names, shard_format.model_dump(), SHARD_FILES, CHUNK_BYTES, *more]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())
 
 
-def _write(
-    listed: Source,
-    store: Path,
-    form: Form,
-    old: Manifest | None,
-    writers: Writers,
-    strict: bool,
-    progress: Progress | None,
+def _write_shards(
+    listed: Source, store: Path, shard_format: ShardFormat, old: Manifest | None, execution: _Execution
 ) -> tuple[list[ShardEntry], int]:
-    """All shards of a source, and how many of its files were left out."""
-    for key in listed.foreign:
-        _leave_out(key, "not an image file", strict)
-    entries, skipped, done = list[ShardEntry](), len(listed.foreign), 0
-    number = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
-    pieces = (Piece(chunk, store / f"shard-{n:05d}.arrow", form) for n, chunk in enumerate(_chunks(listed), number))
-    for shard in _shards(pieces, store, writers):
-        for key, reason in shard.skipped:
-            _leave_out(key, reason, strict)
-        skipped, done = skipped + len(shard.skipped), done + shard.members
-        entries += [shard.entry] if shard.entry else []
+    """Write all shards of a source; return their entries, and how many files of the source were skipped."""
+    _, strict, progress = execution
+    for key in listed.non_images:
+        _skip_file(key, "not an image file", strict)
+    entries, skipped, done = list[ShardEntry](), len(listed.non_images), 0
+    first = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
+    jobs = (
+        ShardJob(members, store / f"shard-{number:05d}.arrow", shard_format)
+        for number, members in enumerate(_split_into_shards(listed), first)
+    )
+    for summary in _publish_shards(jobs, store, execution.writers):
+        for key, reason in summary.skipped:
+            _skip_file(key, reason, strict)
+        skipped, done = skipped + len(summary.skipped), done + summary.members
+        entries += [summary.entry] if summary.entry else []
         if progress:
-            progress(done, max(done, listed.total))
+            progress(done, max(done, listed.num_images))
     if progress:
         progress(done, done)
+    if not entries:
+        raise _no_image(listed)
     return entries, skipped
 
 
-def _shards(pieces: Iterator[Piece], store: Path, writers: Writers) -> Iterator[Shard]:
-    """Shards in order, each in its place."""
+def _publish_shards(jobs: Iterator[ShardJob], store: Path, writers: Writers) -> Iterator[ShardSummary]:
+    """Let writers do the jobs, and publish each shard when those before it are published."""
     try:
-        with contextlib.closing(writers(pieces)) as found:
-            for written in found:
-                yield put_in_place(written)
+        with contextlib.closing(writers(jobs)) as results:
+            for written in results:
+                yield publish_shard(written)
     except OSError as error:
-        raise unwritable(store, error) from None
+        raise write_error(store, error) from None
 
 
-def _chunks(listed: Source) -> Iterator[list[Member]]:
-    chunk: list[Member] = []
-    size = 0
+def _split_into_shards(listed: Source) -> Iterator[list[Member]]:
+    members: list[Member] = []
+    num_bytes = 0
     for member in listed.members():
-        chunk.append(member)
-        size += member.held_bytes
-        if len(chunk) == SHARD_FILES or size >= CHUNK_BYTES:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
+        members.append(member)
+        num_bytes += member.memory_bytes
+        if len(members) == SHARD_FILES or num_bytes >= CHUNK_BYTES:
+            yield members
+            members, num_bytes = [], 0
+    if members:
+        yield members

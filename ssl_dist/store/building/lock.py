@@ -1,4 +1,4 @@
-"""Who makes a store, one process at a time, and what: an unfinished one is gone on with by the same job only."""
+"""The lock of a store that is being built: one process builds at a time, and only the same job resumes a build."""
 
 from __future__ import annotations
 
@@ -14,102 +14,109 @@ from typing import IO, NamedTuple
 from ssl_dist.errors import StoreError
 from ssl_dist.store.schema import MANIFEST, Manifest
 
-_BUILDING = ".building"  # locked by the process that builds, and says what it builds; stays where it died
-_NOTES, _ASIDE = ".shard-*.json", (".shard-*.tmp", f"{MANIFEST}.*.tmp")  # of an unfinished store
+_LOCK_FILE = ".building"  # stays behind when a build dies: it marks the store as unfinished
+_SUMMARIES = ".shard-*.json"
+_TEMPORARY = (".shard-*.tmp", f"*{MANIFEST}.*.tmp")
 
 
-def unwritable(store: Path, error: Exception) -> StoreError:
-    """What to raise where writing failed."""
+def write_error(store: Path, error: Exception) -> StoreError:
+    """Turn a failed write into the error that the user sees."""
     return StoreError(f"cannot write a store at {store}: {getattr(error, 'strerror', None) or error}")
 
 
-class Job(NamedTuple):
-    """What a process builds, and onto how many shards: shards that an unfinished one left are gone on with by the same
-    job only."""
+class BuildJob(NamedTuple):
+    """What a build makes: a digest of its source and settings, and the number of shards that were there before."""
 
-    what: str
-    onto: int
+    digest: str
+    old_shards: int
 
     @property
     def identity(self) -> str:
-        return f"{self.what}-{self.onto}"
+        """The job as the manifest names it."""
+        return f"{self.digest}-{self.old_shards}"
 
 
-class Lock:
-    """A store that this process alone makes: a locked file in it, which says what is made and, by a token, by whom."""
+class BuildLock:
+    """The lock that a build holds: an open, locked file in the store's folder.
+
+    The file contains the job and a token of the process that builds. ``job`` is the job that the file named when it was
+    locked: that of a build which died, or None.
+    """
 
     def __init__(self, store: Path, file: IO[str]) -> None:
         self._store, self._file = store, file
         file.seek(0)
-        self.job = _job(file.read())
+        self.job = _parse_job(file.read())
 
-    def begin(self, job: Job, old: Manifest | None) -> None:
-        """From here on shards are written; those of another job, which no manifest names, are removed, and what was
-        begun and nobody will give a name."""
+    def begin(self, job: BuildJob, old: Manifest | None) -> None:
+        """Write the job into the lock file, and remove what an earlier build left that this job cannot use.
+
+        Shards of the same job stay. Shards of another job are removed unless the old manifest names them, and so is
+        every temporary file.
+        """
         if self.job != job:
-            _remove_unnamed(self._store, old)
-        _remove(self._store, *_ASIDE)
+            _remove_unlisted_shards(self._store, old)
+        _remove(self._store, *_TEMPORARY)
         self._file.seek(0)
-        self._file.write(f"{job.what} {job.onto} {os.getpid()}-{time.time_ns()}")
-        self._file.truncate()  # after it: a kill between leaves the job that is there to be read
+        self._file.write(f"{job.digest} {job.old_shards} {os.getpid()}-{time.time_ns()}")
+        self._file.truncate()  # last: a kill before it leaves a line whose job can be read
         os.fsync(self._file.fileno())  # other machines see it
 
 
 @contextlib.contextmanager
-def locked(store: Path) -> Iterator[Lock]:
-    """The store's folder, made if need be, as this process' own. Left by an error, it stays marked as unfinished.
+def lock_store(store: Path) -> Iterator[BuildLock]:
+    """Lock the store's folder, which is made if it is missing; an error inside leaves the store marked as unfinished.
 
     Raises:
-        StoreError: another process has it, or it cannot be written.
+        StoreError: another process holds the lock, or the folder cannot be written.
     """
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with _lock_file(store) as file:
-            yield Lock(store, file)
-            _remove(store, _NOTES, *_ASIDE)
-            (store / _BUILDING).unlink()
+        with _open_locked(store / _LOCK_FILE) as file:
+            yield BuildLock(store, file)
+            _remove(store, _SUMMARIES, *_TEMPORARY)
+            (store / _LOCK_FILE).unlink()
     except BlockingIOError:
         raise StoreError(f"{store} is being built by another process: wait for it, or choose another") from None
     except OSError as error:
-        raise unwritable(store, error) from None
+        raise write_error(store, error) from None
 
 
 @contextlib.contextmanager
-def _lock_file(store: Path) -> Iterator[IO[str]]:
-    """Locked, and still the file of that name: whoever had it before unlinked it when he was done."""
-    path = store / _BUILDING
+def _open_locked(path: Path) -> Iterator[IO[str]]:
+    """Open and lock a file; try again if the previous holder deleted it before the lock was ours."""
     while True:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
-                same = os.fstat(file.fileno()).st_ino == path.stat().st_ino
+                is_current = os.fstat(file.fileno()).st_ino == path.stat().st_ino
             except FileNotFoundError:
-                same = False
-            if same:
+                is_current = False
+            if is_current:
                 yield file
                 return
 
 
-def expect_room(store: Path) -> None:
-    """Refuse a folder with other things in it.
+def refuse_other_files(store: Path) -> None:
+    """Refuse a folder that has files in it but is neither a store nor an unfinished one.
 
     Raises:
-        StoreError: there are some, or it cannot be read.
+        StoreError: it is such a folder, or it cannot be read.
     """
     try:
-        taken = store.exists() and any(store.iterdir())
+        has_files = store.exists() and any(store.iterdir())
     except OSError as error:
-        raise unwritable(store, error) from None
-    if taken and not (store / _BUILDING).exists() and not (store / MANIFEST).exists():
+        raise write_error(store, error) from None
+    if has_files and not (store / _LOCK_FILE).exists() and not (store / MANIFEST).exists():
         raise StoreError(f"{store} is not empty and not an unfinished store: choose another destination")
 
 
-def _remove_unnamed(store: Path, old: Manifest | None) -> None:
-    named = {shard.file for shard in old.shards} if old else set()
+def _remove_unlisted_shards(store: Path, old: Manifest | None) -> None:
+    listed = {shard.file for shard in old.shards} if old else set()
     for path in store.glob("shard-*.arrow"):
-        if path.name not in named:
+        if path.name not in listed:
             path.unlink()
-    _remove(store, _NOTES)
+    _remove(store, _SUMMARIES)
 
 
 def _remove(store: Path, *patterns: str) -> None:
@@ -117,22 +124,22 @@ def _remove(store: Path, *patterns: str) -> None:
         path.unlink(missing_ok=True)
 
 
-def unfinished(store: Path) -> Job | None:
-    """What is being built there, or was, by a process that died."""
-    return _job(token_of(store))
+def unfinished_job(store: Path) -> BuildJob | None:
+    """Return the job of the build that runs in this folder, or that died there."""
+    return _parse_job(read_token(store))
 
 
-def _job(token: str) -> Job | None:
+def _parse_job(token: str) -> BuildJob | None:
     try:
-        what, onto, _ = token.split()
-        return Job(what, int(onto))
-    except ValueError:  # none, new, or torn
+        digest, old_shards, _ = token.split()
+        return BuildJob(digest, int(old_shards))
+    except ValueError:  # an empty file, or a torn line
         return None
 
 
-def token_of(store: Path) -> str:
-    """Who builds there now, as this machine sees it; nothing where nobody does."""
+def read_token(store: Path) -> str:
+    """Return the line of the lock file as this machine sees it, which differs for each build; "" if there is none."""
     try:
-        return (store / _BUILDING).read_text(encoding="utf-8")
+        return (store / _LOCK_FILE).read_text(encoding="utf-8")
     except OSError:
         return ""

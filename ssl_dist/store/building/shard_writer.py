@@ -1,9 +1,9 @@
-"""Write one shard: members of a source -> decoded, resized, checksummed record batches of one Arrow file.
+"""Write one shard: decode and resize images, and store them as checksummed record batches of one Arrow file.
 
-A writer, wherever it runs, writes under a name that nobody else uses; the process that has the store's lock gives the
-shard its own. So a writer that outlives its build, or that was taken for lost and runs twice, touches nothing of the
-store. Beside each shard of an unfinished store lies a note of what is in it, so that a build which was killed goes on
-after the shards that it has.
+A writer may run in any process on any machine. It writes to a temporary file whose name nobody else uses; only the
+process that holds the store's lock renames that file to the shard's name. So a writer that outlives its build, or that
+was taken for lost and runs twice, changes nothing in the store. Beside each shard of an unfinished store lies a summary
+of it, so that a build that was killed can resume after the shards that are complete.
 """
 
 from __future__ import annotations
@@ -21,31 +21,43 @@ import xxhash
 from PIL import Image
 
 from ssl_dist.errors import SourceError, Unreadable
+from ssl_dist.files import write_text
 from ssl_dist.store.building.sources import File, Member
-from ssl_dist.store.building.sources.base import text
+from ssl_dist.store.building.sources.base import to_unicode
 from ssl_dist.store.decode import decode, is_plain_jpeg, resize
 from ssl_dist.store.schema import NO_LABEL, BatchEntry, Encoding, ShardEntry, checksum, shard_schema
 
 JPEG_QUALITY = 90
-BATCH_BYTES = 2 << 20  # of images: a record batch, which is checked as a whole when a row is touched, ends there
-# Held by a writer and written at a time: where kernel and file system have large pages for files, what is written in
-# large parts is cached in them, and mapped by them.
+# A record batch ends at this size: a reader that needs one row checks the whole record batch.
+BATCH_BYTES = 2 << 20
+# Writes are large so that the page cache can use large pages for the file, where the file system supports them.
 _WRITE_BYTES = 16 << 20
-_MAGIC = b"ARROW1\0\0"  # opens an Arrow IPC file; the schema's message follows
+_MAGIC = b"ARROW1\0\0"  # the first bytes of an Arrow IPC file; the schema follows
 
 
-class Shard(pydantic.BaseModel):
-    """What a writer hands back: how many members it took, the entry (None if no image was readable) and what it left
-    out, as (key, reason)."""
+class ShardSummary(pydantic.BaseModel):
+    """The content of a shard.
+
+    Attributes:
+        members: number of images that the writer was given.
+        entry: the shard's entry in the manifest; None: no image was readable, and there is no file.
+        skipped: (key, reason) of each image that was left out.
+    """
 
     members: int
     entry: ShardEntry | None = None
     skipped: list[tuple[str, str]] = []
 
 
-class Form(pydantic.BaseModel):
-    """How images are kept: their encoding, (H, W, 3), the side they are resized to (None: they have that size), and how
-    many are a record batch."""
+class ShardFormat(pydantic.BaseModel):
+    """The format of images in a shard. The fields' names are part of a build's digest: renaming one orphans builds.
+
+    Attributes:
+        encoding: "raw" or "jpeg".
+        image_shape: (H, W, 3).
+        size_px: side that images are resized to; None: they have ``image_shape`` already.
+        batch_rows: the most rows of a record batch.
+    """
 
     encoding: Encoding
     image_shape: tuple[int, int, int]
@@ -53,132 +65,145 @@ class Form(pydantic.BaseModel):
     batch_rows: int
 
 
-class Piece(NamedTuple):
-    """What a writer is given: the members of one shard, the path that it will have, and how images are kept."""
+class ShardJob(NamedTuple):
+    """The work of a writer: the images of one shard, the path that the shard gets, and its format."""
 
     members: list[Member]
     path: Path
-    form: Form
+    format: ShardFormat
 
     @property
-    def held_bytes(self) -> int:
-        """What its members take in memory."""
-        return sum(member.held_bytes for member in self.members)
+    def memory_bytes(self) -> int:
+        """Memory that the members take."""
+        return sum(member.memory_bytes for member in self.members)
 
 
-class Written(NamedTuple):
-    """A shard, its path, and the file that waits to be given that name (None: it has it, or no image was readable)."""
+class WrittenShard(NamedTuple):
+    """The result of a writer.
+
+    Attributes:
+        path: the shard's path.
+        summary: the shard's content.
+        temporary: the file to rename to ``path``; None: it has that name already, or no image was readable.
+    """
 
     path: Path
-    shard: Shard
-    aside: Path | None
+    summary: ShardSummary
+    temporary: Path | None
 
 
-def write_shard(piece: Piece) -> Written:
-    """Decode some members and write their shard, which ``put_in_place`` then gives its name; runs in any process of any
-    machine that has the store's folder.
+def write_shard(job: ShardJob) -> WrittenShard:
+    """Write a shard to a temporary file, which ``publish_shard`` renames.
 
     Raises:
-        SourceError: images of several sizes where there should be one, or a file that can be read only perhaps.
-        OSError: it cannot be written.
+        SourceError: an image has another size than the store's, or its file cannot be read now.
+        OSError: the shard cannot be written.
     """
-    aside = piece.path.with_name(f".{piece.path.stem}.{uuid.uuid4().hex}.tmp")
+    temporary = job.path.with_name(f".{job.path.stem}.{uuid.uuid4().hex}.tmp")
     try:
-        with aside.open("wb", buffering=_WRITE_BYTES) as file:
-            shard, batches = _write_rows(file, piece)
+        with temporary.open("wb", buffering=_WRITE_BYTES) as file:
+            summary, batches = _write_members(file, job)
             file.flush()
             os.fsync(file.fileno())
         if batches:
-            shard.entry = _sealed(aside, piece.path.name, batches)
-            return Written(piece.path, shard, aside)
+            summary.entry = _checksum_shard(temporary, job.path.name, batches)
+            return WrittenShard(job.path, summary, temporary)
     except BaseException:
-        aside.unlink(missing_ok=True)  # a full disk gets its room back
+        temporary.unlink(missing_ok=True)  # free the space: the disk may be full
         raise
-    aside.unlink()
-    return Written(piece.path, shard, None)
+    temporary.unlink()
+    return WrittenShard(job.path, summary, None)
 
 
-def _write_rows(file: IO[bytes], piece: Piece) -> tuple[Shard, list[tuple[int, int, int]]]:
-    """The Arrow file; returns what was left out, and (rows, first byte, byte after the last) of each record batch."""
-    form, shard, batches = piece.form, Shard(members=len(piece.members)), list[tuple[int, int, int]]()
-    schema, rows = shard_schema(form.encoding, form.image_shape), _Rows(form)
+class _BatchSpan(NamedTuple):
+    """A record batch in its file: its rows, and its bytes [start, stop)."""
+
+    rows: int
+    start: int
+    stop: int
+
+
+def _write_members(file: IO[bytes], job: ShardJob) -> tuple[ShardSummary, list[_BatchSpan]]:
+    """Write the Arrow file; return its summary without the entry, and where its record batches lie."""
+    summary, batches = ShardSummary(members=len(job.members)), list[_BatchSpan]()
+    schema, batch = shard_schema(job.format.encoding, job.format.image_shape), _RecordBatchBuilder(job.format)
     sink = pa.PythonFile(file, mode="w")
     writer = pa.ipc.new_file(sink, schema)
-    for member in piece.members:
+    for member in job.members:
         try:
-            rows.append(member)
+            batch.append(member)
         except Unreadable as error:
-            shard.skipped.append((text(member.key), str(error)))
+            summary.skipped.append((to_unicode(member.key), str(error)))
             continue
-        if len(rows) == form.batch_rows or rows.num_bytes >= BATCH_BYTES:
-            batches.append(_flush(writer, sink, schema, rows))
-            rows = _Rows(form)
-    if len(rows):
-        batches.append(_flush(writer, sink, schema, rows))
+        if len(batch) == job.format.batch_rows or batch.num_bytes >= BATCH_BYTES:
+            batches.append(_write_batch(writer, sink, schema, batch))
+            batch = _RecordBatchBuilder(job.format)
+    if len(batch):
+        batches.append(_write_batch(writer, sink, schema, batch))
     writer.close()
-    return shard, batches
+    return summary, batches
 
 
-def put_in_place(written: Written) -> Shard:
-    """Give a shard its name and leave the note of it: only who has the store's lock may. Raises OSError."""
-    if written.aside:
-        written.aside.replace(written.path)
-    note = note_of(written.path)
-    aside = note.with_suffix(".tmp")
-    aside.write_text(written.shard.model_dump_json())
-    aside.replace(note)
-    return written.shard
+def publish_shard(written: WrittenShard) -> ShardSummary:
+    """Rename a shard to its own name and write its summary beside it; only the holder of the store's lock may.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    if written.temporary:
+        written.temporary.replace(written.path)
+    write_text(summary_path(written.path), written.summary.model_dump_json())
+    return written.summary
 
 
-def note_of(path: Path) -> Path:
-    """Where the note of an unfinished store's shard lies."""
-    return path.with_name(f".{path.stem}.json")
+def summary_path(shard: Path) -> Path:
+    """Return the path of a shard's summary, which exists while the store is unfinished."""
+    return shard.with_name(f".{shard.stem}.json")
 
 
-def finished(path: Path, num_members: int) -> Shard | None:
-    """What the note says of a shard that is there as it was written, from as many members; else None."""
+def read_summary(shard: Path, num_members: int) -> ShardSummary | None:
+    """Return the summary of a shard that was made of ``num_members`` images and is undamaged; otherwise None."""
     try:
-        shard = Shard.model_validate_json(note_of(path).read_bytes())
-        if shard.members != num_members:
+        summary = ShardSummary.model_validate_json(summary_path(shard).read_bytes())
+        if summary.members != num_members:
             return None
-        if shard.entry is None:
-            return shard
-        batches = [(batch.rows, batch.offset, batch.offset + batch.length) for batch in shard.entry.batches]
-        return shard if _sealed(path, path.name, batches) == shard.entry else None
+        if summary.entry is None:
+            return summary
+        batches = [_BatchSpan(batch.rows, batch.offset, batch.offset + batch.length) for batch in summary.entry.batches]
+        return summary if _checksum_shard(shard, shard.name, batches) == summary.entry else None
     except (OSError, ValueError):
         return None
 
 
-def pixels(member: Member, size_px: int | None) -> np.ndarray:
-    """uint8 ``[H, W, 3]``.
+def decode_member(member: Member, size_px: int | None) -> np.ndarray:
+    """Return a member's pixels, uint8 ``[H, W, 3]``.
 
     Raises:
-        Unreadable: it is no image that a store takes.
-        SourceError: its file cannot be read now, and perhaps later.
+        Unreadable: the member is not an image that a store takes.
+        SourceError: its file cannot be read now, but perhaps later.
     """
-    content = read(member)
+    content = _read_member(member)
     return resize(content, size_px) if isinstance(content, np.ndarray) else decode(content, size_px)
 
 
-def read(member: Member) -> bytes | np.ndarray:
-    """Its content, from its file where that has it. Raises as ``pixels``."""
+def _read_member(member: Member) -> bytes | np.ndarray:
+    """Return a member's content, read from its file if it is not in memory; raise what ``decode_member`` raises."""
     if not isinstance(member.content, File):
         return member.content
     try:
         return member.content.read()
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
         raise Unreadable(str(error)) from None
-    except OSError as error:  # a network's or a disk's fault is no reason to leave an image out for good
-        raise SourceError(f"{member.key} cannot be read ({error}): call again to go on") from None
+    except OSError as error:  # a fault of the network or the disk must not leave an image out for good
+        raise SourceError(f"{member.key} cannot be read ({error}): call again to continue") from None
 
 
-class _Rows:
-    """Rows of the record batch being filled."""
+class _RecordBatchBuilder:
+    """The rows of the record batch that is being filled."""
 
-    def __init__(self, form: Form) -> None:
-        self._form, self.num_bytes = form, 0
-        self._images: list[np.ndarray] = []
-        self._files: list[bytes] = []
+    def __init__(self, shard_format: ShardFormat) -> None:
+        self._format, self.num_bytes = shard_format, 0
+        self._images: list[np.ndarray | bytes] = []  # pixels, or JPEG files
         self._labels: list[int | None] = []
         self._keys: list[str] = []
 
@@ -186,53 +211,55 @@ class _Rows:
         return len(self._keys)
 
     def append(self, member: Member) -> None:
-        """Raises what ``pixels`` does, and SourceError where the image is of another size."""
-        member = member._replace(content=read(member))
-        image, shape = pixels(member, self._form.size_px), self._form.image_shape
-        if image.shape != shape:
+        """Add a row.
+
+        Raises:
+            Unreadable, SourceError: the image cannot be read (see ``decode_member``), or has another size.
+        """
+        member = member._replace(content=_read_member(member))
+        pixels, shape = decode_member(member, self._format.size_px), self._format.image_shape
+        if pixels.shape != shape:
             raise SourceError(
-                f"{member.key} is {image.shape[1]} x {image.shape[0]} px where the images before it are"
+                f"{member.key} is {pixels.shape[1]} x {pixels.shape[0]} px where the images before it are"
                 f" {shape[1]} x {shape[0]}: give the store one size with --size-px {min(shape[:2])}"
             )
-        if self._form.encoding == "raw":
-            self._images.append(image)
-            self.num_bytes += image.nbytes
-        else:
-            self._files.append(_jpeg(member.content, image))
-            self.num_bytes += len(self._files[-1])
+        image = pixels if self._format.encoding == "raw" else _to_jpeg(member.content, pixels)
+        self._images.append(image)
+        self.num_bytes += len(image) if isinstance(image, bytes) else image.nbytes
         self._labels.append(None if member.label == NO_LABEL else member.label)
-        self._keys.append(text(member.key))
+        self._keys.append(to_unicode(member.key))
 
-    def arrays(self) -> list[pa.Array]:
-        if self._form.encoding == "raw":
+    def columns(self) -> list[pa.Array]:
+        """Return the columns image, label and key."""
+        if self._format.encoding == "raw":
             images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(self._images))
         else:
-            images = pa.array(self._files, pa.binary())
+            images = pa.array(self._images, pa.binary())
         return [images, pa.array(self._labels, pa.int32()), pa.array(self._keys, pa.string())]
 
 
-def _jpeg(content: bytes | File | np.ndarray, image: np.ndarray) -> bytes:
-    """A JPEG that is stored as it is loses nothing; anything else is encoded."""
-    if isinstance(content, bytes) and is_plain_jpeg(content, (image.shape[1], image.shape[0])):
+def _to_jpeg(content: bytes | File | np.ndarray, pixels: np.ndarray) -> bytes:
+    """Return an image as a JPEG file: the file itself if it is one of the right size, which loses nothing."""
+    if isinstance(content, bytes) and is_plain_jpeg(content, (pixels.shape[1], pixels.shape[0])):
         return content
     buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=JPEG_QUALITY)
+    Image.fromarray(pixels).save(buffer, format="JPEG", quality=JPEG_QUALITY)
     return buffer.getvalue()
 
 
-def _flush(
-    writer: pa.RecordBatchFileWriter, sink: pa.PythonFile, schema: pa.Schema, rows: _Rows
-) -> tuple[int, int, int]:
-    """Write one record batch; returns (rows, first byte, byte after the last)."""
-    # the first write puts the file's header before the batch
+def _write_batch(
+    writer: pa.RecordBatchFileWriter, sink: pa.PythonFile, schema: pa.Schema, batch: _RecordBatchBuilder
+) -> _BatchSpan:
+    # the first write puts the file's header before the record batch
     start = sink.tell() or len(_MAGIC) + schema.serialize().size
-    writer.write_batch(pa.RecordBatch.from_arrays(rows.arrays(), schema=schema))
-    return len(rows), start, sink.tell()
+    writer.write_batch(pa.RecordBatch.from_arrays(batch.columns(), schema=schema))
+    return _BatchSpan(len(batch), start, sink.tell())
 
 
-def _sealed(path: Path, name: str, batches: list[tuple[int, int, int]]) -> ShardEntry:
+def _checksum_shard(path: Path, name: str, batches: list[_BatchSpan]) -> ShardEntry:
+    """Read a shard's file and return its entry for the manifest, which calls it ``name``."""
     entries, whole = list[BatchEntry](), xxhash.xxh3_64()
-    with path.open("rb") as file:  # not mapped: the pages would count as the writer's memory
+    with path.open("rb") as file:  # not a memory map, whose pages would count as the writer's memory
         for rows, start, stop in batches:
             whole.update(file.read(start - file.tell()))
             content = file.read(stop - start)

@@ -1,4 +1,4 @@
-"""Who writes shards: this process, or others of this machine. ``cluster.build`` has those of other machines."""
+"""The processes that write shards: this one, or a pool on this machine (``cluster.build`` uses a Ray cluster)."""
 
 from __future__ import annotations
 
@@ -14,50 +14,50 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
 from ssl_dist.errors import ConfigError
-from ssl_dist.store.building.shard_writer import Piece, Written, finished, write_shard
+from ssl_dist.store.building.shard_writer import ShardJob, WrittenShard, read_summary, write_shard
 
-Writers = Callable[[Iterator[Piece]], Generator[Written, None, None]]
-"""Pieces -> what ``write_piece`` makes of each, in their order, with a bounded number in memory. Closed, it stops
-writing. Raises what ``write_shard`` does, of the first piece that fails."""
+Writers = Callable[[Iterator[ShardJob]], Generator[WrittenShard, None, None]]
+"""A function that yields the result of each job, in the order of the jobs, with a bounded number of jobs in memory.
+Closing the generator stops the writing. It raises what ``write_shard`` raised for the first job that failed."""
 
-_WATCH_S = 0.1  # between two looks at whether the parent lives
-
-
-def write_piece(piece: Piece) -> Written:
-    """A shard that is there, or else written now. Raises what ``write_shard`` does."""
-    shard = finished(piece.path, len(piece.members))
-    return Written(piece.path, shard, None) if shard else write_shard(piece)
+_POLL_S = 0.1  # how often a writer looks whether its parent lives
 
 
-def writers_of(workers: int | Writers | None) -> Writers:
-    """So many processes of this machine (None: one a core; 1 is this one), or those who were given.
+def write_missing_shard(job: ShardJob) -> WrittenShard:
+    """Write a shard unless it is complete on disk; raise what ``write_shard`` raises."""
+    summary = read_summary(job.path, len(job.members))
+    return WrittenShard(job.path, summary, None) if summary else write_shard(job)
+
+
+def make_writers(workers: int | Writers | None) -> Writers:
+    """Return writers that use this many processes (None: one a core; 1: this process), or the given ones.
 
     Raises:
-        ConfigError: a number less than 1.
+        ConfigError: the number is less than 1.
     """
     if callable(workers):
         return workers
     number = (os.cpu_count() or 1) if workers is None else workers
     if number < 1:
         raise ConfigError(f"workers {number}: at least 1 writer process is needed")
-    return _here if number == 1 else functools.partial(_by_pool, number=number)
+    return _write_here if number == 1 else functools.partial(_write_in_pool, num_processes=number)
 
 
-def _here(pieces: Iterator[Piece]) -> Generator[Written, None, None]:
-    for piece in pieces:
-        yield write_piece(piece)
+def _write_here(jobs: Iterator[ShardJob]) -> Generator[WrittenShard, None, None]:
+    for job in jobs:
+        yield write_missing_shard(job)
 
 
-def _by_pool(pieces: Iterator[Piece], number: int) -> Generator[Written, None, None]:
-    """At most two pieces a process are in memory."""
-    # spawn: a fork of a process that has threads (torch, Arrow) may hang
+def _write_in_pool(jobs: Iterator[ShardJob], num_processes: int) -> Generator[WrittenShard, None, None]:
+    """Write in other processes, with at most two jobs a process in memory."""
+    # spawn: forking a process that has threads (torch's, Arrow's) may hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(number, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
-        running: deque[Future[Written]] = deque()
+    with ProcessPoolExecutor(num_processes, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+        running: deque[Future[WrittenShard]] = deque()
         try:
-            for piece in pieces:
-                running.append(pool.submit(write_piece, piece))
-                if len(running) > 2 * number:
+            for job in jobs:
+                running.append(pool.submit(write_missing_shard, job))
+                if len(running) > 2 * num_processes:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
@@ -68,13 +68,15 @@ def _by_pool(pieces: Iterator[Piece], number: int) -> Generator[Written, None, N
 
 
 def _end_with_parent(parent: int) -> None:
-    """In a writer: a build that is killed must not write on, where perhaps another builds by then. Nor after Ctrl-C,
-    which reaches both: the build says so."""
+    """Let this writer end when its build ends: another build may write to the same folder by then.
+
+    Ctrl-C reaches the build and its writers; a writer ends without a word, since the build prints the message.
+    """
     signal.signal(signal.SIGINT, lambda *_: os._exit(1))
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(_WATCH_S)
+            time.sleep(_POLL_S)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -1,5 +1,5 @@
-"""Hostile input: cases of each kind, and the child process in which they are tried and measured.
+"""Hostile input for the store's readers, and the child process in which each case is tried and measured.
 
-A kind is a function of (folder, seed) that gives cases without end; the same seed gives the same cases. Some are whole
-and known to be hard (they come first), most are real files whose bytes were changed, some are made by hypothesis.
+A kind of input is a function of (folder, seed) that yields endless cases; the same seed gives the same cases. The first
+are complete files that are known to be hard, most are real files with changed bytes, and some are made by hypothesis.
 """

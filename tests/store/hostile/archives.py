@@ -1,4 +1,4 @@
-"""Tars and WebDataset shards: every kind of header, packed and plain, and those that say more than there is."""
+"""Hostile tars and WebDataset shards: every kind of header, compressed and not, and headers with false sizes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from ssl_dist.errors import Unreadable
-from ssl_dist.store.building.shard_writer import pixels
+from ssl_dist.store.building.shard_writer import decode_member
 from ssl_dist.store.building.sources import list_source
 from tests.store.hostile.meter import Case
 from tests.store.hostile.mutate import mutated
@@ -27,12 +27,12 @@ _END = bytes(2 * _BLOCK)
 
 
 def read_all(path: Path) -> None:
-    """What a build reads of a source."""
+    """Read everything that a build reads of a source."""
     listed = list_source(path)
-    listed.part((0, 0.5))
+    listed.select((0, 0.5))
     for member in listed.members():
         try:
-            image = pixels(member, 16)
+            image = decode_member(member, 16)
         except Unreadable:
             continue
         assert image.shape == (16, 16, 3)
@@ -62,7 +62,7 @@ def tar_of(files: dict[str, bytes], layout: int = tarfile.PAX_FORMAT, **options:
 
 
 def header(name: str, kind: bytes, size: int = 0, **changes: bytes) -> bytes:
-    """A block with the right sum; ``at124=b"..."`` puts bytes at 124."""
+    """Return a header block with the right checksum; ``at124=b"..."`` puts bytes at offset 124."""
     info = tarfile.TarInfo(name)
     info.type, info.size = kind, size
     block = bytearray(info.tobuf(tarfile.GNU_FORMAT)[-_BLOCK:])
@@ -75,8 +75,8 @@ def summed(block: bytes | bytearray) -> bytes:
     return bytes(block[:148]) + b"%06o\0 " % (256 + sum(block[:148]) + sum(block[156:])) + bytes(block[156:])
 
 
-def said(kind: bytes, content: bytes) -> bytes:
-    """A header that says more of the next."""
+def extension(kind: bytes, content: bytes) -> bytes:
+    """Return an extension header, which describes the header that follows."""
     return header("x", kind, len(content)) + content + bytes(-len(content) % _BLOCK)
 
 
@@ -87,17 +87,17 @@ def record(key: bytes, value: bytes) -> bytes:
 
 
 def sparse_map_without_end(num_blocks: int) -> bytes:
-    """A header whose map goes on, and on; kilobytes once packed."""
+    """Return a compressed tar whose sparse map has this many blocks; compressed it has kilobytes."""
     return gzip.compress(header("a.png", b"S", at482=b"\1", at483=b"17777777777\0") + num_blocks * (b"1" * _BLOCK))
 
 
 def records_in_records(length: int) -> bytes:
-    """Of an extended header: every second byte begins a record, whose key goes on to the end."""
+    """Return the content of a pax header in which every second byte begins a record that reaches to the end."""
     return b"2 " * (length // 2) + b"="
 
 
 def xz_of_a_large_dictionary(content: bytes) -> bytes:
-    """Its header asks the reader for 3 GiB."""
+    """Compress with a header that asks the reader for 3 GiB."""
     packed = bytearray(lzma.compress(content))
     block = slice(12, 12 + packed[12] * 4)
     packed[16] = 39
@@ -108,17 +108,23 @@ def xz_of_a_large_dictionary(content: bytes) -> bytes:
 def bombs() -> Iterator[bytes]:
     image = png(0)
     member = header("a.png", b"0", len(image)) + image + bytes(-len(image) % _BLOCK)
-    back = header("b.png", b"0", at124=b"\xff" * 11 + bytes([0xFC]))  # -1024: the members before it, again
+    back = header("b.png", b"0", at124=b"\xff" * 11 + bytes([0xFC]))  # size -1024: leads back to earlier members
     yield member + back + member + _END
-    yield member + said(b"x", record(b"size", b"-2048")) + member + _END
-    yield said(b"x", records_in_records((1 << 20) - 2)) + member + _END
-    yield gzip.compress(100 * said(b"x", record(b"comment", bytes(500000))) + member + _END)
-    yield gzip.compress(100 * (said(b"g", record(b"comment", bytes(500000))) + member) + _END)
-    yield 2000 * said(b"L", b"name\0") + member + _END
+    yield member + extension(b"x", record(b"size", b"-2048")) + member + _END
+    yield extension(b"x", records_in_records((1 << 20) - 2)) + member + _END
+    yield gzip.compress(100 * extension(b"x", record(b"comment", bytes(500000))) + member + _END)
+    yield gzip.compress(100 * (extension(b"g", record(b"comment", bytes(500000))) + member) + _END)
+    yield 2000 * extension(b"L", b"name\0") + member + _END
     yield 2000 * header("x", b"g") + member + _END
     yield sparse_map_without_end(40_000)
-    yield said(b"x", record(b"GNU.sparse.major", b"1") + record(b"GNU.sparse.minor", b"0")) + member + bytes(1 << 20)
-    yield said(b"x", record(b"GNU.sparse.map", b"0,1," * 10000) + record(b"GNU.sparse.size", b"1" * 18)) + member + _END
+    yield (
+        extension(b"x", record(b"GNU.sparse.major", b"1") + record(b"GNU.sparse.minor", b"0")) + member + bytes(1 << 20)
+    )
+    yield (
+        extension(b"x", record(b"GNU.sparse.map", b"0,1," * 10000) + record(b"GNU.sparse.size", b"1" * 18))
+        + member
+        + _END
+    )
     yield header("a.png", b"0", at124=b"\x80" + b"\x7f" * 11) + _END
     yield header("a.png", b"0", at124=b"77777777777\0") + _END
     large = bytes(24 << 20)
@@ -155,7 +161,7 @@ def seeds() -> list[bytes]:
 
 
 def resummed(content: bytes) -> bytes:
-    """With the sums that its headers should have, where they lie: a changed field is believed."""
+    """Correct the checksums of the headers, so that the reader believes a changed field."""
     out, position = bytearray(content), 0
     while position + _BLOCK <= len(out):
         block = out[position : position + _BLOCK]

@@ -1,4 +1,4 @@
-"""What the harness must see: one kind for each thing that a case may not do."""
+"""Cases that misbehave, one kind for each thing that is forbidden: the harness must notice them all."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Image files: each format and mode, their headers' sizes, and what unpacks to more than it is."""
+"""Hostile image files: each format and mode, false sizes in headers, and files that unpack to far more."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.store.hostile.meter import Case
 from tests.store.hostile.mutate import mutated
 
 _SIZES = (0, 1, 2, 8000, 16383, 16384, 60000, 65500, 65535, 2**31 - 1)
-_LARGEST = (8000, 8000)  # that is decoded
+_LARGEST = (8000, 8000)  # the largest image that is decoded
 _LARGEST_S = 2.0  # of CPU time that the largest PNG, JPEG and BMP may take: 0.6 to 1.3 s on an idle core
 
 
@@ -83,7 +83,7 @@ def png_of(width: int, height: int, depth: int, colour: int, *chunks: bytes) -> 
 
 
 def sixteen_bits(pixels: np.ndarray) -> bytes:
-    """uint8 [H, W, 3] as the upper bytes of a PNG of 16 bits a channel, the lower ones full."""
+    """Return a PNG of 16 bits a channel whose upper bytes are these pixels, uint8 [H, W, 3]; the lower ones are 255."""
     height, width, _ = pixels.shape
     wide = (pixels.astype(">u2") << 8) | 255
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in wide)
@@ -102,7 +102,7 @@ def _segment(kind: int, content: bytes) -> bytes:
 
 
 def jpeg_of_scans(side: int, scans: int, between: bytes = b"") -> bytes:
-    """A grey progressive JPEG whose scans say nothing, each in one run over all blocks."""
+    """Return a grey progressive JPEG with this many scans, each of which is empty and costs a pass over all blocks."""
     blocks = (side // 8) ** 2
     content = b"\xff\xd8" + _segment(0xDB, b"\0" + bytes(64 * [1]))
     content += _segment(0xC2, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
@@ -125,7 +125,7 @@ def _runs(blocks: int) -> Iterator[int]:
 
 
 def self_pointing_exif() -> bytes:
-    """Directories that are their own successors and their own parts."""
+    """Return a JPEG whose EXIF directories follow themselves and contain themselves."""
     entry = struct.pack("<HHII", 0x8769, 4, 1, 8) + struct.pack("<HHII", 0x8825, 4, 1, 8)
     tiff = b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", 2) + entry + struct.pack("<I", 8)
     plain = _saved(Image.new("RGB", (24, 24)), "JPEG")
@@ -133,16 +133,16 @@ def self_pointing_exif() -> bytes:
 
 
 def warned_of() -> Iterator[bytes]:
-    """What Pillow has a warning for, beside palettes with transparency, which are among ``seeds``."""
+    """Yield images that Pillow warns of; palettes with transparency, another such kind, are among ``seeds``."""
     yield self_pointing_exif()
-    yield png_of(10000, 9000, 8, 2)  # more than its own bound, less than twice that
+    yield png_of(10000, 9000, 8, 2)  # more pixels than Pillow's bound, less than twice that
     yield png_of(24, 24, 8, 2, chunk(b"acTL", bytes(8)), chunk(b"IDAT", zlib.compress(bytes(73 * 24))))
     plain, tags = _saved(Image.new("RGB", (24, 24)), "JPEG"), struct.pack("<HHII", 0x0112, 3, 9, 1 << 20)
     yield plain[:2] + _segment(0xE1, b"Exif\0\0II*\0\x08\0\0\0\1\0" + tags) + plain[2:]
 
 
 def bombs() -> Iterator[bytes]:
-    """Small files that say, or are, much more."""
+    """Yield small files that claim a large size, or unpack to one."""
     zeros = zlib.compress(bytes(64 << 20), 9)
     pixels = chunk(b"IDAT", zlib.compress(bytes(73 * 24)))
     for width, height in ((60000, 60000), (2**31 - 1, 2**31 - 1), (1, 2**31 - 1), (70000, 1), (10000, 9000)):
@@ -170,7 +170,7 @@ def bombs() -> Iterator[bytes]:
 
 
 def largest() -> Iterator[bytes]:
-    """The largest that are taken."""
+    """Yield the largest images that a store takes."""
     flat = Image.new("RGB", _LARGEST)
     yield _saved(flat, "PNG")
     yield _saved(flat, "JPEG", progressive=True)
@@ -178,7 +178,7 @@ def largest() -> Iterator[bytes]:
 
 
 def resized(content: bytes, width: int, height: int) -> bytes:
-    """With another size in its header."""
+    """Change the size in an image's header."""
     changed = bytearray(content)
     if content[:4] == b"\x89PNG" and len(content) > 33:
         struct.pack_into(">II", changed, 16, width % 2**32, height % 2**32)
@@ -200,7 +200,7 @@ def resized(content: bytes, width: int, height: int) -> bytes:
 
 
 def checked(content: bytes) -> bytes:
-    """A PNG with the checksums that its chunks should have: what lies behind them is reached."""
+    """Correct the checksums of a PNG's chunks, so that the decoder gets behind them."""
     out, position = bytearray(content), 8
     while position + 12 <= len(out):
         (length,) = struct.unpack_from(">I", out, position)

@@ -1,11 +1,11 @@
-"""Try cases one after the other in this process, and say what each cost and how it ended.
+"""Try hostile cases one after the other in this process, and record what each cost and how it ended.
 
     python -m tests.store.hostile.meter KIND SEED COUNT RESULT
 
-Every case must end in a value or in an error of ssl_dist's of one line, without a word on stderr, within LIMIT_S of CPU
-time and with at most MOST_BYTES more resident memory than before the first. CPU time (all threads, user and system),
-because wall time on a shared machine measures the others. The kernel ends the process that takes more, in whatever code
-it is: the number of the case is in RESULT by then.
+Every case must end in a value or in an error of ssl_dist whose message is one line. It may write nothing on stderr, and
+may take at most LIMIT_S of CPU time and MOST_BYTES more resident memory than there was before the first case. CPU time
+is that of all threads, user and system; wall time would measure the other processes of a shared machine. The kernel
+ends a process that takes more time, wherever it is; RESULT has the number of the case by then.
 """
 
 from __future__ import annotations
@@ -29,15 +29,20 @@ from typing import NamedTuple
 from ssl_dist.errors import SslDistError
 
 LIMIT_S = 1.0
-DEADLOCK_S = 60.0  # of wall time: threads that wait for one another take no CPU
+DEADLOCK_S = 60.0  # wall time: threads that wait for one another take no CPU time
 MOST_BYTES = 1 << 30
-_ADDRESS_BYTES = 16 << 30  # a guard for the machine's sake; what is touched of it is what counts
+_ADDRESS_BYTES = 16 << 30  # a limit that protects the machine; the test is about resident memory
 _MOST_FAULTS, _LONGEST_MESSAGE = 10, 2000
 
 
 class Case(NamedTuple):
-    """Something to try: ``attempt`` is measured; ``content`` is what to look at where it fails; ``honest_s`` more time
-    where much honest work is asked for (the largest image there may be)."""
+    """One case.
+
+    Attributes:
+        attempt: the function that is measured.
+        content: the input, which is kept when the case fails.
+        honest_s: additional time for input that is allowed to take long, such as the largest image.
+    """
 
     attempt: Callable[[], object]
     content: bytes
@@ -53,7 +58,7 @@ def _peak_bytes() -> int:
 
 
 def _try(case: Case, stderr: Path) -> tuple[str, str | None]:
-    """How it ended, and what is wrong with that."""
+    """Run a case; return how it ended, and what is wrong with that."""
     try:
         case.attempt()
         ended, fault = "value", None
@@ -117,13 +122,13 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     stderr = os.open(result / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-    said = os.dup(2)
+    real_stderr = os.dup(2)
     os.dup2(stderr, 2)
-    logging.getLogger("ssl_dist").addHandler(logging.NullHandler())  # says what is left out, on purpose
+    logging.getLogger("ssl_dist").addHandler(logging.NullHandler())  # skipped files are logged on purpose
     try:
         outcome = run(kind, seed, count, result)
-    except BaseException:  # the harness itself
-        os.write(said, traceback.format_exc().encode())
+    except BaseException:  # the harness itself failed
+        os.write(real_stderr, traceback.format_exc().encode())
         raise
     (result / "outcome.json").write_text(json.dumps(outcome))
 

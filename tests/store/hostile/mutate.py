@@ -1,4 +1,4 @@
-"""Change real bytes the way damage and malice do."""
+"""Change the bytes of real files the way damage and malice do."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _NUMBERS = (
     2**64 - 1,
 )
 _FORMATS = ("B", "<H", ">H", "<I", ">I", "<Q", ">Q")
-_HEAD = 256  # where lengths and sizes mostly lie
+_HEAD = 256  # most lengths and sizes lie in these first bytes
 
 Mutation = Callable[[bytearray, random.Random, Sequence[bytes]], None]
 
 
 def mutated(seeds: Sequence[bytes], choose: random.Random) -> bytes:
-    """One of some files, with one to four changes."""
+    """Return one of the files with one to four changes."""
     content = bytearray(choose.choice(seeds))
     for _ in range(choose.choice((1, 1, 1, 2, 3, 4))):
         choose.choice(_MUTATIONS)(content, choose, seeds)
@@ -56,7 +56,7 @@ def _flip(content: bytearray, choose: random.Random, _: Sequence[bytes]) -> None
 
 
 def _number(content: bytearray, choose: random.Random, _: Sequence[bytes]) -> None:
-    """A length, an offset or a size becomes another."""
+    """Replace a number, which may be a length, an offset or a size."""
     layout = choose.choice(_FORMATS)
     size, place = struct.calcsize(layout), _place(content, choose)
     if place + size <= len(content):

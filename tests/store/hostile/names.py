@@ -1,4 +1,4 @@
-"""What people and archives call things: patterns of any characters, and names and labels inside tars and folders."""
+"""Hostile names: patterns of any characters, and file names and labels inside tars and folders."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _PIECES = (
 
 
 def patterns(folder: Path, seed: int) -> Iterator[Case]:
-    """On a folder of a few names, one of them long and one deep."""
+    """Yield patterns for a folder with a few files, of which one has a long name and one lies deep."""
     for name in ("a.png", "b.png", "{a}.png", "[0].png", "a/b.png", "a" * 200 + ".png", "/".join("a" * 60) + "/b.png"):
         path = folder / "files" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -82,17 +82,17 @@ def patterns(folder: Path, seed: int) -> Iterator[Case]:
         "hdfs://\0",
         "s3://a b/*",
     ):
-        if place not in ("s3://", "gs://"):  # which ask the network
+        if place not in ("s3://", "gs://"):  # these use the network
             yield case(place)
     starts = st.sampled_from((f"{here}/", f"file://{here}/"))
     strategy = st.tuples(starts, st.lists(st.sampled_from(_PIECES) | st.text(max_size=2), max_size=12).map("".join))
     for start, pattern in drawn(strategy, seed):
-        if ".." not in re.split("[/{},]", pattern):  # which leads out of the folder
+        if ".." not in re.split("[/{},]", pattern):  # ".." leads out of the folder
             yield case(start + pattern)
 
 
 def keys(folder: Path, seed: int) -> Iterator[Case]:
-    """A store is built of a tar or a folder, and says what it was given."""
+    """Yield builds of a tar or a folder with such names; the store must hold what was written."""
     name = st.lists(
         st.text(min_size=1, max_size=12) | st.sampled_from(("..", ".", "a", "\x1b[2J", "\udcff")),
         min_size=1,
@@ -122,7 +122,7 @@ def _write_files(source: Path, files: dict[str, bytes]) -> None:
             try:
                 os.makedirs(os.path.dirname(path), exist_ok=True)
                 Path(path).write_bytes(content)
-            except (OSError, ValueError):  # no name for a file: too long, or with a zero
+            except (OSError, ValueError):  # not a possible file name: too long, or with a null character
                 continue
 
 

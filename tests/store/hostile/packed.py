@@ -1,10 +1,11 @@
-"""CIFAR's pickles and STL-10's binary files: real ones changed, pickles of any values, operations in any order."""
+"""Hostile files of CIFAR and STL-10: real ones that were changed, pickles of any values, operations in any order."""
 
 from __future__ import annotations
 
 import pickle
 import random
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ _OPERATIONS = (
 def cases(folder: Path, seed: int) -> Iterator[Case]:
     choose, real = random.Random(seed), seeds()
     images, labels, meta = bytes(27648 * 2), b"\1\2", folder / "batches.meta"
-    stl = folder / "train_X.bin"
+    stl, binary = folder / "train_X.bin", (bytes(2 * 3073), bytes(2 * 3074))
 
     def of_cifar(content: bytes) -> Case:
         path = folder / "data_batch_1"
@@ -110,6 +111,10 @@ def cases(folder: Path, seed: int) -> Iterator[Case]:
             stl.write_bytes(mutated([images], choose))
             (folder / "train_y.bin").write_bytes(mutated([labels], choose))
             yield Case(lambda: read_all(stl), stl.read_bytes())
+        elif kind < 0.15:
+            path = folder / choose.choice(("data_batch_1.bin", "train.bin"))
+            path.write_bytes(mutated(binary, choose))
+            yield Case(partial(read_all, path), path.read_bytes())
         elif kind < 0.3:
             length = choose.randrange(40)
             yield of_cifar(b"\x80\x02" + b"".join(choose.choice(_OPERATIONS) for _ in range(length)) + b".")
@@ -121,7 +126,7 @@ def cases(folder: Path, seed: int) -> Iterator[Case]:
 
 
 def structured(folder: Path, seed: int) -> Iterator[Case]:
-    """Pickles of any values."""
+    """Yield pickles of any values."""
     leaves = (
         st.none()
         | st.booleans()

@@ -1,4 +1,4 @@
-"""Stores: shards and manifests that were changed, or made so from the start, with checksums that fit them or not."""
+"""Hostile stores: shards and manifests that are damaged or malicious, with checksums that fit them or do not."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PX, _ROWS, _BATCH = 8, 20, 6
 
 
 def _two_stores(folder: Path) -> list[Path]:
-    """Of the same images, raw and JPEG, of four record batches in two shards."""
+    """Build two stores of the same images, raw and JPEG, each of four record batches in two shards."""
     builder.BATCH_ROWS, builder.SHARD_FILES = _BATCH, 2 * _BATCH
     images = np.random.default_rng(0).integers(0, 256, (_ROWS, _PX, _PX, 3), dtype=np.uint8)
     for number, image in enumerate(images):
@@ -39,7 +39,7 @@ def _two_stores(folder: Path) -> list[Path]:
 
 
 def use(path: Path, verify: image_store.Verify) -> np.ndarray:
-    """All that a run and a merge read of a store."""
+    """Read everything that a run and a merge read of a store."""
     opened = ImageStore(path, verify=verify)
     labels = opened.labels
     assert labels.shape == (len(opened),)
@@ -54,7 +54,8 @@ def use(path: Path, verify: image_store.Verify) -> np.ndarray:
 
 
 def shards(folder: Path, seed: int) -> Iterator[Case]:
-    """Bytes of shards: unchecked, so that they reach Arrow and the decoder; checked; and with checksums that fit."""
+    """Yield stores whose shards have changed bytes: read unchecked, so that they reach Arrow and the decoder; read with
+    checks; and with checksums that fit the changed bytes."""
     choose, stores = random.Random(seed), _two_stores(folder)
     whole = {path: [(file, file.read_bytes()) for file in sorted(path.glob("*.arrow"))] for path in stores}
     images = {path: use(path, "full") for path in stores}
@@ -93,7 +94,7 @@ def _reseal(path: Path, file: Path, content: bytes) -> None:
 
 
 def packed(folder: Path, seed: int) -> Iterator[Case]:
-    """Record batches of an attacker: compressed, of nulls, of other types, of labels and sizes that cannot be."""
+    """Yield an attacker's record batches: compressed, with nulls, of other types, with impossible labels and sizes."""
     choose = random.Random(seed)
     path = folder / "s"
     while True:
@@ -107,7 +108,7 @@ def packed(folder: Path, seed: int) -> Iterator[Case]:
 def write_store(
     path: Path, content: bytes, rows: int, encoding: str, shape: tuple[int, ...], class_names: tuple[str, ...]
 ) -> None:
-    """A store of one shard, which is no more than the message of its record batch, with checksums that fit."""
+    """Write a store of one shard that consists of one record batch's message, with checksums that fit."""
     path.mkdir(exist_ok=True)
     (path / "shard-00000.arrow").write_bytes(content)
     digest = checksum(np.frombuffer(content, np.uint8))
@@ -120,7 +121,7 @@ def write_store(
 
 
 def _batch(encoding: str, choose: random.Random) -> tuple[bytes, int]:
-    """The message of a record batch, and its rows."""
+    """Return the message of a record batch, and its number of rows."""
     rows = choose.choice((1, 2, 5))
     size = choose.choice((*12 * (8,), 1 << 20, 16 << 20))
     pixels = pa.array([[7] * (_PX * _PX * 3)] * rows, pa.list_(pa.uint8(), _PX * _PX * 3))
@@ -141,7 +142,7 @@ def _batch(encoding: str, choose: random.Random) -> tuple[bytes, int]:
 
 
 def message(columns: list[pa.Array], compression: str | None = None) -> bytes:
-    """A record batch as it is in a shard."""
+    """Return the message of a record batch as it is in a shard."""
     record = pa.RecordBatch.from_arrays(columns, ["image", "label", "key"])
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, record.schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer:
@@ -152,7 +153,7 @@ def message(columns: list[pa.Array], compression: str | None = None) -> bytes:
 
 
 def manifests(folder: Path, seed: int) -> Iterator[Case]:
-    """Manifests: of any values, of other values in one of their places, and of changed bytes."""
+    """Yield manifests: of any values, with another value in one place, and with changed bytes."""
     choose, path = random.Random(seed), _two_stores(folder)[0]
     whole = json.loads((path / MANIFEST).read_text())
     text = (path / MANIFEST).read_bytes()
@@ -176,8 +177,8 @@ def manifests(folder: Path, seed: int) -> Iterator[Case]:
         told = copy.deepcopy(whole) if choose.random() < 0.97 else copy.deepcopy(value)
         if isinstance(told, dict):
             told["xxh3"] = None if choose.random() < 0.8 else told.get("xxh3")
-            places = list(_places(told))
-            into, key = places[among % len(places)] if places else (told, "x")
+            elements = list(_elements(told))
+            into, key = elements[among % len(elements)] if elements else (told, "x")
             into[key] = copy.deepcopy(value)
         yield case(_sealed(told) if choose.random() < 0.2 else json.dumps(told).encode())
 
@@ -198,12 +199,12 @@ def _hard_manifests(whole: dict[str, Any]) -> Iterator[bytes]:
         yield json.dumps(whole | {"xxh3": None, "encoding": "jpeg", "image_shape": [side, side, 3]}).encode()
 
 
-def _places(value: Any) -> Iterator[tuple[Any, Any]]:
-    """Where something can be put: every element, at every depth."""
+def _elements(value: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (container, key) of every element at every depth."""
     keys = value.keys() if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
     for key in list(keys):
         yield value, key
-        yield from _places(value[key])
+        yield from _elements(value[key])
 
 
 def _sealed(told: Any) -> bytes:

@@ -1,4 +1,4 @@
-"""What hypothesis makes, as a sequence without end: the harness, not hypothesis, says what is wrong with a case."""
+"""Endless values from hypothesis; the harness, not hypothesis, tries them and finds what is wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AT_ONCE = 100
 
 
 def drawn(strategy: st.SearchStrategy[Value], seed: int) -> Iterator[Value]:
-    """Values of a strategy; the same seed gives the same values, on the same version of hypothesis."""
+    """Yield values of a strategy; the same seed gives the same values with the same version of hypothesis."""
     for part in itertools.count():
         values: list[Value] = []
 

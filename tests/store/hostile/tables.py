@@ -1,4 +1,4 @@
-"""Parquet and Arrow tables of images: each layout and packing, labels of every type, pages that unpack to more."""
+"""Hostile Parquet and Arrow tables: each layout and compression, labels of every type, pages that unpack to more."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def seeds() -> list[bytes]:
 
 
 def bombs() -> Iterator[bytes]:
-    """Kilobytes that stand for hundreds of megabytes of equal images."""
+    """Yield files of kilobytes that unpack to hundreds of megabytes of equal images."""
     for size, rows in ((16 << 20, 16), (1 << 20, 256)):
         table = pa.table({"image": pa.array([bytes(size)], pa.binary()).take(pa.array([0] * rows))})
         yield packed(
@@ -111,7 +111,7 @@ def _column(kind: Any, choose: random.Random, rows: int) -> pa.Array | None:
 
 
 def structured(folder: Path, seed: int) -> Iterator[Case]:
-    """Tables of columns of any name and type."""
+    """Yield tables whose columns have any name and type."""
     strategy = st.tuples(
         st.lists(st.tuples(st.sampled_from(_NAMES), st.sampled_from(range(len(_TYPES)))), max_size=4),
         st.integers(0, 6),

@@ -1,87 +1,93 @@
-"""Where images come from. What a file is, is known by how it begins, not by what it is called."""
+"""The sources that a store can be built from. A file's kind is known by its first bytes, not by its name."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.building.sources import arrays, images, tables
-from ssl_dist.store.building.sources.base import Member, Share, Source
-from ssl_dist.store.building.sources.files import File, expand, is_pattern, reading
-from ssl_dist.store.building.sources.stores import is_store, of_stores
+from ssl_dist.store.building.sources import cifar, images, stl10, tables
+from ssl_dist.store.building.sources.base import HashRange, Member, Source
+from ssl_dist.store.building.sources.files import File, expand_pattern, is_pattern, open_source_file
+from ssl_dist.store.building.sources.stores import is_store, list_stores
 from ssl_dist.store.building.sources.tars import is_tar
 
-__all__ = ["File", "Member", "Share", "Source", "list_source", "of_stores"]
+__all__ = ["File", "HashRange", "Member", "Source", "list_source", "list_stores"]
 
-_HEAD = 262  # bytes read of each file
+_HEAD_BYTES = 262  # bytes read from the start of each file: enough to know a tar
 _PICKLE, _PROTOCOLS = b"\x80", b"\x02\x03\x04\x05"
 _OTHER = "something else"
-_LISTS = {
-    "tar": images.of_tars,
-    "table": tables.of_tables,
-    "STL-10": arrays.of_stl10,
-    "CIFAR": arrays.of_cifar,
+# the function that lists each kind, and endings of files beside the images that need no warning
+_KINDS: dict[str, tuple[Callable[[str, list[File]], Source], tuple[str, ...]]] = {
+    "tar": (images.list_tars, ()),
+    "table": (tables.list_tables, ()),
+    "STL-10": (stl10.list_stl10, stl10.OTHER_FILES),
+    "CIFAR": (cifar.list_cifar, cifar.OTHER_FILES),
+    "CIFAR's binary form": (cifar.list_cifar, cifar.OTHER_FILES),
 }
-
-_OTHERS = {"STL-10": arrays.STL_OTHERS, "CIFAR": arrays.CIFAR_OTHERS}
 
 
 def list_source(source: str | os.PathLike[str]) -> Source:
-    """List what there is to build a store from.
+    """List the images that a store can be built from.
 
     Args:
-        source: a folder (class folders, or flat); a tar of one; WebDataset shards; STL-10's ``*_X.bin``; CIFAR's Python
-            files; Parquet or Arrow files with a column of images; another store; all but this by path, URI or pattern
-            (see ``files.expand``).
+        source: a folder (of class folders, or flat); a tar of one; WebDataset shards; STL-10's ``*_X.bin``; CIFAR's
+            Python or binary files; Parquet or Arrow files with a column of images; another store. All but a store may
+            be given by path, URI or pattern (see ``files.expand_pattern``).
 
     Raises:
-        SourceError: nothing there, nothing of these, or files of several kinds.
+        SourceError: the source does not exist, has none of these, or has files of several kinds.
     """
     name = os.fspath(source)
     folder = Path(name)
-    if not is_pattern(name) and not os.path.exists(name):  # which takes any name; Path does not
+    if not is_pattern(name) and not os.path.exists(name):  # unlike Path.exists, takes any text
         raise SourceError(f"{name}: no such file or folder")
     if is_store(folder):
-        return of_stores(name, [folder])
-    files = list(images.files_below(folder)) if os.path.isdir(name) else expand(name)
+        return list_stores(name, [folder])
+    files = list(images.files_below(folder)) if os.path.isdir(name) else expand_pattern(name)
     if any(file.is_regular and images.is_image(file.key) for file in files):
-        return images.of_files(name, files)
-    found: dict[str, list[File]] = {}
+        return images.list_images(name, files)
+    by_kind: dict[str, list[File]] = {}
     for file in files:
-        found.setdefault(_kind(file), []).append(file)
-    foreign = found.pop(_OTHER, [])
-    if len(found) > 1:
-        raise SourceError(f"{name}: files of several kinds ({', '.join(found)}): build a store of each, by a pattern")
-    if not found:
+        by_kind.setdefault(_kind_of(file), []).append(file)
+    others = by_kind.pop(_OTHER, [])
+    if len(by_kind) > 1:
+        raise SourceError(f"{name}: files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern")
+    if not by_kind:
         raise SourceError(
             f"{name}: no image file ({', '.join(sorted(images.IMAGE_SUFFIXES))}) among {len(files)} files, and no tar,"
-            " Parquet or Arrow file, STL-10's or CIFAR's"
+            " Parquet or Arrow file, nor any of STL-10 or CIFAR"
         )
-    [(kind, alike)] = found.items()
-    listed = _LISTS[kind](name, alike)
-    others = (file.key for file in foreign if not file.path.endswith(_OTHERS.get(kind, ())))
-    return replace(listed, foreign=(*listed.foreign, *others))
+    [(kind, alike)] = by_kind.items()
+    list_kind, known_endings = _KINDS[kind]
+    listed = list_kind(name, alike)
+    unexpected = (file.key for file in others if not file.path.endswith(known_endings))
+    return replace(listed, non_images=(*listed.non_images, *unexpected))
 
 
-def _kind(file: File) -> str:
-    """By what it begins with; STL-10's binary files, which begin with pixels, by their name.
+def _kind_of(file: File) -> str:
+    """Return a file's kind by its first bytes; that of STL-10's and CIFAR's binary files, which are pixels, by name.
 
     Raises:
-        SourceError: it cannot be read, or begins unlike what its name says.
+        SourceError: the file cannot be read, or its first bytes contradict its name.
     """
     if not file.is_regular:
         return _OTHER
-    if file.path.endswith(arrays.STL_SUFFIX):
+    if file.path.endswith(stl10.SUFFIX):
         return "STL-10"
-    with reading(file, "file") as content:
-        start = content.read(_HEAD)
+    with open_source_file(file, "file") as content:
+        start = content.read(_HEAD_BYTES)
     suffix = PurePosixPath(file.path).suffix.lower()
     if is_tar(start) or suffix == ".tar":
         return "tar"
     if start.startswith((tables.PARQUET, tables.ARROW, tables.STREAM)):
         return "table"
     if suffix in (".parquet", ".arrow"):
-        raise SourceError(f"{file.path} is not a Parquet or Arrow file, by how it begins: fetch it anew, or remove it")
+        raise SourceError(
+            f"{file.path} is not a Parquet or Arrow file, though its name says so: fetch it again, or remove it"
+        )
+    if cifar.is_binary_name(PurePosixPath(file.path).name):
+        return "CIFAR's binary form"
     return "CIFAR" if start[:1] == _PICKLE and start[1:2] in _PROTOCOLS else _OTHER

@@ -1,4 +1,4 @@
-"""What a source of images is: listed once, then read in a fixed order, as often as one likes."""
+"""The listing of a source of images: made once, then read in a fixed order as often as needed."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import xxhash
 from ssl_dist.store.building.sources.files import File
 from ssl_dist.store.schema import NO_LABEL
 
-Share = tuple[float, float]  # [low, high) of [0, 1)
-MOST_CLASSES = 1_000_000  # where classes are numbers: a name is made for each up to the largest
+HashRange = tuple[float, float]  # [low, high) of [0, 1)
+MAX_CLASSES = 1_000_000  # for labels that are numbers: each number up to the largest label gets a class name
 
 
-def text(name: str) -> str:
-    """The name of a file or class, which may hold bytes that are no text, as text."""
+def to_unicode(name: str) -> str:
+    """Return a file's or class's name with "?" in place of bytes that are not text."""
     return name.encode(errors="replace").decode(errors="replace")
 
 
@@ -25,8 +25,8 @@ class Member(NamedTuple):
     """One image of a source.
 
     Attributes:
-        key: its path inside the source.
-        label: index into the source's class_names; NO_LABEL where it has none.
+        key: the image's path inside the source.
+        label: index into the source's class_names; NO_LABEL if the image has none.
         content: the bytes of an image file, the file to read them from, or pixels, uint8 ``[H, W, 3]``.
     """
 
@@ -35,8 +35,8 @@ class Member(NamedTuple):
     content: bytes | File | np.ndarray
 
     @property
-    def held_bytes(self) -> int:
-        """What it takes in memory."""
+    def memory_bytes(self) -> int:
+        """Memory that the content takes."""
         if isinstance(self.content, File):
             return 0
         return len(self.content) if isinstance(self.content, bytes) else self.content.nbytes
@@ -47,25 +47,27 @@ class Source:
     """A listed source.
 
     Attributes:
-        name: as the user called it.
-        total: how many images ``members`` gives.
-        foreign: paths of files in it that are none.
-        class_names: what labels are indices into; empty where nothing has one.
-        fingerprint: another one where anything in it has changed.
-        members: call it for all images, in the same order each time.
+        name: the name that the user gave.
+        num_images: how many images ``members`` yields.
+        non_images: paths of files in it that are not images.
+        class_names: the names that labels are indices into; empty if no image has a label.
+        fingerprint: a text that changes when anything in the source changes.
+        members: a function that yields all images, in the same order at each call.
     """
 
     name: str
-    total: int
-    foreign: tuple[str, ...]
+    num_images: int
+    non_images: tuple[str, ...]
     class_names: tuple[str, ...]
     fingerprint: str
     members: Callable[[], Iterator[Member]]
 
-    def part(self, share: Share) -> Source:
-        """The images whose key, hashed to a number in [0, 1), lies in a share: others' coming or going changes nothing
-        for an image. ``total`` is then about right."""
-        low, high = share
+    def select(self, hash_range: HashRange) -> Source:
+        """Select the images whose key, hashed to a number in [0, 1), lies in a range; ``num_images`` is then estimated.
+
+        Whether an image is selected does not depend on the other images.
+        """
+        low, high = hash_range
         if low <= 0 and high >= 1:
             return self
 
@@ -74,11 +76,11 @@ class Source:
                 if low <= xxhash.xxh3_64_intdigest(member.key.encode(errors="surrogateescape")) / 2**64 < high:
                     yield member
 
-        total = round(self.total * (high - low))
-        return replace(self, total=total, fingerprint=f"{self.fingerprint} {share}", members=members)
+        estimate = round(self.num_images * (high - low))
+        return replace(self, num_images=estimate, fingerprint=f"{self.fingerprint} {hash_range}", members=members)
 
-    def renamed(self, names: tuple[str, ...]) -> Source:
-        """With labels that are indices into ``names``, which has all of ``class_names``."""
+    def with_class_names(self, names: tuple[str, ...]) -> Source:
+        """Renumber the labels as indices into ``names``, which must contain all of ``class_names``."""
         if names[: len(self.class_names)] == self.class_names:
             return replace(self, class_names=names)
         numbers = [names.index(name) for name in self.class_names]

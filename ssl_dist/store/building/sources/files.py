@@ -1,4 +1,4 @@
-"""Files by a pattern: local paths and URIs alike, opened where they are read."""
+"""The files that a path, URI or pattern stands for, local or remote; each is opened where it is read."""
 
 from __future__ import annotations
 
@@ -20,28 +20,30 @@ from pyarrow import fs
 from ssl_dist.errors import SourceError
 from ssl_dist.store.decode import refuse_large
 
-_GLOB = re.compile(r"[*?\[]")
+_WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})", re.ASCII)
-_MOST_BRACES = 1_000_000  # files that braces may stand for
-_RATIO, _SLACK_BYTES = 50, 8 << 20
+_MAX_BRACE_FILES = 1_000_000  # files that the braces of a pattern may stand for
+_MAX_RATIO, _SLACK_BYTES = 50, 8 << 20
 
 
-def most_unpacked(num_bytes: int) -> int:
-    """Bytes that a file of so many may stand for where it is compressed: images hardly compress once more, and
-    kilobytes that stand for gigabytes would take the memory, or the day."""
-    return _RATIO * num_bytes + _SLACK_BYTES
+def max_unpacked_bytes(num_bytes: int) -> int:
+    """Return the most bytes that a compressed file of ``num_bytes`` may unpack to.
+
+    Encoded images hardly compress any further; a file of kilobytes that unpacks to gigabytes would fill the memory.
+    """
+    return _MAX_RATIO * num_bytes + _SLACK_BYTES
 
 
 class File(NamedTuple):
-    """One file; pickles, so that a process which needs its bytes reads them.
+    """One file of a source. It can be pickled, so that another process can read it.
 
     Attributes:
         filesystem: None: the local one.
-        path: within the filesystem.
-        key: its name in a store: the path below the folder that the pattern has in full.
-        stamp: its size and when it was last written.
-        is_regular: False: a pipe, socket or device, which may have no end, or wait for ever to be opened.
+        path: path within the filesystem.
+        key: name in the store: the path relative to the folder that the pattern names without a wildcard.
+        stamp: the file's size and time of modification.
+        is_regular: False for a pipe, socket or device, which may have no end or block when it is opened.
     """
 
     filesystem: fs.FileSystem | None
@@ -51,13 +53,18 @@ class File(NamedTuple):
     is_regular: bool = True
 
     def open(self) -> IO[bytes]:
-        """For reading; can seek. Raises OSError."""
+        """Open the file for reading and seeking; raise OSError if that fails."""
         if self.filesystem is None:
             return Path(self.path).open("rb")
         return self.filesystem.open_input_file(self.path)  # type: ignore[no-any-return]
 
     def read(self) -> bytes:
-        """All of it. Raises OSError; Unreadable: it is too large for an image."""
+        """Read the whole file.
+
+        Raises:
+            Unreadable: the file is too large for an image.
+            OSError: it cannot be read.
+        """
         with self.open() as file:
             refuse_large(file.seek(0, os.SEEK_END))
             file.seek(0)
@@ -65,31 +72,31 @@ class File(NamedTuple):
 
 
 @contextlib.contextmanager
-def reading(file: File, kind: str) -> Iterator[IO[bytes]]:
-    """The opened file; what goes wrong while it is read is one SourceError that names it and the kind it should be."""
+def open_source_file(file: File, kind: str) -> Iterator[IO[bytes]]:
+    """Open a file, and turn what goes wrong while it is read into a SourceError that names it and its ``kind``."""
     try:
         with file.open() as content:
             yield content
     except SourceError:
         raise
-    except (OSError, EOFError, ValueError, pa.ArrowException, MemoryError) as error:  # a length that is damaged, too
-        raise SourceError(f"{file.path} is not a whole {kind} ({str(error) or type(error).__name__})") from None
+    except (OSError, EOFError, ValueError, pa.ArrowException, MemoryError) as error:  # MemoryError: a damaged length
+        raise SourceError(f"{file.path} is not a complete {kind} ({str(error) or type(error).__name__})") from None
 
 
-def local(path: str, key: str) -> File:
-    """A file of this machine, which may turn out not to be readable."""
+def local_file(path: str, key: str) -> File:
+    """Describe a file of this machine; one that cannot be read is described as well."""
     try:
-        found = os.stat(path)
+        status = os.stat(path)
     except OSError as error:
         return File(None, path, key, str(error))
-    return File(None, path, key, f"{found.st_size} {found.st_mtime_ns}", stat.S_ISREG(found.st_mode))
+    return File(None, path, key, f"{status.st_size} {status.st_mtime_ns}", stat.S_ISREG(status.st_mode))
 
 
-def neighbour(file: File, name: str) -> File | None:
-    """The file of that name in the same folder; None: there is none.
+def sibling(file: File, name: str) -> File | None:
+    """Return the file called ``name`` in the same folder, or None if there is none.
 
     Raises:
-        SourceError: its place cannot be reached.
+        SourceError: the folder cannot be reached.
     """
     path = PurePosixPath(file.path).with_name(name).as_posix()
     filesystem = file.filesystem or fs.LocalFileSystem()
@@ -97,11 +104,11 @@ def neighbour(file: File, name: str) -> File | None:
         info = filesystem.get_file_info(path)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{path} cannot be reached ({error})") from None
-    return _found(filesystem, info, name) if info.type == fs.FileType.File else None
+    return _describe(filesystem, info, name) if info.type == fs.FileType.File else None
 
 
 def fingerprint(files: Iterable[File]) -> str:
-    """Another one for files of other names, sizes or times of writing; 16 hexadecimal digits."""
+    """Return 16 hexadecimal digits that change with the files' names, sizes and times of modification."""
     digest = xxhash.xxh3_64()
     for file in files:
         digest.update(f"{file.path}\n{file.key}\n{file.stamp}\n".encode(errors="surrogateescape"))
@@ -109,77 +116,80 @@ def fingerprint(files: Iterable[File]) -> str:
 
 
 def is_pattern(text: str) -> bool:
-    """Is it more than the path of one local file or folder?"""
-    return "://" in text or bool(_GLOB.search(text) or _BRACES.search(text))
+    """Return whether a text is a URI or has wildcards or braces, so that it is not a plain local path."""
+    return "://" in text or bool(_WILDCARD.search(text) or _BRACES.search(text))
 
 
-def expand(pattern: str) -> list[File]:
-    """The files that a pattern stands for, in the order of its braces, each part of it sorted.
+def expand_pattern(pattern: str) -> list[File]:
+    """List the files that a pattern stands for: in the order of its braces, and sorted where wildcards choose.
 
     Args:
-        pattern: a path or URI (s3://, gs://, file:// ...) with ``{000..127}`` and ``{a,b}``, with ``*``, ``?`` and
-            ``[...]`` within a name, and ``**`` as a name for any folders (in a URI, ``?`` begins its options). A folder
-            stands for all files below it.
+        pattern: a path or URI (s3://, gs://, file:// ...). It may have ``{000..127}`` and ``{a,b}``; ``*``, ``?`` and
+            ``[...]`` within a name; and ``**`` as a name, for any number of folders. In a URI, ``?`` begins the
+            options. A folder stands for all files below it.
 
     Raises:
-        SourceError: it stands for no file, or its place cannot be reached.
+        SourceError: the pattern stands for no file, or its folder cannot be reached.
     """
-    found: dict[str, File] = {}
-    for one in _braced(pattern):
-        matched = sorted(_matching(one), key=lambda file: file.path)
-        if not matched:
-            raise SourceError(f"{one}: no such file" + (f" (of {pattern})" if one != pattern else ""))
-        found |= {file.path: file for file in matched}
-    return list(found.values())
+    files: dict[str, File] = {}
+    for expanded in _expand_braces(pattern):
+        matches = sorted(_match_files(expanded), key=lambda file: file.path)
+        if not matches:
+            raise SourceError(f"{expanded}: no such file" + (f" (of {pattern})" if expanded != pattern else ""))
+        files |= {file.path: file for file in matches}
+    return list(files.values())
 
 
-def _braced(pattern: str) -> Iterator[str]:
-    """What the braces stand for, the last changing first; braces do not nest."""
+def _expand_braces(pattern: str) -> Iterator[str]:
+    """Replace each brace by each of its choices; the last brace changes first, and braces do not nest."""
     parts = _BRACES.split(pattern)  # text, what is inside braces, text, ...
-    choices = [_choices(pattern, part) if number % 2 else [part] for number, part in enumerate(parts)]
-    if math.prod(map(len, choices)) > _MOST_BRACES:
-        raise SourceError(f"{pattern}: its braces stand for more than {_MOST_BRACES:,} files")
+    choices = [_brace_choices(pattern, part) if number % 2 else [part] for number, part in enumerate(parts)]
+    if math.prod(map(len, choices)) > _MAX_BRACE_FILES:
+        raise SourceError(f"{pattern}: its braces stand for more than {_MAX_BRACE_FILES:,} files")
     return map("".join, itertools.product(*choices))
 
 
-def _choices(pattern: str, inside: str) -> list[str]:
+def _brace_choices(pattern: str, inside: str) -> list[str]:
     if not (numbers := _RANGE.fullmatch(inside)):
         return inside.split(",")
     first, last = int(numbers[1]), int(numbers[2])
-    if not first <= last < first + _MOST_BRACES:
-        raise SourceError(f"{pattern}: {{{inside}}} goes from the smaller to the larger, over at most {_MOST_BRACES:,}")
+    if not first <= last < first + _MAX_BRACE_FILES:
+        raise SourceError(
+            f"{pattern}: {{{inside}}} must go from a smaller to a larger number, over at most {_MAX_BRACE_FILES:,}"
+        )
     return [f"{number:0{len(numbers[1])}d}" for number in range(first, last + 1)]
 
 
-def _matching(pattern: str) -> Iterator[File]:
-    folder, rest = _split(pattern)
-    filesystem, base = _place(folder)
+def _match_files(pattern: str) -> Iterator[File]:
+    folder, wildcards = _split_at_wildcard(pattern)
+    filesystem, base = _resolve(folder)
     try:
-        if not rest:
+        if not wildcards:
             info = filesystem.get_file_info(base)
             if info.type == fs.FileType.File:
-                yield _found(filesystem, info, info.base_name)
+                yield _describe(filesystem, info, info.base_name)
             if info.type != fs.FileType.Directory:
                 return
-        glob = _Glob(rest or "**")
+        glob = _Glob(wildcards or "**")
         for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True)):
             key = info.path[len(base) :].lstrip("/")
             if info.type == fs.FileType.File and glob.matches(key):
-                yield _found(filesystem, info, key)
+                yield _describe(filesystem, info, key)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{pattern} cannot be reached ({error})") from None
 
 
-def _split(pattern: str) -> tuple[str, str]:
-    """What stands before the first name with a wildcard, and the rest. In a URI ``?`` begins its options."""
-    scheme, found, path = pattern.rpartition("://")
-    path, mark, options = path.partition("?") if found else (path, "", "")
-    parts = path.split("/")
-    plain = list(itertools.takewhile(lambda part: not _GLOB.search(part), parts))
-    return scheme + found + "/".join(plain) + mark + options, "/".join(parts[len(plain) :])
+def _split_at_wildcard(pattern: str) -> tuple[str, str]:
+    """Split a pattern before the first name that has a wildcard; a URI's options stay with the first part."""
+    scheme, separator, path = pattern.rpartition("://")
+    path, mark, options = path.partition("?") if separator else (path, "", "")
+    names = path.split("/")
+    plain = list(itertools.takewhile(lambda name: not _WILDCARD.search(name), names))
+    return scheme + separator + "/".join(plain) + mark + options, "/".join(names[len(plain) :])
 
 
-def _place(folder: str) -> tuple[fs.FileSystem, str]:
+def _resolve(folder: str) -> tuple[fs.FileSystem, str]:
+    """Return the filesystem of a folder, and its path there."""
     if "://" not in folder:
         return fs.LocalFileSystem(), str(Path(folder or ".").absolute())
     try:
@@ -188,37 +198,28 @@ def _place(folder: str) -> tuple[fs.FileSystem, str]:
         raise SourceError(f"{folder} is not a place that can be read ({error})") from None
 
 
-def _found(filesystem: fs.FileSystem, info: fs.FileInfo, key: str) -> File:
-    here = isinstance(filesystem, fs.LocalFileSystem)
-    return File(None if here else filesystem, info.path, key, f"{info.size} {info.mtime_ns}")
+def _describe(filesystem: fs.FileSystem, info: fs.FileInfo, key: str) -> File:
+    is_local = isinstance(filesystem, fs.LocalFileSystem)
+    return File(None if is_local else filesystem, info.path, key, f"{info.size} {info.mtime_ns}")
 
 
 class _Glob:
-    """Names with wildcards, of which ``**`` is any number of folders. Each name is matched once at most with each part,
-    so that no pattern takes a time without end."""
+    """A path with wildcards, in which ``**`` stands for any number of folders.
+
+    Each name of a path is compared with each part of the pattern at most once, so that every pattern ends in bounded
+    time.
+    """
 
     def __init__(self, pattern: str) -> None:
         self._parts = [None if part == "**" else re.compile(fnmatch.translate(part)) for part in pattern.split("/")]
 
     def matches(self, path: str) -> bool:
-        reached = self._after({0})
-        for name in path.split("/"):
-            reached = self._after({next_part for part in reached for next_part in self._past(part, name)})
-        return len(self._parts) in reached
-
-    def _past(self, part: int, name: str) -> Iterator[int]:
-        """Where a name leads from a part."""
-        if part == len(self._parts):
-            return
-        expression = self._parts[part]
-        if expression is None:
-            yield part
-        elif expression.match(name):
-            yield part + 1
-
-    def _after(self, reached: set[int]) -> set[int]:
-        """With what lies behind ``**``, which may be no folder."""
-        for part, expression in enumerate(self._parts):
-            if part in reached and expression is None:
-                reached.add(part + 1)
-        return reached
+        """Return whether the pattern stands for this path."""
+        names = path.split("/")
+        lengths = {0}  # of the beginnings of the path that the parts so far may stand for
+        for part in self._parts:
+            if part is None:
+                lengths = set(range(min(lengths, default=len(names) + 1), len(names) + 1))
+            else:
+                lengths = {length + 1 for length in lengths if length < len(names) and part.match(names[length])}
+        return len(names) in lengths

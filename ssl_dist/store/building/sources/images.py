@@ -1,43 +1,43 @@
-"""Image files: in folders, or in tars, of which each may be a WebDataset shard.
+"""Image files as a source: in folders, or in tars, each of which may be a WebDataset shard.
 
-The class of an image is the first folder below those that all images share, or what its ``.cls`` neighbour in a
-WebDataset shard says. A tar is listed by name first (an uncompressed one's data is skipped over, not read) and then
-read in the same order. Nothing is extracted and no name from an archive is used as a path.
+An image's class is the first folder that the images do not all share. In a WebDataset shard it is the number in the
+``.cls`` file of the same sample. A tar is read twice: once for the names, where the data of an uncompressed tar is
+skipped, and once for the images, in the same order. Nothing is extracted, and no name in an archive is used as a path.
 """
 
 from __future__ import annotations
 
-import itertools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.building.sources.base import MOST_CLASSES, Member, Source, text
-from ssl_dist.store.building.sources.files import File, fingerprint, local, reading
+from ssl_dist.store.building.sources.base import MAX_CLASSES, Member, Source, to_unicode
+from ssl_dist.store.building.sources.files import File, fingerprint, local_file, open_source_file
 from ssl_dist.store.building.sources.tars import regular_files
 from ssl_dist.store.decode import MAX_FILE_BYTES
 from ssl_dist.store.schema import NO_LABEL
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
-_CLASS = ".cls"  # of a WebDataset sample: its class as a number
-_MOST_DIGITS = 9  # of that number
+_CLASS_SUFFIX = ".cls"  # of the file in a WebDataset sample that contains the number of its class
+_MAX_DIGITS = 9  # of that number
 
 
 def is_image(name: str) -> bool:
+    """Return whether a file's name is that of an image, and not hidden."""
     path = PurePosixPath(name)
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
 def files_below(folder: Path) -> Iterator[File]:
-    """All files, sorted, also behind links to folders, each folder once.
+    """Yield all files below a folder, sorted; links to folders are followed, but no folder is entered twice.
 
     Raises:
         SourceError: a folder cannot be read.
     """
     keys = sorted(_keys_below(folder))
-    yield from (local(str(folder / key), key) for key in keys)
+    yield from (local_file(str(folder / key), key) for key in keys)
 
 
 def _keys_below(folder: Path) -> Iterator[str]:
@@ -51,106 +51,108 @@ def _keys_below(folder: Path) -> Iterator[str]:
         yield from ((Path(root) / name).relative_to(folder).as_posix() for name in files)
 
 
-def of_files(name: str, files: Sequence[File]) -> Source:
-    """Each file by itself.
+def list_images(name: str, files: Sequence[File]) -> Source:
+    """List image files.
 
     Raises:
-        SourceError: none of them is an image.
+        SourceError: none of the files is an image.
     """
     images = [file for file in files if file.is_regular and is_image(file.key)]
-    foreign = tuple(file.key for file in files if not (file.is_regular and is_image(file.key)))
-    classes = _Classes.of(name, [file.key for file in images], len(files))
+    non_images = tuple(file.key for file in files if not (file.is_regular and is_image(file.key)))
+    classes = _ClassFolders.find(name, [file.key for file in images], len(files))
 
     def members() -> Iterator[Member]:
         return (Member(file.key, classes.label(file.key), file) for file in images)
 
-    return Source(name, len(images), foreign, classes.names, fingerprint(files), members)
+    return Source(name, len(images), non_images, classes.names, fingerprint(files), members)
 
 
-def of_tars(name: str, tars: Sequence[File]) -> Source:
-    """The regular files in tars, in their order.
+def list_tars(name: str, tars: Sequence[File]) -> Source:
+    """List the regular files in tars, in their order.
 
     Raises:
-        SourceError: none is an image, one of the tars is none or cut, or WebDataset samples have no readable class.
+        SourceError: no file is an image, a tar is damaged or cut, or a WebDataset sample's class is not a number.
     """
-    keys, foreign = list[str](), list[str]()
+    keys, non_images = list[str](), list[str]()
     labels: dict[str, int] = {}
     for tar in tars:
-        for key, content in _regular_members(tar, _says_class):
+        for key, content in _read_tar(tar, lambda name: name.endswith(_CLASS_SUFFIX)):
             if is_image(key):
                 keys.append(key)
             elif content is not None:
-                labels[_sample(tar, key)] = _class_number(tar, key, content)
+                labels[_sample_name(tar, key)] = _parse_class(tar, key, content)
             else:
-                foreign.append(key)
-    classes = _Classes.of(name, keys, len(keys) + len(foreign))
+                non_images.append(key)
+    classes = _ClassFolders.find(name, keys, len(keys) + len(non_images))
     names = classes.names
     if labels:
         names = tuple(str(number) for number in range(max(labels.values()) + 1))
 
     def label(tar: File, key: str) -> int:
-        return labels.get(_sample(tar, key), NO_LABEL) if labels else classes.label(key)
+        return labels.get(_sample_name(tar, key), NO_LABEL) if labels else classes.label(key)
 
     def members() -> Iterator[Member]:
         for tar in tars:
-            for key, content in _regular_members(tar, is_image):
+            for key, content in _read_tar(tar, is_image):
                 if content is not None:
                     yield Member(key, label(tar, key), content)
 
-    return Source(name, len(keys), () if labels else tuple(foreign), names, fingerprint(tars), members)
+    return Source(name, len(keys), () if labels else tuple(non_images), names, fingerprint(tars), members)
 
 
-class _Classes(NamedTuple):
-    """Class folders: their names, and how many folders lie above them."""
+class _ClassFolders(NamedTuple):
+    """The folders that are classes.
+
+    Attributes:
+        names: the classes' names.
+        numbers: the number of each folder's class.
+        depth: number of folders above the class folders.
+    """
 
     names: tuple[str, ...]
     numbers: dict[str, int]
-    above: int
+    depth: int
 
     @classmethod
-    def of(cls, name: str, keys: Sequence[str], num_files: int) -> _Classes:
+    def find(cls, name: str, keys: Sequence[str], num_files: int) -> _ClassFolders:
+        """Find the class folders of a source called ``name``, which has images of these keys among its files."""
         if not keys:
             raise SourceError(f"{name}: no image file ({', '.join(sorted(IMAGE_SUFFIXES))}) among {num_files} files")
         parents = {PurePosixPath(key).parts[:-1] for key in keys}
-        above = _shared_length(min(parents), max(parents))
-        folders = sorted({parent[above] for parent in parents if len(parent) > above})
-        names = tuple(map(text, folders))
+        depth = len(os.path.commonprefix(list(parents)))  # noqa: RUF071  (these are tuples: it compares folders)
+        folders = sorted({parent[depth] for parent in parents if len(parent) > depth})
+        names = tuple(map(to_unicode, folders))
         if len(set(names)) < len(names):
-            raise SourceError(f"{name}: class folders whose names are no text, and would be one class: rename them")
-        return cls(names, {folder: number for number, folder in enumerate(folders)}, above)
+            raise SourceError(
+                f"{name}: names of class folders that are not text would become the same class: rename them"
+            )
+        return cls(names, {folder: number for number, folder in enumerate(folders)}, depth)
 
     def label(self, key: str) -> int:
-        folders = PurePosixPath(key).parts[self.above : -1]
+        """Return the class of an image; NO_LABEL: it lies above the class folders."""
+        folders = PurePosixPath(key).parts[self.depth : -1]
         return self.numbers[folders[0]] if folders else NO_LABEL
 
 
-def _shared_length(first: tuple[str, ...], last: tuple[str, ...]) -> int:
-    """Leading parts that two paths share; of the smallest and largest of many, what all share."""
-    pairs = zip(first, last, strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-
-
-def _sample(tar: File, key: str) -> str:
-    """The WebDataset sample that a file belongs to: all files up to the first dot of their name."""
+def _sample_name(tar: File, key: str) -> str:
+    """Return the WebDataset sample that a file belongs to: its path up to the first dot of its name."""
     folder, _, name = key.rpartition("/")
     return f"{tar.path}\n{folder}/{name.partition('.')[0]}"
 
 
-def _says_class(key: str) -> bool:
-    return key.endswith(_CLASS)
-
-
-def _class_number(tar: File, key: str, content: bytes) -> int:
+def _parse_class(tar: File, key: str, content: bytes) -> int:
     digits = content.strip()
-    if not (digits.isdigit() and len(digits) <= _MOST_DIGITS):
+    if not (digits.isdigit() and len(digits) <= _MAX_DIGITS):
         raise SourceError(f"{tar.path}: {key} is not the number of a class")
-    if (number := int(digits)) >= MOST_CLASSES:
-        raise SourceError(f"{tar.path}: {key} says class {number}: number the classes from 0, below {MOST_CLASSES:,}")
+    if (number := int(digits)) >= MAX_CLASSES:
+        raise SourceError(f"{tar.path}: {key} says class {number}: number the classes from 0, below {MAX_CLASSES:,}")
     return number
 
 
-def _regular_members(tar: File, wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """The regular files of a tar in archive order, with the bytes of those wanted by name (of one larger than an image
-    may be, one byte more than that: ``decode`` then says so)."""
-    with reading(tar, "tar file") as packed:
-        yield from regular_files(packed, wanted, MAX_FILE_BYTES + 1)
+def _read_tar(tar: File, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
+    """Yield the regular files of a tar in archive order, with the content of those that are wanted by name.
+
+    A file that is larger than an image may be is cut one byte above that size, so that ``decode`` refuses it.
+    """
+    with open_source_file(tar, "tar file") as packed:
+        yield from regular_files(packed, is_wanted, MAX_FILE_BYTES + 1)

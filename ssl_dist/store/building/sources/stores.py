@@ -1,4 +1,4 @@
-"""Stores as a source: to merge them, or to make one of another size, encoding or part of another."""
+"""Existing stores as a source: to merge them, or to build a store of another size or encoding, or of a part."""
 
 from __future__ import annotations
 
@@ -14,19 +14,21 @@ from ssl_dist.store.image_store import ImageStore
 from ssl_dist.store.schema import MANIFEST, NO_LABEL
 
 
-def of_stores(name: str, paths: Sequence[Path]) -> Source:
-    """The images of stores, one after the other; classes of one name are one class.
+def list_stores(name: str, paths: Sequence[Path]) -> Source:
+    """List the images of stores, in the order of the stores; classes with the same name become one class.
 
     Raises:
-        StoreError: one is no store, or their images differ in size or encoding.
+        StoreError: one of them is no store, or their images differ in size or encoding.
     """
     stores = [ImageStore(path) for path in paths]
     first = stores[0]
     for store in stores[1:]:
-        for what in ("image_shape", "encoding"):
-            ours, theirs = getattr(first.manifest, what), getattr(store.manifest, what)
-            if ours != theirs:
-                raise StoreError(f"{first.name} has {what} {ours} and {store.name} {theirs}: build one of them anew")
+        for field in ("image_shape", "encoding"):
+            expected, found = getattr(first.manifest, field), getattr(store.manifest, field)
+            if expected != found:
+                raise StoreError(
+                    f"{first.name} has {field} {expected} and {store.name} {found}: build one of them again"
+                )
     names = tuple(dict.fromkeys(name for store in stores for name in store.class_names))
 
     def members() -> Iterator[Member]:
@@ -40,4 +42,5 @@ def of_stores(name: str, paths: Sequence[Path]) -> Source:
 
 
 def is_store(path: Path) -> bool:
+    """Return whether the folder has a manifest; a path that no file can have is none."""
     return os.path.isfile(path / MANIFEST)

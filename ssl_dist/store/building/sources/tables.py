@@ -1,4 +1,4 @@
-"""Parquet and Arrow files with a column of encoded images, read a batch of rows at a time."""
+"""Parquet and Arrow files with a column of encoded images as a source; rows are read a few at a time."""
 
 from __future__ import annotations
 
@@ -12,39 +12,45 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.building.sources.base import MOST_CLASSES, Member, Source, text
-from ssl_dist.store.building.sources.files import File, fingerprint, most_unpacked, reading
+from ssl_dist.store.building.sources.base import MAX_CLASSES, Member, Source, to_unicode
+from ssl_dist.store.building.sources.files import File, fingerprint, max_unpacked_bytes, open_source_file
 from ssl_dist.store.schema import NO_LABEL, is_shard_schema
 
-PARQUET, ARROW, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # what the three kinds of file begin with
-_IMAGES, _LABELS = ("image", "img", "jpg", "jpeg", "png"), ("label", "labels", "cls", "class", "fine_label")
-_ROW_BYTES = 64  # no image file is smaller, and no row is made of less
-_LABELS_AT_ONCE = 65536
+PARQUET, ARROW, STREAM = b"PAR1", b"ARROW1", b"\xff\xff\xff\xff"  # first bytes: Parquet, Arrow IPC file, Arrow stream
+_KIND = "Parquet or Arrow file"
+_IMAGE_COLUMNS = ("image", "img", "jpg", "jpeg", "png")
+_LABEL_COLUMNS = ("label", "labels", "cls", "class", "fine_label")
+_ROW_BYTES = 64  # counted for each row besides its content: no image file is smaller
+_LABEL_ROWS = 65536  # rows of labels read at a time
 
 
 class _Columns(NamedTuple):
+    """The names of the columns to read, and the class names that the schema has."""
+
     image: str
     label: str | None
     class_names: tuple[str, ...]
 
 
-def of_tables(name: str, files: Sequence[File]) -> Source:
-    """Rows of files of one schema. The column of images is binary, or Hugging Face's struct of ``bytes`` and ``path``,
-    and is called ``image``, ``img``, ``jpg``, ``jpeg`` or ``png``, or is the only such column. Labels are whole numbers
-    in ``label``, ``labels``, ``cls``, ``class`` or ``fine_label``; their names are Hugging Face's, where given.
+def list_tables(name: str, files: Sequence[File]) -> Source:
+    """List the rows of files that have the same columns.
+
+    The column of images is binary, or Hugging Face's struct of ``bytes`` and ``path``. It is called ``image``, ``img``,
+    ``jpg``, ``jpeg`` or ``png``, or is the only such column. Labels are whole numbers in ``label``, ``labels``,
+    ``cls``, ``class`` or ``fine_label``; Hugging Face's metadata names the classes, where it is there.
 
     Raises:
-        SourceError: a file cannot be read, has no such column, or is a shard of a store; schemas or labels differ.
+        SourceError: a file cannot be read, has no such column or is a shard of a store, or columns or labels differ.
     """
-    found = {_columns(file) for file in files}
+    found = {_find_columns(file) for file in files}
     if len(found) > 1:
         raise SourceError(f"{name}: its files differ in their columns of images, labels or names of classes")
     [columns] = found
     total, largest = 0, NO_LABEL
     for file in files:
-        rows, label = _labels(file, columns.label) if columns.label else (_num_rows(file), NO_LABEL)
-        if label >= MOST_CLASSES:
-            raise SourceError(f"{file.path} has a label {label}: number the classes from 0, below {MOST_CLASSES:,}")
+        rows, label = _read_labels(file, columns.label) if columns.label else (_count_rows(file), NO_LABEL)
+        if label >= MAX_CLASSES:
+            raise SourceError(f"{file.path} has a label {label}: number the classes from 0, below {MAX_CLASSES:,}")
         total, largest = total + rows, max(largest, label)
     names = columns.class_names or tuple(str(number) for number in range(largest + 1))
     if largest >= len(names):
@@ -52,68 +58,69 @@ def of_tables(name: str, files: Sequence[File]) -> Source:
 
     def members() -> Iterator[Member]:
         for file in files:
-            yield from _members(file, columns)
+            yield from _read_members(file, columns)
 
     return Source(name, total, (), names if largest >= 0 else (), fingerprint(files), members)
 
 
-def _labels(file: File, column: str) -> tuple[int, int]:
-    """How many, and the largest."""
+def _read_labels(file: File, column: str) -> tuple[int, int]:
+    """Return the number of rows, and the largest label."""
     rows, largest = 0, NO_LABEL
-    for batch in _batches(file, [column], _LABELS_AT_ONCE):
+    for batch in _read_batches(file, [column], _LABEL_ROWS):
         rows += batch.num_rows
-        top = pc.max(batch.column(0)).as_py()
-        largest = largest if top is None else max(largest, top)
+        batch_largest = pc.max(batch.column(0)).as_py()
+        largest = largest if batch_largest is None else max(largest, batch_largest)
     return rows, largest
 
 
-def _num_rows(file: File) -> int:
-    """As the file says: no image is read."""
-    with reading(file, "Parquet or Arrow file") as content:
-        opened = _opened(content)
-        if isinstance(opened, parquet.ParquetFile):
-            return int(opened.metadata.num_rows)
-        if isinstance(opened, pa.ipc.RecordBatchFileReader):
-            return int(opened.count_rows())
+def _count_rows(file: File) -> int:
+    """Return the number of rows that the file states; no image is read."""
+    with open_source_file(file, _KIND) as content:
+        reader = _open_reader(content)
+        if isinstance(reader, parquet.ParquetFile):
+            return int(reader.metadata.num_rows)
+        if isinstance(reader, pa.ipc.RecordBatchFileReader):
+            return int(reader.count_rows())
         content.seek(0)
-        nothing = pa.schema([("nothing", pa.null())])  # a column without bytes: how many rows, and no more
+        empty = pa.schema([("empty", pa.null())])  # a column without bytes: only the rows are counted
         messages = (message for message in pa.ipc.MessageReader.open_stream(content) if message.type == "record batch")
-        return sum(pa.ipc.read_record_batch(message, nothing).num_rows for message in messages)
+        return sum(pa.ipc.read_record_batch(message, empty).num_rows for message in messages)
 
 
-def _members(file: File, columns: _Columns) -> Iterator[Member]:
+def _read_members(file: File, columns: _Columns) -> Iterator[Member]:
     number = 0
-    # of Parquet one row at once: a dictionary makes many large images of one
-    for batch in _batches(file, [columns.image, *([columns.label] if columns.label else [])], 1):
+    # one row of Parquet at a time: with a dictionary, one large image may be repeated in many rows
+    for batch in _read_batches(file, [columns.image, *([columns.label] if columns.label else [])], 1):
         images = batch.column(0)
         if pa.types.is_struct(images.type):
             images = pc.struct_field(images, "bytes")
         labels = batch.column(1).to_pylist() if columns.label else [None] * len(images)
         for image, label in zip(images, labels, strict=True):
             known = NO_LABEL if label is None or label < 0 else label
-            yield Member(f"{file.key}/{number}", known, image.as_py() or b"")  # without bytes: left out, with its name
+            # a row without an image becomes an empty file, which is skipped with a message that names it
+            yield Member(f"{file.key}/{number}", known, image.as_py() or b"")
             number += 1
 
 
-def _columns(file: File) -> _Columns:
-    with reading(file, "Parquet or Arrow file") as content:
-        opened = _opened(content)
-        schema = opened.schema_arrow if isinstance(opened, parquet.ParquetFile) else opened.schema
-        if is_shard_schema(schema):  # whose names of classes are in its store's manifest
+def _find_columns(file: File) -> _Columns:
+    with open_source_file(file, _KIND) as content:
+        reader = _open_reader(content)
+        schema = reader.schema_arrow if isinstance(reader, parquet.ParquetFile) else reader.schema
+        if is_shard_schema(schema):  # the names of its classes are in its store's manifest
             raise SourceError(
                 f"{file.path} is a shard of a store: give the store's folder (of several, to `ssl-dist store merge`);"
                 " copy it into a folder first if it is elsewhere"
             )
-        if twice := [name for name, count in Counter(schema.names).items() if count > 1]:
-            raise SourceError(f"{file.path} has several columns of the name {twice[0]}: rename them")
-        holding = [field.name for field in schema if _holds_images(field.type)]
-    named = [name for name in _IMAGES if name in holding] or holding
-    if not named or (len(holding) > 1 and named == holding):
+        if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
+            raise SourceError(f"{file.path} has several columns called {repeated[0]}: rename them")
+        candidates = [field.name for field in schema if _holds_images(field.type)]
+    named = [name for name in _IMAGE_COLUMNS if name in candidates] or candidates
+    if not named or (len(candidates) > 1 and named == candidates):
         raise SourceError(
-            f"{file.path} has no one column of images among {', '.join(schema.names):.300}: it is binary, or a struct"
-            f" with bytes, and its name is one of {', '.join(_IMAGES)}"
+            f"{file.path} has no column, or several, that may be the images among {', '.join(schema.names):.300}: it"
+            f" must be binary or a struct with bytes, and its name one of {', '.join(_IMAGE_COLUMNS)}"
         )
-    labels = {name: schema.field(name).type for name in _LABELS if name in schema.names}
+    labels = {name: schema.field(name).type for name in _LABEL_COLUMNS if name in schema.names}
     label = next((name for name, kind in labels.items() if pa.types.is_integer(kind)), None)
     if labels and label is None:
         [(name, kind), *_] = labels.items()
@@ -125,70 +132,65 @@ def _columns(file: File) -> _Columns:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    if pa.types.is_struct(kind):
-        inside = [field.type for field in kind if field.name == "bytes"]
-        return len(inside) == 1 and _is_binary(inside[0])
-    return _is_binary(kind)
-
-
-def _is_binary(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+    kinds = [field.type for field in kind if field.name == "bytes"] if pa.types.is_struct(kind) else [kind]
+    return len(kinds) == 1 and bool(pa.types.is_binary(kinds[0]) or pa.types.is_large_binary(kinds[0]))
 
 
 def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """What Hugging Face's metadata says of the column."""
+    """Return the class names that Hugging Face's metadata has for a column."""
     try:
         features: Any = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
     except (KeyError, TypeError, ValueError):
         return ()
-    return tuple(text(str(name)) for name in names) if isinstance(names, list) else ()
+    return tuple(to_unicode(str(name)) for name in names) if isinstance(names, list) else ()
 
 
-def _opened(content: IO[bytes], columns: Sequence[str] = ()) -> Any:
-    """The reader of what it begins like; of Arrow, with these columns alone (all: none are named)."""
+def _open_reader(content: IO[bytes], columns: Sequence[str] = ()) -> Any:
+    """Open a reader for the kind of file that the first bytes show; an Arrow reader reads only these columns, if any
+    are given."""
     start = content.read(len(ARROW))
     content.seek(0)
     if start.startswith(PARQUET):
         return parquet.ParquetFile(content)
-    arrow = pa.ipc.open_file if start.startswith(ARROW) else pa.ipc.open_stream
-    opened = arrow(content)
+    open_arrow = pa.ipc.open_file if start.startswith(ARROW) else pa.ipc.open_stream
+    reader = open_arrow(content)
     if not columns:
-        return opened
-    wanted = [opened.schema.get_field_index(name) for name in columns]
+        return reader
+    wanted = [reader.schema.get_field_index(name) for name in columns]
     content.seek(0)
-    return arrow(content, options=pa.ipc.IpcReadOptions(included_fields=wanted))
+    return open_arrow(content, options=pa.ipc.IpcReadOptions(included_fields=wanted))
 
 
-def _batches(file: File, columns: list[str], rows: int) -> Iterator[pa.RecordBatch]:
-    """Of these columns, no others read; of Parquet at most so many rows each."""
-    with reading(file, "Parquet or Arrow file") as content:
-        most = most_unpacked(content.seek(0, 2))
+def _read_batches(file: File, columns: list[str], max_rows: int) -> Iterator[pa.RecordBatch]:
+    """Yield record batches of these columns, reading no others; those of Parquet have at most ``max_rows`` rows."""
+    with open_source_file(file, _KIND) as content:
+        max_bytes = max_unpacked_bytes(content.seek(0, 2))
         content.seek(0)
-        opened, unpacked = _opened(content, columns), 0
-        if isinstance(opened, parquet.ParquetFile):
-            _bounded(_unpacked_bytes(opened.metadata), most)
-            batches = opened.iter_batches(rows, columns=columns)
-        elif isinstance(opened, pa.ipc.RecordBatchFileReader):
-            batches = map(opened.get_batch, range(opened.num_record_batches))
+        reader, unpacked = _open_reader(content, columns), 0
+        if isinstance(reader, parquet.ParquetFile):
+            _refuse_bomb(_stated_bytes(reader.metadata), max_bytes)
+            batches = reader.iter_batches(max_rows, columns=columns)
+        elif isinstance(reader, pa.ipc.RecordBatchFileReader):
+            batches = map(reader.get_batch, range(reader.num_record_batches))
         else:
-            batches = opened
+            batches = reader
         for batch in batches:
-            batch.validate(full=True)  # foreign bytes: offsets may point anywhere
+            batch.validate(full=True)  # in a damaged file, offsets may point anywhere
             unpacked += batch.nbytes + _ROW_BYTES * batch.num_rows
-            _bounded(unpacked, most)
+            _refuse_bomb(unpacked, max_bytes)
             yield batch.select(columns)
 
 
-def _unpacked_bytes(metadata: parquet.FileMetaData) -> int:
-    """What all rows take, by what the file says. Of row groups, not of their columns: pyarrow ends the process where
-    those are damaged."""
+def _stated_bytes(metadata: parquet.FileMetaData) -> int:
+    """Return the bytes that all rows of a Parquet file take, as its row groups state.
+
+    Columns state their bytes too, but where those are damaged pyarrow ends the process.
+    """
     groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
     return int(metadata.num_rows * _ROW_BYTES + sum(group.total_byte_size for group in groups))
 
 
-def _bounded(num_bytes: int, most: int) -> None:
-    if num_bytes > most:
-        raise ValueError(
-            f"it unpacks to {num_bytes:,} bytes or more, far more than its own: write it anew, uncompressed"
-        )
+def _refuse_bomb(num_bytes: int, max_bytes: int) -> None:
+    if num_bytes > max_bytes:
+        raise ValueError(f"it unpacks to {num_bytes:,} bytes, far more than its own: write it again, uncompressed")
