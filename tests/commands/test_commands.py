@@ -290,3 +290,16 @@ def test_help_lists_every_command_and_the_version_is_the_packages(command: Comma
 def test_python_m_is_the_same_command_line() -> None:
     done = subprocess.run([sys.executable, "-m", "ssl_dist", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout == f"ssl_dist {__version__}\n"
+
+
+def test_settings_are_explained_by_key_section_and_all_at_once(command: Command) -> None:
+    one = command("settings", "data.window", "--json")
+    assert [row["key"] for row in one.json["settings"]] == ["data.window"]
+    assert "262144" in one.out
+    assert {row["key"] for row in command("settings", "batch", "--json").json["settings"]} == {
+        "batch.size",
+        "batch.micro",
+        "batch.labelled",
+    }
+    assert len(command("settings", "--json").json["settings"]) > 60
+    refused(command("settings", "optim.lrr"), "unknown setting optim.lrr; did you mean optim.lr?")

@@ -1,0 +1,34 @@
+"""The command that explains settings."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Annotated
+
+import typer
+from rich.table import Table
+from rich.text import Text
+
+from ssl_dist.commands.console import console, print_json
+from ssl_dist.commands.options import Json
+from ssl_dist.errors import ConfigError
+
+
+def settings(
+    key: Annotated[str, typer.Argument(help="Dotted key of a setting or a section, e.g. optim.lr or optim.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Explain a setting, a section, or without a key all settings, with their defaults."""
+    from ssl_dist.config.reference import settings_rows
+
+    rows = settings_rows(key)
+    if not rows:
+        near = difflib.get_close_matches(key, [row.key for row in settings_rows()], n=1, cutoff=0.4)
+        raise ConfigError(f"unknown setting {key}" + (f"; did you mean {near[0]}?" if near else ""))
+    table = Table("setting", "default", "values and meaning")
+    for row in rows:
+        names = f" ({', '.join(row.methods)})" if row.methods else ""
+        table.add_row(row.key, row.default, Text(f"{row.values}{names}. {row.description}"))
+    console.print(table)
+    if as_json:
+        print_json({"settings": [row._asdict() for row in rows]})
