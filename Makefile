@@ -2,7 +2,7 @@ PYTHON ?= python3
 IMAGES ?= cifar10-train.tar
 BIN := .venv/bin
 
-.PHONY: install demo test test-slow test-cluster bench clean
+.PHONY: install docs demo test test-slow test-cluster bench clean
 
 install: .venv/.installed
 
@@ -19,6 +19,9 @@ test: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest -n 2 --dist loadfile
+
+docs: install
+	$(BIN)/python -m ssl_dist.config.reference > docs/settings.md
 
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
