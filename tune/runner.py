@@ -179,10 +179,8 @@ def _tuner(
 
 
 def _scheduler(sweep: Sweep, directory: Path) -> Any:
-    from ray.tune.schedulers import FIFOScheduler
-
     if sweep.scheduler == "none":
-        return FIFOScheduler()
+        return None
     if sweep.scheduler == "pbt":
         from tune.population import PopulationScheduler
 

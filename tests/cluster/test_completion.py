@@ -30,7 +30,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return found.load().model
 
 
-def test_g_simclr_in_one_command_goes_on_at_any_stage(local_ray: None, small_store: Path, tmp_path: Path) -> None:
+def test_g_simclr_in_one_command_resumes_at_any_stage(local_ray: None, small_store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     first = g_simclr(small_store, folder, "--clusters", 5)
     assert first.exit_code == 0, first.output
@@ -79,7 +79,7 @@ def test_a_stage_that_was_stopped_is_not_built_upon(
     assert not (tmp_path / "here" / "clusters.npy").exists()
 
 
-def test_a_stage_stopped_by_ctrl_c_says_that_the_same_command_goes_on(
+def test_a_stage_stopped_by_ctrl_c_says_that_the_same_command_resumes(
     small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Nothing:

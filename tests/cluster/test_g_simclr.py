@@ -43,7 +43,7 @@ def test_clusters_of_another_store_are_refused(untrained: list[str], small_store
     assert not untrained
 
 
-def test_simclr_goes_on_with_the_clusters_that_it_began_with(
+def test_simclr_resumes_with_the_clusters_that_it_began_with(
     untrained: list[str], small_store: Path, tmp_path: Path
 ) -> None:
     here = tmp_path / "here"

@@ -31,7 +31,7 @@ from ssl_dist.store import ImageStore
 from ssl_dist.uris import join_uri
 from tests.cluster import held_worker
 from tests.conftest import write_images
-from tests.helpers import differences, small_config
+from tests.helpers import differences, resolved_config, small_config
 
 EVERY_STEP = {"monitor__every_steps": 1, "probe": None, "epochs": 10 * 12 / 51, "checkpoint__every_epochs": 5 * 12 / 51}
 
@@ -59,7 +59,7 @@ def start(config: ResolvedConfig, directory: Path) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def undisturbed(local_ray: None, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = start(small_config(small_store, cluster__workers=2, **EVERY_STEP), directory)
+    result = start(resolved_config(small_store, cluster__workers=2, **EVERY_STEP), directory)
     assert result["step"] == 10
     return directory
 
@@ -90,7 +90,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     directory = tmp_path / "run"
     killer = threading.Thread(target=kill_a_worker_after, args=(5, directory))
     killer.start()
-    start(small_config(small_store, cluster__workers=2, **EVERY_STEP), directory)
+    start(resolved_config(small_store, cluster__workers=2, **EVERY_STEP), directory)
     killer.join()
     assert len(re.findall(r"process \d+", (directory / "worker-1.log").read_text())) == 2, (
         "the worker was started twice"
@@ -114,7 +114,7 @@ def test_a_worker_that_is_told_to_go_leaves_a_checkpoint(local_ray: None, small_
 
     person = threading.Thread(target=tell)
     person.start()
-    result = start(small_config(small_store, cluster__workers=2, **rarely), directory)
+    result = start(resolved_config(small_store, cluster__workers=2, **rarely), directory)
     person.join()
     assert killed
     assert result["step"] == 200
@@ -137,7 +137,7 @@ def test_ten_kills_at_random_moments(
     directory = tmp_path / "run"
     killer = threading.Thread(target=_kill_at_random, args=(directory, 10))
     killer.start()
-    result = start(small_config(small_store, cluster__workers=2, **{**EVERY_STEP, **often}), directory)
+    result = start(resolved_config(small_store, cluster__workers=2, **{**EVERY_STEP, **often}), directory)
     killer.join()
     assert result["step"] == 10
     assert losses(directory) == losses(undisturbed)
@@ -164,7 +164,7 @@ def test_a_diverged_run_names_its_step_and_keeps_its_checkpoint(
     local_ray: None, small_store: Path, tmp_path: Path
 ) -> None:
     wild = {"optim": {"name": "sgd", "lr": 1e30, "warmup_epochs": 0}, "checkpoint__every_epochs": 12 / 51}
-    config = small_config(small_store, cluster__workers=2, **{**EVERY_STEP, **wild})
+    config = resolved_config(small_store, cluster__workers=2, **{**EVERY_STEP, **wild})
     with pytest.raises(Diverged, match=r"step \d: the (loss|gradient).*nothing was updated"):
         start(config, tmp_path / "run")
     assert Checkpoints(tmp_path / "run").newest() is not None
@@ -172,7 +172,7 @@ def test_a_diverged_run_names_its_step_and_keeps_its_checkpoint(
 
 def test_more_than_the_cluster_has_is_refused(local_ray: None, small_store: Path, tmp_path: Path) -> None:
     with pytest.raises(ClusterError, match=r"cluster.workers 99 of 1 CPU each: Ray's 1 node\(s\) have room for 4"):
-        start(small_config(small_store, cluster__workers=99, **EVERY_STEP), tmp_path / "run")
+        start(resolved_config(small_store, cluster__workers=99, **EVERY_STEP), tmp_path / "run")
 
 
 def _first_to_meet_batch_1(seed: int) -> int | None:
@@ -190,7 +190,7 @@ def test_what_one_worker_alone_finds_ends_the_run_with_its_reason(local_ray: Non
     write_images(tmp_path / "images", num_classes=2, per_class=300, size_px=8)
     path = tmp_path / "store"
     store.build(tmp_path / "images", path, workers=1)
-    config = small_config(path, cluster__workers=2, batch={"size": 8, "micro": 4}, probe=None, epochs=1)
+    config = resolved_config(path, cluster__workers=2, batch={"size": 8, "micro": 4}, probe=None, epochs=1)
     seed = next(seed for seed in range(100) if _first_to_meet_batch_1(seed) == 1)
     batch = ImageStore(path).manifest.shards[0].batches[1]
     with (path / "shard-00000.arrow").open("r+b") as shard:
@@ -201,7 +201,7 @@ def test_what_one_worker_alone_finds_ends_the_run_with_its_reason(local_ray: Non
 
 
 def test_two_processes_do_not_share_a_run(tmp_path: Path, small_store: Path) -> None:
-    config = small_config(small_store)
+    config = resolved_config(small_store)
     held = RunDirectory.create(tmp_path / "run", config)
     with pytest.raises(RunError, match="is being run by another process"):
         RunDirectory.reopen(tmp_path / "run")
@@ -214,7 +214,7 @@ def ssl_dist(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "ssl_dist", *map(str, arguments)]
 
 
-def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
+def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_resume(
     undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run on the cluster of RAY_ADDRESS stops with 2 workers and ZeRO 1, and is completed by 1 worker and ZeRO 2."""
@@ -247,12 +247,12 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_go_on(
     assert losses(directory) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
-def test_a_run_goes_on_from_its_mirror_on_another_machine(
+def test_a_run_resumes_from_its_mirror_on_another_machine(
     local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The only thing left of the run is its checkpoint of step 5 on S3."""
     place = join_uri(bucket, tmp_path.name)
-    config = small_config(small_store, cluster__workers=2, **EVERY_STEP, checkpoint__mirror=place)
+    config = resolved_config(small_store, cluster__workers=2, **EVERY_STEP, checkpoint__mirror=place)
     start(config, tmp_path / "run")
     mirror = Mirror(join_uri(place, "run"))
     assert mirror.names() == ["step-00000010", "step-00000005"]

@@ -39,7 +39,7 @@ def members(small_store: Path, tmp_path: Path) -> tuple[Sweep, ResolvedConfig, R
     return sweep, good, bad
 
 
-def test_a_member_goes_on_from_anothers_weights_and_optimizer(
+def test_a_member_continues_from_anothers_weights_and_optimizer(
     members: tuple[Sweep, ResolvedConfig, ResolvedConfig], tmp_path: Path
 ) -> None:
     sweep, good, bad = members
@@ -63,7 +63,9 @@ def test_a_member_goes_on_from_anothers_weights_and_optimizer(
     assert again.path == run.path
 
 
-def test_a_member_goes_on_in_its_own_run(members: tuple[Sweep, ResolvedConfig, ResolvedConfig], tmp_path: Path) -> None:
+def test_a_member_continues_in_its_own_run(
+    members: tuple[Sweep, ResolvedConfig, ResolvedConfig], tmp_path: Path
+) -> None:
     """A member does so after a pause or a kill, also where its run was recorded as replaced before the kill."""
     sweep, good, _ = members
     own = path_of(tmp_path, good)

@@ -127,7 +127,7 @@ def expect_the_same(sweep: Path, result: dict[str, Any], undisturbed: dict[str, 
 
 
 @pytest.mark.timeout(600)
-def test_a_killed_sweep_goes_on_with_every_trial_and_finds_the_same_winner(
+def test_a_killed_sweep_resumes_every_trial_and_finds_the_same_winner(
     undisturbed: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path
 ) -> None:
     sweep = tmp_path / "sweep"
@@ -188,16 +188,41 @@ def test_optuna_and_median_stopping_on_an_objective_without_labels(small_store: 
     assert result["best"]["objective"] == max(one["objective"] for one in result["trials"]) > 1
 
 
+def population_command(store: Path, folder: Path) -> list[str]:
+    """Return the command of a sweep over four members, in ``folder``/sweep."""
+    (folder / "recipe.yaml").write_text(RECIPE)
+    (folder / "space.yaml").write_text("method.temperature: {log_uniform: [0.05, 20.0]}\noptim.lr: [0.002, 0.01]")
+    settings = ("--set", f"data.store={store}", "--set", PROBE, "--set", "epochs=8", "--set", "optim.name=adamw")
+    rules = ("--scheduler", "pbt", "--rung-epochs", 2, "--samples", 4, "--objective", "rankme")
+    recipe, space, sweep = folder / "recipe.yaml", folder / "space.yaml", folder / "sweep"
+    return command(recipe, "--space", space, *settings, *rules, "--sweep-dir", sweep, "--json")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_population_resumes_every_member(small_store: Path, tmp_path: Path) -> None:
+    """Members resume in their current runs, also where these continue another's, and none starts over."""
+    sweep = tmp_path / "sweep"
+    driver = subprocess.Popen(
+        population_command(small_store, tmp_path), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    kill_when(driver, lambda: len(list(sweep.glob("trials/*/checkpoints/step-*"))) > 4)
+    before = ended(sweep)
+    result = run(command("--resume", sweep, "--json"))
+    assert sorted(one["status"] for one in result["trials"] if one["status"] != "replaced") == ["finished"] * 4
+    assert before.keys() <= ended(sweep).keys()
+    for one in result["trials"]:
+        steps = starts(Path(one["run"]))
+        assert steps == sorted(steps)
+        assert steps[0] == one["parent_step"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_population_goes_on_from_its_better_members(small_store: Path, tmp_path: Path) -> None:
+def test_a_population_continues_from_its_better_members(small_store: Path, tmp_path: Path) -> None:
     """A member whose temperature is too high takes over weights and optimizer of a better one."""
-    (tmp_path / "recipe.yaml").write_text(RECIPE)
-    (tmp_path / "space.yaml").write_text("method.temperature: {log_uniform: [0.05, 20.0]}\noptim.lr: [0.002, 0.01]")
-    settings = ("--set", f"data.store={small_store}", "--set", PROBE, "--set", "epochs=8", "--set", "optim.name=adamw")
-    rules = ("--scheduler", "pbt", "--rung-epochs", 2, "--samples", 4, "--objective", "rankme")
-    recipe, space, sweep = tmp_path / "recipe.yaml", tmp_path / "space.yaml", tmp_path / "sweep"
-    result = run(command(recipe, "--space", space, *settings, *rules, "--sweep-dir", sweep, "--json"))
+    sweep = tmp_path / "sweep"
+    result = run(population_command(small_store, tmp_path))
     ends = [one for one in result["trials"] if one["status"] == "finished"]
     assert len(ends) == 4
     assert {one["status"] for one in result["trials"]} == {"finished", "replaced"}
