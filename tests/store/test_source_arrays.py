@@ -132,7 +132,7 @@ def test_the_folder_of_cifar_10_as_downloaded(tmp_path: Path) -> None:
     assert (list_source(tmp_path).num_images, list_source(tmp_path).non_images) == (10, ())
     (tmp_path / "mine.txt").write_text("notes")
     assert list_source(tmp_path).non_images == ("mine.txt",)
-    with pytest.raises(SourceError, match="the names of CIFAR's classes, and no file of its images"):
+    with pytest.raises(SourceError, match="it has the names of CIFAR's classes, but no file of its images"):
         list_source(tmp_path / "batches.meta")
 
 

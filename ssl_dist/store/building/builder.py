@@ -1,6 +1,6 @@
 """Build, merge and extend stores: list the images of a source, have shards written, then write the manifest.
 
-A source is split into shards of SHARD_FILES images (or CHUNK_BYTES), whoever writes them, so the shards do not depend
+A source is split into shards of SHARD_FILES images (or CHUNK_BYTES) before any is written, so the shards do not depend
 on the number of writers. The manifest is written when every shard is on disk. A ``build`` that dies leaves no store,
 and the same call resumes it after the shards that are complete; an ``append`` that dies leaves the store as it was.
 """

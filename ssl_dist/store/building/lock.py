@@ -39,8 +39,8 @@ class BuildJob(NamedTuple):
 class BuildLock:
     """The lock that a build holds: an open, locked file in the store's folder.
 
-    The file contains the job and a token of the process that builds. ``job`` is the job that the file named when it was
-    locked: that of a build which died, or None.
+    The file names the job, the process that builds, and when it began. ``job`` is the job that the file named before
+    this process locked it: that of a build which died, or None.
     """
 
     def __init__(self, store: Path, file: IO[str]) -> None:

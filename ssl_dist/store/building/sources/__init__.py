@@ -54,7 +54,9 @@ def list_source(source: str | os.PathLike[str]) -> Source:
         by_kind.setdefault(_kind_of(file), []).append(file)
     others = by_kind.pop(_OTHER, [])
     if len(by_kind) > 1:
-        raise SourceError(f"{name}: files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern")
+        raise SourceError(
+            f"{name}: it has files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern"
+        )
     if not by_kind:
         raise SourceError(
             f"{name}: no image file ({', '.join(sorted(images.IMAGE_SUFFIXES))}) among {len(files)} files, and no tar,"

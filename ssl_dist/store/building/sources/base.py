@@ -12,7 +12,7 @@ import xxhash
 from ssl_dist.store.building.sources.files import File
 from ssl_dist.store.schema import NO_LABEL
 
-HashRange = tuple[float, float]  # [low, high) of [0, 1)
+HashRange = tuple[float, float]  # keys whose hash, a number in [0, 1), lies in [low, high)
 MAX_CLASSES = 1_000_000  # for labels that are numbers: each number up to the largest label gets a class name
 
 

@@ -43,8 +43,10 @@ _CIFAR100 = _Dataset(100, "fine_labels", "fine_label_names", "meta", "fine_label
 
 
 class _Part(NamedTuple):
+    """The images of one file, as colour planes, with their labels."""
+
     dataset: _Dataset
-    images: np.ndarray  # uint8 [N, 32, 32, 3]
+    planes: np.ndarray  # uint8 [N, 3072]
     labels: list[int]
 
 
@@ -61,7 +63,7 @@ def list_cifar(name: str, files: Sequence[File]) -> Source:
     """
     files = [file for file in files if _base_name(file) not in _NAMES_FILES]
     if not files:
-        raise SourceError(f"{name}: the names of CIFAR's classes, and no file of its images")
+        raise SourceError(f"{name}: it has the names of CIFAR's classes, but no file of its images")
     num_tests = sum(_base_name(file) in _TEST_FILES for file in files)
     if Path(name).is_dir() and 0 < num_tests < len(files):
         end = ".bin" if is_binary_name(_base_name(files[0])) else ""
@@ -72,14 +74,15 @@ def list_cifar(name: str, files: Sequence[File]) -> Source:
         )
     total, datasets = 0, set[_Dataset]()
     for file in files:
-        dataset, images, _ = _read_part(file)
-        total, datasets = total + len(images), datasets | {dataset}
+        dataset, planes, _ = _read_part(file)
+        total, datasets = total + len(planes), datasets | {dataset}
     if len(datasets) > 1:
-        raise SourceError(f"{name}: files of CIFAR-10 and of CIFAR-100: build a store of each")
+        raise SourceError(f"{name}: it has files of CIFAR-10 and of CIFAR-100: build a store of each")
 
     def members() -> Iterator[Member]:
         for file in files:
-            _, images, labels = _read_part(file)
+            _, planes, labels = _read_part(file)
+            images = planes.reshape(-1, 3, _PX, _PX).transpose(0, 2, 3, 1)  # [N, H, W, 3]
             for number, (image, label) in enumerate(zip(images, labels, strict=True)):
                 yield Member(f"{file.key}/{number}", label, np.ascontiguousarray(image))
 
@@ -111,26 +114,21 @@ def _read_binary(file: File) -> _Part:
     records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record_bytes)
     if label_bytes == 2 and (coarse := int(records[:, 0].max())) > _MAX_COARSE_LABEL:
         raise SourceError(f"{file.path} has a coarse label {coarse}, and the largest is {_MAX_COARSE_LABEL}")
-    return _Part(dataset, _images(records[:, label_bytes:]), records[:, label_bytes - 1].tolist())
+    return _Part(dataset, records[:, label_bytes:], records[:, label_bytes - 1].tolist())
 
 
 def _read_pickled(file: File) -> _Part:
     content = _read_dictionary(file)
     dataset = _CIFAR10 if _CIFAR10.labels_key in content else _CIFAR100
-    data, labels = pickles.uint8_rows(content.get("data"), _IMAGE_BYTES), content.get(dataset.labels_key)
-    if data is None:
+    planes, labels = pickles.uint8_rows(content.get("data"), _IMAGE_BYTES), content.get(dataset.labels_key)
+    if planes is None:
         raise SourceError(f"{file.path} has no uint8 [n, 3072] of images under 'data': it is not a file of CIFAR")
     numbers = labels if isinstance(labels, list) and all(type(label) is int and label >= 0 for label in labels) else []
-    if not len(numbers) == len(data) > 0:
+    if not len(numbers) == len(planes) > 0:
         raise SourceError(
-            f"{file.path} has no whole number for each of its {len(data)} images under {dataset.labels_key!r}"
+            f"{file.path} has no whole number for each of its {len(planes)} images under {dataset.labels_key!r}"
         )
-    return _Part(dataset, _images(data), numbers)
-
-
-def _images(planes: np.ndarray) -> np.ndarray:
-    """Turn colour planes, uint8 ``[n, 3072]``, into images, uint8 ``[n, 32, 32, 3]``."""
-    return planes.reshape(-1, 3, _PX, _PX).transpose(0, 2, 3, 1)
+    return _Part(dataset, planes, numbers)
 
 
 def _class_names(file: File, dataset: _Dataset) -> tuple[File | None, tuple[str, ...]]:

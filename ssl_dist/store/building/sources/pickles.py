@@ -77,12 +77,12 @@ class _Machine:
             case "MARK":
                 self._marks.append(len(stack))
             case "TUPLE" | "TUPLE1" | "TUPLE2" | "TUPLE3":
-                stack.append(tuple(self._pop(int(name[5:] or -1))))
+                stack.append(tuple(self._pop(int(name[5:]) if name[5:] else None)))
             case "APPEND" | "APPENDS":
-                values = self._pop(1 if name == "APPEND" else -1)
+                values = self._pop(1 if name == "APPEND" else None)
                 self._top(list).extend(values)
             case "SETITEM" | "SETITEMS":
-                self._set_items(self._pop(2 if name == "SETITEM" else -1))
+                self._set_items(self._pop(2 if name == "SETITEM" else None))
             case "GLOBAL" | "STACK_GLOBAL":
                 stack.append(_find_global(argument or " ".join(self._pop(2))))
             case "REDUCE":
@@ -95,9 +95,9 @@ class _Machine:
             case _:
                 raise ValueError(f"it has the operation {name}")
 
-    def _pop(self, count: int) -> list[Any]:
-        """Take so many values from the stack; -1: those above the last mark."""
-        start = self._marks.pop() if count < 0 else len(self.stack) - count
+    def _pop(self, count: int | None) -> list[Any]:
+        """Remove this many values from the stack and return them; None: those above the last mark."""
+        start = self._marks.pop() if count is None else len(self.stack) - count
         if not 0 <= start <= len(self.stack):
             raise ValueError("it takes more values than it has")
         values = self.stack[start:]

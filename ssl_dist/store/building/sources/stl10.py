@@ -1,6 +1,6 @@
 """STL-10's binary files.
 
-Source: https://cs.stanford.edu/~acoates/stl10/ (a record is three colour planes, each stored column by column).
+Source: https://cs.stanford.edu/~acoates/stl10/ (an image is three colour planes, each stored column by column).
 """
 
 from __future__ import annotations
@@ -17,11 +17,8 @@ from ssl_dist.store.building.sources.files import File, fingerprint, open_source
 from ssl_dist.store.schema import NO_LABEL
 
 SUFFIX = "_X.bin"
-OTHER_FILES = (
-    "_y.bin",
-    "/class_names.txt",
-    "/fold_indices.txt",
-)  # endings of what the authors packed beside the images
+# endings of what the authors packed beside the images
+OTHER_FILES = ("_y.bin", "/class_names.txt", "/fold_indices.txt")
 _PX = 96
 _IMAGE_BYTES = 3 * _PX**2
 _CLASSES = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
@@ -29,6 +26,8 @@ _READ_IMAGES = 256  # images read at a time
 
 
 class _Part(NamedTuple):
+    """One file of images, and the file of their labels beside it, if there is one."""
+
     file: File
     num_images: int
     labels_file: File | None
