@@ -36,7 +36,7 @@ class Mirror:
             self._system, self._base = fs.FileSystem.from_uri(uri)
         except (OSError, ValueError, pyarrow.ArrowException) as error:
             raise ConfigError(
-                f"{self.uri} is not a place for checkpoints ({reason_of(error, uri)}): e.g. s3://bucket/folder"
+                f"{self.uri} cannot hold checkpoints ({reason_of(error, uri)}): give a URI like s3://bucket/folder"
             ) from None
 
     def expect_writable(self) -> None:
@@ -59,15 +59,10 @@ class Mirror:
     def put(self, folder: Path, last: str) -> None:
         """Replace the directory of this name by a copy of ``folder``; copy the file ``last`` after the others."""
         self.delete(folder.name)
+        there, here = f"{self._base}/{folder.name}", fs.LocalFileSystem()
+        self._system.create_dir(there)
         for file in sorted(folder.iterdir(), key=lambda file: file.name == last):
-            self._system.create_dir(f"{self._base}/{folder.name}")
-            fs.copy_files(
-                str(file),
-                f"{self._base}/{folder.name}/{file.name}",
-                fs.LocalFileSystem(),
-                self._system,
-                chunk_size=_CHUNK_BYTES,
-            )
+            fs.copy_files(str(file), f"{there}/{file.name}", here, self._system, chunk_size=_CHUNK_BYTES)
 
     @contextlib.contextmanager
     def fetched(self, name: str, beside: Path) -> Iterator[Path]:

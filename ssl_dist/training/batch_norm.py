@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -30,16 +31,16 @@ class _Layer:
 
     def latest(self) -> Tensor:
         """Return the buffers: the statistics of the last forward pass in training mode."""
-        assert self.layer.running_mean is not None
-        assert self.layer.running_var is not None
-        return torch.stack([self.layer.running_mean, self.layer.running_var])
+        return torch.stack(self._buffers())
+
+    def _buffers(self) -> list[Tensor]:
+        return [cast(Tensor, self.layer.running_mean), cast(Tensor, self.layer.running_var)]
 
     def move(self, total: Tensor, passes: float) -> None:
         """Move the running statistics towards the mean ``total / passes``, and write them into the buffers."""
         if passes:
             self.running.lerp_(total / passes, self.momentum)
-        for buffer, value in zip((self.layer.running_mean, self.layer.running_var), self.running, strict=True):
-            assert buffer is not None
+        for buffer, value in zip(self._buffers(), self.running, strict=True):
             buffer.copy_(value)
         if self.layer.num_batches_tracked is not None:
             self.layer.num_batches_tracked.fill_(0)  # counts forward passes, which depend on the worker count

@@ -1,7 +1,8 @@
-"""Does the gradient depend on the workers? Measured for every method, on whatever process group this runs in.
+"""Checks that gradients do not depend on the number of workers, for every method, in any process group.
 
-A loss alone is compared with its own difference quotient, which knows nothing of our backward passes; a loss over
-several workers with the loss alone; and a step of all workers with autograd of the whole batch in one process.
+Three gradients are compared: that of the loss on one worker with a difference quotient, which uses no backward pass of
+ours; that of the loss on several workers with that on one; and the update of a whole step of all workers with autograd
+of the whole batch in one process.
 """
 
 from __future__ import annotations
@@ -25,30 +26,28 @@ from ssl_dist.training.engine import Engine
 
 STAGES = (0, 1, 2, 3)
 QUOTIENT_TOLERANCE = 1e-6  # (L(z + hv) - L(z - hv)) / 2h in float64, h = 1e-5: an error of h^2 and of 1e-16 / h
-LOSS_TOLERANCE = 1e-12  # float64 sums in another order
-STEP_TOLERANCE = 1e-4  # float32 ones, through a network without kinks (measured on CPUs: 1e-6); a fault is of order 1
-_MICRO = 8
+LOSS_TOLERANCE = 1e-12  # sums in float64, in another order
+STEP_TOLERANCE = 1e-4  # sums in float32, through a network without kinks (measured on CPUs: 1e-6); faults are near 1
+_MICRO_BATCH = 8
 _OVERRIDES = {
     "data": {"store": ""},
     "epochs": 1,
     "backbone": {"name": "resnet8", "stem": "half", "width": 8},
     "optim": {"name": "sgd", "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0},
 }
-
-
-_WIDTHS = {"projection_hidden": 64, "projection_dim": 32, "queue": 64, "prototypes": 32}  # at most, where there are any
+_LARGEST = {"projection_hidden": 64, "projection_dim": 32, "queue": 64, "prototypes": 32}  # of a method's settings
 
 
 class Finding(NamedTuple):
-    """How a gradient g compares with what it should be, g_one.
+    """The comparison of a gradient g with the expected gradient g_one.
 
     Attributes:
-        method: its name.
-        part: what was compared, and in which precision.
-        workers: that g is from.
-        ratio: <g, g_one> / <g_one, g_one>: 1 where they agree; 1 / workers is a gradient averaged and not summed.
+        method: name of the method.
+        part: the gradient that was compared, and its precision.
+        workers: number of workers that computed g.
+        ratio: <g, g_one> / <g_one, g_one>: 1 if they agree; 1 / workers if g was averaged instead of summed.
         error: |g - g_one| / |g_one|, the largest on any worker.
-        tolerance: what rounding explains of it.
+        tolerance: the largest error that rounding explains.
     """
 
     method: str
@@ -60,14 +59,16 @@ class Finding(NamedTuple):
 
     @property
     def exact(self) -> bool:
+        """Whether the error is within the tolerance."""
         return self.error <= self.tolerance  # False for NaN
 
 
 def examine(world: World, names: Sequence[str] | None = None) -> Iterator[Finding]:
-    """For every method, or those named: its loss on one worker, over the first 2, 3, 4 and over all workers with uneven
-    shares, and a step of all workers at every ZeRO stage, in float32.
+    """Check every method, or those named, and yield a finding for each gradient.
 
-    Every rank calls, in a process group; each yields the findings that it took part in, rank 0 all.
+    The loss is checked on one worker, and on the first 2, 3, 4 and on all workers with unequal numbers of rows; a step
+    is checked on all workers at every ZeRO stage. Every rank calls, in a process group. Rank 0 yields all findings, the
+    others those in which they took part.
     """
     sizes = [size for size in range(2, world.size + 1) if size <= 4 or size == world.size]
     groups = {size: _group(range(size)) for size in sizes}
@@ -85,18 +86,22 @@ def examine(world: World, names: Sequence[str] | None = None) -> Iterator[Findin
 
 
 def config_of(method: str, num_micro: int = 1) -> RunConfig:
-    """The method's own recipe, with a network, a batch and widths that are small enough to be checked."""
+    """Load the method's own recipe, with a network, a batch and widths that are small enough to check."""
     recipe = f"{method.replace('_', '-')}-cifar10"
     given = RunConfig.load(recipe, {"data.store": ""})
-    labelled = -(-given.batch.labelled * _MICRO // given.batch.size)  # of each micro-batch: one at least, of some
-    batch = {"size": _MICRO * num_micro, "micro": _MICRO, "labelled": labelled * num_micro}
+    # labelled images of a micro-batch: at least one if the recipe has any
+    labelled = -(-given.batch.labelled * _MICRO_BATCH // given.batch.size)
+    batch = {"size": _MICRO_BATCH * num_micro, "micro": _MICRO_BATCH, "labelled": labelled * num_micro}
     settings = given.method.model_dump()
-    narrow = {key: min(settings[key], most) for key, most in _WIDTHS.items() if settings.get(key) is not None}
+    narrow = {key: min(settings[key], largest) for key, largest in _LARGEST.items() if settings.get(key) is not None}
     return RunConfig.load(recipe, {**_OVERRIDES, "batch": batch, "method": {**settings, **narrow}})
 
 
 def smooth(method: Method) -> Method:
-    """SiLU for every ReLU and LeakyReLU: where an input crosses zero by a rounding error, their gradient jumps."""
+    """Replace every ReLU and LeakyReLU by SiLU.
+
+    Where an input crosses zero by a rounding error, the gradient of a ReLU jumps; that of SiLU does not.
+    """
     for module in list(method.modules()):
         for name, child in module.named_children():
             if isinstance(child, (nn.ReLU, nn.LeakyReLU)):
@@ -106,23 +111,23 @@ def smooth(method: Method) -> Method:
 
 def _group(ranks: range) -> dist.ProcessGroup:
     group = dist.new_group(list(ranks))
-    return cast(dist.ProcessGroup, group)  # a number stands for it where this rank is not in it
+    return cast(dist.ProcessGroup, group)  # torch returns a number on ranks outside the group
 
 
-def _embeddings(config: RunConfig, count: int, world: World) -> tuple[Method, Tensor]:
-    """The method in float64, and ``[count, V, D]`` whose views differ in scale and shift."""
+def _random_outputs(config: RunConfig, count: int, world: World) -> tuple[Method, Tensor]:
+    """Return the method in float64, and random outputs ``[count, V, D]`` whose views differ in scale and shift."""
     method = config.initial_method().double().train()
     generator = torch.Generator().manual_seed(config.seed)
     with torch.no_grad():
         shape = method.embed(_random_views(config, count, generator)).shape
-    # not what the method embeds, which is much alike before training
+    # random numbers, because the outputs of random weights are nearly equal
     z = torch.randn(shape, generator=generator, dtype=torch.float64)
     z = z * torch.linspace(1, 2, shape[1])[:, None] + torch.linspace(0, 0.5, shape[1])[:, None]
     return method.to(world.device), z.to(world.device)
 
 
 def _random_views(config: RunConfig, count: int, generator: torch.Generator) -> Views:
-    """In float64, of the recipe's sizes; with labels where the method sees some."""
+    """Return views in float64 of the recipe's sizes, with labels if the method sees any."""
     sizes = [view.size_px or 32 for view in config.augment.views()]
     crops = tuple(
         torch.rand(len(list(alike)), count, 3, size, size, generator=generator, dtype=torch.float64)
@@ -134,8 +139,8 @@ def _random_views(config: RunConfig, count: int, generator: torch.Generator) -> 
 
 
 def _quotient(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Finding:
-    """The slope of the loss along a direction, by its gradient and by its values."""
-    method, z = _embeddings(config, 9, world)
+    """Compare the slope of the loss along a direction, by its gradient, with the slope by its values."""
+    method, z = _random_outputs(config, 9, world)
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(z)
     direction[:, z.shape[1] - method.num_targets :] = 0
     h = 1e-5
@@ -146,8 +151,9 @@ def _quotient(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Find
 
 
 def _loss(config: RunConfig, world: World, size: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Finding:
-    count = 4 * size + 1
-    method, z = _embeddings(config, count, world)
+    """Compare the gradient of the loss over ``size`` workers with that on one worker."""
+    count = 4 * size + 1  # one worker has more rows than the others
+    method, z = _random_outputs(config, count, world)
     rows = World(world.rank, size).share(count)
     mine = _gradient_at(method, z[rows.start : rows.stop], group)
     expected = _gradient_at(method, z, alone)[rows.start : rows.stop]
@@ -162,13 +168,13 @@ def _gradient_at(method: Method, z: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 def _steps(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Iterator[Finding]:
-    """What one step of plain SGD at rate 1 takes off the weights, beside the gradient."""
-    config = config_of(config.method.name, 2 * world.size + 1)  # one micro-batch more than divides evenly
+    """Compare the change of the weights in one step of plain SGD, at learning rate 1, with the gradient."""
+    config = config_of(config.method.name, 2 * world.size + 1)  # two for each worker, and one more
     images = _RandomImages(config.batch.size)
     expected = _gradient_of_one(config, images, world.device, alone)
     for stage in STAGES:
-        engine_section = {"precision": "fp32", "zero_stage": stage}
-        config = RunConfig.from_tree({**config.model_dump(), "engine": engine_section}, "exactness")
+        engine_config = config.engine.model_copy(update={"precision": "fp32", "zero_stage": stage})
+        config = config.model_copy(update={"engine": engine_config})
         method = smooth(config.initial_method()).to(world.device)
         before = {name: p.detach().clone() for name, p in method.named_parameters()}
         engine = Engine(method, config, world)
@@ -182,7 +188,7 @@ def _steps(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Iterato
 def _gradient_of_one(
     config: RunConfig, images: _RandomImages, device: torch.device, alone: dist.ProcessGroup
 ) -> list[Tensor]:
-    """The whole batch in this process: all micro-batches embedded, one loss, autograd."""
+    """Return the gradient of the whole batch in this process: embed all micro-batches, take one loss, use autograd."""
     method = smooth(config.initial_method()).to(device).train()
     batch = Batches(SamplePlan(config, images), World(device=device), 0, 1).fetch(0)
     embedded = []
@@ -201,7 +207,7 @@ def _compare(
     expected: list[Tensor],
     tolerance: float,
 ) -> Finding:
-    """Of all ranks of the group (None: this one alone), the one that is furthest off."""
+    """Compare two gradients on each rank of the group (None: this rank alone), and return the worst finding."""
     g, one = (torch.cat([tensor.double().flatten() for tensor in tensors]) for tensors in (found, expected))
     mine = torch.stack([g @ one / (one @ one), (g - one).norm() / one.norm()])[None]
     ranks = RowCounts.of(mine, group).gather(mine) if group else mine  # [W, 2]
@@ -210,7 +216,7 @@ def _compare(
 
 
 class _RandomImages:
-    """In place of a store: every worker makes the same."""
+    """A stand-in for a store, with random images that are the same on every worker."""
 
     def __init__(self, count: int) -> None:
         self._pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
@@ -228,4 +234,4 @@ class _RandomImages:
         return np.ones(len(ids), dtype=bool)
 
     def prepare(self, now: Collection[int], soon: Collection[int]) -> None:
-        """All of them are here."""
+        """Do nothing: all images are in memory."""

@@ -21,10 +21,6 @@ from ssl_dist.training.monitor import Monitor, Stopwatch
 log = logging.getLogger(__name__)
 
 
-def _never() -> bool:
-    return False
-
-
 @dataclass(frozen=True)
 class StopRequests:
     """Requests from outside the run, asked for on every worker after each step. One worker's yes is enough.
@@ -35,9 +31,9 @@ class StopRequests:
         preempted: write a checkpoint and raise ``Preempted``, because a worker loses its place.
     """
 
-    stop: Callable[[], bool] = _never
-    save: Callable[[], bool] = _never
-    preempted: Callable[[], bool] = _never
+    stop: Callable[[], bool] = lambda: False
+    save: Callable[[], bool] = lambda: False
+    preempted: Callable[[], bool] = lambda: False
 
 
 def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: StopRequests) -> dict[str, float]:
@@ -57,15 +53,15 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
             learning_rate = run.learning_rate(step)
             result = run.engine.step(batch, learning_rate)
             step += 1
-            stop, save, leave = run.agree(requests.stop(), requests.save(), requests.preempted())
+            stop, save, preempt = run.agree(requests.stop(), requests.save(), requests.preempted())
             ending = stop or step == run.plan.total_steps
-            preempted = leave and not ending
+            preempted = preempt and not ending
             if ending or step % config.monitor.every_steps == 0:
                 run.log(step, learning_rate, result)
             score = None
             if config.probe and run.plan.is_time(step, config.probe.every_epochs):
                 score = run.probe(step)
-            if ending or save or leave or run.plan.is_time(step, config.checkpoint.every_epochs):
+            if ending or save or preempt or run.plan.is_time(step, config.checkpoint.every_epochs):
                 run.save(step, score)
             if ending or preempted:
                 break
@@ -107,7 +103,7 @@ class _Run:
             self.world.any(False)
 
     def begin(self, batch: Batch) -> None:
-        """Before the first step, draw the views, and probe the random weights."""
+        """Draw the views and probe the random weights, before the first step."""
         if self._monitor:
             self._monitor.scalars(self.first_step, {"plan/total_steps": self.plan.total_steps})
             self._monitor.views(self.first_step, batch.views(0, self.world.device).crops[0])

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
-from ssl_dist.methods import Method
+from ssl_dist.methods import Method, Views
 from ssl_dist.optim import LARS, ParameterSlice
 
 
@@ -44,16 +44,16 @@ class Zero:
         if isinstance(self._optimizer, LARS) and self._stage:
             self._optimizer.shard(self._slices(), world.sum_)
 
-    def forward(self, views: Any) -> Tensor:
+    def forward(self, views: Views) -> Tensor:
         """Call the method; every rank calls equally often, because stage 3 gathers parameters."""
         outputs: Tensor = self._deepspeed(views)
         return outputs
 
-    @contextlib.contextmanager
-    def accumulating(self) -> Iterator[None]:
-        """Reduce gradients once for all backward passes of the block; stage 0 does so by ``last`` of ``backward``."""
-        with self._deepspeed.coalesce_grad_reduction() if self._stage else contextlib.nullcontext():
-            yield
+    def accumulating(self) -> contextlib.AbstractContextManager[Any]:
+        """Return a context whose backward passes reduce gradients once; stage 0 does so by ``last`` of ``backward``."""
+        once: contextlib.AbstractContextManager[Any]
+        once = self._deepspeed.coalesce_grad_reduction() if self._stage else contextlib.nullcontext()
+        return once
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
         """Add the gradient of ``loss``, summed over workers, to that of the step; ``last``: no more follow.
@@ -91,10 +91,9 @@ class Zero:
         """Return a context in which every parameter is whole; only stage 3 keeps them cut up."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        return cast(
-            "contextlib.AbstractContextManager[Any]",
-            GatheredParameters(list(self._method.parameters()), enabled=self._stage == 3),
-        )
+        whole: contextlib.AbstractContextManager[Any]
+        whole = GatheredParameters(list(self._method.parameters()), enabled=self._stage == 3)
+        return whole
 
     def optimizer_state(self, into: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the whole optimizer state by ``parameter/key`` on the CPU, complete on rank 0; every rank calls.

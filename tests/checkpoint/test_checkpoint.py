@@ -1,4 +1,4 @@
-"""Checkpoints: whole or passed over, never half read."""
+"""Checkpoints of a run: a whole one is found, a damaged one is passed over, none is half read."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def save(run: Path, step: int, config: ResolvedConfig, score: float | None = Non
     return Checkpoints(run).save(step, config, state(step), score)
 
 
-def test_what_is_saved_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: Path, config: ResolvedConfig) -> None:
+def test_a_saved_state_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: Path, config: ResolvedConfig) -> None:
     for step in (5, 10, 15):
         save(tmp_path, step, config)
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["step-00000010", "step-00000015"]
@@ -98,7 +98,7 @@ def test_cut_and_missing_files_are_passed_over_and_named(
         verify(file.parent)
 
 
-def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, config: ResolvedConfig) -> None:
+def test_a_half_written_directory_is_not_a_checkpoint(tmp_path: Path, config: ResolvedConfig) -> None:
     whole = save(tmp_path, 5, config)
     shutil.copytree(whole, tmp_path / "checkpoints" / ".step-00000010.tmp")
     found = Checkpoints(tmp_path).newest()
@@ -107,7 +107,7 @@ def test_what_a_kill_leaves_half_written_is_not_a_checkpoint(tmp_path: Path, con
     assert save(tmp_path, 10, config).is_dir()
 
 
-def test_a_damaged_checkpoint_is_written_anew(tmp_path: Path, config: ResolvedConfig) -> None:
+def test_a_damaged_checkpoint_can_be_written_again(tmp_path: Path, config: ResolvedConfig) -> None:
     path = save(tmp_path, 5, config)
     (path / "model.safetensors").write_bytes(b"")
     save(tmp_path, 5, config)
@@ -131,8 +131,8 @@ def test_a_full_disk_leaves_older_checkpoints(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
-def test_what_lies_beyond_goes_and_does_not_count(tmp_path: Path, config: ResolvedConfig) -> None:
-    """Two damaged checkpoints, a run that went back before them: its own are kept, theirs are not."""
+def test_later_damaged_checkpoints_are_deleted_and_not_counted(tmp_path: Path, config: ResolvedConfig) -> None:
+    """A run resumes before two damaged checkpoints: it keeps those that it writes, and deletes the damaged ones."""
     for step in (6, 8, 10):
         path = Checkpoints(tmp_path).save(step, keeping(config, keep=3), state(step), score=0.9)
         if step > 6:
@@ -167,7 +167,7 @@ def test_the_best_by_the_probe_is_kept_beside_the_newest(tmp_path: Path, config:
     assert [path.name[-1] for path in Checkpoints(tmp_path).list()] == ["8", "4"]
 
 
-def test_a_writer_works_behind_the_step_and_says_when_it_failed(
+def test_a_writer_writes_in_the_background_and_says_when_it_failed(
     tmp_path: Path, config: ResolvedConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torn = tmp_path / "checkpoints" / ".step-00000003.tmp"
@@ -204,7 +204,7 @@ def test_a_writer_works_behind_the_step_and_says_when_it_failed(
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000005"]
 
 
-def test_a_snapshot_is_written_over_only_when_it_is_on_disk(
+def test_a_snapshot_is_reused_only_once_it_is_on_disk(
     tmp_path: Path, config: ResolvedConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     writer, save_file = Writer(Checkpoints.from_config(tmp_path, config), config), files.save_file

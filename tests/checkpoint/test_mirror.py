@@ -1,4 +1,4 @@
-"""Copies of checkpoints on an S3 server (moto's, on loopback): what is lost or damaged here comes back from there."""
+"""Mirrors of checkpoints on an S3 server (moto on loopback): lost or damaged checkpoints are fetched from there."""
 
 from __future__ import annotations
 
@@ -49,13 +49,13 @@ def is_step(found: Checkpoint | None, step: int) -> bool:
     )
 
 
-def test_the_mirror_keeps_what_the_run_keeps(run: Path, config: ResolvedConfig) -> None:
+def test_the_mirror_keeps_the_same_checkpoints_as_the_run(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: 0.2, 2: 0.7, 3: None, 4: 0.1, 5: None})
     assert mirror.names() == ["step-00000005", "step-00000004", "step-00000002"]
     assert mirror.names() == [path.name for path in Checkpoints(run).list()]
 
 
-def test_a_run_that_lost_its_machine_goes_on_from_the_mirror(run: Path, config: ResolvedConfig) -> None:
+def test_a_run_that_lost_its_directory_resumes_from_the_mirror(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
     shutil.rmtree(run)
     assert is_step(Checkpoints(run, mirror).newest(), 2)
@@ -65,7 +65,7 @@ def test_a_run_that_lost_its_machine_goes_on_from_the_mirror(run: Path, config: 
     assert [path.name for path in (elsewhere / "checkpoints").iterdir()] == ["step-00000002"]
 
 
-def test_what_is_damaged_here_is_whole_there_and_the_other_way_round(run: Path, config: ResolvedConfig) -> None:
+def test_a_damaged_checkpoint_is_fetched_and_a_damaged_copy_is_passed_over(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
     (Checkpoints(run).path(2) / "model.safetensors").write_bytes(b"damage")
     assert is_step(Checkpoints(run, mirror).newest(), 2)
@@ -83,7 +83,7 @@ def test_what_is_damaged_here_is_whole_there_and_the_other_way_round(run: Path, 
         Checkpoints(run, mirror).newest()
 
 
-def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, config: ResolvedConfig) -> None:
+def test_an_incomplete_copy_is_passed_over_and_deleted_later(run: Path, config: ResolvedConfig) -> None:
     mirror = write(run, config, {1: None, 2: None})
     cut = run.with_name("cut") / "step-00000003"
     cut.mkdir(parents=True)
@@ -95,7 +95,7 @@ def test_a_copy_that_was_cut_off_is_passed_over_and_tidied_away(run: Path, confi
     assert mirror.names() == ["step-00000005", "step-00000004"]
 
 
-def test_a_run_does_not_end_with_its_mirror_but_does_not_start_over_without_it(
+def test_a_run_survives_an_unreachable_mirror_but_does_not_start_over_without_it(
     run: Path, config: ResolvedConfig, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def out_of_reach(*_: object, **__: object) -> None:
@@ -112,9 +112,9 @@ def test_a_run_does_not_end_with_its_mirror_but_does_not_start_over_without_it(
         Checkpoints(run, mirror).newest()
 
 
-def test_places_that_are_none_are_refused(bucket: str, tmp_path: Path) -> None:
+def test_uris_that_are_no_mirror_are_refused(bucket: str, tmp_path: Path) -> None:
     for uri in ("runs/x", "ftp://host/x", "s4://bucket", "s3://[x/runs"):
-        with pytest.raises(ConfigError, match="not a place"):
+        with pytest.raises(ConfigError, match="cannot hold checkpoints"):
             Mirror(uri)
     with pytest.raises(ConfigError) as refused:
         Mirror("s3://key:SE/CRET@bucket/runs")

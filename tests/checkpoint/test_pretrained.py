@@ -1,4 +1,4 @@
-"""A run can start from a backbone that was trained before: the very weights, or a refusal that says why."""
+"""Pretrained weights: a run starts from exactly these, or is refused with the reason."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ BYOL = {"name": "byol", "projection_hidden": 16, "projection_dim": 8}
 
 @pytest.fixture
 def run(small_store: Path, tmp_path: Path) -> Path:
-    """Of two steps of SimCLR."""
+    """Pretrain SimCLR for two steps."""
     (tmp_path / "first").mkdir()
     pretrain(resolved_config(small_store, probe=None, epochs=0.5), tmp_path / "first", World(), StopRequests())
     return tmp_path / "first"
 
 
 def from_weights(store: Path, weights: Path, **overrides: Any) -> ResolvedConfig:
-    """A config as the command line makes it."""
+    """Resolve a config with pretrained weights, as the command line does."""
     return pretrained.resolve(
         resolved_config(store, probe=None, epochs=0.5, **overrides, backbone__weights=str(weights))
     )
 
 
-def test_another_method_begins_with_the_very_weights(small_store: Path, run: Path) -> None:
+def test_another_method_starts_from_exactly_these_weights(small_store: Path, run: Path) -> None:
     trained, _, _ = encoder_of(run)
     config = from_weights(small_store, run, method=BYOL, augment={"recipe": "byol-small"})
     method = config.initial_method(pretrained.read(config))
@@ -49,7 +49,9 @@ def test_another_method_begins_with_the_very_weights(small_store: Path, run: Pat
     assert not torch.equal(method.backbone.body[0].weight, random.backbone.body[0].weight)
 
 
-def test_a_run_starts_there_and_goes_on_without_the_file(small_store: Path, run: Path, tmp_path: Path) -> None:
+def test_a_run_starts_from_the_weights_and_resumes_without_their_file(
+    small_store: Path, run: Path, tmp_path: Path
+) -> None:
     config = from_weights(small_store, run, seed=1, optim__lr=1e-9, optim__weight_decay=0.0)
     (tmp_path / "second").mkdir()
     pretrain(config, tmp_path / "second", World(), StopRequests(stop=lambda: True))
@@ -61,7 +63,7 @@ def test_a_run_starts_there_and_goes_on_without_the_file(small_store: Path, run:
     assert pretrain(config, tmp_path / "second", World(), StopRequests())["step"] == 2
 
 
-def test_torchvisions_own_names_are_taken_without_the_classifier(small_store: Path, tmp_path: Path) -> None:
+def test_a_torchvision_file_is_read_without_its_classifier(small_store: Path, tmp_path: Path) -> None:
     torch.manual_seed(3)
     network = torchvision.models.resnet18()
     save_file(network.state_dict(), tmp_path / "resnet18.safetensors")
@@ -90,7 +92,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(small_store: Path, run: Pat
         from_weights(small_store, tmp_path / "empty")
 
 
-def test_a_file_that_changed_since_is_refused(small_store: Path, tmp_path: Path) -> None:
+def test_a_file_that_has_changed_since_the_run_began_is_refused(small_store: Path, tmp_path: Path) -> None:
     config = resolved_config(small_store)
     Checkpoints(tmp_path).save(1, config, State(config.initial_method().state_dict(), {}))
     resolved = from_weights(small_store, tmp_path)

@@ -1,4 +1,4 @@
-"""A run goes on with any other number of workers: the same samples, the same losses, no conversion."""
+"""A run resumes with any number of workers: the same samples, the same losses, no conversion."""
 
 from __future__ import annotations
 
@@ -55,11 +55,14 @@ def undisturbed(gloo: Pools, small_store: Path) -> Callable[[int], Part]:
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 @pytest.mark.parametrize("before", [1, 2, 3])
-def test_a_run_goes_on_with_other_workers(
+def test_a_run_resumes_with_another_number_of_workers(
     gloo: Pools, small_store: Path, tmp_path: Path, undisturbed: Callable[[int], Part], before: int, after: int
 ) -> None:
-    """At a random step. The bound is that of test_engine.py: other sums round otherwise, and steps multiply it; with
-    as many workers as before nothing is rounded otherwise."""
+    """Resume at a random step.
+
+    The bound is that of test_engine.py: sums in another order round differently, and steps multiply the difference.
+    With the same number of workers nothing is rounded differently.
+    """
     config = small_config(small_store)
     step = int(np.random.default_rng(10 * before + after).integers(1, STEPS))
     begun = gloo(before).run(train, config, range(step), None)

@@ -1,4 +1,4 @@
-"""One exact step: the same run whatever the workers, the ZeRO stage and the interruptions."""
+"""One exact step: the number of workers, the ZeRO stage and interruptions do not change a run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 @pytest.fixture(scope="module")
 def alone(gloo: Pools, small_store: Path) -> Callable[..., Any]:
-    """The trace of one worker at ZeRO 0, by overrides, run once each."""
+    """Return the trace of one worker at ZeRO 0 by overrides; each is run once."""
     known: dict[str, Any] = {}
 
     def trace(**overrides: Any) -> Any:
@@ -59,7 +59,7 @@ def alone(gloo: Pools, small_store: Path) -> Callable[..., Any]:
 def test_workers_and_zero_stage_do_not_change_the_losses(
     gloo: Pools, small_store: Path, alone: Any, workers: int, zero_stage: int, optimizer: dict[str, Any]
 ) -> None:
-    """Three micro-batches: one worker has all, two have one and two, three have one each."""
+    """Share out three micro-batches: one worker has all, two have one and two, three have one each."""
     config = small_config(small_store, engine__zero_stage=zero_stage, **optimizer)
     traces = gloo(workers).run(train, config, 0, STEPS)
     expected = alone(**optimizer)
@@ -72,8 +72,10 @@ def test_workers_and_zero_stage_do_not_change_the_losses(
 
 
 @pytest.mark.parametrize(("size", "micro"), [(12, 12), (20, 4), (12, 6)])
-def test_shares_that_do_not_divide(gloo: Pools, small_store: Path, alone: Any, size: int, micro: int) -> None:
-    """One, five and two micro-batches on three workers, some of which have nothing in a slot, or in all."""
+def test_micro_batches_that_do_not_divide_evenly(
+    gloo: Pools, small_store: Path, alone: Any, size: int, micro: int
+) -> None:
+    """Share out one, five and two micro-batches to three workers, some of which have empty slots, or only such."""
     batch = {"batch": {"size": size, "micro": micro}}
     trace = gloo(3).run(train, small_config(small_store, **batch), 0, STEPS)[0]
     assert_same(trace[:2], alone(**batch)[:2])
@@ -92,7 +94,7 @@ def test_dropout_does_not_depend_on_workers(gloo: Pools, small_store: Path, alon
 def test_the_update_is_the_gradient_of_the_papers_loss(
     gloo: Pools, small_store: Path, workers: int, zero_stage: int, micro: int
 ) -> None:
-    """One and four micro-batches, on workers of which some have fewer or none; float64 throughout."""
+    """Compare in float64, with one and four micro-batches, of which some workers have fewer or none."""
     plain = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0}
     config = small_config(small_store, optim=plain, batch__micro=micro, engine__zero_stage=zero_stage)
     found = gloo(workers).run(double_update, config)[0]
@@ -105,10 +107,10 @@ def test_the_update_is_the_gradient_of_the_papers_loss(
 @pytest.mark.parametrize("clip_norm", [0.5, 50.0])
 @pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("workers", [1, 2, 3])
-def test_clipping_and_weight_decay_are_of_the_global_gradient(
+def test_the_global_gradient_is_clipped_and_weights_decay(
     gloo: Pools, small_store: Path, workers: int, zero_stage: int, clip_norm: float
 ) -> None:
-    """The gradient's norm is about 5 here; decay spares biases and norms, and is not clipped."""
+    """Clip a gradient of norm about 5; weight decay leaves out biases and norm layers, and is not clipped."""
     optim = {"name": "sgd", "momentum": 0.0, "weight_decay": 0.1, "warmup_epochs": 0, "clip_norm": clip_norm}
     config = small_config(small_store, optim=optim, engine__zero_stage=zero_stage)
     found = gloo(workers).run(double_update, config)[0]
@@ -161,7 +163,7 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
 
 @pytest.mark.parametrize("optimizer", [{}, {"optim__name": "adamw", "optim__lr": 1e-4}])
 @pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 2)), ((3, 3), (1, 0)), ((1, 0), (2, 3)), ((2, 2), (3, 3))])
-def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
+def test_a_run_resumes_with_other_workers_and_another_zero_stage(
     gloo: Pools,
     small_store: Path,
     tmp_path: Path,
@@ -183,7 +185,7 @@ def test_a_run_goes_on_with_other_workers_and_another_zero_stage(
 def test_lars_sees_whole_parameters_where_zero_holds_slices(
     gloo: Pools, small_store: Path, tmp_path: Path, alone: Any, workers: int, zero_stage: int
 ) -> None:
-    """Also over a resume; a worker's slice begins and ends within parameters.
+    """Compare also after a resume; a worker's slice begins and ends within parameters.
 
     The rate is one at which rounding stays rounding: at 0.1 the last of the 20 steps multiplies it by ten.
     """
@@ -208,7 +210,7 @@ def test_bf16_keeps_the_loss_near_fp32s(gloo: Pools, small_store: Path, alone: A
 
 
 def _poisoned(rank: int, size: int, config: RunConfig, what: str) -> tuple[str, bool]:
-    """(message, weights untouched) of a step whose loss or gradient is not finite."""
+    """Return (message, whether weights are unchanged) of a step whose loss or gradient is not finite."""
     world = World.current()
     method = config.initial_method()
     engine = Engine(method, config, world)

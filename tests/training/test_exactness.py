@@ -1,4 +1,4 @@
-"""The battery that users run: it finds our gradients right, and would find the faults of others."""
+"""The exactness check that users run: it finds no fault in our methods, and finds faults that are put in."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _examine_with(rank: int, size: int, fault: str) -> list[Finding]:
 
 
 def _broken(method: type[Method], fault: str) -> type[Method]:
-    """The method with a loss whose value is right and whose gradient is not."""
+    """Return the method with a loss whose value is right and whose gradient is wrong."""
 
     class Broken(method):  # type: ignore[valid-type, misc]
         def loss(self, outputs: Tensor, group: Any = None) -> Tensor:

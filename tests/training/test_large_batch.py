@@ -1,4 +1,4 @@
-"""A global batch of 8192 in micro-batches of 256: the memory of one micro-batch, the gradient of them all at once."""
+"""A global batch of 8192 in micro-batches of 256: memory for one micro-batch, the gradient of the whole batch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_memory_is_that_of_the_micro_batch(store: Path) -> None:
 
 @pytest.mark.slow
 def test_cached_gradient_is_the_one_shot_gradient(store: Path) -> None:
-    """About 10 GB, for the graphs of 32 micro-batches at once."""
+    """Compare with one graph over 32 micro-batches, which needs about 10 GB."""
     plain = {"name": "sgd", "lr": 1.0, "momentum": 0.0, "weight_decay": 0.0, "warmup_epochs": 0}
     config = small_config(store, optim=plain, batch={"size": BATCH, "micro": 256})
     found = double_update(0, 1, config)

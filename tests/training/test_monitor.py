@@ -1,4 +1,4 @@
-"""What a run writes: TensorBoard and metrics.jsonl hold the same numbers, also after a resume."""
+"""The numbers that a run writes: TensorBoard and metrics.jsonl hold the same ones, also after a resume."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def config(small_store: Path) -> ResolvedConfig:
 
 @pytest.fixture(scope="module")
 def run(config: ResolvedConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Interrupted after 3 of 8 steps, then finished."""
+    """Interrupt a run after 3 of 8 steps, then finish it."""
     directory = tmp_path_factory.mktemp("run")
     asked = iter([False, False, True])
     first = pretrain(config, directory, World(), StopRequests(stop=lambda: next(asked)))
@@ -116,7 +116,7 @@ def test_a_store_of_other_images_is_refused(small_store: Path, config: ResolvedC
             pretrain(other, tmp_path, World(), StopRequests())
 
 
-def test_the_bar_shows_what_was_written(run: Path) -> None:
+def test_the_bar_shows_the_metrics(run: Path) -> None:
     screen = io.StringIO()
     with ProgressBar(run, Console(file=screen, force_terminal=True, width=120)) as bar:
         bar.update()
@@ -131,7 +131,7 @@ def test_the_bar_waits_for_a_run_that_has_written_nothing(tmp_path: Path) -> Non
     assert bar.last == {}
 
 
-def test_the_bar_follows_a_run_that_was_set_back(config: ResolvedConfig, tmp_path: Path) -> None:
+def test_the_bar_follows_a_run_that_resumes_from_an_earlier_step(config: ResolvedConfig, tmp_path: Path) -> None:
     plan = config.plan()
     with ProgressBar(tmp_path, Console(file=io.StringIO())) as bar:
         for first_step, last in ((0, 6), (2, 7)):
@@ -143,7 +143,7 @@ def test_the_bar_follows_a_run_that_was_set_back(config: ResolvedConfig, tmp_pat
     assert (bar.last["step"], bar.last["x"]) == (7, 2.5)
 
 
-def test_a_report_draws_a_run_and_refuses_what_is_none(run: Path, tmp_path: Path) -> None:
+def test_a_report_draws_a_run_and_refuses_other_directories(run: Path, tmp_path: Path) -> None:
     draw(run, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.width > picture.height > 100
@@ -166,7 +166,7 @@ def test_the_stopwatch_leaves_pauses_out(monkeypatch: pytest.MonkeyPatch) -> Non
     assert rates == {"speed/images_per_s": 12 / 6, "speed/data_wait_share": 0.5}
 
 
-def test_a_new_monitor_drops_what_lies_beyond_its_first_step(config: ResolvedConfig, tmp_path: Path) -> None:
+def test_a_new_monitor_drops_the_lines_after_its_first_step(config: ResolvedConfig, tmp_path: Path) -> None:
     plan = config.plan()
     for first_step, last in ((0, 6), (4, 5)):
         monitor = Monitor(tmp_path, config, plan, first_step)
