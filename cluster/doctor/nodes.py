@@ -19,6 +19,7 @@ from ssl_dist.errors import RunError, SslDistError
 
 PACKAGES = ("ray", "torch", "deepspeed", "pyarrow")
 _NODE_S = 60  # in which a node must answer
+_CLOCK_QUESTIONS = 5
 _PROBE_BYTES = 32 << 20  # written to the storage and read again
 
 
@@ -71,11 +72,10 @@ def ask_nodes(storage: Path) -> list[Node]:
         for node in (one for one in ray.nodes() if one["Alive"]):
             there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             task = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=there)
-            ray.get(task(_start).remote(), timeout=_NODE_S)  # starting a process would falsify the clock's difference
-            answer, delay_s = _ask(task(_timed_description), str(storage), marker)
+            answer = ray.get(task(describe_this_node).remote(str(storage), marker), timeout=_NODE_S)
             devices = {kind: number for kind, number in node["Resources"].items() if kind in ("CPU", "GPU")}
-            known = {"address": node["NodeManagerAddress"], "devices": devices, "clock_s": answer.clock_s - delay_s}
-            found.append(answer._replace(**known))
+            clock_s = _clock_difference(task(_time))
+            found.append(answer._replace(address=node["NodeManagerAddress"], devices=devices, clock_s=clock_s))
     except ray.exceptions.GetTimeoutError:
         raise SslDistError(f"node {node['NodeName']} has not answered within {_NODE_S} s: see its ray logs") from None
     except ray.exceptions.RayError as error:
@@ -85,33 +85,29 @@ def ask_nodes(storage: Path) -> list[Node]:
     return found
 
 
-def _start() -> None:
-    """Do nothing: a process that can call this has imported all that an answer needs."""
+def _time() -> float:
+    return time.time()  # Ray takes no built-in function
 
 
-def _timed_description(storage: str, marker: str, asked_at: float) -> tuple[Node, float]:
-    began = time.perf_counter()
-    return describe_this_node(storage, marker, asked_at), time.perf_counter() - began
-
-
-def _ask(remote: Any, storage: str, marker: str) -> tuple[Node, float]:
-    """Return a node's answer, and half of the time that question and answer travelled."""
+def _clock_difference(remote_time: Any) -> float:
+    """Ask a node for its time repeatedly, and return its clock minus ours by the quickest answer, which errs least."""
     import ray
 
-    began = time.perf_counter()
-    answer, work_s = ray.get(remote.remote(storage, marker, time.time()), timeout=_NODE_S)
-    return answer, max(0.0, time.perf_counter() - began - work_s) / 2
+    answers = []
+    for _ in range(_CLOCK_QUESTIONS):
+        asked = time.time()
+        there = ray.get(remote_time.remote(), timeout=_NODE_S)
+        answers.append((time.time() - asked, there - (asked + time.time()) / 2))
+    return float(min(answers)[1])
 
 
-def describe_this_node(storage: str, marker: str, asked_at: float) -> Node:
-    """Describe the node on which this is called; the asking machine adds the address and the devices.
+def describe_this_node(storage: str, marker: str) -> Node:
+    """Describe the node on which this is called; the asking machine adds address, devices and clock.
 
     Args:
         storage: the folder that all nodes should share.
         marker: name of a file that the asking machine wrote there.
-        asked_at: the asking machine's time.
     """
-    clock_s = time.time() - asked_at
     folder = Path(storage)
     write_rate, read_rate, error = _rates(folder)
     versions = {"python": platform.python_version(), "ssl_dist": __version__}  # as imported, not as installed
@@ -124,7 +120,7 @@ def describe_this_node(storage: str, marker: str, asked_at: float) -> Node:
         address="",
         versions=versions,
         devices={},
-        clock_s=clock_s,
+        clock_s=0.0,
         disk_free=shutil.disk_usage("/tmp").free,
         shared_memory=shutil.disk_usage(shm).total if shm.exists() else 0,
         write_rate=write_rate,
