@@ -28,8 +28,8 @@ from ssl_dist.store.building.sources.base import to_unicode
 from ssl_dist.store.building.sources.files import local_file
 from ssl_dist.store.building.writer_pool import Writers, write_missing_shard
 
-_RETRIES = 5  # of a task whose node or process was lost
-_CANCEL_S = 10  # in which cancelled tasks end
+_RETRIES = 5  # times that Ray repeats a task whose node or process was lost
+_CANCEL_S = 10  # cancelled tasks should have ended after this time
 _PACKAGES = ("pillow", "numpy", "pyarrow")  # a shard's bytes depend on their versions
 
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 
 _DRAIN_POLL_S = 2.0
-_LAST_STEP_S = 300  # in which a worker ends its step and its checkpoint is written
+_LAST_STEP_S = 300  # enough for a step and a checkpoint
 _preempted = threading.Event()  # this process has to end
 _idle = threading.Event()  # no training is in progress in this process
 _idle.set()

@@ -40,8 +40,8 @@ _ENVIRONMENT = {
 }
 _POLL_S = 2.0
 _DRIVER_CPUS = 0.01  # for a trial of several workers: its driver only waits, and they have the accelerators
-_RETRIES = 2  # where the node of a trial's driver dies; Ray Train restarts the workers
-_KEPT_CHECKPOINTS = 4  # that Ray Tune keeps of a member of a population
+_RETRIES = 2  # when the node of a trial's driver dies; lost workers are Ray Train's to restart
+_KEPT_CHECKPOINTS = 4  # Ray Tune keeps this many of each member of a population
 
 
 def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Which trials are stopped early: Ray's stopping rules, applied in the order of the trials' numbers.
+"""Early stopping of trials: Ray's stopping rules, applied in the order of the trials' numbers.
 
 Asynchronous successive halving compares a trial with those that reached its rung before it: which trials continue then
 depends on which happened to be faster, and on every restart. Here "before" means a lower number: a trial at a rung is

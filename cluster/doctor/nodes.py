@@ -18,7 +18,7 @@ from ssl_dist import __version__
 from ssl_dist.errors import RunError, SslDistError
 
 PACKAGES = ("ray", "torch", "deepspeed", "pyarrow")
-_NODE_S = 60  # in which a node must answer
+_NODE_S = 60  # a node must answer within this time
 _CLOCK_QUESTIONS = 5
 _PROBE_BYTES = 32 << 20  # written to the storage and read again
 
