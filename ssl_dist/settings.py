@@ -1,4 +1,4 @@
-"""The sections of a run's settings, each with what makes sense within itself."""
+"""The settings of a run, section by section; each section checks what it can know by itself."""
 
 from __future__ import annotations
 
@@ -14,36 +14,35 @@ from ssl_dist.store.remote import DEFAULT_CACHE_GB
 
 
 class Section(pydantic.BaseModel):
-    """Frozen; a key that it does not have is an error."""
+    """Base of all sections: a section is frozen, and an unknown key is an error."""
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class DataConfig(Section):
-    """``store``: folder of the store to pretrain on, or its URI (``s3://bucket/store``); ``label_file``: a .npy of one
-    whole number an image (-1: none), in place of its labels; ``stratified``: a batch (its labelled images, where the
-    method sees labels) has as many images of each label, or up to two more of one than of another where their number is
-    no multiple of that of labels; ``damaged``: "refuse" to go on where a record batch of the store differs from its
-    checksum, or "skip" its images (of a folder, not of a URI).
-
-    ``order``: "full", a permutation of all images, or "shards", for stores larger than the cache: of shards, and of the
-    images in windows of about ``window`` images (``order.Windows``). ``cache``: folder of this machine for shards of
-    stores elsewhere (None: in the user's cache directory), of at most ``cache_gb`` GB: two windows should fit.
-
-    What a run finds out about the store is not here, but in ``config.DataFacts``.
-    """
+    """The images to pretrain on, and their order."""
 
     store: str
+    """Folder of the image store, or its URI (`s3://bucket/store`)."""
     label_file: str | None = None
+    """A `.npy` file of one whole number for each image (-1: no label); `None`: the labels in the store."""
     stratified: bool = False
+    """Draw equally many images of each label into a batch, or differing by 2 at most; images without one are left out.
+    Where the method sees some labels only, this holds for the labelled images of the batch."""
     damaged: Literal["refuse", "skip"] = "refuse"
+    """Response to images that differ from their checksum: refuse to train, or skip them (not in a remote store)."""
     order: Literal["full", "shards"] = "full"
+    """Order of an epoch: a permutation of all images (full), or of the shards, and of the images within windows of
+    shards (shards), for a remote store that is larger than the cache."""
     window: int = pydantic.Field(2**18, ge=1)
+    """Approximate number of images in a window, where `order` is shards."""
     cache: str | None = None
+    """Folder on this machine for shards of a remote store; `None`: in the user's cache directory."""
     cache_gb: float = pydantic.Field(DEFAULT_CACHE_GB, gt=0, le=1e6)
+    """Largest size of that folder in GB; two windows should fit."""
 
     @pydantic.model_validator(mode="after")
-    def _possible(self) -> DataConfig:
+    def _check_order(self) -> DataConfig:
         if self.stratified and self.order == "shards":
             raise ValueError(
                 "data.stratified with data.order shards: a batch with images of each label needs them from anywhere in"
@@ -53,35 +52,52 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """A recipe of ``augment.POLICIES``; every other key, where given, replaces that setting in all of its views.
-    ``only``: names of ``augment.OPERATIONS``, the others are off (an empty list: whole images, resized)."""
+    """The random views of an image: a named augmentation policy, and settings that replace the policy's in all of its
+    views."""
 
     recipe: str = "simclr"
+    """Name of the augmentation policy: simclr, simclr-small, mocov2, byol, byol-small, weak-strong, weak, strong, none,
+    swav, swav-96 or swav-small."""
     only: tuple[str, ...] | None = None
+    """Names of the operations that happen: crop, flip, rotation, colour, grey, blur, solarise; an empty list gives
+    whole images, resized. `None`: the policy's operations."""
     size_px: int | None = None
+    """Side of the views in pixels, 1 or more; `None`: the policy's, or else the stored images' height."""
     crop_p: float | None = None
+    """Probability of a crop; `None`: the policy's."""
     crop_scale: tuple[float, float] | None = None
+    """Range of the crop's share of the image's area, 0 < low <= high <= 1; `None`: the policy's."""
     crop_ratio: tuple[float, float] | None = None
+    """Range of the crop's width divided by its height, 0 < low <= high; `None`: the policy's."""
     flip_p: float | None = None
+    """Probability of a horizontal flip; `None`: the policy's."""
     rotation_p: float | None = None
+    """Probability of a rotation by 90, 180 or 270 degrees; `None`: the policy's."""
     jitter_p: float | None = None
+    """Probability of colour jitter; `None`: the policy's."""
     jitter_strength: float | None = None
+    """Strength of the colour jitter, 0 to 1.25; `None`: the policy's."""
     grey_p: float | None = None
+    """Probability of a grey view; `None`: the policy's."""
     blur_p: float | None = None
+    """Probability of a Gaussian blur; `None`: the policy's."""
     blur_sigma: tuple[float, float] | None = None
+    """Range of the blur's standard deviation in pixels of the view, 0 < low <= high; `None`: the policy's."""
     solarise_p: float | None = None
+    """Probability of solarising (values of 0.5 and more are inverted); `None`: the policy's."""
     jitter_saturation: float | None = None
+    """Largest change of saturation, 0 to 1; `None`: the policy's."""
 
     @pydantic.field_validator("only")
     @classmethod
-    def _in_one_order(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _sort_operations(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         unknown = sorted(set(names or ()) - set(OPERATIONS))
         if unknown:
             raise ValueError(f"augment.only {', '.join(map(repr, unknown))}: each is one of {', '.join(OPERATIONS)}")
         return None if names is None else tuple(name for name in OPERATIONS if name in names)
 
     @pydantic.model_validator(mode="after")
-    def _is_a_recipe(self) -> AugmentConfig:
+    def _check_policy(self) -> AugmentConfig:
         if self.recipe not in POLICIES:
             raise ValueError(f"augment.recipe {self.recipe!r}: it is one of {', '.join(POLICIES)}")
         for name in self.only or ():
@@ -92,27 +108,38 @@ class AugmentConfig(Section):
         return self
 
     def views(self) -> Policy:
-        """The recipe with the replacements in it."""
+        """Return the policy with the replacements in it."""
         given = self.model_dump(exclude={"recipe", "only"}, exclude_none=True)
         views = tuple(View.model_validate({**view.model_dump(), **given}) for view in POLICIES[self.recipe])
         return views if self.only is None else with_only(views, self.only)
 
 
 class BackboneConfig(Section):
-    """See ``backbones.build``. ``weights``: what training starts from in place of random ones: the directory of a run
-    (its newest checkpoint) or of a checkpoint, or a .safetensors file."""
+    """The network that is pretrained, and the weights it starts from."""
 
     name: str = "resnet50"
+    """Name of the backbone: convnet, autoencoder, resnet8, resnet20, wrn45-2, or a torchvision classification model."""
     stem: backbones.Stem = "standard"
+    """First layers of a ResNet: 7x7 with stride 2 and pooling (standard), 3x3 (small), or 3x3 with stride 2 (half).
+    Other backbones take standard only."""
     width: int | None = pydantic.Field(None, ge=1)
+    """Channels of the first stage of resnet8 and resnet20; `None`: 16. Other backbones take no width."""
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+    """Dropout after each ReLU of the convnet; other backbones take none."""
     weights: str | None = None
+    """Weights to start from: the directory of a run (its newest checkpoint) or of a checkpoint, or a `.safetensors`
+    file; `None`: random weights."""
 
     def build(self, image_size: int | None = None) -> backbones.Backbone:
-        """With random weights."""
+        """Build the backbone with random weights."""
         return backbones.build(image_size=image_size, **self._shape())
 
     def check(self, image_sizes: Collection[int]) -> None:
+        """Check that the backbone exists and takes images of these sizes.
+
+        Raises:
+            ConfigError: it does not.
+        """
         backbones.check(image_sizes=image_sizes, **self._shape())
 
     def _shape(self) -> dict[str, Any]:
@@ -120,15 +147,17 @@ class BackboneConfig(Section):
 
 
 class BatchConfig(Section):
-    """``size`` images make a step; they are embedded ``micro`` at a time, each with its own BatchNorm statistics.
-    ``labelled`` of them come from the labelled ones, for methods that learn from some labels."""
+    """The images of a training step."""
 
     size: int = pydantic.Field(256, ge=2)
+    """Images of the global batch, over all workers; a multiple of `micro`."""
     micro: int = pydantic.Field(256, ge=1)
+    """Images of a micro-batch, which are embedded together and have BatchNorm statistics of their own."""
     labelled: int = pydantic.Field(0, ge=0)
+    """Labelled images of the batch, for methods that learn from some labels."""
 
     @pydantic.model_validator(mode="after")
-    def _divides(self) -> BatchConfig:
+    def _check_multiples(self) -> BatchConfig:
         if self.size % self.micro:
             size, micro = self.size - self.size % self.micro, math.gcd(self.size, self.micro)
             tries = ([f"batch.size={size}"] if size else []) + [f"batch.micro={micro}"]
@@ -144,74 +173,96 @@ class BatchConfig(Section):
 
     @property
     def num_micro(self) -> int:
+        """Micro-batches of the global batch."""
         return self.size // self.micro
 
 
 class EngineConfig(Section):
-    """How a step is computed; none of it changes which model comes out, but for rounding."""
+    """Computation of a step. Up to rounding, these settings do not change the trained model."""
 
     precision: Literal["fp32", "bf16"] = "bf16"
+    """Numbers of the forward and backward passes; weights and optimizer state stay fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 1
+    """Stage of DeepSpeed's ZeRO: workers divide up nothing (0), the optimizer state (1), also gradients (2), also
+    weights (3)."""
 
 
 class ProbeConfig(Section):
-    """What is measured while training goes on. ``knn`` and ``linear``: ``queries`` labelled images of the pretraining
-    store are classified by ``bank`` others. ``rankme`` and ``lidar``: effective rank of ``bank`` images, no labels."""
+    """The online probe: a measure of the encoder while training continues."""
 
     kind: Literal["knn", "linear", "rankme", "lidar"] = "knn"
+    """Accuracy of a kNN or linear classifier on held-out labels, or (without labels) the effective rank of embeddings
+    by RankMe or LiDAR."""
     every_epochs: float = pydantic.Field(1, gt=0)
+    """Epochs between two measurements."""
     bank: int = pydantic.Field(4096, ge=1)
+    """Images that the classifier learns from, or whose rank is measured."""
     queries: int = pydantic.Field(1024, ge=1)
-    k: int = pydantic.Field(20, ge=1)  # knn
+    """Other images that it classifies (knn, linear)."""
+    k: int = pydantic.Field(20, ge=1)
+    """Neighbours that vote (knn)."""
 
     @property
     def tag(self) -> str:
-        """Of its values among a run's numbers."""
+        """Name of the probe's values in metrics.jsonl and TensorBoard."""
         return f"probe/{self.kind}"
 
 
 class CheckpointConfig(Section):
-    """Whole-state checkpoints: how often (one more at the end), how many of the newest are kept, and how many of the
-    best by the online probe beside them; ``mirror``: a URI (``s3://bucket/folder``) for copies under the run's name."""
+    """Checkpoints of the whole training state."""
 
     every_epochs: float = pydantic.Field(1, gt=0)
+    """Epochs between two checkpoints; there is one more at the end."""
     keep: int = pydantic.Field(2, ge=1)
+    """Number of newest checkpoints that are kept."""
     keep_best: int = pydantic.Field(1, ge=0)
+    """Number of best checkpoints by the online probe that are kept besides."""
     mirror: str | None = None
+    """URI of a folder (`s3://bucket/folder`) for copies of the checkpoints, under the run's name; `None`: no copies."""
 
 
 class MonitorConfig(Section):
-    """How often scalars are written, and which settings TensorBoard's HParams shows (None: all)."""
+    """Metrics in metrics.jsonl and TensorBoard."""
 
     every_steps: int = pydantic.Field(10, ge=1)
+    """Steps between two lines of metrics."""
     hparams: tuple[str, ...] | None = None
+    """Dotted keys that TensorBoard's HParams tab shows; `None`: all."""
 
 
 class Workers(Section):
-    """How many; in recipes a plain number is both."""
+    """The number of workers; a plain number stands for both bounds."""
 
     min: int = pydantic.Field(1, ge=1)
+    """Fewest workers with which a run starts or continues."""
     max: int = pydantic.Field(1, ge=1)
+    """Most workers; if `min` is smaller, a run continues with as many as there is room for."""
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _number_is_both(cls, value: Any) -> Any:
+    def _expand_number(cls, value: Any) -> Any:
         return value if isinstance(value, (Mapping, Workers)) else {"min": value, "max": value}
 
     @pydantic.model_validator(mode="after")
-    def _is_a_range(self) -> Workers:
+    def _check_bounds(self) -> Workers:
         if self.max < self.min:
             raise ValueError(f"cluster.workers {{min: {self.min}, max: {self.max}}}: max must not be below min")
         return self
 
 
 class ClusterConfig(Section):
-    """What Ray is asked for. ``workers`` only decides how fast a run is: a number, or ``{min: 1, max: 4}``, with which
-    a run goes on from its newest checkpoint with as many as there is room for, whenever one is lost or a node joins."""
+    """Ray resources of a run. These settings decide how fast a run is, not which model is trained."""
 
     workers: Workers = Workers()
+    """Number of workers: a plain number, or `{min: 1, max: 4}`. With two bounds, a run that loses a worker or gains a
+    node continues from its newest checkpoint with as many workers as there is room for."""
     cpus_per_worker: float = pydantic.Field(1, gt=0)
+    """CPU cores of each worker."""
     gpu: bool = False
-    max_failures: int = pydantic.Field(3, ge=0)  # restarts of the worker group before the run gives up
-    resize_every_s: float = pydantic.Field(60, gt=0)  # how often elastic workers look for more room
-    dashboard_port: int | None = pydantic.Field(None, ge=1, le=65535)  # of the Ray started here; None: no dashboard
+    """Give each worker a GPU."""
+    max_failures: int = pydantic.Field(3, ge=0)
+    """Restarts of the workers before the run gives up."""
+    resize_every_s: float = pydantic.Field(60, gt=0)
+    """Seconds between two checks for room for more workers."""
+    dashboard_port: int | None = pydantic.Field(None, ge=1, le=65535)
+    """Port of the dashboard of a Ray that is started here; `None`: no dashboard."""

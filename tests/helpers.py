@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.collectives import World
-from ssl_dist.config import ResolvedConfig, RunConfig
+from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override
 from ssl_dist.data import SamplePlan, open_store, resolve
 from ssl_dist.data.batches import Batches
@@ -45,6 +45,12 @@ def small_config(store: Path, **overrides: Any) -> RunConfig:
 def resolved_config(store: Path, **overrides: Any) -> ResolvedConfig:
     """Return ``small_config`` with the facts about its data; the store must exist."""
     return resolve(small_config(store, **overrides)).config
+
+
+def with_facts(config: RunConfig, num_samples: int, size_px: int = 16) -> ResolvedConfig:
+    """Return the config of a run on a store that does not exist."""
+    facts = DataFacts(num_images=num_samples, num_samples=num_samples, image_shape=(size_px, size_px, 3))
+    return ResolvedConfig.from_tree({**config.model_dump(), "facts": facts}, "with_facts")
 
 
 def smooth_method(config: RunConfig) -> Method:

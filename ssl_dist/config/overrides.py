@@ -1,4 +1,4 @@
-"""Recipes as text: YAML files, dotted ``key=value`` overrides, errors that name the key and its nearest neighbour."""
+"""Reading of recipes: YAML files, dotted ``key=value`` overrides, and messages that name the nearest known key."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ def _find_recipe(path: str | os.PathLike[str]) -> Path:
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """``"optim.lr=0.3"`` -> ``("optim.lr", 0.3)``; the value is read as YAML."""
+    """Parse ``"optim.lr=0.3"`` into ``("optim.lr", 0.3)``; the value is read as YAML.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write it as key=value, e.g. --set optim.lr=0.3")
@@ -36,10 +40,10 @@ def parse_override(text: str) -> tuple[str, Any]:
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """The sections of a recipe given by path, or by the name of one that comes with the package.
+    """Read a recipe's sections from a file, or from the recipe of that name that comes with the package.
 
     Raises:
-        ConfigError: no such recipe, or not YAML of sections.
+        ConfigError: there is no such recipe, or it is not YAML of sections.
     """
     file = _find_recipe(path)
     try:
@@ -62,7 +66,7 @@ def put_override(tree: dict[str, Any], key: str, value: Any) -> None:
 
 
 def explain(error: pydantic.ValidationError, known_keys: list[str]) -> str:
-    """All that is wrong in one line: dotted keys, values, and the nearest key where one was misspelt."""
+    """Describe all errors in one line: dotted keys, values, and the nearest known key of each unknown one."""
     return "; ".join(_explain_one(one, known_keys) for one in error.errors())
 
 
@@ -81,7 +85,7 @@ def _explain_one(error: Any, known: list[str]) -> str:
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted key and value of every leaf of a nested mapping."""
+    """Yield the dotted key and the value of every leaf of a nested mapping."""
     if isinstance(value, Mapping):
         for key, inner in value.items():
             yield from flatten(inner, f"{prefix}.{key}" if prefix else key)

@@ -1,4 +1,4 @@
-"""A run whose data was looked at: its settings, the facts found out about its data, and its length in steps."""
+"""Resolved config: the settings of a run with the facts about its data, from which follows its length in steps."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from ssl_dist.uris import without_secrets
 
 
 class DataFacts(Section):
-    """Facts about a run's data, found out when it starts and checked whenever it resumes: with others it would be
-    another run."""
+    """Facts about a run's data and initial weights: found when the run starts, and checked whenever it resumes."""
 
     num_images: int
     """Images in the store."""
@@ -31,7 +30,7 @@ class DataFacts(Section):
 
 
 class Plan(Section):
-    """A run in steps."""
+    """The length of a run in steps."""
 
     num_samples: int
     total_steps: int
@@ -45,10 +44,10 @@ class Plan(Section):
 
 
 class ResolvedConfig(RunConfig):
-    """The settings of a run and the facts about its data: everything that decides which model comes out.
+    """The settings of a run and the facts about its data, which together decide which model is trained.
 
-    ``data.resolve`` makes one. Paths in it are absolute. Files of older versions, which have the facts among the
-    settings, are read as well.
+    ``data.resolve`` makes one, with absolute paths. Files of older versions, which have the facts among the settings,
+    are read as well.
     """
 
     facts: DataFacts

@@ -1,4 +1,4 @@
-"""One typed, frozen object for the command line, YAML recipes and sweeps; epochs become steps here, once."""
+"""All settings of a run as one typed, frozen object, which the command line, YAML recipes and sweeps share."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class RunConfig(Section):
     """All settings of a run. ``load`` makes one from a recipe and dotted overrides."""
 
     seed: int = pydantic.Field(0, ge=0, lt=2**63)
+    """Seed of everything random: weights, order of images, augmentation, dropout."""
     epochs: float = pydantic.Field(100, gt=0)
+    """Length of the run in epochs; parts of an epoch are possible."""
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
     backbone: BackboneConfig = BackboneConfig()
@@ -50,6 +52,7 @@ class RunConfig(Section):
     optim: OptimConfig = OptimConfig()
     engine: EngineConfig = EngineConfig()
     probe: ProbeConfig | None = ProbeConfig()
+    """The online probe: a measure of the encoder while training continues; `None`: no probe."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     monitor: MonitorConfig = MonitorConfig()
     cluster: ClusterConfig = ClusterConfig()
@@ -75,7 +78,7 @@ class RunConfig(Section):
         return value
 
     @pydantic.model_validator(mode="after")
-    def _possible(self) -> RunConfig:
+    def _check_combination(self) -> RunConfig:
         self.backbone.check(self.view_sizes)
         if self.optim.name == "lars" and self.engine.zero_stage == 3:
             raise ValueError(
@@ -143,13 +146,13 @@ class RunConfig(Section):
 
     @property
     def num_labelled(self) -> int:
-        """Images of a step whose labels the method sees."""
+        """Number of images of a step whose labels the method sees."""
         every = methods.load(self.method.name).uses_labels == "all"
         return self.batch.size if every else self.batch.labelled
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], overrides: Mapping[str, Any] | None = None) -> Self:
-        """Read a recipe and put overrides over it.
+        """Read a recipe and apply overrides to it.
 
         Args:
             path: a YAML file, or the name of a recipe that comes with the package (``simclr-cifar10``).
@@ -165,7 +168,11 @@ class RunConfig(Section):
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], origin: str) -> Self:
-        """Validate a nested mapping; ``origin`` says in messages where it came from."""
+        """Validate a nested mapping; messages begin with ``origin``, which names its source.
+
+        Raises:
+            ConfigError: an unknown key, or a value out of range.
+        """
         try:
             return cls.model_validate(tree)
         except pydantic.ValidationError as error:
@@ -175,23 +182,28 @@ class RunConfig(Section):
             raise ConfigError(f"{origin}: {explain(error, list(known))}") from None
 
     def initial_backbone(self) -> Backbone:
-        """The backbone with random weights, the same wherever it is called."""
+        """Build the backbone with random weights, which depend on the seed alone."""
         torch.manual_seed(self.seed)
         return self.backbone.build(next(iter(self.view_sizes), None))
 
     def initial_method(self, weights: Mapping[str, Tensor] | None = None) -> Method:
-        """The method with random weights, the same wherever it is called, or with these in the backbone."""
+        """Build the method with random weights, which depend on the seed alone.
+
+        Args:
+            weights: tensors of the backbone that replace its random ones.
+        """
         backbone = self.initial_backbone()
         if weights:
             backbone.load_state_dict(weights)
         return methods.load(self.method.name)(backbone, self.method)
 
     def flat(self) -> dict[str, Any]:
-        """Dotted key -> value, for hyperparameter tables."""
+        """Return all values by dotted key, for tables of hyperparameters."""
         return dict(flatten(self.model_dump(mode="json")))
 
 
 def _known_keys(model: type[pydantic.BaseModel], prefix: str, method: str) -> Iterator[str]:
+    """Yield all dotted keys of a config with this method."""
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
         kinds = (info.annotation, *getattr(info.annotation, "__args__", ()))

@@ -1,8 +1,8 @@
-"""This worker's part of each global batch: which micro-batches, their pixels fetched ahead, their views on demand.
+"""One worker's batches: its micro-batches of each global batch, with pixels fetched ahead and views made on demand.
 
-M micro-batches of m images a step, W workers. Each worker has ``num_slots`` = ceil(M / W) slots, the same number
-everywhere so that collectives match; a slot without a micro-batch is embedded with zero weight. Where a method learns
-from some labels, the first images of every micro-batch are from the labelled ones.
+A step has M micro-batches of m images, shared out among W workers. Each worker has ``num_slots`` = ceil(M / W) slots,
+the same number everywhere, so that all workers call the same collectives; a slot without a micro-batch is embedded with
+zero weight.
 """
 
 from __future__ import annotations
@@ -27,16 +27,17 @@ from ssl_dist.methods import TrainingProgress, Views
 
 @dataclass(frozen=True)
 class Batch:
-    """One step's share of one worker.
+    """One worker's part of a global batch.
 
     Attributes:
         step: number of the step.
         micro_batches: numbers of this worker's micro-batches in the global batch.
         num_slots: at least ``len(micro_batches)``, equal on all workers.
         images: uint8 ``[n, H, W, 3]``, n = m * len(micro_batches).
-        ids, epochs: int64 ``[n]``.
-        labels: int64 ``[n]``, -1 where there is none that the method may see.
-        progress: before the step.
+        ids, epochs: int64 ``[n]``, the images' sample ids and the epochs they are drawn in.
+        config: the run's.
+        labels: int64 ``[n]``; -1: the image has no label, or the method may not see it.
+        progress: progress of training before the step.
     """
 
     step: int
@@ -46,22 +47,21 @@ class Batch:
     ids: Tensor
     epochs: Tensor
     config: RunConfig
-
     labels: Tensor
     progress: TrainingProgress
 
     @property
     def size(self) -> int:
-        """Images of a micro-batch."""
+        """Number of images of a micro-batch."""
         return self.config.batch.micro
 
     def noise_seed(self, slot: int) -> int:
-        """For what is random in the slot's micro-batch, the same on whichever worker it is."""
+        """Return the seed of a slot's noise (dropout and the like), which does not depend on the worker."""
         number = self.micro_batches[slot] if slot < len(self.micro_batches) else self.config.batch.num_micro
         return derive_seed(self.config.seed, self.step, number)
 
     def views(self, slot: int, device: torch.device) -> Views:
-        """Views and labels of the slot's micro-batch, the same at each call; zeros where it has none."""
+        """Make the views and labels of a slot's micro-batch, the same at each call; an empty slot gets zeros."""
         recipe = self.config.augment.views()
         real = slot < len(self.micro_batches)
         rows = slice(slot * self.size, (slot + 1) * self.size) if real else slice(0, 0)
@@ -76,7 +76,7 @@ class Batch:
 
 
 class Batches:
-    """Iterates over the steps of a run from any step, with a thread that gathers pixels ahead.
+    """An iterator over the steps of a run from any step on, with a thread that gathers pixels ahead.
 
     Attributes:
         waited_s: seconds that the consumer has waited for data so far.
@@ -88,7 +88,7 @@ class Batches:
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
-        """One batch is fetched ahead: with that in use, two are in memory."""
+        """Yield the batches. One is fetched ahead, so with the one in use there are two in memory."""
         ready: queue.Queue[Batch | BaseException] = queue.Queue()
         wanted, stop = threading.Semaphore(1), threading.Event()
 
@@ -99,7 +99,7 @@ class Batches:
                     if stop.is_set():
                         return
                     ready.put(self.fetch(step))
-            except BaseException as error:  # handed to the consumer, who raises it
+            except BaseException as error:  # the consumer raises it
                 ready.put(error)
 
         thread = threading.Thread(target=fetch, name="fetch-batches", daemon=True)
@@ -119,7 +119,7 @@ class Batches:
             thread.join()
 
     def fetch(self, step: int) -> Batch:
-        """This worker's share of one step."""
+        """Fetch this worker's part of one step."""
         config, store, sizes = self._plan.config, self._plan.store, self._plan.config.batch
         mine = self._world.share(sizes.num_micro)
         store.prepare(*self._plan.needed_shards(step))
@@ -140,6 +140,6 @@ class Batches:
 
 
 def _pinned(images: np.ndarray, device: torch.device) -> Tensor:
-    """Page-locked on the way to CUDA, so that the copy overlaps with compute (untested without a GPU)."""
+    """Turn images into a tensor, page-locked for CUDA, so that the copy overlaps with compute (untested on a GPU)."""
     tensor = torch.from_numpy(images)
     return tensor.pin_memory() if device.type == "cuda" else tensor

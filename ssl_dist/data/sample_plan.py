@@ -36,7 +36,8 @@ class SamplePlan:
     """
 
     def __init__(self, config: RunConfig, store: Images) -> None:
-        """
+        """Read the labels, if they are needed, and choose the orders.
+
         Raises:
             ConfigError: labels are needed and missing, or the method has no class for one of them.
         """

@@ -1,4 +1,4 @@
-"""Recipes and overrides: one object, errors that name the key and the mend."""
+"""Recipes and overrides make one object; errors name the key and the remedy."""
 
 from __future__ import annotations
 
@@ -12,19 +12,13 @@ from ssl_dist.augment import OPERATIONS, POLICIES
 from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import RECIPE_FOLDER, parse_override
 from ssl_dist.errors import ConfigError
-from tests.helpers import small_config
+from tests.helpers import small_config, with_facts
 
 STORE = Path("/nowhere/store")
 
 
 def load(**overrides: Any) -> RunConfig:
     return RunConfig.load("simclr-cifar10", {key.replace("__", "."): value for key, value in overrides.items()})
-
-
-def resolved(config: RunConfig, num_samples: int, size_px: int = 16) -> ResolvedConfig:
-    """Add facts without a store."""
-    facts = DataFacts(num_images=num_samples, num_samples=num_samples, image_shape=(size_px, size_px, 3))
-    return ResolvedConfig.from_tree({**config.model_dump(), "facts": facts}, "resolved")
 
 
 @pytest.mark.parametrize("recipe", sorted(RECIPE_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
@@ -113,14 +107,14 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
         ({"epochs": "many"}, "epochs: Input should be a valid number"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_mend(overrides: dict[str, Any], message: str) -> None:
+def test_errors_name_the_key_and_the_remedy(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load(**overrides)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_a_missing_recipe_names_those_there_are(tmp_path: Path) -> None:
+def test_a_missing_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"recipe nope: no such file; .*simclr-cifar10"):
         RunConfig.load("nope")
     (tmp_path / "list.yaml").write_text("[1, 2]")
@@ -144,24 +138,24 @@ def test_overrides_are_read_as_yaml(text: str, expected: tuple[str, Any]) -> Non
     assert parse_override(text) == expected
 
 
-def test_numbers_that_yaml_takes_for_text_are_numbers() -> None:
-    """YAML 1.1 wants a point in 1e-3; the schema does not."""
+def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
+    """Read 1e-3 as a number, although YAML 1.1 asks for a point in it."""
     assert RunConfig.load("simclr-cifar10", dict([parse_override("optim.lr=1e-3")])).optim.lr == 0.001
 
 
 @pytest.mark.parametrize("text", ["optim.lr", "=3", "a=[1"])
-def test_overrides_that_are_none_are_refused(text: str) -> None:
+def test_malformed_overrides_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         parse_override(text)
 
 
 def test_epochs_become_steps_once(tmp_path: Path) -> None:
     config = small_config(tmp_path / "s", epochs=2.5, batch={"size": 12, "micro": 4}, optim__warmup_epochs=0.5)
-    plan = resolved(config, 51).plan()
+    plan = with_facts(config, 51).plan()
     assert (plan.total_steps, plan.warmup_steps) == (math.floor(2.5 * 51 / 12), 2)
     assert [step for step in range(1, 11) if plan.is_time(step, 1)] == [5, 9, 10]  # 4.25, 8.5 and the end
     with pytest.raises(ConfigError, match=r"epochs 2\.5 of 4 images are less than one batch of 12: raise epochs to 3"):
-        resolved(config, 4).plan()
+        with_facts(config, 4).plan()
 
 
 def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
@@ -182,7 +176,7 @@ def test_the_fingerprint_changes_with_every_setting_and_fact() -> None:
         {"cluster__workers": 3},
         {"probe": None},
     ]
-    configs = [*(resolved(load(**change), 51) for change in changes), resolved(load(), 52)]
+    configs = [*(with_facts(load(**change), 51) for change in changes), with_facts(load(), 52)]
     assert len({config.fingerprint() for config in configs}) == len(configs)
 
 
@@ -215,7 +209,7 @@ def test_a_config_survives_its_own_json() -> None:
     assert {view.size_px for view in config.augment.views()} == {24}
 
 
-def test_only_the_named_operations_happen_in_whatever_order_they_are_named() -> None:
+def test_only_the_named_operations_happen_whatever_their_order() -> None:
     config = load(augment={"recipe": "simclr", "only": ["rotation", "crop"], "crop_scale": [0.2, 1.0]})
     for view in config.augment.views():
         happens = {name for name, (key, _) in OPERATIONS.items() if getattr(view, key)}
@@ -225,10 +219,10 @@ def test_only_the_named_operations_happen_in_whatever_order_they_are_named() -> 
 
 
 def test_a_backbone_is_made_for_the_size_of_its_views() -> None:
-    config = resolved(load(backbone={"name": "vit_b_16"}), 51, size_px=48)
+    config = with_facts(load(backbone={"name": "vit_b_16"}), 51, size_px=48)
     assert (config.view_sizes, config.initial_method().backbone.image_size) == ((48, 48), 48)
-    config = resolved(load(backbone={"name": "vit_b_16"}, augment__size_px=32), 51, size_px=48)
+    config = with_facts(load(backbone={"name": "vit_b_16"}, augment__size_px=32), 51, size_px=48)
     assert (config.view_sizes, config.initial_method().backbone.image_size) == ((32, 32), 32)
     with pytest.raises(ConfigError, match="backbone vit_b_16 takes images of a multiple of 16 px: these have 40"):
-        resolved(load(backbone={"name": "vit_b_16"}), 51, size_px=40)
+        with_facts(load(backbone={"name": "vit_b_16"}), 51, size_px=40)
     assert load().view_sizes == (), "no store was opened"

@@ -1,4 +1,4 @@
-"""The order of samples: a permutation, a pure function, in O(1) memory."""
+"""The order of samples is a permutation, a pure function of the position, and takes O(1) memory."""
 
 import tracemalloc
 
@@ -80,14 +80,7 @@ UNEQUAL = [500, 0, 37, 512, 1, 512, 300, 0, 512, 129]  # rows of shards; 2503 in
 @pytest.mark.parametrize("rows", [[1], [3, 4], [512] * 5, UNEQUAL])
 def test_an_epoch_in_windows_has_each_sample_once(rows: list[int], window: int) -> None:
     windows = WindowedOrder(3, rows, window)
-    epochs = [
-        windows.sample_ids(
-            epoch,
-            0,
-            sum(rows),
-        )
-        for epoch in range(3)
-    ]
+    epochs = [windows.sample_ids(epoch, 0, sum(rows)) for epoch in range(3)]
     for ids in epochs:
         assert ids.dtype == np.int64
         assert sorted(ids.tolist()) == list(range(sum(rows)))
@@ -106,7 +99,7 @@ def test_any_part_of_the_stream_of_windows_equals_that_part_of_the_whole() -> No
         assert np.array_equal(part[1], epochs[start:stop])
 
 
-def test_a_window_touches_its_shards_alone_and_they_are_known_ahead() -> None:
+def test_a_window_needs_its_shards_alone_and_they_are_announced() -> None:
     windows = WindowedOrder(1, UNEQUAL, 700)
     shard_of = np.repeat(np.arange(10), UNEQUAL)
     ids, _ = windows.stream(0, 5 * 2503)
@@ -116,7 +109,7 @@ def test_a_window_touches_its_shards_alone_and_they_are_known_ahead() -> None:
         assert set(shard_of[ids[start : start + 64]]) <= set(now)
         assert sum(UNEQUAL[shard] for shard in now) < 2 * (windows.width + 512)
         if announced and set(now) - set(announced):
-            pytest.fail(f"{now} touched before it was announced, {announced}")
+            pytest.fail(f"{now} are needed, and only {announced} were announced")
         announced = [*now, *soon]
     assert windows.needed_shards(0, 0) == ([], windows.needed_shards(0, 1).now)
 

@@ -1,4 +1,4 @@
-"""Which images a step has and which of their labels are seen: by seed and step alone, labelled ones first."""
+"""The sample plan: seed and step alone decide the images of a step and the labels that the method sees."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HIDDEN = 40  # of the small store's 51 images: labels are known of 11
 
 @pytest.fixture
 def labels(small_store: Path) -> np.ndarray:
-    """Of the small store, of which most are hidden."""
+    """Hide most labels of the small store."""
     known = ImageStore(small_store).labels.copy()
     known[np.random.default_rng(0).permutation(len(known))[:HIDDEN]] = -1
     return known
@@ -50,9 +50,9 @@ def sample_plan(config: RunConfig) -> SamplePlan:
 
 
 def whole_steps(config: RunConfig, steps: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ids, epochs and labels ``[steps, micro-batches, m]``."""
-    made, sizes = sample_plan(config), config.batch
-    found = [made.select(step, range(sizes.num_micro)) for step in steps]
+    """Return ids, epochs and labels ``[steps, micro-batches, m]``."""
+    plan, sizes = sample_plan(config), config.batch
+    found = [plan.select(step, range(sizes.num_micro)) for step in steps]
     ids, epochs, seen = (np.stack(part).reshape(-1, sizes.num_micro, sizes.micro) for part in zip(*found, strict=True))
     return ids, epochs, seen
 
@@ -68,10 +68,10 @@ def test_labelled_images_come_first_in_each_micro_batch(small_store: Path, label
 @pytest.mark.parametrize(
     ("size", "micro"), [(64, 32), (96, 48), (192, 96), (672, 168)], ids=["1:1", "1:2", "1:5", "1:20"]
 )
-def test_thirty_two_labelled_images_beside_as_many_others_as_one_likes(
+def test_thirty_two_labelled_images_stand_beside_any_number_of_others(
     small_store: Path, label_file: str, size: int, micro: int
 ) -> None:
-    """The ratios that FixMatch's recipe names."""
+    """Try the ratios that FixMatch's recipe names."""
     batch = {"size": size, "micro": micro, "labelled": 32}
     config = small_config(small_store, data__label_file=label_file, **{**SOME, "batch": batch})
     _, _, seen = whole_steps(config, range(3))
@@ -95,7 +95,7 @@ def test_each_stream_has_each_of_its_images_once_an_epoch(
 
 
 @pytest.mark.parametrize("settings", [{}, SOME, ALL], ids=["none", "some", "all"])
-def test_any_step_and_any_share_is_reached_at_once(
+def test_any_micro_batches_of_any_step_are_computed_alone(
     small_store: Path, label_file: str, settings: dict[str, Any]
 ) -> None:
     config = small_config(small_store, data__label_file=label_file, **settings)
@@ -130,15 +130,15 @@ def test_a_method_that_needs_all_labels_gets_labelled_images_only(
     assert sample_plan(small_config(small_store, data__label_file=label_file, **SOME)).num_samples == 51
 
 
-def test_an_epoch_of_stratified_batches_is_of_the_images_that_have_a_label(small_store: Path, label_file: str) -> None:
+def test_an_epoch_of_stratified_batches_has_the_images_with_a_label(small_store: Path, label_file: str) -> None:
     config = small_config(small_store, data__label_file=label_file, data__stratified=True)
     ids, _, seen = whole_steps(config, range(40))
     assert sample_plan(config).num_samples == len(np.unique(ids)) == 11
-    assert (seen == -1).all(), "they are drawn by label, and none is seen"
+    assert (seen == -1).all(), "images are drawn by label, and the method sees none"
     assert sample_plan(small_config(small_store, data__stratified=True)).num_samples == 51
 
 
-def test_batches_hand_labels_on(small_store: Path, label_file: str) -> None:
+def test_batches_have_the_labels_of_the_plan(small_store: Path, label_file: str) -> None:
     config = small_config(small_store, data__label_file=label_file, **SOME)
     store = ImageStore(small_store)
     batch = Batches(SamplePlan(config, store), World(0, 2), 0, 9).fetch(4)
@@ -151,7 +151,7 @@ def test_batches_hand_labels_on(small_store: Path, label_file: str) -> None:
     assert batch.progress.epoch == 4 * 8 / 51, "an epoch is of the others"
 
 
-def test_noise_is_of_the_micro_batch_and_not_of_its_worker(small_store: Path) -> None:
+def test_noise_depends_on_the_micro_batch_and_not_on_its_worker(small_store: Path) -> None:
     config, store = small_config(small_store), ImageStore(small_store)
     alone = Batches(SamplePlan(config, store), World(), 0, 9).fetch(4)
     second = Batches(SamplePlan(config, store), World(1, 2), 0, 9).fetch(4)
@@ -161,7 +161,7 @@ def test_noise_is_of_the_micro_batch_and_not_of_its_worker(small_store: Path) ->
     assert Batches(SamplePlan(config, store), World(), 0, 9).fetch(5).noise_seed(0) not in seeds
 
 
-def test_each_block_has_one_of_each_group() -> None:
+def test_each_block_has_one_sample_of_each_label() -> None:
     labels = np.array([5, 0, 2, -1, 0, 0, 2, 5, -1, 0, 5, 0, 0])
     stream = StratifiedOrder(3, labels).stream
     ids, epochs = stream(0, 90)
@@ -172,7 +172,7 @@ def test_each_block_has_one_of_each_group() -> None:
         for epoch in range(30 // count):
             assert sorted(ids[mine & (epochs == epoch)]) == np.flatnonzero(labels == label).tolist()
     orders = {tuple(block) for block in labels[ids].reshape(30, 3).tolist()}
-    assert len(orders) == 6, "a group's place in its block is random"
+    assert len(orders) == 6, "the order of labels in a block is random"
     for start, stop in ((0, 0), (1, 2), (4, 11), (50, 90)):
         part = stream(start, stop)
         assert np.array_equal(part[0], ids[start:stop])
@@ -205,7 +205,7 @@ def test_stratified_batches_have_as_many_of_each_label(
 
 
 def archive(array: np.ndarray) -> bytes:
-    """A .npz."""
+    """Make a .npz."""
     content = io.BytesIO()
     np.savez(content, array)
     return content.getvalue()
@@ -243,14 +243,16 @@ def test_a_label_file_that_does_not_fit_is_refused(
         sample_plan(small_config(small_store, data__label_file=str(file), **ALL))
 
 
-def test_strata_without_labels_are_refused(small_store: Path, tmp_path: Path) -> None:
+def test_stratified_batches_without_labels_are_refused(small_store: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.full(51, -1))
     settings = {"data__label_file": str(tmp_path / "labels.npy"), "data__stratified": True}
     with pytest.raises(ConfigError, match=r"data\.stratified needs labels, and .*labels\.npy has none"):
         sample_plan(small_config(small_store, **settings))
 
 
-def test_a_run_goes_on_with_the_labels_it_began_with(small_store: Path, label_file: str, labels: np.ndarray) -> None:
+def test_a_run_resumes_with_the_labels_it_began_with_only(
+    small_store: Path, label_file: str, labels: np.ndarray
+) -> None:
     config = small_config(small_store, data__label_file=label_file, **ALL)
     began = resolve(config).config
     assert (began.facts.num_images, began.facts.num_samples) == (51, 11)
@@ -261,7 +263,7 @@ def test_a_run_goes_on_with_the_labels_it_began_with(small_store: Path, label_fi
         began.expect_same_data(resolve(config).config)
 
 
-def test_a_run_begun_with_the_stores_labels_does_not_go_on_with_a_files(small_store: Path, label_file: str) -> None:
+def test_a_run_begun_with_the_stores_labels_does_not_resume_with_a_files(small_store: Path, label_file: str) -> None:
     began = resolved_config(small_store)
     found = resolved_config(small_store, data__label_file=label_file)
     with pytest.raises(StoreError, match=r"where the run began with None: set data\.label_file to what it was"):
@@ -270,7 +272,7 @@ def test_a_run_begun_with_the_stores_labels_does_not_go_on_with_a_files(small_st
 
 @pytest.fixture(scope="module")
 def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small store in six shards of nine images, the last of six."""
+    """Build the small store with six shards: five of nine images, one of six."""
     path = tmp_path_factory.mktemp("stores") / "shards"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "SHARD_FILES", 9)
@@ -282,14 +284,14 @@ WINDOWS = {"data__order": "shards", "data__window": 18}
 
 
 @pytest.mark.parametrize("settings", [{}, SOME, ALL], ids=["none", "some", "all"])
-def test_steps_in_windows_need_the_shards_that_they_say(
+def test_steps_in_windows_announce_the_shards_that_they_need(
     shards: Path, label_file: str, settings: dict[str, Any]
 ) -> None:
     config = small_config(shards, data__label_file=label_file, **WINDOWS, **settings)
-    made, announced = sample_plan(config), set[int]()
+    plan, announced = sample_plan(config), set[int]()
     whole = [part.reshape(12, -1) for part in whole_steps(config, range(12))]
     for step in range(12):
-        now, soon = made.needed_shards(step)
+        now, soon = plan.needed_shards(step)
         assert set(whole[0][step] // 9) <= set(now)
         assert not step or set(now) <= announced
         announced = {*now, *soon}
@@ -311,7 +313,7 @@ def test_labels_in_windows_are_each_seen_once_an_epoch(shards: Path, labels: np.
     assert np.array_equal(seen[:, :, mine], labels[ids[:, :, mine]])
 
 
-def test_a_stand_in_is_of_the_same_window(shards: Path, tmp_path: Path) -> None:
+def test_a_damaged_image_is_replaced_by_one_of_its_window(shards: Path, tmp_path: Path) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(shards, copy)
     batch = ImageStore(copy).manifest.shards[2].batches[0]
@@ -331,12 +333,12 @@ def test_a_stand_in_is_of_the_same_window(shards: Path, tmp_path: Path) -> None:
     assert not (whole_steps(alone, range(12))[0] // 9 == 2).any(), "a window of a damaged shard alone borrows"
 
 
-def test_strata_in_windows_are_refused(shards: Path) -> None:
+def test_stratified_batches_in_windows_are_refused(shards: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.stratified with data\.order shards: .* set data\.order=full"):
         small_config(shards, data__stratified=True, **WINDOWS)
 
 
-def test_a_run_in_windows_goes_on_with_the_shards_it_began_with(shards: Path, small_store: Path) -> None:
+def test_a_run_in_windows_resumes_with_the_shards_it_began_with_only(shards: Path, small_store: Path) -> None:
     began = resolved_config(shards, **WINDOWS)
     began.expect_same_data(resolved_config(shards, **WINDOWS))
     with pytest.raises(StoreError, match=r"shards_digest .*: set data\.store to what it was"):
@@ -344,7 +346,7 @@ def test_a_run_in_windows_goes_on_with_the_shards_it_began_with(shards: Path, sm
     assert resolved_config(shards).facts.shards_digest is None, "a full order does not depend on it"
 
 
-def test_a_probe_of_a_run_in_windows_asks_the_shards_of_one_window(shards: Path) -> None:
+def test_a_probe_of_a_run_in_windows_reads_the_shards_of_one_window(shards: Path) -> None:
     probe = Probe(small_config(shards, probe={"bank": 10, "queries": 4}, **WINDOWS), ImageStore(shards))
     assert probe.num_bank == 10
     assert len(set(probe.ids)) == 14
