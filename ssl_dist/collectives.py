@@ -12,6 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+Group = dist.ProcessGroup | None  # None: the default group, or this process alone if there is no group
+
 
 @dataclass(frozen=True)
 class World:
@@ -65,15 +67,14 @@ class RowCounts:
 
     counts: tuple[int, ...]
     rank: int = 0
-    group: dist.ProcessGroup | None = None
+    group: Group = None
 
     @classmethod
-    def of(cls, rows: Tensor, group: dist.ProcessGroup | None = None) -> RowCounts:
+    def of(cls, rows: Tensor, group: Group = None) -> RowCounts:
         """Count the rows of all ranks; every rank calls, with its own ``[n, ...]``.
 
         Args:
             rows: this rank's rows.
-            group: None: the default group, or this process alone if there is no group.
         """
         if not _has_several_ranks(group):
             return cls((len(rows),), 0, group)
@@ -112,7 +113,7 @@ class RowCounts:
         return torch.cat([part[:count] for part, count in zip(parts, self.counts, strict=True)])
 
 
-def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def sum_over_ranks(values: Tensor, group: Group = None) -> Tensor:
     """Add ``values`` up over ranks, for use where all ranks compute the same loss from the sum alone.
 
         S = sum over ranks x_r      dL/dx_r = dL/dS
@@ -121,12 +122,11 @@ def sum_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Te
 
     Args:
         values: a tensor of equal shape on all ranks; every rank calls.
-        group: None: the default group, or this process alone if there is no group.
     """
     return _Sum.apply(values, group) if _has_several_ranks(group) else values
 
 
-def sum_gradient_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def sum_gradient_over_ranks(values: Tensor, group: Group = None) -> Tensor:
     """Return ``values`` unchanged and add their gradient up over ranks in the backward pass.
 
     This is for a tensor that is equal on all ranks (such as a sum over ranks) and that each rank combines with rows of
@@ -136,30 +136,27 @@ def sum_gradient_over_ranks(values: Tensor, group: dist.ProcessGroup | None = No
 
     Args:
         values: equal on all ranks; every rank calls, in the forward and in the backward pass.
-        group: None: the default group, or this process alone if there is no group.
     """
     return _GradientSum.apply(values, group) if _has_several_ranks(group) else values
 
 
-def subtract_global_mean(rows: Tensor, total: int, group: dist.ProcessGroup | None = None) -> Tensor:
+def subtract_global_mean(rows: Tensor, total: int, group: Group = None) -> Tensor:
     """Subtract the mean over the rows of all ranks; the gradient flows through the mean too. Every rank calls.
 
     Args:
         rows: ``[n, ...]`` of this rank; n may be 0.
         total: number of rows of all ranks.
-        group: None: the default group, or this process alone if there is no group.
     """
     return rows - sum_gradient_over_ranks(sum_over_ranks(rows.sum(0), group), group) / total
 
 
-def log_sum_exp_over_ranks(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+def log_sum_exp_over_ranks(values: Tensor, group: Group = None) -> Tensor:
     """Return ``log sum exp`` over the rows of all ranks, for use with this rank's own rows.
 
     The backward pass adds the gradient up over ranks, as ``sum_gradient_over_ranks`` does.
 
     Args:
         values: ``[n, ...]`` of this rank; n may differ and be 0. Every rank calls, forward and backward.
-        group: None: the default group, or this process alone if there is no group.
 
     Returns:
         ``[...]``, equal on all ranks; finite if any row is.
@@ -172,11 +169,11 @@ def log_sum_exp_over_ranks(values: Tensor, group: dist.ProcessGroup | None = Non
     return sum_gradient_over_ranks(sum_over_ranks((local - largest).exp(), group), group).log() + largest
 
 
-def _has_several_ranks(group: dist.ProcessGroup | None) -> bool:
+def _has_several_ranks(group: Group) -> bool:
     return dist.is_initialized() and dist.get_world_size(group) > 1
 
 
-def _all_reduced(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def _all_reduced(values: Tensor, group: Group) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)
     dist.all_reduce(total, group=group)
     return total
@@ -184,7 +181,7 @@ def _all_reduced(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
 
 class _Sum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: FunctionCtx, values: Tensor, group: Group) -> Tensor:
         return _all_reduced(values, group)
 
     @staticmethod
@@ -194,7 +191,7 @@ class _Sum(torch.autograd.Function):
 
 class _GradientSum(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: FunctionCtx, values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: FunctionCtx, values: Tensor, group: Group) -> Tensor:
         ctx.group = group  # type: ignore[attr-defined]
         return values.view_as(values)
 

@@ -1,4 +1,4 @@
-"""Backbones: their sizes, stems and shapes; what they refuse."""
+"""Tests of backbones: their features, stems and shapes, and the options that they refuse."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def convolutions(network: nn.Module) -> list[nn.Conv2d]:
     return [module for module in network.modules() if isinstance(module, nn.Conv2d)]
 
 
-def test_names_are_ours_and_torchvisions() -> None:
+def test_names_are_built_in_ones_and_torchvisions() -> None:
     found = backbones.names()
     assert found[:5] == ["convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder"]
     assert set(found[5:]) == set(torchvision.models.list_models(module=torchvision.models))
@@ -101,7 +101,7 @@ def test_torchvisions_networks_lose_their_classifier_and_nothing_else(name: str)
 
 
 @pytest.mark.parametrize(("name", "dim"), [("convnet", 512), ("resnet8", 64), ("wrn45-2", 128), ("autoencoder", 2048)])
-def test_our_networks_have_their_known_dims(name: str, dim: int) -> None:
+def test_built_in_networks_have_their_known_dims(name: str, dim: int) -> None:
     assert made(name).dim == dim
 
 
@@ -116,7 +116,7 @@ def test_the_wide_resnet_has_45_convolutions(stem: Stem) -> None:
     assert {module.negative_slope for module in network.modules() if isinstance(module, nn.LeakyReLU)} == {0.1}
 
 
-def test_a_pre_activation_block_is_what_it_says() -> None:
+def test_a_pre_activation_block_equals_its_definition() -> None:
     block, x = PreActivationBlock(4, 6, stride=2, convolved_skip=True).eval(), torch.randn(2, 4, 6, 6)
     scale = 1 / (1 + 1e-5) ** 0.5  # BatchNorm as it is initialised
 
@@ -150,7 +150,7 @@ def test_the_stem_sets_the_size_of_the_first_maps(name: str, stem: Stem, stride:
 
 
 @pytest.mark.parametrize("name", built_in.NAMES)
-def test_our_networks_pool_their_map(name: str) -> None:
+def test_built_in_networks_pool_their_map(name: str) -> None:
     network, images = made(name).eval(), torch.rand(2, 3, 64, 64)
     assert isinstance(network, ConvolutionalBackbone)
     features = network.map(images)
@@ -165,7 +165,7 @@ def test_at_32_px_the_autoencoders_features_are_its_latents() -> None:
     assert torch.equal(network(images), network.map(images).flatten(1))
 
 
-def test_width_and_dropout_do_what_they_say() -> None:
+def test_width_and_dropout_have_their_effect() -> None:
     assert backbones.build("resnet8", width=32).dim == 128
     small = backbones.build("resnet20", stem="small")
     assert sum(module.kernel_size == (3, 3) for module in convolutions(small)) == 19
@@ -193,7 +193,7 @@ def test_width_and_dropout_do_what_they_say() -> None:
         ({"name": "inception_v3", "image_size": 32}, "inception_v3 takes images of 75 px or more"),
     ],
 )
-def test_what_a_backbone_does_not_have_is_refused(options: dict[str, object], message: str) -> None:
+def test_options_that_a_backbone_does_not_have_are_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         backbones.build(**options)  # type: ignore[arg-type]
 
@@ -201,5 +201,5 @@ def test_what_a_backbone_does_not_have_is_refused(options: dict[str, object], me
 def test_a_transformer_of_one_size_refuses_others() -> None:
     with pytest.raises(ConfigError, match="vit_b_16 takes images of one size: these have 32, 64 px"):
         backbones.check("vit_b_16", image_sizes=(64, 32, 64))
-    with pytest.raises(ConfigError, match=r"made for images of 32 px was given 48 x 32: views \(augment\.size_px\)"):
+    with pytest.raises(ConfigError, match=r"images of 32 px was given 48 x 32: give views \(augment\.size_px\)"):
         made("vit_b_16")(torch.rand(1, 3, 48, 32))

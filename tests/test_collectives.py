@@ -1,4 +1,4 @@
-"""Sums over ranks whose gradient is exact, beside one process with all rows."""
+"""Tests of sums over ranks: value and gradient equal those of one process with all rows."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ ROWS = torch.randn(11, 3, generator=torch.Generator().manual_seed(0), dtype=torc
 
 
 def _moments(x: Tensor) -> Tensor:
-    """From sums alone to a loss: the determinant of the second moments."""
+    """Compute a loss from sums alone: the determinant of the second moments."""
     return torch.linalg.det(sum_over_ranks(x.T @ x) / sum_over_ranks(x.new_tensor(float(len(x)))))
 
 
 def _column_softmax(x: Tensor) -> Tensor:
-    """A sum, used with each rank's own rows, whose results are summed again."""
+    """Combine a sum over ranks with each rank's own rows, and sum the result again."""
     normaliser = sum_gradient_over_ranks(sum_over_ranks(x.exp().sum(0)).log())
     return sum_over_ranks(((x - normaliser) * x.sin()).sum())
 
 
 def _standardised(x: Tensor) -> Tensor:
-    """Twice: mean, then variance about it, then a product of columns."""
+    """Standardise with two sums over ranks, mean and variance, then sum a product of columns."""
     count = sum_over_ranks(x.new_tensor(float(len(x))))
-    centred = x - sum_gradient_over_ranks(sum_over_ranks(x.sum(0)) / count)
-    scaled = centred / sum_gradient_over_ranks(sum_over_ranks(centred.square().sum(0)) / count).sqrt()
+    deviation = x - sum_gradient_over_ranks(sum_over_ranks(x.sum(0)) / count)
+    scaled = deviation / sum_gradient_over_ranks(sum_over_ranks(deviation.square().sum(0)) / count).sqrt()
     return (sum_over_ranks(scaled.T @ scaled.exp()) / count).square().sum()
 
 

@@ -1,4 +1,4 @@
-"""LARS against the paper's formula typed again, and what weight decay spares."""
+"""Tests of LARS against the paper's formula, and of the parameters without weight decay."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_lars_leaves_zero_weights_to_the_plain_update() -> None:
     assert torch.equal(weight.detach(), torch.full((2, 2), -0.5))
 
 
-def test_biases_and_norms_are_spared_weight_decay_and_trust() -> None:
+def test_biases_and_norms_have_no_weight_decay_and_no_trust_ratio() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
     weights, others = parameter_groups(module, 0.1)
     assert (weights["weight_decay"], weights["adapt"], len(weights["params"])) == (0.1, True, 2)

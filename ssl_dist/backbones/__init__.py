@@ -16,6 +16,8 @@ from ssl_dist.backbones import built_in, torchvision_models
 from ssl_dist.backbones.base import Backbone, ConvolutionalBackbone, Stem
 from ssl_dist.errors import ConfigError
 
+Sizes = Collection[int]  # pixels a side
+
 __all__ = ["Backbone", "ConvolutionalBackbone", "Stem", "build", "check", "names", "with_map"]
 
 
@@ -30,12 +32,7 @@ def with_map() -> list[str]:
 
 
 def build(
-    name: str,
-    *,
-    stem: Stem = "standard",
-    width: int | None = None,
-    dropout: float = 0.0,
-    image_size: int | None = None,
+    name: str, *, stem: Stem = "standard", width: int | None = None, dropout: float = 0.0, image_size: int | None = None
 ) -> Backbone:
     """Build a backbone with random weights.
 
@@ -62,12 +59,7 @@ def build(
 
 
 def check(
-    name: str,
-    *,
-    stem: Stem = "standard",
-    width: int | None = None,
-    dropout: float = 0.0,
-    image_sizes: Collection[int] = (),
+    name: str, *, stem: Stem = "standard", width: int | None = None, dropout: float = 0.0, image_sizes: Sizes = ()
 ) -> None:
     """Check the options of ``build``, for images of several sizes, without making weights.
 

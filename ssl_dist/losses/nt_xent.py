@@ -10,12 +10,11 @@ import math
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn.functional import normalize
 
-from ssl_dist.collectives import RowCounts
+from ssl_dist.collectives import Group, RowCounts
 from ssl_dist.errors import ConfigError
 
 # Size of one square tile of logits; a few exist at a time. A CPU's cache holds it (measured); for GPUs it is a guess.
@@ -23,12 +22,7 @@ TILE_BYTES = {"cpu": 1 << 20, "cuda": 64 << 20}
 
 
 def nt_xent(
-    z_a: Tensor,
-    z_b: Tensor,
-    *,
-    temperature: float | Tensor,
-    similarity: str = "cosine",
-    group: dist.ProcessGroup | None = None,
+    z_a: Tensor, z_b: Tensor, *, temperature: float | Tensor, similarity: str = "cosine", group: Group = None
 ) -> Tensor:
     """Compute the normalised temperature-scaled cross entropy, the mean over all 2B rows.
 
@@ -43,7 +37,7 @@ def nt_xent(
         temperature: t > 0. A scalar tensor can be learnt: a rank gets the gradient of its own rows, which is summed
             over ranks like that of any parameter.
         similarity: "cosine", or "dot" for the plain dot product.
-        group: None: the default group, or this process alone if there is no group.
+        group: the ranks; None: the default group, or this process alone if there is no group.
 
     Returns:
         The loss of the global batch, a scalar, equal on all ranks. Its gradient for the local rows is exact, so
@@ -85,7 +79,7 @@ class _NTXent(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: FunctionCtx, y: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(ctx: FunctionCtx, y: Tensor, group: Group) -> Tensor:
         row_counts = RowCounts.of(y, group)
         pairs = row_counts.gather(y)  # [B, 2, D]
         if len(pairs) < 2:

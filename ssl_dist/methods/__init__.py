@@ -13,9 +13,9 @@ __all__ = ["Method", "MethodConfig", "TrainingProgress", "Views", "load", "names
 
 
 def names() -> list[str]:
-    """Return all methods' names, sorted; files that begin with ``_`` are left out."""
+    """Return all methods' names, sorted; base classes and files that begin with ``_`` are left out."""
     modules = (module.name for module in pkgutil.iter_modules(__path__))
-    return sorted(name for name in modules if name != "base" and not name.startswith("_"))
+    return sorted(name for name in modules if name not in ("base", "projection") and not name.startswith("_"))
 
 
 def load(name: str) -> type[Method]:

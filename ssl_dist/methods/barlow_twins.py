@@ -9,19 +9,11 @@ from typing import Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ssl_dist.collectives import RowCounts, subtract_global_mean, sum_over_ranks
-from ssl_dist.methods.base import (
-    HeadDim,
-    HeadHidden,
-    HeadLayers,
-    ProjectionConfig,
-    ProjectionMethod,
-    Views,
-    embed_views_apart,
-)
+from ssl_dist.collectives import Group, RowCounts, subtract_global_mean, sum_over_ranks
+from ssl_dist.methods.base import Views, embed_views_apart
+from ssl_dist.methods.projection import HeadDim, HeadHidden, HeadLayers, ProjectionConfig, ProjectionMethod
 
 EPSILON = 1e-5  # added to a variance, as the authors' BatchNorm does: a constant feature then correlates with none
 
@@ -49,7 +41,7 @@ class BarlowTwins(ProjectionMethod):
         """Return embeddings ``[N, 2, D]``; each view has its own BatchNorm statistics, as in the authors' code."""
         return embed_views_apart(self.encoder, views.stacked)
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Compute equations 1 and 2; a and b are the two views, centred over the global batch of B images.
 
             C_ij = sum_n a_ni b_nj / (B std(a_i) std(b_j))        [D, D]

@@ -6,17 +6,15 @@ N images of a micro-batch (in ``embed``) or of this worker (in ``loss``), V view
 from __future__ import annotations
 
 import abc
-import math
-from typing import Annotated, ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_dist.augment import Policy
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, sum_over_ranks
+from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
 from ssl_dist.settings import BatchConfig
 
 
@@ -34,32 +32,6 @@ class MethodConfig(pydantic.BaseModel):
         Raises:
             ValueError: a setting makes no sense in such a run.
         """
-
-
-# The descriptions stand in the types, so that a method may change a default and keep them.
-HeadLayers = Annotated[int, pydantic.Field(ge=1, le=3, description="Number of linear layers of the projection head.")]
-HeadHidden = Annotated[
-    Annotated[int, pydantic.Field(ge=1)] | None,
-    pydantic.Field(description="Features of the projection head's hidden layers; `None`: as many as the backbone has."),
-]
-HeadDim = Annotated[int, pydantic.Field(ge=1, description="Features that the projection head gives.")]
-
-
-class ProjectionConfig(MethodConfig):
-    """Settings of a method with a projection head."""
-
-    projection_layers: HeadLayers = 2
-    projection_hidden: HeadHidden = None
-    projection_dim: HeadDim = 128
-
-    def hidden(self, dim: int) -> int:
-        """Return the width of hidden layers for a backbone of ``dim`` features."""
-        return self.projection_hidden or dim
-
-    def head(self, dim: int, *, batch_norm: bool = True) -> nn.Sequential:
-        """Build the projection head for a backbone of ``dim`` features."""
-        sizes = dim, self.hidden(dim), self.projection_dim, self.projection_layers
-        return projection_head(*sizes, batch_norm=batch_norm)
 
 
 class Views(NamedTuple):
@@ -104,6 +76,9 @@ class Method(nn.Module, abc.ABC):
         num_views: fewest and most views of an image that ``embed`` takes; None: no upper bound.
         multi_crop: whether views may differ in size.
         least_micro: fewest images of a micro-batch; BatchNorm needs two values or more.
+        num_targets: how many of the outputs' last rows of an image are targets. ``embed`` computes them without a
+            gradient, so ``loss`` need not give them one.
+        collapsed_loss: the loss of outputs that are equal for all images; None: the loss does not show collapse.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -112,6 +87,8 @@ class Method(nn.Module, abc.ABC):
     num_views: ClassVar[tuple[int, int | None]] = (2, 2)
     multi_crop: ClassVar[bool] = False
     least_micro: ClassVar[int] = 1
+    num_targets: int = 0
+    collapsed_loss: float | None = None
 
     def __init__(self, backbone: Backbone, config: MethodConfig) -> None:
         super().__init__()
@@ -126,11 +103,11 @@ class Method(nn.Module, abc.ABC):
     def embed(self, views: Views) -> Tensor:
         """Return outputs ``[N, V, D]``, float32 or float64, with this micro-batch's own BatchNorm statistics.
 
-        The second axis may be longer than the number of views (see ``num_targets``).
+        V is the number of views, or more (see ``num_targets``).
         """
 
     @abc.abstractmethod
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Return the loss of the global batch, whose gradient is exact for this worker's ``outputs`` ``[N, V, D]``.
 
         A parameter that only ``loss`` uses gets no gradient: ``embed`` must use whatever is learnt (a temperature too).
@@ -143,23 +120,10 @@ class Method(nn.Module, abc.ABC):
         one_size = len({view.size_px for view in policy}) == 1
         return (cls.multi_crop or one_size) and fewest <= len(policy) <= (most or len(policy))
 
-    @property
-    def num_targets(self) -> int:
-        """Number of targets, which come last on the outputs' second axis.
-
-        ``embed`` computes targets without a gradient, so ``loss`` need not give them one.
-        """
-        return 0
-
-    @property
-    def collapsed_loss(self) -> float | None:
-        """The loss of outputs that are equal for all images; None: the loss does not show collapse."""
-        return None
-
     def before_step(self, progress: TrainingProgress) -> None:
         """Set what depends on the step; called before each step."""
 
-    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: dist.ProcessGroup | None = None) -> None:
+    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: Group = None) -> None:
         """Update slow copies and queues; called once after each update, with the outputs that ``loss`` had.
 
         At every ZeRO stage, parameters are whole here.
@@ -170,33 +134,24 @@ class Method(nn.Module, abc.ABC):
         return outputs[:, :2]
 
 
-class ProjectionMethod(Method):
-    """Method with a projection head behind the backbone.
+class LossMethod(Method):
+    """Method whose ``embed`` returns the loss of each view, ``[N, V, 1]``, for any number of views."""
 
-    Attributes:
-        head_batch_norm: whether the head's hidden layers have BatchNorm.
-    """
+    num_views = (1, None)
 
-    config: ProjectionConfig
-    head_batch_norm: ClassVar[bool] = True
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
+        """Return the mean over the views of the global batch."""
+        return sum_over_ranks(outputs.sum(), group) / (RowCounts.of(outputs, group).total * outputs.shape[1])
 
-    def __init__(self, backbone: Backbone, config: ProjectionConfig) -> None:
-        super().__init__(backbone, config)
-        self.projection_head = config.head(backbone.dim, batch_norm=self.head_batch_norm)
-
-    @property
-    def encoder(self) -> nn.Module:
-        """Backbone and projection head, one after the other."""
-        return nn.Sequential(self.backbone, self.projection_head)
+    def pairs(self, outputs: Tensor) -> None:
+        return None
 
 
 def embed_views(network: nn.Module, views: Tensor) -> Tensor:
     """Embed all views in one forward pass: ``[V, N, ...]`` -> ``[N, V, D]``, float32 or wider."""
     num_views, n = views.shape[:2]
-    z = network(views.flatten(0, 1))  # [V * N, D]
-    z = z.to(torch.promote_types(z.dtype, torch.float32))
-    embeddings: Tensor = z.view(num_views, n, -1).transpose(0, 1)
-    return embeddings
+    z: Tensor = network(views.flatten(0, 1))  # [V * N, D]
+    return z.to(torch.promote_types(z.dtype, torch.float32)).view(num_views, n, -1).transpose(0, 1)
 
 
 def embed_views_apart(network: nn.Module, views: Tensor) -> Tensor:
@@ -212,12 +167,6 @@ def embed_crops(backbone: Backbone, head: nn.Module, crops: tuple[Tensor, ...]) 
     """
     features = torch.cat([embed_views(backbone, views) for views in crops], dim=1)  # [N, V, features]
     return embed_views(head, features.transpose(0, 1))
-
-
-def mean_over_batch(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Return the mean over all values of the global batch, from this rank's ``[n, ...]``; every rank calls."""
-    count = RowCounts.of(values, group).total * math.prod(values.shape[1:])
-    return sum_over_ranks(values.sum(), group) / count
 
 
 def projection_head(dim: int, hidden: int, out: int, num_layers: int, *, batch_norm: bool = True) -> nn.Sequential:

@@ -10,23 +10,14 @@ from typing import Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, sum_over_ranks
+from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
-from ssl_dist.methods.base import (
-    HeadDim,
-    HeadHidden,
-    ProjectionConfig,
-    ProjectionMethod,
-    TrainingProgress,
-    Views,
-    embed_views_apart,
-    projection_head,
-)
+from ssl_dist.methods.base import TrainingProgress, Views, embed_views_apart, projection_head
+from ssl_dist.methods.projection import HeadDim, HeadHidden, ProjectionConfig, ProjectionMethod
 
 
 class BYOL(ProjectionMethod):
@@ -46,15 +37,13 @@ class BYOL(ProjectionMethod):
 
     config: Config
     least_micro = 2  # BatchNorm sees each view by itself
+    num_targets = 2
 
     def __init__(self, backbone: Backbone, config: BYOL.Config) -> None:
         super().__init__(backbone, config)
-        self.predictor = projection_head(config.projection_dim, config.hidden(backbone.dim), config.projection_dim, 2)
+        hidden = config.projection_hidden or backbone.dim
+        self.predictor = projection_head(config.projection_dim, hidden, config.projection_dim, 2)
         self.slow = SlowCopy(self.encoder)
-
-    @property
-    def num_targets(self) -> int:
-        return 2
 
     def embed(self, views: Views) -> Tensor:
         """Return predictions from views 1 and 2, then their targets: slow projections of views 2 and 1, ``[N, 4, D]``.
@@ -65,7 +54,7 @@ class BYOL(ProjectionMethod):
         targets = embed_views_apart(self.slow, views.stacked.flip(0))
         return torch.cat([predictions, targets], dim=1)
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Compute equation 2 for each prediction p and target t, summed over both views as in the text below it.
 
             | p / |p| - t / |t| |^2 = 2 - 2 cos(p, t)
@@ -76,7 +65,7 @@ class BYOL(ProjectionMethod):
         total = (prediction - target).square().sum()
         return sum_over_ranks(total, group) / RowCounts.of(outputs, group).total
 
-    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: dist.ProcessGroup | None = None) -> None:
+    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: Group = None) -> None:
         """Move the slow copy towards the new weights."""
         self.slow.follow(self.encoder, self.momentum_at(progress))
 

@@ -10,16 +10,15 @@ from typing import Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone, ConvolutionalBackbone
-from ssl_dist.methods.base import Method, MethodConfig, Views, mean_over_batch
+from ssl_dist.methods.base import LossMethod, MethodConfig, Views
 
 _LEAST_CHANNELS = 8  # fewest channels of a hidden layer of the decoder
 
 
-class Denoising(Method):
+class Denoising(LossMethod):
     """Backbone, and a decoder that doubles the map's side until it equals the image's."""
 
     class Config(MethodConfig):
@@ -32,7 +31,6 @@ class Denoising(Method):
     config: Config
     backbone: ConvolutionalBackbone
     needs_map = True
-    num_views = (1, None)
 
     def __init__(self, backbone: Backbone, config: Denoising.Config) -> None:
         super().__init__(backbone, config)
@@ -47,13 +45,6 @@ class Denoising(Method):
         wide = decoded.to(torch.promote_types(decoded.dtype, torch.float32))
         errors = (wide - images).square().mean((1, 2, 3))  # [V * N]
         return errors.view(len(views.stacked), -1, 1).transpose(0, 1)
-
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Return the mean squared error over the pixels of the global batch."""
-        return mean_over_batch(outputs, group)
-
-    def pairs(self, outputs: Tensor) -> None:
-        return None
 
 
 def _decoder(channels: int, stride: int) -> nn.Sequential:

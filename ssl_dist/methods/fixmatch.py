@@ -10,12 +10,11 @@ from typing import Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import sum_over_ranks
+from ssl_dist.collectives import Group, sum_over_ranks
 from ssl_dist.methods.base import Method, MethodConfig, Views
 
 
@@ -35,14 +34,11 @@ class FixMatch(Method):
 
     config: Config
     uses_labels = "some"
+    num_targets = 1
 
     def __init__(self, backbone: Backbone, config: FixMatch.Config) -> None:
         super().__init__(backbone, config)
         self.classifier = nn.Linear(backbone.dim, config.num_classes)
-
-    @property
-    def num_targets(self) -> int:
-        return 1
 
     def embed(self, views: Views) -> Tensor:
         """Return ``[N, 2, 1]``: each image's cross-entropy, and 1 if it is labelled or else 0.
@@ -63,7 +59,7 @@ class FixMatch(Method):
             losses = torch.cat([losses[:num_labelled], losses[num_labelled:] * confident])
         return torch.stack([losses, is_labelled.to(losses)], dim=1)[:, :, None]
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Return the labelled images' mean + ``unlabelled_weight`` * the others' mean, over the global batch."""
         losses, labelled = outputs[:, :, 0].unbind(1)  # [N] each
         unlabelled = 1 - labelled

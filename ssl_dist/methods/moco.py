@@ -10,14 +10,14 @@ from typing import Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, sum_over_ranks
+from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
-from ssl_dist.methods.base import ProjectionConfig, ProjectionMethod, TrainingProgress, Views, embed_views
+from ssl_dist.methods.base import TrainingProgress, Views, embed_views
+from ssl_dist.methods.projection import ProjectionConfig, ProjectionMethod
 from ssl_dist.settings import BatchConfig
 
 
@@ -62,13 +62,10 @@ class MoCo(ProjectionMethod):
 
     def __init__(self, backbone: Backbone, config: MoCo.Config) -> None:
         super().__init__(backbone, config)
+        self.num_targets = 2 if config.symmetric else 1
         self.slow = SlowCopy(self.encoder)
         self.register_buffer("queue", normalize(torch.randn(config.queue, config.projection_dim), dim=1))
         self.register_buffer("position", torch.zeros((), dtype=torch.int64))
-
-    @property
-    def num_targets(self) -> int:
-        return 2 if self.config.symmetric else 1
 
     def embed(self, views: Views) -> Tensor:
         """Return queries of one view (or both), then keys of the other (or both): ``[N, 2 or 4, D]``, of length 1."""
@@ -91,7 +88,7 @@ class MoCo(ProjectionMethod):
         to_image_order = torch.cat(groups).argsort()
         return torch.cat([embed_views(encoder, views[:, group]) for group in groups])[to_image_order]
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Compute ``mean_i -log[ exp(q_i.k_i / t) / (exp(q_i.k_i / t) + sum_j exp(q_i.queue_j / t)) ]``."""
         q, k = outputs.chunk(2, dim=1)  # [N, 1 or 2, D]
         positive = (q * k).sum(2, keepdim=True)  # [N, 1 or 2, 1]
@@ -100,7 +97,7 @@ class MoCo(ProjectionMethod):
         total = cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.int64), reduction="sum")
         return sum_over_ranks(total, group) / (RowCounts.of(q, group).total * q.shape[1])
 
-    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: dist.ProcessGroup | None = None) -> None:
+    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: Group = None) -> None:
         """Move the slow encoder, and put the global batch's keys of one view into the queue, in the global order."""
         self.slow.follow(self.encoder, self.config.momentum)
         keys = outputs.chunk(2, dim=1)[1][:, 0]

@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, log_sum_exp_over_ranks, sum_over_ranks
-from ssl_dist.methods.base import HeadHidden, ProjectionConfig, ProjectionMethod, Views, embed_crops
+from ssl_dist.collectives import Group, RowCounts, log_sum_exp_over_ranks, sum_over_ranks
+from ssl_dist.methods.base import Views, embed_crops
+from ssl_dist.methods.projection import HeadHidden, ProjectionConfig, ProjectionMethod
 
 _LARGE = 2  # the first two views are large; of the others (multi-crop) no two are compared with each other
 
@@ -55,11 +55,8 @@ class SelfClassifier(ProjectionMethod):
 
     def __init__(self, backbone: Backbone, config: SelfClassifier.Config) -> None:
         super().__init__(backbone, config)
+        self.collapsed_loss = sum(math.log(count) for count in config.classes) / len(config.classes)
         self.classifiers = nn.Parameter(normalize(torch.randn(sum(config.classes), config.projection_dim), dim=1))
-
-    @property
-    def collapsed_loss(self) -> float:
-        return sum(math.log(count) for count in self.config.classes) / len(self.config.classes)
 
     def embed(self, views: Views) -> Tensor:
         """Return scores ``[N, V, sum of C]``: cosines with the classes of each classifier in turn."""
@@ -67,7 +64,7 @@ class SelfClassifier(ProjectionMethod):
         with torch.autocast(z.device.type, enabled=False):  # bfloat16 would be off by 0.1 in the logits
             return z @ normalize(self.classifiers, dim=1).T
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Return the mean over classifiers of the cross-entropy between views.
 
             -sum_c target_a[c] log prediction_b[c]
@@ -84,7 +81,7 @@ class SelfClassifier(ProjectionMethod):
             losses = [self._classifier_loss(cosines, total, group) for cosines in per_classifier]
         return torch.stack(losses).mean()
 
-    def _classifier_loss(self, cosines: Tensor, total: int, group: dist.ProcessGroup | None) -> Tensor:
+    def _classifier_loss(self, cosines: Tensor, total: int, group: Group) -> Tensor:
         """Return one classifier's loss, from ``[N, V, C]``."""
         num_views, num_classes = cosines.shape[1:]
         columns = cosines / self.config.column_temperature

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Literal
 
 import pydantic
-import torch.distributed as dist
 from torch import Tensor
 
+from ssl_dist.collectives import Group
 from ssl_dist.losses import nt_xent
-from ssl_dist.methods.base import ProjectionConfig, ProjectionMethod, Views, embed_views
+from ssl_dist.methods.base import Views, embed_views
+from ssl_dist.methods.projection import ProjectionConfig, ProjectionMethod
 
 
 class SimCLR(ProjectionMethod):
@@ -36,7 +37,7 @@ class SimCLR(ProjectionMethod):
         """Return embeddings ``[N, 2, D]`` from one forward pass: BatchNorm sees the 2N images of the micro-batch."""
         return embed_views(self.encoder, views.stacked)
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Compute NT-Xent of the two views (equation 1)."""
         z_a, z_b = outputs.unbind(1)
         config = self.config

@@ -9,15 +9,14 @@ from __future__ import annotations
 from typing import Literal
 
 import pydantic
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.methods.base import Method, MethodConfig, Views, embed_views, mean_over_batch
+from ssl_dist.methods.base import LossMethod, MethodConfig, Views, embed_views
 
 
-class Supervised(Method):
+class Supervised(LossMethod):
     """Backbone and linear classifier, which classifies every view of an image."""
 
     class Config(MethodConfig):
@@ -31,7 +30,6 @@ class Supervised(Method):
 
     config: Config
     uses_labels = "all"
-    num_views = (1, None)
 
     def __init__(self, backbone: Backbone, config: Supervised.Config) -> None:
         super().__init__(backbone, config)
@@ -41,18 +39,7 @@ class Supervised(Method):
         """Return each view's cross-entropy, ``[N, V, 1]``."""
         logits = embed_views(nn.Sequential(self.backbone, self.classifier), views.stacked)  # [N, V, K]
         labels = views.labels[:, None].expand(logits.shape[:2])
-        losses = cross_entropy(
-            logits.transpose(1, 2),
-            labels,
-            ignore_index=-1,  # all labels of a worker without a micro-batch
-            label_smoothing=self.config.label_smoothing,
-            reduction="none",
-        )
+        smoothing = self.config.label_smoothing
+        # a worker without a micro-batch has labels of -1 only
+        losses = cross_entropy(logits.mT, labels, ignore_index=-1, label_smoothing=smoothing, reduction="none")
         return losses[:, :, None]
-
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-        """Return the mean cross-entropy over the views of the global batch."""
-        return mean_over_batch(outputs, group)
-
-    def pairs(self, outputs: Tensor) -> None:
-        return None

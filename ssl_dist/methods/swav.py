@@ -11,13 +11,13 @@ from typing import Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, log_sum_exp_over_ranks, sum_over_ranks
-from ssl_dist.methods.base import ProjectionConfig, ProjectionMethod, TrainingProgress, Views, embed_crops
+from ssl_dist.collectives import Group, RowCounts, log_sum_exp_over_ranks, sum_over_ranks
+from ssl_dist.methods.base import TrainingProgress, Views, embed_crops
+from ssl_dist.methods.projection import ProjectionConfig, ProjectionMethod
 from ssl_dist.settings import BatchConfig
 
 _CODED = 2  # the first two views give codes; views of another size come after them (multi-crop)
@@ -72,26 +72,20 @@ class SwAV(ProjectionMethod):
     config: Config
     num_views = (2, None)
     multi_crop = True
+    num_targets = _CODED
     queue: Tensor  # [Q, 2, D], embeddings of the two coded views
     taken: Tensor  # number of images whose embeddings the queue has taken so far
     codebook: Tensor  # [K, D], copy of the prototypes at the last update: ``loss`` has them whole under ZeRO-3 too
 
     def __init__(self, backbone: Backbone, config: SwAV.Config) -> None:
         super().__init__(backbone, config)
+        self.collapsed_loss = math.log(config.prototypes)
         self.prototypes = nn.Parameter(normalize(torch.randn(config.prototypes, config.projection_dim), dim=1))
         if config.queue:
             self.register_buffer("queue", torch.zeros(config.queue, _CODED, config.projection_dim))
             self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
             self.register_buffer("codebook", self.prototypes.detach().clone())
         self.before_step(TrainingProgress(0, 0, 0.0))
-
-    @property
-    def num_targets(self) -> int:
-        return _CODED
-
-    @property
-    def collapsed_loss(self) -> float:
-        return math.log(self.config.prototypes)
 
     def before_step(self, progress: TrainingProgress) -> None:
         """Freeze or train the prototypes, and use the queue or not, by the epoch."""
@@ -112,7 +106,7 @@ class SwAV(ProjectionMethod):
         rows = torch.cat([scores, z], dim=2)
         return torch.cat([rows, rows[:, :_CODED].detach()], dim=1)
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Return the mean of ``-sum_k code_a[k] log softmax(scores_v / temperature)[k]`` (equations 1 and 2).
 
         It runs over the images, the two coded views a, and the V - 1 other views v.
@@ -141,7 +135,7 @@ class SwAV(ProjectionMethod):
         return sinkhorn(torch.cat(rows), config.epsilon, config.sinkhorn_iterations, row_counts.group)[: len(scores)]
 
     @torch.no_grad()
-    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: dist.ProcessGroup | None = None) -> None:
+    def after_step(self, outputs: Tensor, progress: TrainingProgress, group: Group = None) -> None:
         """Put the global batch's embeddings of the coded views into the queue, in the global order."""
         if not self.config.queue:
             return
@@ -157,7 +151,7 @@ class SwAV(ProjectionMethod):
         return outputs[:, -_CODED:, self.config.prototypes :]
 
 
-def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: dist.ProcessGroup | None = None) -> Tensor:
+def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: Group = None) -> Tensor:
     """Assign all ranks' images softly to prototypes, such that all prototypes get equal use (Sinkhorn-Knopp).
 
         Q = exp(scores / epsilon); in turn divide by the sum of each prototype, then by the sum of each image
@@ -169,7 +163,6 @@ def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: dist.Proces
         scores: ``[n, ..., K]`` of this rank (n may differ and be 0); each index of ``...`` is assigned by itself.
         epsilon: temperature of equation 3, greater than 0.
         iterations: 1 or more.
-        group: None: the default group, or this process alone if there is no group.
 
     Returns:
         Codes ``[n, ..., K]``, float32 or wider; the codes of an image sum to 1.

@@ -10,19 +10,11 @@ from typing import Literal
 
 import pydantic
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from ssl_dist.collectives import RowCounts, subtract_global_mean, sum_over_ranks
-from ssl_dist.methods.base import (
-    HeadDim,
-    HeadHidden,
-    HeadLayers,
-    ProjectionConfig,
-    ProjectionMethod,
-    Views,
-    embed_views_apart,
-)
+from ssl_dist.collectives import Group, RowCounts, subtract_global_mean, sum_over_ranks
+from ssl_dist.methods.base import Views, embed_views_apart
+from ssl_dist.methods.projection import HeadDim, HeadHidden, HeadLayers, ProjectionConfig, ProjectionMethod
 
 EPSILON = 1e-4  # added to a variance: the root's slope stays finite where all embeddings are equal
 
@@ -51,7 +43,7 @@ class VICReg(ProjectionMethod):
         """Return embeddings ``[N, 2, D]``; each view has its own BatchNorm statistics, as in the authors' code."""
         return embed_views_apart(self.encoder, views.stacked)
 
-    def loss(self, outputs: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
+    def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Compute algorithm 1, where C is the covariance [D, D] of a view over the global batch of B images.
 
             invariance = mean (a - b)^2                                   over images and features
@@ -71,8 +63,5 @@ class VICReg(ProjectionMethod):
         variance = (1 - (diagonal + EPSILON).sqrt()).relu().sum() / dim
         covariance = (c - diagonal.diag_embed()).square().sum() / dim
         weights = self.config
-        return (
-            weights.invariance_weight * invariance
-            + weights.variance_weight * variance
-            + weights.covariance_weight * covariance
-        )
+        disagreement = weights.invariance_weight * invariance
+        return disagreement + weights.variance_weight * variance + weights.covariance_weight * covariance

@@ -1,4 +1,4 @@
-"""Views made on parameters that a test sets, in place of drawn ones."""
+"""Helpers that render views with parameters that a test sets, instead of random ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ssl_dist.augment.operations import render, render_plans
 
 
 def pictures(n: int, height: int = 32, width: int | None = None) -> Tensor:
-    """Smooth uint8 [n, height, width, 3], away from black and white so that nothing is clamped."""
+    """Return smooth pictures, uint8 [n, height, width, 3], far enough from black and white that no value is clamped."""
     generator = torch.Generator().manual_seed(0)
     coarse = torch.rand(n, 3, 6, 6, generator=generator) * 100 + 70
     smooth = torch.nn.functional.interpolate(coarse, size=(height, width or height), mode="bicubic")
@@ -18,14 +18,14 @@ def pictures(n: int, height: int = 32, width: int | None = None) -> Tensor:
 
 
 def planes(images: Tensor) -> Tensor:
-    """uint8 [N, H, W, 3] -> float32 [N, 3, H, W] in [0, 1], as torchvision has them."""
+    """Turn uint8 [N, H, W, 3] into torchvision's layout, float32 [N, 3, H, W] in [0, 1]."""
     return images.permute(0, 3, 1, 2) / 255
 
 
-def made(images: Tensor, size: int | None = None, **drawn: float | bool) -> Tensor:
+def made(images: Tensor, size: int | None = None, **parameters: float | bool) -> Tensor:
     """Render one view of each image, [N, 3, S, S], with only these operations; S is the height unless given."""
     n, height, width, _ = images.shape
-    nothing = {
+    no_operation = {
         "top": 0.0,
         "left": 0.0,
         "height": float(height),
@@ -39,7 +39,7 @@ def made(images: Tensor, size: int | None = None, **drawn: float | bool) -> Tens
         "blur_sigma": 0.0,
         "solarised": False,
     }
-    fields = {name: torch.full((n,), value) for name, value in {**nothing, **drawn}.items()}
+    fields = {name: torch.full((n,), value) for name, value in {**no_operation, **parameters}.items()}
     size = size or height
     [plan] = render_plans(ViewParameters(**fields), height, width, size, [n])
     out = torch.empty(n, 3, size, size)

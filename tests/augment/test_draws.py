@@ -1,4 +1,4 @@
-"""What views are drawn from: torchvision's laws, and each operation as often as it should happen."""
+"""Tests of views' random parameters: their distributions are torchvision's, and operations have their probability."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ssl_dist.augment.draws import RandomNumbers, draw_parameters
 from ssl_dist.hashing import fold
 
 N = 4000
-# The draws are fixed, so what passes once always does: the level is the chance that a right law would not have.
+# The numbers are fixed, so a test that passes once always does. This is the chance that a right distribution fails.
 LEVEL = 0.001
 STATE = fold(torch.arange(N), 0)
 PAIRS = list(itertools.combinations(augment.OPERATIONS, 2))
@@ -36,8 +36,8 @@ def test_crops_have_torchvisions_distribution(height: int, width: int, scale: tu
         "ratio": (ours.width / ours.height, wide / tall),
         "top": (ours.top, top),
         "left": (ours.left, left),
-        "top of the room": (ours.top / (height - ours.height + 1), top / (height - tall + 1)),
-        "left of the room": (ours.left / (width - ours.width + 1), left / (width - wide + 1)),
+        "top relative to its range": (ours.top / (height - ours.height + 1), top / (height - tall + 1)),
+        "left relative to its range": (ours.left / (width - ours.width + 1), left / (width - wide + 1)),
     }
     for name, (mine, theirs) in pairs.items():
         assert kstest(mine.numpy(), theirs).pvalue > LEVEL, name
@@ -103,7 +103,7 @@ def test_quarter_turns_are_as_likely_as_each_other() -> None:
         assert binomtest(int((turns == quarters).sum()), N, 0.25).pvalue > LEVEL
 
 
-def test_draws_of_one_image_are_uniform_and_independent() -> None:
+def test_random_numbers_of_an_image_are_uniform_and_independent() -> None:
     uniforms = RandomNumbers(STATE).uniforms(35).double()
     for column in uniforms.T:
         assert kstest(column.numpy(), "uniform").pvalue > LEVEL / 35
@@ -129,7 +129,7 @@ def test_an_operation_that_is_off_leaves_the_others_as_they_are() -> None:
 
 
 def test_byols_views_are_drawn_as_its_table_says() -> None:
-    """arXiv 2006.07733, table 6, and the crop and blur of the text above it."""
+    """BYOL's policy equals arXiv 2006.07733, table 6, and the crop and blur of the text above it."""
     table = [
         {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 1.0, "solarise": 0.0},
         {"flip": 0.5, "jitter": 0.8, "grey": 0.2, "blur": 0.1, "solarise": 0.2},
@@ -149,7 +149,7 @@ def test_byols_views_are_drawn_as_its_table_says() -> None:
 
 @pytest.mark.parametrize("pair", PAIRS)
 @pytest.mark.parametrize("recipe", ["simclr", "simclr-small", "byol"])
-def test_only_a_pair_of_operations_happens(recipe: str, pair: tuple[str, str]) -> None:
+def test_with_only_two_operations_no_other_happens(recipe: str, pair: tuple[str, str]) -> None:
     views = augment.with_only(POLICIES[recipe], pair)
     for operation in augment.OPERATIONS:
         happened = any(bool(_happened(operation, view).any()) for view in views)

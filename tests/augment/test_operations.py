@@ -1,4 +1,4 @@
-"""Each operation alone, on fixed parameters, equals torchvision's; hue, linear here, its written definition."""
+"""Tests of each operation with fixed parameters against torchvision's; hue is tested against its definition."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUMS = 2e-6
 LUMA = 2e-4
 
 
-def test_nothing_gives_the_image() -> None:
+def test_no_operation_gives_the_image() -> None:
     images = pictures(3)
     torch.testing.assert_close(made(images), planes(images), rtol=0, atol=SUMS)
 
@@ -106,14 +106,14 @@ def test_solarising(size: int) -> None:
 
 @pytest.mark.parametrize("turn", [-0.2, 0.05, 0.13])
 def test_hue_turns_i_and_q_of_yiq_by_its_angle(turn: float) -> None:
-    """Haeberli, 1993, written per pixel; coefficients of the NTSC's YIQ."""
+    """Compare with Haeberli, 1993, computed for each pixel with the coefficients of the NTSC's YIQ."""
     image = planes(pictures(1))[0]
     angle = torch.tensor(turn * 2 * torch.pi)
     to_yiq = torch.tensor([operations.GREY, (0.595716, -0.274453, -0.321263), (0.211456, -0.522591, 0.311135)])
     y, i, q = torch.einsum("kc,chw->khw", to_yiq, image)
     turned = torch.stack([y, i * angle.cos() - q * angle.sin(), i * angle.sin() + q * angle.cos()])
     expected = torch.einsum("ck,khw->chw", torch.linalg.inv(to_yiq), turned)
-    # the coefficients have 6 digits, and grey is told from the rest by them there and by luma alone here
+    # the coefficients have 6 digits; the expected value separates grey by them, ours by luma alone
     torch.testing.assert_close(made(pictures(1), hue=turn)[0], expected.clamp(0, 1), rtol=0, atol=1e-5)
 
 
@@ -150,8 +150,8 @@ def test_values_are_clamped_after_all_operations() -> None:
     torch.testing.assert_close(made(images, brightness=3), unclamped.clamp(max=1), rtol=0, atol=SUMS)
 
 
-def test_operations_together_come_in_their_order() -> None:
-    """Crop, flip, blur, rotation, colour, solarising."""
+def test_combined_operations_have_a_fixed_order() -> None:
+    """The order is crop, flip, blur, rotation, colour, solarising."""
     images = pictures(2, 40)
     box = {"top": 3, "left": 5, "height": 30, "width": 20}
     theirs = tv.resized_crop(planes(images), *box.values(), [32, 32], antialias=True)

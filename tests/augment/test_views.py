@@ -1,4 +1,4 @@
-"""Views as a whole: pure, the same whatever the batch, in range, in either dtype."""
+"""Tests of whole views: they are a pure function, independent of the batch, in range, and right in either dtype."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.augment.fixed import pictures, planes
     ],
 )
 def test_a_view_does_not_depend_on_its_batch(recipe: str, size: int, counts: Sequence[int], threads: int) -> None:
-    """To the bit: each image's sums run in one order, in a batch of any size, at any place, with any threads."""
+    """Each image's bits are the same in a batch of any size, at any index, with any number of threads."""
     images, ids = pictures(max(counts), size), torch.arange(100, 100 + max(counts))
     order = torch.Generator().manual_seed(0)
     whole = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
@@ -38,7 +38,7 @@ def test_a_view_does_not_depend_on_its_batch(recipe: str, size: int, counts: Seq
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
-def test_what_is_rendered_and_drawn_together_changes_no_bit(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+def test_chunk_sizes_change_no_bit(monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
     images, ids = pictures(40)[:, :, :24].contiguous(), torch.arange(40)
     turned = View(rotation_p=0.75, solarise_p=0.5, size_px=20)
     recipe = (turned, turned, View(size_px=20), View(size_px=12, blur_p=1.0))
@@ -94,7 +94,7 @@ def test_no_images_give_no_views() -> None:
 
 
 @pytest.mark.parametrize("recipe", POLICIES)
-def test_every_recipe_makes_views_in_range_also_of_black_and_white(recipe: str) -> None:
+def test_every_policy_makes_views_in_range_also_of_black_and_white(recipe: str) -> None:
     images = torch.zeros(16, 40, 32, 3, dtype=torch.uint8)
     images[8:] = 255
     for part in augment.crops(images, torch.arange(16), seed=0, epoch=0, recipe=recipe):
@@ -135,7 +135,7 @@ def test_unknown_recipe_and_views_of_two_sizes_are_refused() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("recipe", ["simclr", "byol", "swav-small"])
 def test_cuda_makes_the_same_views_up_to_rounding(recipe: str) -> None:
-    """Not run so far: no GPU was at hand."""
+    """Views on CUDA equal those on the CPU except for rounding (not run so far, for want of a GPU)."""
     images, ids = pictures(40), torch.arange(40)
     here = augment.crops(images, ids, seed=0, epoch=3, recipe=recipe)
     there = augment.crops(images.cuda(), ids.cuda(), seed=0, epoch=3, recipe=recipe)

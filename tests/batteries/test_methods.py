@@ -1,4 +1,4 @@
-"""What every method must hold, found by name: nothing is registered. Gradients over workers: test_exactness.py."""
+"""Tests that every method must pass; methods are found by name (test_exactness.py tests gradients over workers)."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ each_method = pytest.mark.parametrize("name", NAMES)
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 64 cut-outs of scikit-learn's two photographs, 32 px, of two classes."""
+    """Build a store of 64 cut-outs of scikit-learn's two photographs, 32 px, in two classes."""
     folder, random = tmp_path_factory.mktemp("photos"), np.random.default_rng(0)
     for label, photo in enumerate(load_sample_images().images):
         (folder / f"class{label}").mkdir()
@@ -51,7 +51,7 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def on(photos: Path, name: str, num_micro: int = 2, **sections: Any) -> RunConfig:
-    """The method's recipe, small, in float32."""
+    """Return the method's recipe with a small network, in float32."""
     config = config_of(name, num_micro)
     data, engine = {"store": str(photos)}, {"precision": "fp32", "zero_stage": 1}
     return RunConfig.from_tree({**config.model_dump(), "data": data, "engine": engine, "probe": None, **sections}, name)
@@ -64,7 +64,7 @@ def views_of(config: RunConfig) -> methods.Views:
 
 @each_method
 def test_every_parameter_is_trained(photos: Path, name: str) -> None:
-    """In float64: a gradient that is but rounding is 1e-16 of the others there."""
+    """In float64, a gradient that is only rounding error is about 1e-16 of the others."""
     config = on(photos, name, num_micro=1)
     method = config.initial_method().double().train()
     method.before_step(methods.TrainingProgress(50, 100, 50.0))  # past what is frozen at first
@@ -80,7 +80,7 @@ def test_every_parameter_is_trained(photos: Path, name: str) -> None:
 
 @each_method
 def test_the_papers_loss_is_typed_again(name: str) -> None:
-    """In float64, in ``reference`` of the method's own tests, which compare it with the method's."""
+    """The method's own tests have a function ``reference``, and compare the method with it."""
     tests = importlib.import_module(f"tests.methods.test_{name}")
     assert callable(tests.reference)
     assert "reference(" in inspect.getsource(tests).replace("def reference(", "", 1)
@@ -99,8 +99,8 @@ def test_the_loss_does_not_depend_on_the_order_of_the_batch(photos: Path, name: 
 
 
 @each_method
-def test_two_workers_go_on_bit_for_bit(gloo: Pools, photos: Path, tmp_path: Path, name: str) -> None:
-    """Six steps, and three and three: weights, optimizer, queues, slow copies and schedules."""
+def test_two_workers_resume_bit_for_bit(gloo: Pools, photos: Path, tmp_path: Path, name: str) -> None:
+    """Six steps equal three steps, a checkpoint and three more: weights, optimizer, queues, slow copies, schedules."""
     config = on(photos, name, num_micro=3)
     pool = gloo(2)
     whole = pool.run(train, config, 0, 6)[0]
@@ -114,7 +114,7 @@ def test_two_workers_go_on_bit_for_bit(gloo: Pools, photos: Path, tmp_path: Path
 
 @each_method
 def test_the_loss_of_fixed_images_falls(photos: Path, name: str) -> None:
-    """Sixty-four real images again and again, each time with other views; a queue has to fill up first."""
+    """Sixty-four real images are seen 40 times, with other views each time; queues fill up first."""
     optim = {"name": "adamw", "lr": 0.003, "weight_decay": 0.0, "warmup_epochs": 0}
     small = config_of(name, num_micro=8).batch
     batch = {**small.model_dump(), "micro": small.size // 2}
@@ -128,7 +128,7 @@ def test_the_loss_of_fixed_images_falls(photos: Path, name: str) -> None:
 
 @torch.no_grad()
 def losses_at_rate_0(config: RunConfig, batches: list[Batch]) -> list[float]:
-    """Of the weights that a run begins with; queues fill up as in the run."""
+    """Return the initial weights' losses; queues fill up as in training."""
     method, losses = config.initial_method().train(), []
     for batch in batches:
         views = [batch.views(number, torch.device("cpu")) for number in range(len(batch.micro_batches))]
@@ -140,7 +140,7 @@ def losses_at_rate_0(config: RunConfig, batches: list[Batch]) -> list[float]:
 
 
 class Blind(nn.Module):
-    """A backbone that gives every image the same features, but for noise."""
+    """Backbone that gives all images the same features, plus noise."""
 
     def __init__(self, backbone: Backbone, noise: float) -> None:
         super().__init__()
@@ -151,8 +151,8 @@ class Blind(nn.Module):
 
 
 @each_method
-def test_collapse_is_seen(photos: Path, name: str) -> None:
-    """An encoder that gives every image the same features, beside one with random weights."""
+def test_collapse_is_detected(photos: Path, name: str) -> None:
+    """Compare an encoder that gives all images the same features with one of random weights."""
     labelled = 8 if methods.load(name).uses_labels == "some" else 0
     config = on(photos, name, num_micro=1, batch={"size": 64, "micro": 64, "labelled": labelled})
     method, views = config.initial_method().train(), views_of(config)
@@ -171,7 +171,7 @@ def test_collapse_is_seen(photos: Path, name: str) -> None:
 
 
 @each_method
-def test_a_loss_that_says_collapse_is_that_of_a_blind_encoder(photos: Path, name: str) -> None:
+def test_the_collapsed_loss_is_the_loss_of_equal_outputs(photos: Path, name: str) -> None:
     config = on(photos, name, num_micro=1)
     method, views = config.initial_method().train(), views_of(config)
     if method.collapsed_loss is None:
@@ -183,14 +183,14 @@ def test_a_loss_that_says_collapse_is_that_of_a_blind_encoder(photos: Path, name
 
 
 @each_method
-def test_the_recipe_that_comes_with_it_says_how_it_was_run(name: str) -> None:
+def test_the_recipe_of_a_method_has_its_command(name: str) -> None:
     text = (RECIPE_FOLDER / f"{name.replace('_', '-')}-cifar10.yaml").read_text()
     assert f"ssl-dist pretrain {name.replace('_', '-')}-cifar10" in text
     assert config_of(name).method.name == name
 
 
 def test_a_method_changes_nothing_that_it_reads_again(photos: Path) -> None:
-    """Embedded twice, with and without a graph, as cached gradients do."""
+    """A method embeds twice, with and without a graph, as with cached gradients."""
     for name in NAMES:
         config = on(photos, name, num_micro=1)
         method, views = config.initial_method().train(), views_of(config)

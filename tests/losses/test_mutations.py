@@ -1,4 +1,4 @@
-"""The tests of NT-Xent see the faults that are found in other people's: each is put in, and they must fail."""
+"""Mutation tests of NT-Xent: faults known from other implementations are put in, and its tests must fail."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MIRRORED_OWN_LOSS_ONLY = "grad[columns].addmm_((_logits(y, rows, columns) - lse[
 OWN_PULL_ONLY = ("sigmoid().view(-1, 2).sum(1).view(-1, 1, 1)", "sigmoid().view(-1, 2, 1)")
 POSITIVE = "positive = y[local].view(-1, 2, y.shape[1]).flip(1)"
 
-# fault -> (as it is, as it would be), in ssl_dist/losses/nt_xent.py
+# fault -> (right code, faulty code) in ssl_dist/losses/nt_xent.py
 FAULTS = {
     "gradient divided by the number of ranks": [
         ("grad_loss / len(y)", "grad_loss / len(y) / (dist.get_world_size() if dist.is_initialized() else 1)")
@@ -47,7 +47,7 @@ FAULTS = {
 
 
 def _outcome(copy: Path) -> subprocess.CompletedProcess[str]:
-    """The tests but those of the traffic, which start eight workers and no fault here would change."""
+    """Run the tests except those of traffic, which need eight workers and see none of these faults."""
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=120"]
     selection = ["-k", "not send", "tests/losses/test_nt_xent.py"]
     return subprocess.run([*command, *selection], cwd=copy, capture_output=True, text=True, check=False)
@@ -55,7 +55,7 @@ def _outcome(copy: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository, as far as these tests need it."""
+    """Copy the parts of the repository that these tests need."""
     copy = tmp_path_factory.mktemp("copy")
     for name in ("ssl_dist", "tests", "benchmarks"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -64,7 +64,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_seen(copy: Path, fault: str) -> None:
+def test_a_fault_makes_the_tests_fail(copy: Path, fault: str) -> None:
     source = copy / "ssl_dist" / "losses" / "nt_xent.py"
     right = wrong = source.read_text()
     for old, new in FAULTS[fault]:
@@ -79,6 +79,6 @@ def test_a_fault_is_seen(copy: Path, fault: str) -> None:
     assert re.search(r"^E +(AssertionError|assert )", done.stdout, re.MULTILINE), "failed by a check, not by a crash"
 
 
-def test_without_a_fault_they_pass(copy: Path) -> None:
+def test_without_a_fault_the_tests_pass(copy: Path) -> None:
     done = _outcome(copy)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -1,4 +1,4 @@
-"""NT-Xent against the paper's formula in float64, alone and gathered over unequal shares."""
+"""Tests of NT-Xent against the paper's formula in float64, in one process and over ranks with unequal rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Pools = Callable[[int], GlooPool]
 
 
 def reference(z_a: Tensor, z_b: Tensor, temperature: float | Tensor, similarity: str = "cosine") -> Tensor:
-    """Equation 1 of arXiv 2002.05709, dense: rows of [z_a; z_b], each row's positive is its other view."""
+    """Compute equation 1 of arXiv 2002.05709 as one matrix over the rows of [z_a; z_b]."""
     n = len(z_a)
     z = torch.cat([z_a, z_b])
     if similarity == "cosine":
@@ -32,7 +32,7 @@ def reference(z_a: Tensor, z_b: Tensor, temperature: float | Tensor, similarity:
 
 
 def embeddings(n: int, dim: int = 6, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Asymmetric float64 data: the views differ in scale and shift."""
+    """Return float64 views that differ in scale and shift."""
     generator = torch.Generator().manual_seed(seed)
     z_a = torch.randn(n, dim, generator=generator, dtype=torch.float64)
     z_b = 1.7 * torch.randn(n, dim, generator=generator, dtype=torch.float64) + 0.3 * z_a + 0.2
@@ -102,7 +102,7 @@ def test_collapsed_embeddings_give_the_log_of_the_number_of_others(
 
 @pytest.mark.parametrize("temperature", [0.05, 0.1])
 def test_views_that_agree_keep_the_digits_of_their_gradient(temperature: float) -> None:
-    """Late in training the loss is near 0 and dense float32 loses the gradient in 1 - 1."""
+    """Late in training the loss is near 0, and a plain float32 formula loses the gradient in 1 - 1."""
     generator = torch.Generator().manual_seed(0)
     z_a = torch.randn(256, 64, generator=generator, dtype=torch.float64)
     views = [z_a, z_a + 0.1 * torch.randn(256, 64, generator=generator, dtype=torch.float64)]
@@ -124,16 +124,16 @@ def test_autocast_changes_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(torch.autograd.grad(loss, (z_a, z_b)), plain, strict=True))
 
 
-def _shares(world_size: int) -> list[int]:
-    """Unequal, one of them empty where there are enough ranks."""
+def _row_counts(world_size: int) -> list[int]:
+    """Return unequal numbers of rows; with three ranks or more, one has none."""
     return {1: [11], 2: [4, 7], 3: [5, 0, 6], 4: [1, 6, 0, 4]}[world_size]
 
 
 def _mine(rank: int, size: int) -> list[Tensor]:
-    shares = _shares(size)
-    first = sum(shares[:rank])
-    views = embeddings(sum(shares))
-    return [z.detach()[first : first + shares[rank]].requires_grad_() for z in views]
+    row_counts = _row_counts(size)
+    first = sum(row_counts[:rank])
+    views = embeddings(sum(row_counts))
+    return [z.detach()[first : first + row_counts[rank]].requires_grad_() for z in views]
 
 
 def _local(rank: int, size: int, similarity: str, temperature: float, tile_rows: int) -> tuple[float, Tensor, Tensor]:
@@ -152,7 +152,7 @@ def test_gathered_gradient_equals_one_process(
     gloo: Pools, world_size: int, temperature: float, tile_rows: int, similarity: str
 ) -> None:
     results = gloo(world_size).run(_local, similarity, temperature, tile_rows)
-    z_a, z_b = embeddings(sum(_shares(world_size)))
+    z_a, z_b = embeddings(sum(_row_counts(world_size)))
     theirs = reference(z_a, z_b, temperature, similarity)
     expected = torch.autograd.grad(3 * theirs, (z_a, z_b))
     losses = {loss for loss, _, _ in results}
@@ -174,14 +174,14 @@ def _learnt(rank: int, size: int, similarity: str) -> Tensor:
 @pytest.mark.parametrize("world_size", [1, 2, 3])
 def test_a_learnt_temperature_has_its_gradient_summed_over_ranks(gloo: Pools, world_size: int, similarity: str) -> None:
     temperature = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    theirs = reference(*embeddings(sum(_shares(world_size))), temperature, similarity)
+    theirs = reference(*embeddings(sum(_row_counts(world_size))), temperature, similarity)
     [expected] = torch.autograd.grad(theirs, temperature)
     found = torch.stack(gloo(world_size).run(_learnt, similarity)).sum()
     assert relative(found, expected) <= 1e-12
 
 
 def _sent(rank: int, size: int, name: str) -> tuple[float, list[str], list[str]]:
-    """(bytes sent per byte of local embeddings and other rank, collectives forward, collectives backward)"""
+    """Return (bytes sent per byte of local embeddings and other rank, collectives forward, collectives backward)."""
     z_a, z_b = (torch.randn(32, 128, requires_grad=True) for _ in range(2))
     with Traffic(size) as sent:
         loss = LOSSES[name](z_a, z_b, 0.1)

@@ -1,4 +1,4 @@
-"""Barlow Twins: the paper's loss, over the global batch and with nothing of its size squared."""
+"""Tests of Barlow Twins' loss; test_feature_statistics.py has those that it shares with VICReg."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def small(**settings: object) -> BarlowTwins:
 
 
 def embeddings(n: int = 11, dim: int = 6) -> Tensor:
-    """[n, 2, dim] whose views differ in scale and shift."""
+    """Return [n, 2, dim] whose views differ in scale and shift."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(n, dim, generator=generator, dtype=torch.float64)
     b = 1.7 * torch.randn(n, dim, generator=generator, dtype=torch.float64) + 0.9 * a - 0.3
@@ -27,7 +27,7 @@ def embeddings(n: int = 11, dim: int = 6) -> Tensor:
 
 
 def reference(z: Tensor, weight: float = 0.0051, epsilon: float = 1e-5) -> Tensor:
-    """Equations 1 and 2, number by number, with the epsilon of the authors' BatchNorm."""
+    """Compute equations 1 and 2 number by number, with the epsilon of the authors' BatchNorm."""
     a, b = ((view - view.mean(0)) / (view.var(0, correction=0) + epsilon).sqrt() for view in z.unbind(1))
     total = torch.zeros((), dtype=z.dtype)
     for i in range(z.shape[2]):

@@ -1,4 +1,4 @@
-"""BYOL: the paper's loss, what is embedded by whom, and the slow copy from step to step."""
+"""Tests of BYOL: its loss, its predictions and targets, and the slow copy from step to step."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def small(**settings: object) -> BYOL:
 
 
 def views(n: int = 6) -> Views:
-    """The second view is darker than the first."""
+    """Return random views, of which the second is darker than the first."""
     crops = torch.rand(2, n, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     return Views((crops * torch.tensor([1.0, 0.4]).view(2, 1, 1, 1, 1),), torch.full((n,), -1))
 
 
 def reference(predicted: tuple[Tensor, Tensor], slow: tuple[Tensor, Tensor]) -> Tensor:
-    """Equation 2 and its other half, image by image: ``predicted`` from views 1 and 2, ``slow`` of views 1 and 2."""
+    """Compute equation 2 in both directions, image by image; both arguments are in the order of views 1 and 2."""
     total = torch.zeros((), dtype=torch.float64)
     for from_view, to_view in ((0, 1), (1, 0)):
         for q, z in zip(predicted[from_view], slow[to_view], strict=True):
@@ -81,7 +81,7 @@ def test_each_view_predicts_the_slow_projection_of_the_other() -> None:
         assert not torch.allclose(found[:, 2 + view], projected(crops[1 - view]), rtol=0.01)
 
 
-def test_no_gradient_flows_into_targets_and_every_parameter_has_one_from_predictions() -> None:
+def test_predictions_give_every_parameter_a_gradient_and_targets_none() -> None:
     method = small()
     parameters = list(method.parameters())
     z = method.embed(views())
@@ -101,7 +101,7 @@ def test_momentum_rises_to_one_as_half_a_cosine() -> None:
     assert rise == sorted(rise)
 
 
-def test_the_slow_copy_follows_by_the_step_s_momentum() -> None:
+def test_the_slow_copy_follows_with_the_momentum_of_the_step() -> None:
     method = small()
     online = nn.Sequential(method.backbone, method.projection_head)
     expected = [parameter.detach().clone() for parameter in online.parameters()]
@@ -117,7 +117,7 @@ def test_the_slow_copy_follows_by_the_step_s_momentum() -> None:
             torch.testing.assert_close(weights[name], value)
 
 
-def test_what_is_slow_is_in_checkpoints_and_not_in_the_optimizer() -> None:
+def test_the_slow_copy_is_in_checkpoints_and_not_in_the_optimizer() -> None:
     method = small()
     slow = [name for name in method.state_dict() if name.startswith("slow.")]
     learnt = [name for name, _ in method.named_parameters() if name.startswith(("backbone.", "projection_head."))]
@@ -137,7 +137,7 @@ def test_settings_shape_the_heads() -> None:
 
 
 def steps(rank: int, size: int, store: Path, first: int, last: int, run: Path | None = None) -> Trace:
-    """Steps first .. last - 1 of six, from the checkpoint in ``run`` where it is given."""
+    """Train steps first .. last - 1 of six, from the checkpoint in ``run`` if there is one."""
     config = small_config(store, method=SMALL, augment={"recipe": "byol-small", "solarise_p": 0.0})
     found = Checkpoints(run).newest() if run else None
     world = World.current()

@@ -1,4 +1,4 @@
-"""The denoising autoencoder: its error, its noise, and the backbones and sizes that it takes."""
+"""Tests of the denoising autoencoder: its error, its noise, and the backbones and sizes that it takes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def some_views(num_views: int = 1, size: int = 32) -> Views:
 
 
 def reference(method: Method, x: Tensor) -> Tensor:
-    """Mean over images, colours and pixels of (decoder(encoder(x + noise)) - x)^2."""
+    """Compute the mean over images, colours and pixels of (decoder(encoder(x + noise)) - x)^2."""
     decoded = method.decoder(method.backbone.map(x + 0.1 * torch.randn(x.shape, dtype=x.dtype)))  # type: ignore[operator]
     squares: Tensor = (decoded - x) ** 2
     return squares.sum() / x.numel()
@@ -52,7 +52,7 @@ def test_value_and_gradient_are_those_of_the_definition(num_views: int) -> None:
         assert (grad - other).norm() <= 1e-10 * other.norm()
 
 
-def test_grey_for_everything_has_the_error_of_grey() -> None:
+def test_a_decoder_that_gives_grey_has_the_error_of_grey() -> None:
     method, views = made(), some_views()
     nn.init.zeros_(method.decoder[-2].weight)  # type: ignore[index, arg-type]
     nn.init.zeros_(method.decoder[-2].bias)  # type: ignore[index, arg-type]
@@ -73,7 +73,7 @@ def test_noise_is_drawn_anew_and_from_the_generator() -> None:
         assert torch.equal(quiet(views), quiet(views))
 
 
-def test_noise_has_its_standard_deviation_and_is_not_in_what_is_compared() -> None:
+def test_noise_has_its_standard_deviation_and_is_not_in_the_target() -> None:
     method, views = made(noise=0.3), some_views()
     given: list[torch.Tensor] = []
     method.backbone.body[0].register_forward_pre_hook(lambda _, inputs: given.append(inputs[0]))  # type: ignore[index, operator]
@@ -101,7 +101,7 @@ def test_backbones_without_a_map_are_refused_by_name() -> None:
         RunConfig.load("denoising-cifar10", {"backbone": {"name": "resnet18"}})
 
 
-def test_sizes_that_do_not_come_back_are_refused() -> None:
+def test_sizes_that_the_stride_does_not_divide_are_refused() -> None:
     message = r"makes images of a multiple of 8 px with backbone autoencoder, and is to have 36 px: .*size_px to 32"
     facts = {"num_images": 51, "num_samples": 51, "image_shape": [36, 36, 3]}
     for config, size in ((RunConfig, {"augment.size_px": 36}), (ResolvedConfig, {"facts": facts})):
@@ -109,7 +109,7 @@ def test_sizes_that_do_not_come_back_are_refused() -> None:
             config.load("denoising-cifar10", size)
 
 
-def test_there_are_no_pairs_to_watch() -> None:
+def test_there_are_no_pairs_for_the_collapse_monitor() -> None:
     assert made().pairs(torch.rand(3, 2, 1)) is None
 
 

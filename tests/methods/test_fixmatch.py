@@ -1,4 +1,4 @@
-"""FixMatch: the paper's two sums, what is a label and what is not, and how many images of either."""
+"""Tests of FixMatch: its two losses, its threshold, and the numbers of labelled and unlabelled images."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.methods import Method, Views
 from tests.gloo import GlooPool
-from tests.helpers import small_config, train
+from tests.helpers import small_config, train, with_facts
 
 K, LABELLED, OTHERS = 4, 3, 6
 
 
 def made(threshold: float | None = None, weight: float = 1.0, sharpness: float = 1.0) -> Method:
-    """In evaluation mode: BatchNorm then has statistics that do not depend on who goes through it together."""
+    """Build the method in evaluation mode, where BatchNorm treats each image independently of the others."""
     torch.manual_seed(0)
     kind = methods.load("fixmatch")
     config = kind.Config(name="fixmatch", num_classes=K, threshold=threshold, unlabelled_weight=weight)  # type: ignore[call-arg]
@@ -33,7 +33,7 @@ def made(threshold: float | None = None, weight: float = 1.0, sharpness: float =
 
 
 def some_views(seed: int = 1) -> Views:
-    """Images of very different scale, lest all are of one class."""
+    """Return images of very different scale, so that not all are predicted as one class."""
     generator = torch.Generator().manual_seed(seed)
     crops = torch.randn(2, LABELLED + OTHERS, 3, 16, 16, generator=generator, dtype=torch.float64)
     crops = crops * torch.linspace(0.1, 3, LABELLED + OTHERS)[:, None, None, None]
@@ -47,7 +47,7 @@ def probabilities(method: Method, image: Tensor) -> Tensor:
 
 
 def reference(method: Method, batches: list[Views], threshold: float, weight: float) -> Tensor:
-    """Equations 3 and 4, an image at a time."""
+    """Compute equations 3 and 4 one image at a time."""
     supervised, unsupervised = [], []
     for views in batches:
         for weak, strong, label in zip(*views.stacked, views.labels.tolist(), strict=True):
@@ -72,7 +72,7 @@ def test_value_and_gradient_are_the_papers(threshold: float | None, weight: floa
         assert (grad - other).norm() <= 1e-10 * other.norm()
 
 
-def test_the_threshold_leaves_out_guesses_that_are_unsure() -> None:
+def test_the_threshold_leaves_out_predictions_that_are_not_confident() -> None:
     views = some_views()
     losses, labelled = made(sharpness=8.0)(views)[:, :, 0].unbind(1)
     assert labelled.tolist() == [1.0] * LABELLED + [0.0] * OTHERS
@@ -84,7 +84,7 @@ def test_the_threshold_leaves_out_guesses_that_are_unsure() -> None:
     assert torch.equal(kept, losses * sure)
 
 
-def test_a_guess_is_a_label_and_passes_no_gradient() -> None:
+def test_a_prediction_used_as_a_label_passes_no_gradient() -> None:
     method, views = made(), some_views()
     crops = views.stacked.clone().requires_grad_()
     method.loss(method(Views((crops,), views.labels))).backward()
@@ -93,14 +93,14 @@ def test_a_guess_is_a_label_and_passes_no_gradient() -> None:
     assert learns.tolist() == [[True] * LABELLED + [False] * OTHERS, [False] * LABELLED + [True] * OTHERS]
 
 
-def test_means_are_over_the_numbers_of_the_global_batch() -> None:
+def test_losses_are_means_over_the_global_batch() -> None:
     losses, labelled = torch.tensor([1.0, 5.0, 9.0, 0.5, 1.5]), torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0])
     z = torch.stack([losses, labelled], dim=1)[:, :, None]
     assert made().loss(z).item() == pytest.approx((1 + 0.5) / 2 + (5 + 9 + 1.5) / 3)
     assert made(weight=0.0).loss(z).item() == pytest.approx(0.75)
 
 
-def test_a_network_that_knows_nothing_has_a_loss_of_twice_ln_k() -> None:
+def test_a_classifier_of_zeros_has_a_loss_of_twice_ln_k() -> None:
     for threshold, times in ((None, 2), (0.95, 1)):
         method = made(threshold)
         for parameter in method.classifier.parameters():  # type: ignore[union-attr]
@@ -116,8 +116,8 @@ def test_batch_norm_sees_all_images_of_a_micro_batch_at_once() -> None:
     assert seen == [LABELLED + 2 * OTHERS], "weak views of all, strong ones of the unlabelled"
 
 
-def test_nothing_labelled_is_no_error() -> None:
-    """Where a worker has no micro-batch."""
+def test_a_micro_batch_may_have_no_labels() -> None:
+    """A worker without a micro-batch has labels of -1 only."""
     views = some_views()
     z = made()(Views(views.crops, torch.full_like(views.labels, -1)))
     assert z.shape == (LABELLED + OTHERS, 2, 1)
@@ -130,7 +130,7 @@ def test_any_ratio_of_labelled_to_other_images(labelled: int, others: int) -> No
     batch = {"size": size, "micro": size // 2, "labelled": labelled}
     config = RunConfig.load("fixmatch-cifar10", {"batch": batch})
     assert config.num_labelled == labelled
-    assert config.plan(50_000).steps_per_epoch == 50_000 / others
+    assert with_facts(config, 50_000).plan().steps_per_epoch == 50_000 / others
 
 
 @pytest.mark.parametrize(
@@ -146,14 +146,14 @@ def test_batches_without_either_kind_are_refused(batch: dict[str, int], message:
         RunConfig.load("fixmatch-cifar10", {"batch": batch})
 
 
-def test_thresholds_that_are_no_probability_are_refused() -> None:
+def test_thresholds_outside_0_to_1_are_refused() -> None:
     for threshold in (0.0, 1.0, 1.5):
         with pytest.raises(ConfigError, match=r"method\.threshold"):
             RunConfig.load("fixmatch-cifar10", {"method.threshold": threshold})
     assert RunConfig.load("fixmatch-cifar10", {"method.threshold": 0.95}).flat()["method.threshold"] == 0.95
 
 
-def test_there_are_no_pairs_to_watch() -> None:
+def test_there_are_no_pairs_for_the_collapse_monitor() -> None:
     assert made().pairs(torch.rand(3, 2, 1)) is None
 
 

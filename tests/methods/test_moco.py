@@ -1,4 +1,4 @@
-"""MoCo v2's loss, queue, slow encoder and shuffling, beside what the papers say."""
+"""Tests of MoCo v2: its loss, queue, slow encoder and shuffling."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def embeddings(count: int, views: int) -> Tensor:
 
 
 def reference(method: MoCo, q: Tensor, k: Tensor) -> Tensor:
-    """Equation 1 of arXiv 1911.05722, one query after the other."""
+    """Compute equation 1 of arXiv 1911.05722, one query after the other."""
     t, losses = method.config.temperature, []
     for query, key in zip(q, k, strict=True):
         terms = torch.stack([query @ key, *(query @ other for other in method.queue)]) / t
@@ -52,7 +52,7 @@ def test_the_loss_and_its_gradient_are_the_papers(symmetric: bool, temperature: 
     assert (found - wanted).norm() <= 1e-12 * wanted.norm()
 
 
-def test_at_first_the_loss_is_near_that_of_a_guess() -> None:
+def test_random_embeddings_have_about_the_loss_of_chance() -> None:
     method = build(queue=4096, temperature=1.0)
     z = torch.nn.functional.normalize(torch.randn(64, 2, 5, dtype=torch.float64), dim=2)
     assert method.loss(z).item() == pytest.approx(math.log(4097), abs=0.3)
@@ -70,14 +70,14 @@ def test_the_queue_takes_in_each_batch_once_and_wraps() -> None:
     assert int(method.position) == 2
 
 
-def test_of_a_batch_that_is_larger_than_the_queue_the_last_keys_stay() -> None:
+def test_a_batch_larger_than_the_queue_leaves_its_last_keys() -> None:
     method = build()
     z = embeddings(10, 2)
     method.after_step(z, NOW)
     assert {tuple(row.tolist()) for row in method.queue} == {tuple(row.tolist()) for row in z[3:, 1]}
 
 
-def test_with_a_symmetric_loss_the_keys_of_one_view_go_in() -> None:
+def test_with_a_symmetric_loss_the_queue_takes_keys_of_one_view() -> None:
     method = build(symmetric=True)
     z = embeddings(3, 4)
     method.after_step(z, NOW)
@@ -97,7 +97,7 @@ def test_the_slow_encoder_follows_with_its_momentum_and_takes_no_gradient() -> N
         assert torch.allclose(after[name], 0.9 * before[name] + 0.1 * parameter, atol=1e-12, rtol=0), name
 
 
-def test_a_query_and_its_key_share_little_of_their_statistics() -> None:
+def test_groups_of_a_query_and_of_its_key_share_one_image() -> None:
     method = build(batch_norm_groups=4)
     near, far = method._groups(16, torch.device("cpu"))
     assert sorted(torch.cat(near).tolist()) == sorted(torch.cat(far).tolist()) == list(range(16))
@@ -107,8 +107,8 @@ def test_a_query_and_its_key_share_little_of_their_statistics() -> None:
     assert len(build(batch_norm_groups=1)._groups(16, torch.device("cpu"))[0]) == 1
 
 
-def test_groups_are_put_back_in_the_order_of_the_images() -> None:
-    """In evaluation mode BatchNorm has no groups: the keys of untrained copies are the queries."""
+def test_embeddings_are_in_the_order_of_the_images_not_of_groups() -> None:
+    """In evaluation mode BatchNorm ignores groups, so a query and its key of an untrained method are equal."""
     method = build(batch_norm_groups=3).eval()
     image = torch.rand(1, 8, 3, 16, 16, dtype=torch.float64)
     z = method.embed(Views((torch.cat([image, image]),), torch.full((8,), -1)))

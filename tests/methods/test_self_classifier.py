@@ -1,4 +1,4 @@
-"""Self-Classifier: the paper's loss, over the global batch, with several classifiers and several crops."""
+"""Tests of Self-Classifier: its loss over the global batch, with several classifiers and several crops."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def build(**settings: Any) -> SelfClassifier:
 
 
 def embeddings(n: int, views: int = 2, classes: int = sum(CLASSES)) -> Tensor:
-    """[n, views, classes] whose views differ in scale and shift."""
+    """Return [n, views, classes] whose views differ in scale and shift."""
     z = torch.randn(n, views, classes, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return 0.3 * z * torch.linspace(1, 2, views)[:, None] + torch.linspace(0, 0.2, views)[:, None] * z[:, :, :1]
 
 
 def reference(z: Tensor, classes: tuple[int, ...] = CLASSES, row: float = 0.1, column: float = 0.05) -> Tensor:
-    """The loss of section 3 (version 3), by Bayes' rule with p(x) = 1 / B and p(y) = 1 / C, image by image."""
+    """Compute the loss of section 3 (version 3) image by image, by Bayes' rule with p(x) = 1 / B and p(y) = 1 / C."""
     losses = []
     for cosines in z.split(classes, dim=2):
         b, num_views, c = cosines.shape
@@ -65,8 +65,11 @@ def test_loss_and_gradient_are_the_papers(n: int, views: int, row: float, column
 
 
 def test_two_images_and_two_classes_by_hand() -> None:
-    """exp(logits) = [[3, 1], [1, 1]] in both views. Target: columns (3/4, 1/4), (1/2, 1/2), rows made to add up to 1:
-    (3/5, 2/5), (1/3, 2/3). Prediction: rows (3/4, 1/4), (1/2, 1/2), columns to add up to 1: (3/5, 2/5), (1/3, 2/3)."""
+    """Both views have exp(logits) = [[3, 1], [1, 1]].
+
+    Target: columns (3/4, 1/4) and (1/2, 1/2), then rows are scaled to sum to 1: (3/5, 2/5) and (1/3, 2/3).
+    Prediction: rows (3/4, 1/4) and (1/2, 1/2), then columns are scaled to sum to 1: (3/5, 2/5) and (1/3, 2/3).
+    """
     logits = torch.tensor([[3.0, 1.0], [1.0, 1.0]], dtype=torch.float64).log()
     loss = build(classes=(2,), row_temperature=1, column_temperature=1).loss(logits[:, None].expand(2, 2, 2))
     first = 3 / 5 * math.log(3 / 5) + 2 / 5 * math.log(1 / 3)
@@ -77,15 +80,15 @@ def test_two_images_and_two_classes_by_hand() -> None:
 @pytest.mark.parametrize("classes", [2, 7])
 @pytest.mark.parametrize("sure", [0.0, 0.1, 5.0])
 def test_collapse_is_a_loss_of_ln_c(classes: int, sure: float) -> None:
-    """All images alike: in one class, surely or not, or in none."""
+    """All images have the same scores, which prefer one class strongly, slightly or not at all."""
     alike = torch.zeros(5, 2, classes, dtype=torch.float64)
     alike[:, :, 1] = sure
     assert build(classes=(classes,)).loss(alike).item() == pytest.approx(math.log(classes), rel=1e-12)
 
 
 @pytest.mark.parametrize(("images", "classes", "lowest"), [(4, 4, 0.0), (12, 4, 0.0), (4, 12, math.log(3))])
-def test_classes_that_are_used_alike_and_surely_give_the_lowest_loss(images: int, classes: int, lowest: float) -> None:
-    """With more classes than images an image has several of its own."""
+def test_equal_and_certain_use_of_classes_has_the_lowest_loss(images: int, classes: int, lowest: float) -> None:
+    """With more classes than images, each image has several classes to itself."""
     belongs = torch.arange(images)[:, None] % classes == torch.arange(classes) % images
     z = 10 * belongs.double()[:, None].expand(-1, 2, -1)
     method = build(classes=(classes,))
@@ -96,7 +99,7 @@ def test_classes_that_are_used_alike_and_surely_give_the_lowest_loss(images: int
 
 
 def test_unequal_use_of_classes_costs() -> None:
-    """Four images surely in one class and two in the other: ln 2 less the entropy of these shares."""
+    """Four images are in one class with certainty and two in the other: ln 2 minus the entropy of (4/6, 2/6)."""
     belongs = torch.tensor([0, 0, 0, 0, 1, 1])
     z = 10 * torch.nn.functional.one_hot(belongs).double()[:, None].expand(-1, 2, -1)
     entropy = -(4 / 6 * math.log(4 / 6) + 2 / 6 * math.log(2 / 6))
@@ -109,8 +112,8 @@ def test_classifiers_are_averaged() -> None:
     assert build().loss(z).item() == pytest.approx(sum(loss.item() for loss in apart) / 2, rel=1e-12)
 
 
-def test_both_sides_are_learnt_from() -> None:
-    """No stopped gradient: of two views of which one is only target and the other only prediction, both have one."""
+def test_targets_and_predictions_both_have_a_gradient() -> None:
+    """No gradient is stopped: a view gets one as the target and as the prediction."""
     z = embeddings(11, classes=6)
     for fixed in (0, 1):
         learning = z[:, 1 - fixed].clone().requires_grad_()
@@ -119,17 +122,19 @@ def test_both_sides_are_learnt_from() -> None:
         assert gradient.abs().max() > 0
 
 
-def _local(rank: int, size: int, shares: list[int], scale: float) -> tuple[float, Tensor]:
-    first = sum(shares[:rank])
-    z = (scale * embeddings(sum(shares), 3)[first : first + shares[rank]]).requires_grad_()
+def _local(rank: int, size: int, row_counts: list[int], scale: float) -> tuple[float, Tensor]:
+    first = sum(row_counts[:rank])
+    z = (scale * embeddings(sum(row_counts), 3)[first : first + row_counts[rank]]).requires_grad_()
     loss = build().loss(z)
     return loss.item(), torch.autograd.grad(3 * loss, z)[0]  # 3: the incoming gradient counts
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.01])
-@pytest.mark.parametrize("shares", [[4, 7], [5, 0, 6], [0, 11]])
-def test_uneven_and_empty_shares_have_the_gradient_of_one_process(gloo: Pools, shares: list[int], scale: float) -> None:
-    results = gloo(len(shares)).run(_local, shares, scale)
+@pytest.mark.parametrize("row_counts", [[4, 7], [5, 0, 6], [0, 11]])
+def test_uneven_and_empty_ranks_have_the_gradient_of_one_process(
+    gloo: Pools, row_counts: list[int], scale: float
+) -> None:
+    results = gloo(len(row_counts)).run(_local, row_counts, scale)
     z = (scale * embeddings(11, 3)).requires_grad_()
     theirs = reference(z)
     [expected] = torch.autograd.grad(3 * theirs, z)
@@ -140,12 +145,12 @@ def test_uneven_and_empty_shares_have_the_gradient_of_one_process(gloo: Pools, s
 
 
 def _far_apart(rank: int, size: int) -> float:
-    z = embeddings(12).float()[rank::size] + 10 * rank  # columns of which all that counts is on the last rank
+    z = embeddings(12).float()[rank::size] + 10 * rank  # the last rank's rows dominate the sums over columns
     return build(column_temperature=0.001, row_temperature=0.001).float().loss(z.requires_grad_()).item()
 
 
 def test_small_temperatures_do_not_overflow(gloo: Pools) -> None:
-    """Logits of 10,000 apart, in float32."""
+    """Logits differ by 10,000, in float32."""
     method = build(column_temperature=0.001, row_temperature=0.001)
     z = embeddings(12).float().requires_grad_()
     loss = method.loss(z)

@@ -1,4 +1,4 @@
-"""SimCLR: NT-Xent of its own settings, and heads of one to three layers. NT-Xent by itself: tests/losses."""
+"""Tests of SimCLR: NT-Xent with its settings, and heads of one to three layers (tests/losses tests NT-Xent alone)."""
 
 from __future__ import annotations
 
@@ -22,8 +22,11 @@ def made(**settings: Any) -> SimCLR:
 
 
 def reference(z: Tensor, temperature: float, similarity: str) -> Tensor:
-    """Equation 1 and algorithm 1, a view at a time: the mean over all 2N of -log of the share that its other view has
-    of all views but itself."""
+    """Compute equation 1 and algorithm 1, one view at a time.
+
+    The loss is the mean over all 2N views of -log p, where p is the other view's share of the sum over all views but
+    the view itself.
+    """
     rows = z.transpose(0, 1).flatten(0, 1)  # [2N, D]: first views, then second ones
     rows = normalize(rows, dim=1) if similarity == "cosine" else rows
     n, losses = len(z), []
@@ -56,10 +59,10 @@ def test_the_head_has_as_many_layers_as_it_is_told(layers: int) -> None:
 
 
 def test_both_views_share_the_statistics_of_one_forward_pass() -> None:
-    """And come back as an image's first and second."""
+    """The embeddings keep each view at its image and place."""
     method = made()
     crops = torch.rand(2, 3, 3, 16, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     z = method.embed(Views((crops,), torch.full((3,), -1)))
-    together = method.projection_head(method.backbone(crops.flatten(0, 1)))
+    in_one_pass = method.projection_head(method.backbone(crops.flatten(0, 1)))
     assert z.shape == (3, 2, 7)
-    torch.testing.assert_close(z.transpose(0, 1).flatten(0, 1), together)
+    torch.testing.assert_close(z.transpose(0, 1).flatten(0, 1), in_one_pass)

@@ -1,4 +1,4 @@
-"""Supervised learning: cross-entropy with smoothed labels, of all views of the global batch."""
+"""Tests of supervised learning: cross-entropy with smoothed labels, over all views of the global batch."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def some_views(num_views: int) -> Views:
 
 
 def reference(logits: Tensor, label: int, smoothing: float) -> Tensor:
-    """-sum_k q_k log p_k, q = (1 - smoothing) of the label and smoothing / K of each class."""
+    """Compute -sum_k q_k log p_k, where q has smoothing / K for each class and 1 - smoothing more for the label."""
     p = logits.exp() / logits.exp().sum()
     q = torch.full((K,), smoothing / K, dtype=torch.float64)
     q[label] += 1 - smoothing
@@ -60,7 +60,7 @@ def test_value_and_gradient_are_those_of_the_definition(num_views: int, smoothin
         assert (grad - other).norm() <= 1e-10 * other.norm()
 
 
-def test_a_classifier_that_knows_nothing_has_a_loss_of_ln_k() -> None:
+def test_a_classifier_of_zeros_has_a_loss_of_ln_k() -> None:
     for smoothing in (0.0, 0.3):
         method = made(smoothing)
         for parameter in method.classifier.parameters():  # type: ignore[union-attr]
@@ -68,22 +68,22 @@ def test_a_classifier_that_knows_nothing_has_a_loss_of_ln_k() -> None:
         assert method.loss(method(some_views(1))).item() == pytest.approx(math.log(K), rel=1e-12)
 
 
-def test_images_without_a_label_count_nothing() -> None:
-    """Where a worker has no micro-batch; no image of a batch is without one."""
+def test_images_without_a_label_have_a_loss_of_0() -> None:
+    """A worker without a micro-batch has such images; all images of a batch have labels."""
     views = some_views(2)
     z = made(0.1)(Views(views.crops, torch.full((7,), -1)))
     assert (z == 0).all()
     assert z.requires_grad
 
 
-def test_micro_batches_are_averaged_by_image() -> None:
+def test_the_mean_weighs_micro_batches_by_their_images() -> None:
     method = made()
     a, b = torch.rand(3, 2, 1, dtype=torch.float64), torch.rand(5, 2, 1, dtype=torch.float64)
-    together = method.loss(torch.cat([a, b]))
-    assert together.item() == pytest.approx((3 * method.loss(a).item() + 5 * method.loss(b).item()) / 8, rel=1e-12)
+    whole = method.loss(torch.cat([a, b]))
+    assert whole.item() == pytest.approx((3 * method.loss(a).item() + 5 * method.loss(b).item()) / 8, rel=1e-12)
 
 
-def test_there_are_no_pairs_to_watch() -> None:
+def test_there_are_no_pairs_for_the_collapse_monitor() -> None:
     assert made().pairs(torch.rand(3, 2, 1)) is None
 
 

@@ -1,4 +1,4 @@
-"""SwAV: the paper's loss and codes, over the global batch, with several crops, a queue and frozen prototypes."""
+"""Tests of SwAV: its loss and codes over the global batch, with several crops, a queue and frozen prototypes."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def build(**settings: Any) -> SwAV:
 
 
 def embeddings(n: int, views: int = 5) -> Tensor:
-    """[n, views, K + D] whose views differ in scale and shift; the last two are targets."""
+    """Return [n, views, K + D] whose views differ in scale and shift; the last two are targets."""
     z = torch.randn(n, views, K + D, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     return 0.3 * z * torch.linspace(1, 2, views)[:, None] + torch.linspace(0, 0.2, views)[:, None]
 
 
 def codes(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
-    """[B, K] -> [B, K], with the sums and divisions of appendix A.1, one number after the other."""
+    """Turn scores [B, K] into codes [B, K], with the sums and divisions of appendix A.1, number by number."""
     q = (scores / epsilon).exp().T  # [K, B]
     q = q / q.sum()
     for _ in range(iterations):
@@ -48,12 +48,12 @@ def codes(scores: Tensor, epsilon: float = 0.05, iterations: int = 3) -> Tensor:
     return (q * q.shape[1]).T
 
 
-def reference(z: Tensor, held: Tensor | None = None, temperature: float = 0.1, **of_codes: Any) -> Tensor:
-    """Equations 1 and 2 for several crops; ``held``: scores [Q, 2, K] that take part in the assignment."""
+def reference(z: Tensor, queued: Tensor | None = None, temperature: float = 0.1, **of_codes: Any) -> Tensor:
+    """Compute equations 1 and 2 for several crops; scores ``queued`` [Q, 2, K] take part in the assignment."""
     scores, given = z[:, :-2, :K], z[:, -2:, :K].detach()
     terms = []
     for a in range(2):
-        rows = given[:, a] if held is None else torch.cat([held[:, a], given[:, a]])
+        rows = given[:, a] if queued is None else torch.cat([queued[:, a], given[:, a]])
         code = codes(rows, **of_codes)[-len(z) :]
         for v in range(scores.shape[1]):
             if v != a:
@@ -86,7 +86,7 @@ def test_loss_and_gradient_are_the_papers(n: int, views: int, settings: dict[str
 
 
 def test_codes_of_two_images_by_hand() -> None:
-    """exp(scores) = [[4, 1], [1, 1]]: columns' sums 5 and 2, then rows' sums 1.3 and 0.7."""
+    """With exp(scores) = [[4, 1], [1, 1]], columns sum to 5 and 2, then rows to 1.3 and 0.7."""
     scores = torch.tensor([[4.0, 1.0], [1.0, 1.0]], dtype=torch.float64).log()
     once = torch.tensor([[0.8 / 1.3, 0.5 / 1.3], [0.2 / 0.7, 0.5 / 0.7]], dtype=torch.float64)
     torch.testing.assert_close(sinkhorn(scores, 1.0, 1), once, rtol=1e-14, atol=0)
@@ -95,17 +95,17 @@ def test_codes_of_two_images_by_hand() -> None:
     torch.testing.assert_close(sinkhorn(scores, 1.0, 60), limit, rtol=1e-12, atol=0)
 
 
-def test_prototypes_take_equal_shares() -> None:
-    scores = embeddings(21)[:, :2, :K] + torch.linspace(-1, 1, K)  # much preferred, and hardly ever
-    shares = sinkhorn(scores, 0.3, 200)
-    torch.testing.assert_close(shares.sum(0), torch.full((2, K), 21 / K, dtype=torch.float64), rtol=1e-9, atol=0)
-    torch.testing.assert_close(shares.sum(2), torch.ones(21, 2, dtype=torch.float64))
+def test_prototypes_get_equal_use() -> None:
+    scores = embeddings(21)[:, :2, :K] + torch.linspace(-1, 1, K)  # some prototypes are strongly preferred
+    codes_found = sinkhorn(scores, 0.3, 200)
+    torch.testing.assert_close(codes_found.sum(0), torch.full((2, K), 21 / K, dtype=torch.float64), rtol=1e-9, atol=0)
+    torch.testing.assert_close(codes_found.sum(2), torch.ones(21, 2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("epsilon", [0.05, 0.03, 0.01, 0.001])
 @pytest.mark.parametrize("shift", [0.0, 3.0, -3.0])
 def test_codes_in_float32_do_not_overflow(epsilon: float, shift: float) -> None:
-    """exp(3 / 0.03) is beyond float32; a row whose largest term is below 1e-45 would be divided by 0."""
+    """Without logarithms exp(3 / 0.03) would overflow, and a row whose largest term is below 1e-45 be divided by 0."""
     generator = torch.Generator().manual_seed(0)
     scores = normalize(torch.randn(64, 32, generator=generator)) + shift
     found = sinkhorn(scores, epsilon, 3)
@@ -115,36 +115,36 @@ def test_codes_in_float32_do_not_overflow(epsilon: float, shift: float) -> None:
     assert (found - exact).abs().max() <= 2e-6 / epsilon
 
 
-def _assigned(rank: int, size: int, shares: list[int]) -> Tensor:
-    first = sum(shares[:rank])
-    return sinkhorn(embeddings(sum(shares))[first : first + shares[rank], :2, :K], 0.05, 3)
+def _assigned(rank: int, size: int, row_counts: list[int]) -> Tensor:
+    first = sum(row_counts[:rank])
+    return sinkhorn(embeddings(sum(row_counts))[first : first + row_counts[rank], :2, :K], 0.05, 3)
 
 
-def _local(rank: int, size: int, shares: list[int], filled: int) -> tuple[float, Tensor]:
-    first = sum(shares[:rank])
+def _local(rank: int, size: int, row_counts: list[int], filled: int) -> tuple[float, Tensor]:
+    first = sum(row_counts[:rank])
     method = build(queue=8, queue_from_epoch=0) if filled else build()
     if filled:
         method.after_step(embeddings(filled)[rank::size], START)
-    z = embeddings(sum(shares))[first : first + shares[rank]].requires_grad_()
+    z = embeddings(sum(row_counts))[first : first + row_counts[rank]].requires_grad_()
     loss = method.loss(z)
     return loss.item(), torch.autograd.grad(3 * loss, z)[0]  # 3: the incoming gradient counts
 
 
 @pytest.mark.parametrize("filled", [0, 8])
-@pytest.mark.parametrize("shares", [[4, 7], [5, 0, 6], [0, 11]])
-def test_uneven_and_empty_shares_have_the_codes_and_gradient_of_one_process(
-    gloo: Pools, shares: list[int], filled: int
+@pytest.mark.parametrize("row_counts", [[4, 7], [5, 0, 6], [0, 11]])
+def test_uneven_and_empty_ranks_have_the_codes_and_gradient_of_one_process(
+    gloo: Pools, row_counts: list[int], filled: int
 ) -> None:
-    pool = gloo(len(shares))
+    pool = gloo(len(row_counts))
     torch.testing.assert_close(
-        torch.cat(pool.run(_assigned, shares)), sinkhorn(embeddings(11)[:, :2, :K], 0.05, 3), rtol=1e-12, atol=0
+        torch.cat(pool.run(_assigned, row_counts)), sinkhorn(embeddings(11)[:, :2, :K], 0.05, 3), rtol=1e-12, atol=0
     )
-    results = pool.run(_local, shares, filled)
+    results = pool.run(_local, row_counts, filled)
     z = embeddings(11).requires_grad_()
-    held = None
+    queued = None
     if filled:  # images' order does not matter to the codes
-        held = embeddings(filled)[:, -2:, K:] @ normalize(build().prototypes.detach(), dim=1).T
-    theirs = reference(z, held)
+        queued = embeddings(filled)[:, -2:, K:] @ normalize(build().prototypes.detach(), dim=1).T
+    theirs = reference(z, queued)
     [expected] = torch.autograd.grad(3 * theirs, z)
     assert len({loss for loss, _ in results}) == 1, "the same bits on every rank"
     assert results[0][0] == pytest.approx(theirs.item(), rel=1e-12)
@@ -153,7 +153,7 @@ def test_uneven_and_empty_shares_have_the_codes_and_gradient_of_one_process(
 
 
 def test_collapse_is_a_loss_of_ln_k() -> None:
-    """All images alike: codes are equal shares whatever the scores are, and the best prediction is ln K."""
+    """If all images are equal, codes are uniform whatever the scores are, and the best prediction has loss ln K."""
     alike = embeddings(1).expand(9, -1, -1)
     torch.testing.assert_close(sinkhorn(alike[:, 0, :K], 0.05, 3), torch.full((9, K), 1 / K, dtype=torch.float64))
     method = build()
@@ -209,7 +209,7 @@ def test_scores_are_float32_under_autocast_and_the_loss_does_not_change() -> Non
     assert torch.equal(torch.autograd.grad(cast, z)[0], torch.autograd.grad(plain, z)[0])
 
 
-def test_prototypes_stay_as_they_are_in_the_first_epochs() -> None:
+def test_prototypes_are_not_trained_in_the_first_epochs() -> None:
     method, given = build(freeze_prototypes_epochs=1.5), views(6)
 
     def gradient() -> Tensor:
@@ -250,8 +250,8 @@ def test_the_queue_is_used_when_it_is_due_and_full() -> None:
     method.after_step(embeddings(7), due)
     assert method.loss(z).item() == pytest.approx(without.item(), rel=1e-12), "not full"
     method.after_step(embeddings(1), due)
-    held = method.queue @ method.codebook.T
-    assert method.loss(z).item() == pytest.approx(reference(z, held).item(), rel=1e-12)
+    queued = method.queue @ method.codebook.T
+    assert method.loss(z).item() == pytest.approx(reference(z, queued).item(), rel=1e-12)
     assert abs(method.loss(z).item() - without.item()) > 1e-3
     method.before_step(TrainingProgress(19, 100, 1.9))
     assert method.loss(z).item() == pytest.approx(without.item(), rel=1e-12), "not due"
@@ -262,8 +262,8 @@ def test_the_queue_is_scored_with_the_prototypes_as_they_are_now() -> None:
     with torch.no_grad():
         method.prototypes += torch.randn(K, D, generator=torch.Generator().manual_seed(3))
     method.after_step(embeddings(8), START)
-    held = method.queue @ normalize(method.prototypes.detach(), dim=1).T
-    assert method.loss(z).item() == pytest.approx(reference(z, held).item(), rel=1e-12)
+    queued = method.queue @ normalize(method.prototypes.detach(), dim=1).T
+    assert method.loss(z).item() == pytest.approx(reference(z, queued).item(), rel=1e-12)
 
 
 def _config(store: Path, **settings: Any) -> RunConfig:
@@ -274,7 +274,7 @@ def _config(store: Path, **settings: Any) -> RunConfig:
 def test_a_run_with_a_queue_is_the_same_with_other_workers_and_after_a_resume(
     gloo: Pools, small_store: Path, tmp_path: Path
 ) -> None:
-    """The prototypes thaw before the third step, the queue is full after the second and used from the fourth on."""
+    """Prototypes train from the third step on; the queue is full after the second and used from the fourth on."""
     config = _config(small_store, freeze_prototypes_epochs=0.4)
     pool = gloo(1)
     [whole] = pool.run(train, config, 0, 6)
@@ -292,21 +292,21 @@ def test_a_run_with_a_queue_is_the_same_with_other_workers_and_after_a_resume(
     assert changed == [False, False, False, True, True, True]
 
 
-def _steps_when_thawed(rank: int, size: int) -> list[exactness.Finding]:
+def _steps_when_trained(rank: int, size: int) -> list[exactness.Finding]:
     config_of = exactness.config_of
 
-    def thawed(method: str, num_micro: int = 1) -> RunConfig:
+    def trained(method: str, num_micro: int = 1) -> RunConfig:
         tree = config_of(method, num_micro).model_dump()
-        settings = {"freeze_prototypes_epochs": 0, "prototypes": 2000}  # many: ZeRO-3 keeps what is small whole
+        settings = {"freeze_prototypes_epochs": 0, "prototypes": 2000}  # so many that ZeRO-3 cuts them into parts
         return RunConfig.from_tree({**tree, "method": {**tree["method"], **settings}}, "")
 
     world = exactness.World.current()
     alone = [exactness._group(range(number, number + 1)) for number in range(size)][rank]
-    with mock.patch.object(exactness, "config_of", thawed):
-        return list(exactness._steps(thawed("swav"), world, alone))
+    with mock.patch.object(exactness, "config_of", trained):
+        return list(exactness._steps(trained("swav"), world, alone))
 
 
 def test_a_step_is_exact_for_prototypes_that_are_not_frozen(gloo: Pools) -> None:
-    findings = gloo(2).run(_steps_when_thawed)[0]
+    findings = gloo(2).run(_steps_when_trained)[0]
     assert [one for one in findings if not one.exact] == []
     assert len(findings) == len(exactness.STAGES)

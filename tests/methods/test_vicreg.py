@@ -1,4 +1,4 @@
-"""VICReg: the paper's loss, over the global batch; and the page that adds it shows its code as it is."""
+"""Tests of VICReg's loss and of docs/add-a-method.md; test_feature_statistics.py has those shared with Barlow Twins."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def small(**settings: object) -> VICReg:
 
 
 def embeddings(n: int = 11, dim: int = 6) -> Tensor:
-    """[n, 2, dim] whose views differ in scale and shift; some standard deviations are above 1 and some below."""
+    """Return [n, 2, dim] whose views differ in scale and shift; standard deviations are above 1 and below."""
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(n, dim, generator=generator, dtype=torch.float64) * torch.linspace(0.2, 2, dim)
     b = 0.7 * torch.randn(n, dim, generator=generator, dtype=torch.float64) + 0.9 * a - 0.3
@@ -32,7 +32,7 @@ def embeddings(n: int = 11, dim: int = 6) -> Tensor:
 
 
 def reference(z: Tensor, weights: dict[str, float] = WEIGHTS) -> Tensor:
-    """Equations 1 to 4 and 6, number by number; the invariance is a mean over features too, as in algorithm 1."""
+    """Compute equations 1 to 4 and 6 number by number, with the mean over features of algorithm 1 in the invariance."""
     n, _, dim = z.shape
     terms = dict.fromkeys(weights, torch.zeros((), dtype=z.dtype))
     terms["invariance_weight"] = ((z[:, 0] - z[:, 1]) ** 2).mean()
@@ -42,8 +42,8 @@ def reference(z: Tensor, weights: dict[str, float] = WEIGHTS) -> Tensor:
             terms["variance_weight"] = terms["variance_weight"] + hinge / dim
             for j in range(dim):
                 if i != j:
-                    together = (view[:, i] - view[:, i].mean()) @ (view[:, j] - view[:, j].mean()) / (n - 1)
-                    terms["covariance_weight"] = terms["covariance_weight"] + together**2 / dim
+                    covariance = (view[:, i] - view[:, i].mean()) @ (view[:, j] - view[:, j].mean()) / (n - 1)
+                    terms["covariance_weight"] = terms["covariance_weight"] + covariance**2 / dim
     return torch.stack([weights[name] * term for name, term in terms.items()]).sum()
 
 
@@ -63,7 +63,7 @@ def test_small_cases_by_hand() -> None:
     def loss(a: Tensor, b: Tensor) -> float:
         return small(projection_dim=2).loss(torch.stack([a, b], dim=1)).item()
 
-    assert loss(columns, columns) == 0  # alike, variance 4 / 3, covariance 0
+    assert loss(columns, columns) == 0  # equal views, variance 4 / 3, covariance 0
     assert loss(columns, columns + 2) == pytest.approx(25 * 4)
     double = columns[:, :1].expand(4, 2)
     assert loss(double, double) == pytest.approx(2 * (2 * (4 / 3) ** 2) / 2)
@@ -83,7 +83,7 @@ def test_defaults_are_the_papers() -> None:
     assert VICReg.Config().model_dump() == {"name": "vicreg", **WEIGHTS, **heads}
 
 
-def test_the_page_that_adds_it_shows_its_code_as_it_is() -> None:
+def test_the_page_on_adding_a_method_shows_this_code() -> None:
     page = (ROOT / "docs" / "add-a-method.md").read_text()
     code = (ROOT / "ssl_dist" / "methods" / "vicreg.py").read_text()
     shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
