@@ -1,4 +1,4 @@
-"""Frozen features of a store's images, and the encoder of a run."""
+"""Features that an encoder computes of a store's images, with its weights frozen."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import Checkpoints
-from ssl_dist.config import RunConfig
-from ssl_dist.data.sample_plan import open_store
+from ssl_dist.config import ResolvedConfig
+from ssl_dist.data import open_store
 from ssl_dist.errors import RunError, StoreError
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
@@ -21,7 +21,7 @@ CHUNK = 256
 
 
 def fastest_device() -> torch.device:
-    """Where features are computed outside a training run: the GPU, if there is one."""
+    """Return the device for features outside a training run: the GPU, if there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -32,12 +32,12 @@ def extract(
     device: torch.device,
     count: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Features of whole images (no augmentation) in evaluation mode.
+    """Compute features of whole images, without augmentation, in evaluation mode.
 
     Args:
-        backbone: ``[N, 3, H, W]`` in [0, 1] -> ``[N, D]``; its mode is put back afterwards.
+        backbone: ``[N, 3, H, W]`` in [0, 1] -> ``[N, D]``; its training mode is restored afterwards.
         ids: int64 ``[n]``.
-        count: called with the number of images of each chunk, once it is done.
+        count: called after each chunk with the number of its images.
 
     Returns:
         float32 ``[n, D]`` on ``device``.
@@ -58,7 +58,7 @@ def embed(
     images: Callable[[np.ndarray], Tensor],
     count: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """``extract`` of whatever ``images`` makes of sample ids, a chunk at a time."""
+    """Compute features, as ``extract`` does, of the pixels that ``images`` makes of sample ids, a chunk at a time."""
     was_training = backbone.training
     backbone.eval()
     found = torch.empty(0)
@@ -74,8 +74,8 @@ def embed(
     return found
 
 
-def encoder_of(run: Path) -> tuple[Backbone, RunConfig, int]:
-    """The trained backbone of a run's newest checkpoint that verifies.
+def encoder_of(run: Path) -> tuple[Backbone, ResolvedConfig, int]:
+    """Load the trained backbone of a run's newest checkpoint that verifies.
 
     Returns:
         (backbone on the CPU, the run's config, steps it was trained for).
@@ -93,25 +93,25 @@ def encoder_of(run: Path) -> tuple[Backbone, RunConfig, int]:
     return method.backbone, found.config, found.step
 
 
-def labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
-    """Open a store for an evaluation of a run, whose settings ``data`` name the cache.
+def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
+    """Open a labelled store to evaluate a run on; ``data`` is the run's section and names the cache.
 
     Raises:
-        StoreError: no labels in it, or images of another size than ``image_shape``.
+        StoreError: the store has no labels, or images of another size than ``image_shape``.
     """
     store = open_store(data, str(path))
     if not store.class_names or not (store.labels >= 0).any():
         raise StoreError(f"{store.name} has no labels: an evaluation needs a store built from class folders")
     if image_shape is not None and store.image_shape != image_shape:
         raise StoreError(
-            f"{store.name} holds {store.image_shape} images where {image_shape} is asked for: build it"
-            " with that --size-px"
+            f"{store.name} holds {store.image_shape} images where {image_shape} is needed: build it"
+            f" with --size-px {image_shape[0]}"
         )
     return store
 
 
 def expect_same_classes(train: ImageStore, test: ImageStore) -> None:
-    """Refuse two stores whose labels do not mean the same.
+    """Refuse two stores whose labels mean different classes.
 
     Raises:
         StoreError: their class names differ.

@@ -1,4 +1,4 @@
-"""What a trained classifier says of images, and which of its answers it is sure of."""
+"""Predictions of a trained classifier, and the most confident of them."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from ssl_dist.store import ImageStore
 
 
 def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
-    """Class probabilities float32 ``[n, K]``, on the CPU, of whole images, by a run's newest checkpoint that verifies.
+    """Classify whole images by a run's newest checkpoint that verifies.
+
+    Returns:
+        Probabilities, float32 ``[n, K]``, on the CPU.
 
     Raises:
-        RunError: it has no checkpoint, or its method has no classifier.
+        RunError: the run has no checkpoint, or its method has no classifier.
     """
     found = Checkpoints(run).newest()
     if found is None:
@@ -25,7 +28,9 @@ def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
     method = found.config.initial_method()
     classifier = getattr(method, "classifier", None)
     if not isinstance(classifier, nn.Module):
-        raise RunError(f"{run} is a run of {found.config.method.name}, which does not classify: take supervised")
+        raise RunError(
+            f"{run} is a run of {found.config.method.name}, which does not classify: give a run of supervised"
+        )
     method.load_state_dict(found.load().model)
     device = fastest_device()
     network = nn.Sequential(method.backbone, classifier, nn.Softmax(dim=1)).to(device)
@@ -33,7 +38,7 @@ def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
 
 
 def most_confident(probabilities: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The ``count`` rows of ``[n, K]`` with the largest probabilities, and their classes; of equal ones the first.
+    """Return the ``count`` rows of ``[n, K]`` with the largest probabilities, and their classes; ties go to the first.
 
     Source: Lee, "Pseudo-Label: The Simple and Efficient Semi-Supervised Learning Method", 2013.
     """

@@ -1,8 +1,8 @@
-"""The online probe: how good the encoder is while training goes on.
+"""The online probe: it measures how good the encoder is during training.
 
-``knn`` and ``linear`` hold labels out: labelled images of the pretraining store (the bank) classify others of it (the
-queries). Their labels are used nowhere else; the images are trained on like all others. ``rankme`` and ``lidar`` need
-no labels. For a figure on images that the encoder has never seen, see ``evaluate.compare``.
+``knn`` and ``linear`` use held-out labels: some labelled images of the pretraining store (the bank) classify others
+(the queries). Their labels are used nowhere else; the images themselves are trained on like all others. ``rankme``
+and ``lidar`` need no labels. For a figure on images that the encoder has never seen, use ``evaluate.compare``.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.permutation import sample_ids
-from ssl_dist.data.windows import Windows
+from ssl_dist.data.windowed_order import WindowedOrder
 from ssl_dist.evaluate.features import embed, extract
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
 from ssl_dist.evaluate.rank import lidar, rankme
 from ssl_dist.store import ImageStore
 
-_STREAM = -1  # the "epoch" whose permutation chooses the probe's images: none that training uses
-_LIDAR_VIEWS = 10  # of each image
+_STREAM = -1  # the "epoch" whose permutation chooses the probe's images; training uses epochs from 0
+_LIDAR_VIEWS = 10  # for each image
 
 
 class Probe:
-    """A fixed choice of images: with labels for ``knn`` and ``linear``, any for ``rankme`` and ``lidar``.
+    """A fixed choice of images: labelled ones for ``knn`` and ``linear``, any for ``rankme`` and ``lidar``.
 
-    A store of fewer labelled images than asked for gives four fifths of them to the bank.
+    A store with fewer labelled images than the settings ask for gives four fifths of them to the bank.
     """
 
     def __init__(self, config: RunConfig, store: ImageStore) -> None:
@@ -46,18 +46,21 @@ class Probe:
         if config.data.damaged == "skip" and not with_labels:  # a damaged image has no label
             self.ids = self.ids[store.intact(self.ids)]
             self.num_bank = len(self.ids)
-        if config.data.order == "shards":  # each shard is touched once, or twice
+        if config.data.order == "shards":  # sorted, so that each shard is read once or twice
             self.ids = np.concatenate([np.sort(self.ids[: self.num_bank]), np.sort(self.ids[self.num_bank :])])
         self.k = min(config.probe.k, self.num_bank)
 
     @property
     def possible(self) -> bool:
-        """Are there images to ask, and labels of them where they are needed?"""
+        """True where the store has images for the probe, with labels where it needs them."""
         return self.num_bank > 0 and (self.kind in ("rankme", "lidar") or self.num_bank < len(self.ids))
 
     def score(self, backbone: Backbone, world: World) -> float | None:
-        """The probe's value on every rank: an accuracy in [0, 1], or an effective rank; higher is better. None where it
-        is not possible. Every rank calls and embeds its part."""
+        """Measure the encoder; every rank calls, embeds its part and returns the same value.
+
+        Returns:
+            An accuracy in [0, 1], or an effective rank; higher is better. None where the probe is not possible.
+        """
         if not self.possible:
             return None
         if self.kind == "lidar":
@@ -74,8 +77,8 @@ class Probe:
         return knn_accuracy(bank, bank_labels, queries, query_labels, k=self.k)
 
     def _features(self, backbone: Backbone, world: World, view: int | None) -> Tensor:
-        """[n, D] of all ``ids`` on every rank: of the whole images, or of one random view of each."""
-        # equal parts, filled up with the first images: ZeRO-3 gathers weights in every forward pass, on all ranks
+        """Return features [n, D] of all ``ids`` on every rank: of whole images, or of random view number ``view``."""
+        # Equal parts, padded with the first images: ZeRO-3 gathers weights in each forward pass, so ranks need as many.
         share = -(-len(self.ids) // world.size)
         padded = np.pad(self.ids, (0, share * world.size - len(self.ids)), mode="wrap")
         mine = padded[world.rank * share : (world.rank + 1) * share]
@@ -92,11 +95,11 @@ class Probe:
 
 
 def _rows(config: RunConfig, store: ImageStore, with_labels: bool) -> np.ndarray:
-    """What the choice is of: all images, or where an epoch goes through the shards in windows, those of one window."""
+    """Return the rows to choose from: all images, or one window's where an epoch goes through the shards in windows."""
     if config.data.order == "full":
         return np.flatnonzero(store.labels >= 0) if with_labels else np.arange(len(store))
-    windows = Windows(config.seed, store.shard_rows, config.data.window)
+    windows = WindowedOrder(config.seed, store.shard_rows, config.data.window)
     ends = np.cumsum(store.shard_rows)
-    chosen = sorted(windows.shards(0, 1)[0])
+    chosen = sorted(windows.needed_shards(0, 1).now)
     rows = np.concatenate([np.arange(ends[shard] - store.shard_rows[shard], ends[shard]) for shard in chosen])
     return rows[store.labels_at(rows) >= 0] if with_labels else rows
