@@ -141,18 +141,17 @@ def _comparable_objectives(sweep: Sweep, trials: list[Trial]) -> list[float]:
 def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
     """Draw parallel coordinates: one line for each trial, from setting to setting, coloured by its objective."""
     import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.figure import Figure
 
     shown = [one for one in trials if one.status in ("finished", "stopped")]
     keys = [*sweep.space, sweep.objective]
     scales = [_scale([one.sample[key] for one in shown], bool(sweep.space[key].log_uniform)) for key in sweep.space]
     objectives = [one.objective for one in shown]
     scales.append(_scale(objectives, False))
-    figure, axis = plt.subplots(figsize=(1.2 + 1.8 * len(keys), 3.6), layout="constrained")
-    colours = plt.get_cmap("viridis")(np.asarray(scales[-1].heights) * 0.9)
+    figure = Figure(figsize=(1.2 + 1.8 * len(keys), 3.6), layout="constrained")
+    axis = figure.subplots()
+    colours = matplotlib.colormaps["viridis"](np.asarray(scales[-1].heights) * 0.9)
     for number in reversed(range(len(shown))):  # the best on top
         heights = [scale.heights[number] for scale in scales]
         finished = shown[number].status == "finished"
@@ -167,7 +166,6 @@ def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
     axis.spines[:].set_visible(False)
     axis.set_title("solid: finished, dotted: stopped by the scheduler", fontsize=9, loc="left")
     figure.savefig(picture, dpi=110)
-    plt.close(figure)
 
 
 class _Scale(NamedTuple):

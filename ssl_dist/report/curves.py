@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("agg")  # no screen needed
-import matplotlib.pyplot as plt
+from matplotlib.figure import Figure
 
 from ssl_dist.errors import RunError
 from ssl_dist.training.metrics import read_metrics
@@ -27,7 +24,8 @@ def draw(run: Path, picture: Path) -> None:
         RunError: there is no such run, or the picture cannot be written.
     """
     lines = read_metrics(run)
-    figure, axes = plt.subplots(1, len(_PANELS), figsize=(4 * len(_PANELS), 3), layout="constrained")
+    figure = Figure(figsize=(4 * len(_PANELS), 3), layout="constrained")  # pyplot would choose a screen
+    axes = figure.subplots(1, len(_PANELS))
     for axis, (title, tags) in zip(axes, _PANELS, strict=True):
         for tag in tags:
             points = [(line["epoch"], line[tag]) for line in lines if tag in line]
@@ -43,5 +41,3 @@ def draw(run: Path, picture: Path) -> None:
         figure.savefig(picture, dpi=110)
     except (OSError, ValueError) as error:
         raise RunError(f"picture {picture} cannot be written ({error})") from None
-    finally:
-        plt.close(figure)
