@@ -190,7 +190,7 @@ def test_evaluate_mistakes(
     store.build(image_folder, tmp_path / "other-size", size_px=24, workers=1)
     ask = ("evaluate", "knn", finished, "--train", small_store, "--test")
     refused(command(*ask, tmp_path / "flat"), "has no labels")
-    refused(command(*ask, tmp_path / "other-size"), "holds (24, 24, 3) images where (16, 16, 3) is asked for")
+    refused(command(*ask, tmp_path / "other-size"), "holds (24, 24, 3) images where (16, 16, 3) is needed")
     refused(command(*ask, tmp_path / "nothing"), "is not a store")
     refused(command(*ask, small_store, "--k", 99), "has 51 labelled images, 99 are needed")
     refused(
@@ -233,7 +233,7 @@ def test_pretrain_mistakes(command: Command, recipe: Path, finished: Path, tmp_p
     refused(command("pretrain", tmp_path / "no.yaml"), "no such file")
     refused(command("pretrain"), "give either a recipe, or --resume RUN_DIR")
     refused(command("pretrain", recipe, "--resume", finished), "give either a recipe, or --resume RUN_DIR")
-    refused(command("pretrain", recipe, "--run-dir", finished), "is not empty: go on with it by --resume")
+    refused(command("pretrain", recipe, "--run-dir", finished), "is not empty: resume its run by --resume")
     refused(command("pretrain", recipe, "--run-dir", recipe / "under-a-file"), "cannot be written")
     refused(command("pretrain", "--resume", tmp_path / "nothing"), "is not a run that can go on")
     refused(command("pretrain", "--resume", finished, "--set", "optim.lr=3"), "a resumed run keeps its settings")
