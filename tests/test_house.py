@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import pickle
 import re
 import subprocess
@@ -149,6 +150,15 @@ def test_imports_run_one_way() -> None:
         if imported.split(".")[0] in PACKAGES and floor(imported) > floor(name)
     ]
     assert breaches == []
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    trees = dict(modules())
+    graph = {
+        name: {one if one in trees else one.rpartition(".")[0] for one in imports(tree)} & trees.keys()
+        for name, tree in trees.items()
+    }
+    assert list(graphlib.TopologicalSorter(graph).static_order())
 
 
 def test_a_breach_would_be_seen() -> None:
