@@ -1,6 +1,6 @@
 """Preemption: how a run learns that a node is drained, or that one of its workers has to end.
 
-A worker has to end where it gets SIGTERM, or where a node has joined and Ray starts all workers again.
+A worker has to end when it gets SIGTERM, or when Ray restarts all workers because a node has joined.
 """
 
 from __future__ import annotations

@@ -80,7 +80,9 @@ class RunDirectory:
 
     @classmethod
     def claim(cls, path: Path, config: ResolvedConfig) -> RunDirectory:
-        """Lock the run of exactly this config, which may be new or begun.
+        """Lock a directory, made if it is missing, and write ``config`` into it.
+
+        Nothing is compared: the caller makes sure that a run which began there has this config.
 
         Raises:
             RunError: another process holds the lock.

@@ -1,23 +1,23 @@
-"""Every exception the package raises on purpose.
+"""All exceptions that the package raises on purpose, and the exit code of the command line for each.
 
-SslDistError               its message is one line a person can act on; the command line prints it alone
-├── UsageError             the user's mistake: exit code 2
+SslDistError               its message is one line that tells what to do; the command line prints it without a traceback
+├── UsageError             a mistake in a command, a recipe or an input: exit code 2
 │   ├── ConfigError        a recipe, an override or an option is wrong
-│   ├── SourceError        what a store is built from cannot be used
-│   │   └── Unreadable     one file of it is not an image that a store takes: left out, unless --strict
-│   ├── StoreError         not a store, or one that does not fit what is asked of it
-│   ├── RunError           a run directory that is taken, missing or not writable
+│   ├── SourceError        the source of a store (folder, tar, table ...) cannot be used
+│   │   └── Unreadable     one file of a source is not an image that a store takes: skipped, unless --strict
+│   ├── StoreError         a folder or URI is not a store, or the store does not fit the request
+│   ├── RunError           a run directory is in use, missing or not writable, or a run ended before its last step
 │   └── ClusterError       Ray cannot be reached or started
 ├── StoreDamaged           bytes of a store differ from its checksums: exit code 1
-├── CheckpointError        a checkpoint is damaged or of another model: exit code 1
+├── CheckpointError        a checkpoint is damaged or belongs to another model: exit code 1
 ├── Diverged               the loss is not finite; nothing was updated: exit code 1
-├── Preempted              a worker has to go, and a checkpoint is written: the others go on without it
-└── Interrupted            Ctrl-C; the message says how to go on: exit code 130
+├── Preempted              a worker must leave: all write a checkpoint and end, and Ray restarts those that have a place
+└── Interrupted            Ctrl-C; the message says how to continue: exit code 130
 """
 
 
 def printable(text: str) -> str:
-    """As one line: names in foreign files, which messages quote, may hold what moves a terminal's cursor."""
+    """Return text on one line without control characters: a quoted file name could move the terminal's cursor."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
@@ -31,7 +31,7 @@ class SslDistError(Exception):
 
 
 class UsageError(SslDistError):
-    """The user can mend this by calling again, corrected."""
+    """A mistake in a command, a recipe or an input, which the user can correct."""
 
     exit_code = 2
 
@@ -41,7 +41,7 @@ class ConfigError(UsageError):
 
 
 class SourceError(UsageError):
-    """What a store is built from cannot be used."""
+    """The source of a store cannot be used."""
 
 
 class Unreadable(SourceError):
@@ -49,11 +49,11 @@ class Unreadable(SourceError):
 
 
 class StoreError(UsageError):
-    """Not a store, or one that does not fit what is asked of it."""
+    """A folder or URI is not a store, or the store does not fit the request."""
 
 
 class RunError(UsageError):
-    """A run directory that is taken, missing or not writable."""
+    """A run directory is in use, missing or not writable."""
 
 
 class ClusterError(UsageError):
@@ -65,7 +65,7 @@ class StoreDamaged(SslDistError):
 
 
 class CheckpointError(SslDistError):
-    """A checkpoint is damaged or of another model."""
+    """A checkpoint is damaged or belongs to another model."""
 
 
 class Diverged(SslDistError):
@@ -73,10 +73,10 @@ class Diverged(SslDistError):
 
 
 class Preempted(SslDistError):
-    """A worker was told to go; a checkpoint of the last step is written."""
+    """A worker was told to stop, and a checkpoint of the last step was written."""
 
 
 class Interrupted(SslDistError):
-    """Ctrl-C; the message says how to go on."""
+    """The user pressed Ctrl-C; the message says how to continue."""
 
     exit_code = 130

@@ -15,7 +15,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
     """Yield a temporary name beside ``path``, and rename to ``path`` what the block wrote there.
 
     The block writes a file, or a directory of files. If it raises, what it wrote is removed and ``path`` stays as it
-    was; a kill leaves a hidden file ``.NAME.*.tmp``, which nothing reads.
+    was; a kill leaves a hidden file ``.NAME.*.tmp``, which nothing reads. An older directory is deleted just before the
+    rename: a kill between the two leaves neither, but never a part.
 
     Args:
         durable: sync the content to the disk before the rename and the rename after it, so that a power failure does

@@ -111,8 +111,10 @@ class LARS(torch.optim.Optimizer):
         self._slices: dict[Tensor, list[ParameterSlice]] = {}
         self._sum_over_workers: Callable[[Tensor], Tensor] = lambda values: values
 
-    def shard(self, slices: dict[Tensor, list[ParameterSlice]], sum_over_workers: Callable[[Tensor], Tensor]) -> None:
-        """Take flat tensors for parameters: the groups hold them now, and other workers hold the other parts.
+    def use_flat_tensors(
+        self, slices: dict[Tensor, list[ParameterSlice]], sum_over_workers: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Learn that ZeRO has replaced the parameters in the groups by flat tensors, of which each worker holds a part.
 
         Args:
             slices: for each flat tensor, the parameters' slices of it; elements outside any slice are padding.

@@ -27,8 +27,8 @@ class DataConfig(Section):
     label_file: str | None = None
     """A `.npy` file of one whole number for each image (-1: no label); `None`: the labels in the store."""
     stratified: bool = False
-    """Draw equally many images of each label into a batch, or differing by 2 at most; images without one are left out.
-    Where the method sees some labels only, this holds for the labelled images of the batch."""
+    """Balance each batch over the labels: the numbers of images of two labels differ by 2 at most. Images without a
+    label are left out. Where the method sees some labels only, this holds for the labelled images of the batch."""
     damaged: Literal["refuse", "skip"] = "refuse"
     """Response to images that differ from their checksum: refuse to train, or skip them (not in a remote store)."""
     order: Literal["full", "shards"] = "full"
@@ -166,8 +166,8 @@ class BatchConfig(Section):
             )
         if self.labelled * self.micro % self.size:
             raise ValueError(
-                f"batch.labelled {self.labelled}: each of {self.num_micro} micro-batches takes as many, so it is a"
-                f" multiple of {self.num_micro}"
+                f"batch.labelled {self.labelled} must be a multiple of {self.num_micro}: each of the {self.num_micro}"
+                " micro-batches gets equally many labelled images"
             )
         return self
 

@@ -51,7 +51,7 @@ def run(
     rung_epochs: Annotated[
         float | None, typer.Option(help="Epochs between measurements; ASHA's first rung. Default: see docs/search.md.")
     ] = None,
-    reduction: Annotated[int, typer.Option(min=2, help="ASHA: one trial in so many continues at a rung.")] = 3,
+    reduction: Annotated[int, typer.Option(min=2, help="ASHA: the best 1/N of the trials continue at a rung.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     concurrency: Annotated[
         int | None, typer.Option(min=1, help="Trials at once. Default: what there is room for.")
@@ -134,16 +134,14 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
         say(f"its recipe: ssl-dist pretrain {shlex.quote(str(directory / 'best.yaml'))}")
         say(f"its encoder: ssl-dist evaluate knn {shlex.quote(str(directory / 'best'))} --train STORE --test STORE")
         say(f"picture: {directory / 'parallel.png'}")
-    if as_json:
-        print_json(
-            {
-                "sweep": str(directory),
-                "best": best.plain() if best else None,
-                "images": sum(one.images_seen for one in trials),
-                "importance": weights,
-                "trials": [one.plain() for one in trials],
-            }
-        )
+    result = {
+        "sweep": str(directory),
+        "best": best.plain() if best else None,
+        "images": sum(one.images_seen for one in trials),
+        "importance": weights,
+        "trials": [one.plain() for one in trials],
+    }
+    print_json(result, as_json)
 
 
 def _table(sweep: Sweep, trials: list[Trial]) -> Table:

@@ -101,7 +101,7 @@ def _current_runs(directory: Path) -> dict[str, Path]:
 def claim_run(
     sweep: Sweep, config: ResolvedConfig, directory: Path, member: str, handed: Checkpoint | None
 ) -> RunDirectory:
-    """Claim the run directory in which a member continues, with the checkpoint in it from which it does so.
+    """Lock the run directory in which a member trains next, with the checkpoint in it that it continues from.
 
     Args:
         member: Ray Tune's name of the member.

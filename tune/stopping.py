@@ -88,7 +88,8 @@ def stopping_points(sweep: Sweep, curves: Sequence[Curve]) -> dict[int, Point]:
 
 def _ray_scheduler(sweep: Sweep) -> Any:
     """Return Ray's scheduler, whose first rung is where the objective is measured first."""
-    first = math.floor(sweep.probe_every_epochs * sweep.num_images)  # neither it nor its multiples lie above a point
+    # rounded down: no rung may lie above the measurement that is meant for it
+    first = math.floor(sweep.probe_every_epochs * sweep.num_images)
     common: dict[str, Any] = {"time_attr": "images", "metric": "objective", "mode": "max", "grace_period": first}
     if sweep.scheduler == "asha":
         longest = max(math.ceil(sweep.longest_epochs * sweep.num_images), first + 1)

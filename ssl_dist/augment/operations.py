@@ -98,8 +98,9 @@ class RenderPlan(NamedTuple):
     """Operations of one view on the N images of a chunk.
 
     Attributes:
-        right: sums to the view's columns, all channels at once: crop, resize, flip and a rotation's flips.
-        down: the same to the view's rows, for each channel.
+        right: makes the view's columns as weighted sums of the image's columns, for all channels at once: crop,
+            resize, flip and a rotation's flips, along x.
+        down: makes its rows likewise, along y, for each channel.
         blurred: int64 ``[B]``, numbers of the images that are blurred.
         blur_right, blur_down: the change that a blur makes to columns and rows of these.
         transposed: int64 ``[T]``, numbers of the images that are transposed, which completes a rotation.

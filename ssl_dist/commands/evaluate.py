@@ -11,7 +11,7 @@ from ssl_dist.commands.console import image_bar, print_json, show
 from ssl_dist.commands.options import Json, Run
 
 if TYPE_CHECKING:
-    from ssl_dist.evaluate import Comparison, Score
+    from ssl_dist.evaluate.compare import Comparison, Score
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure a run's frozen features beside random weights."
@@ -40,7 +40,7 @@ def linear(
     run: Run,
     train: TrainStore,
     test: TestStore,
-    l2: Annotated[float, typer.Option(help="Weight penalty of the mean loss.")] = 1e-3,
+    l2: Annotated[float, typer.Option(help="Penalty: the mean cross-entropy + l2/2 |weights|² is minimised.")] = 1e-3,
     as_json: Json = False,
 ) -> None:
     """Fit multinomial logistic regression on standardised features."""
@@ -51,8 +51,7 @@ def linear(
 
 def _evaluate(name: str, score: Score, run: Path, train: str, test: str, as_json: bool, needs: int = 1) -> None:
     result = show_comparison(name, score, run, train, test, needs=needs)
-    if as_json:
-        print_json({"evaluation": name, **result._asdict()})
+    print_json({"evaluation": name, **result._asdict()}, as_json)
 
 
 def show_comparison(

@@ -46,7 +46,8 @@ def build(
     ],
     destination: Annotated[str, typer.Argument(help="Folder of the new store.")],
     size_px: Annotated[
-        int | None, typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the one size.")
+        int | None,
+        typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the size that all images share."),
     ] = None,
     split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
     encoding: Annotated[
@@ -147,8 +148,8 @@ def verify(store: Store, as_json: Json = False) -> None:
         rows = f"record batch {damage.batch}, samples {first}..{stop - 1}"
         say(f"damaged: {damage.shard}, {rows if stop > first else 'header or footer, no sample lost'}")
     say(f"{opened.name}: {len(opened):,} images, {len(damaged)} damaged places")
-    if as_json:
-        print_json({"store": opened.name, "rows": len(opened), "damaged": [damage._asdict() for damage in damaged]})
+    places = [damage._asdict() for damage in damaged]
+    print_json({"store": opened.name, "rows": len(opened), "damaged": places}, as_json)
     if damaged:
         raise typer.Exit(1)
 

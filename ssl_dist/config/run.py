@@ -8,27 +8,12 @@ from typing import Any, Self, cast
 
 import pydantic
 import torch
-from torch import Tensor
 
-from ssl_dist import backbones, methods
+from ssl_dist import backbones, methods, settings
 from ssl_dist.augment import POLICIES
-from ssl_dist.backbones import Backbone, ConvolutionalBackbone
 from ssl_dist.config.overrides import explain, flatten, put_override, read_recipe
 from ssl_dist.errors import ConfigError
-from ssl_dist.methods import Method, MethodConfig
 from ssl_dist.optim import OptimConfig
-from ssl_dist.settings import (
-    AugmentConfig,
-    BackboneConfig,
-    BatchConfig,
-    CheckpointConfig,
-    ClusterConfig,
-    DataConfig,
-    EngineConfig,
-    MonitorConfig,
-    ProbeConfig,
-    Section,
-)
 
 # Facts (see ``resolved.DataFacts``) that older versions wrote into these sections of config.json.
 FACTS_IN_SECTIONS = {
@@ -37,25 +22,25 @@ FACTS_IN_SECTIONS = {
 }
 
 
-class RunConfig(Section):
+class RunConfig(settings.Section):
     """All settings of a run. ``load`` makes one from a recipe and dotted overrides."""
 
     seed: int = pydantic.Field(0, ge=0, lt=2**63)
     """Seed of everything random: weights, order of images, augmentation, dropout."""
     epochs: float = pydantic.Field(100, gt=0)
     """Length of the run in epochs; parts of an epoch are possible."""
-    data: DataConfig
-    augment: AugmentConfig = AugmentConfig()
-    backbone: BackboneConfig = BackboneConfig()
-    method: pydantic.SerializeAsAny[MethodConfig] = methods.load("simclr").Config(name="simclr")
-    batch: BatchConfig = BatchConfig()
+    data: settings.DataConfig
+    augment: settings.AugmentConfig = settings.AugmentConfig()
+    backbone: settings.BackboneConfig = settings.BackboneConfig()
+    method: pydantic.SerializeAsAny[methods.MethodConfig] = methods.load("simclr").Config(name="simclr")
+    batch: settings.BatchConfig = settings.BatchConfig()
     optim: OptimConfig = OptimConfig()
-    engine: EngineConfig = EngineConfig()
-    probe: ProbeConfig | None = ProbeConfig()
+    engine: settings.EngineConfig = settings.EngineConfig()
+    probe: settings.ProbeConfig | None = settings.ProbeConfig()
     """The online probe: a measure of the encoder while training continues; `None`: no probe."""
-    checkpoint: CheckpointConfig = CheckpointConfig()
-    monitor: MonitorConfig = MonitorConfig()
-    cluster: ClusterConfig = ClusterConfig()
+    checkpoint: settings.CheckpointConfig = settings.CheckpointConfig()
+    monitor: settings.MonitorConfig = settings.MonitorConfig()
+    cluster: settings.ClusterConfig = settings.ClusterConfig()
 
     @pydantic.model_validator(mode="before")
     @classmethod
@@ -63,12 +48,12 @@ class RunConfig(Section):
         """Take the facts of a resolved run out of the settings, so that its config.json can serve as a recipe."""
         if not isinstance(tree, Mapping):
             return tree
-        settings, facts = {key: value for key, value in tree.items() if key != "facts"}, dict[str, Any]()
+        given, facts = {key: value for key, value in tree.items() if key != "facts"}, dict[str, Any]()
         for section, keys in FACTS_IN_SECTIONS.items():
-            if isinstance(given := tree.get(section), Mapping):
-                facts |= {key: given[key] for key in keys if given.get(key) is not None}
-                settings[section] = {key: value for key, value in given.items() if key not in keys}
-        return {**settings, "facts": tree.get("facts", facts)} if "facts" in cls.model_fields else settings
+            if isinstance(values := tree.get(section), Mapping):
+                facts |= {key: values[key] for key in keys if values.get(key) is not None}
+                given[section] = {key: value for key, value in values.items() if key not in keys}
+        return {**given, "facts": tree.get("facts", facts)} if "facts" in cls.model_fields else given
 
     @pydantic.field_validator("method", mode="before")
     @classmethod
@@ -99,7 +84,10 @@ class RunConfig(Section):
                 f" each batch, so it is 1 or more, and less than batch.size {self.batch.size}"
             )
         if self.batch.labelled and not some:
-            raise ValueError(f"batch.labelled {self.batch.labelled}: method {self.method.name} takes none by label")
+            raise ValueError(
+                f"batch.labelled {self.batch.labelled}: method {self.method.name} does not learn from some labelled"
+                " images of a batch: set batch.labelled=0"
+            )
 
     def _expect_views(self) -> None:
         method, name = methods.load(self.method.name), self.method.name
@@ -127,11 +115,11 @@ class RunConfig(Section):
                 f" backbone.name to one of {', '.join(known)}"
             )
         with torch.device("meta"):
-            stride = cast(ConvolutionalBackbone, self.backbone.build()).stride
+            stride = cast(backbones.ConvolutionalBackbone, self.backbone.build()).stride
         if wrong := [size for size in self.view_sizes if size % stride]:
             raise ValueError(
-                f"method {self.method.name} makes images of a multiple of {stride} px with backbone {name}, and is to"
-                f" have {wrong[0]} px: set augment.size_px to {max(1, wrong[0] // stride) * stride}"
+                f"method {self.method.name} with backbone {name} needs views whose side is a multiple of {stride} px,"
+                f" and one has {wrong[0]} px: set augment.size_px to {max(1, wrong[0] // stride) * stride}"
             )
 
     @property
@@ -181,12 +169,12 @@ class RunConfig(Section):
             known = _known_keys(cls, "", name if name in methods.names() else "simclr")
             raise ConfigError(f"{origin}: {explain(error, list(known))}") from None
 
-    def initial_backbone(self) -> Backbone:
+    def initial_backbone(self) -> backbones.Backbone:
         """Build the backbone with random weights, which depend on the seed alone."""
         torch.manual_seed(self.seed)
         return self.backbone.build(next(iter(self.view_sizes), None))
 
-    def initial_method(self, weights: Mapping[str, Tensor] | None = None) -> Method:
+    def initial_method(self, weights: Mapping[str, torch.Tensor] | None = None) -> methods.Method:
         """Build the method with random weights, which depend on the seed alone.
 
         Args:

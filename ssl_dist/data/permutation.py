@@ -2,9 +2,9 @@
 
 The sample at a position is a pure function of (seed, epoch, position). A Feistel network with cycle walking evaluates
 the permutation of the n samples, so no array of size n exists and any position is computed directly. Training reads
-one endless stream: its position p is sample ``permute(p mod n)`` of epoch ``p div n``. Step s takes positions
-s*B .. s*B+B-1, so the end of an epoch that does not fill a batch goes into the next epoch's first batch, and every
-sample is seen exactly once an epoch.
+one endless stream, whose position p holds sample ``permute(p mod n)`` of epoch ``p div n``. Step s, counted over the
+whole run, takes positions s*B to s*B+B-1, where B is the number of images that a step draws from the stream. The end of
+an epoch that does not fill a batch goes into the next epoch's first batch, so each epoch has every sample once.
 
 Source: Black and Rogaway, "Ciphers with Arbitrary Finite Domains", 2002 (cycle walking);
 Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014 (the 64-bit mixing function).
@@ -12,7 +12,8 @@ Steele et al., "Fast Splittable Pseudorandom Number Generators", 2014 (the 64-bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -67,25 +68,25 @@ def stream(seed: int, start: int, stop: int, num_samples: int) -> tuple[np.ndarr
     Returns:
         (ids, epochs), both int64 ``[stop - start]``.
     """
-    parts = [
-        (sample_ids(seed, epoch, first, last, num_samples), epoch)
-        for epoch, first, last in split_by_epoch(start, stop, num_samples)
-    ]
-    return join_epochs(parts)
+    return join_epochs(partial(sample_ids, seed, num_samples=num_samples), start, stop, num_samples)
 
 
-def split_by_epoch(start: int, stop: int, num_samples: int) -> Iterator[tuple[int, int, int]]:
-    """Cut positions start .. stop-1 of the stream into (epoch, first position in it, one past the last)."""
+def join_epochs(
+    ids_of: Callable[[int, int, int], np.ndarray], start: int, stop: int, num_samples: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Join the epochs that positions start .. stop-1 of an endless stream lie in.
+
+    Args:
+        ids_of: (epoch, first position in it, one past the last) -> ids.
+
+    Returns:
+        (ids, epochs), both int64 ``[stop - start]``.
+    """
+    ids, epochs = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
     while start < stop:
         epoch, first = divmod(start, num_samples)
         last = min(num_samples, first + stop - start)
-        yield epoch, first, last
+        ids.append(ids_of(epoch, first, last))
+        epochs.append(np.full(last - first, epoch, dtype=np.int64))
         start += last - first
-
-
-def join_epochs(parts: Sequence[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    """Join (ids, epoch) of successive epochs into one array of ids and one of epochs."""
-    empty = np.empty(0, dtype=np.int64)
-    ids = [empty, *(ids for ids, _ in parts)]
-    epochs = [empty, *(np.full(len(ids), epoch, dtype=np.int64) for ids, epoch in parts)]
     return np.concatenate(ids), np.concatenate(epochs)

@@ -63,12 +63,13 @@ class TrainingProgress(NamedTuple):
 class Method(nn.Module, abc.ABC):
     """Backbone, heads and loss of one pretraining method.
 
-    ``embed`` turns the views of a micro-batch into *outputs*, one row an image; ``loss`` takes the outputs of all
-    micro-batches. Outputs are embeddings in most methods; each method's ``embed`` says what they are.
+    ``embed`` turns the views of a micro-batch into *outputs* ``[N, V, D]``, one row for each image; ``loss`` takes the
+    outputs of all micro-batches. They are embeddings in most methods; each method's ``embed`` says what they are.
 
     ``embed`` may use its own micro-batch only, because any worker may hold any micro-batch. Whatever needs the whole
-    batch belongs in ``loss``. Both run more than once a step, so they change nothing that they read. State that lasts
-    from step to step (a queue, a slow copy) is kept in buffers, which only ``after_step`` changes.
+    batch belongs in ``loss``. ``embed`` may see the same micro-batch twice in a step (cached gradients), so neither
+    changes any state. State that lasts from step to step (a queue, a slow copy) is kept in buffers, which only
+    ``after_step`` changes.
 
     Attributes:
         uses_labels: which images' labels the method sees: none, all, or those of ``batch.labelled`` images ("some").
@@ -76,8 +77,8 @@ class Method(nn.Module, abc.ABC):
         num_views: fewest and most views of an image that ``embed`` takes; None: no upper bound.
         multi_crop: whether views may differ in size.
         least_micro: fewest images of a micro-batch; BatchNorm needs two values or more.
-        num_targets: how many of the outputs' last rows of an image are targets. ``embed`` computes them without a
-            gradient, so ``loss`` need not give them one.
+        num_targets: how many of the last entries along V are targets. ``embed`` computes them without a gradient, so
+            ``loss`` need not give them one.
         collapsed_loss: the loss of outputs that are equal for all images; None: the loss does not show collapse.
     """
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 # The tests of all methods check that random weights are on the healthy side of these.
-COLLAPSED_STD = 0.01  # below it; a healthy embedding is near 1
-COLLAPSED_SEPARATION = 0.9  # above it; 512 rows of noise have 0.96 to 1.03 (measured)
-FLAT_SHARE = 0.99  # above this share of a collapsed network's loss; runs that learn are at 0.96 after 40 steps
+COLLAPSED_STD = 0.01  # an embedding with a smaller std is collapsed; a healthy one is near 1
+COLLAPSED_SEPARATION = 0.9  # a larger one is collapse; 512 rows of noise have 0.96 to 1.03 (measured)
+FLAT_SHARE = 0.99  # a loss above this share of a collapsed network's is collapse; runs that learn have 0.96 at step 40
 MAX_ROWS = 1024  # uniformity is a mean over pairs: more rows cost time and change little
 
 

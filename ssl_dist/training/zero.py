@@ -1,7 +1,8 @@
 """DeepSpeed around a method: gradients summed over workers, and optimizer state that ZeRO cuts up, as whole tensors.
 
-This is the only module that imports DeepSpeed. ZeRO stages: 0 cuts nothing; 1 and 2 cut optimizer state, and gradients,
-into one flat tensor of each parameter group a worker; 3 cuts every parameter as well.
+This is the only module that imports DeepSpeed. ZeRO stage 0 divides nothing. Stage 1 divides the optimizer
+state among the workers, stage 2 the gradients too: each worker holds one flat tensor for each parameter group. Stage 3
+divides the parameters as well.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Zero:
         wrapped = self._deepspeed.optimizer
         self._optimizer: torch.optim.Optimizer = wrapped.optimizer if self._stage else wrapped
         if isinstance(self._optimizer, LARS) and self._stage:
-            self._optimizer.shard(self._slices(), world.sum_)
+            self._optimizer.use_flat_tensors(self._slices(), world.sum_)
 
     def forward(self, views: Views) -> Tensor:
         """Call the method; every rank calls equally often, because stage 3 gathers parameters."""
@@ -50,7 +51,10 @@ class Zero:
         return outputs
 
     def accumulating(self) -> contextlib.AbstractContextManager[Any]:
-        """Return a context whose backward passes reduce gradients once; stage 0 does so by ``last`` of ``backward``."""
+        """Return a context for a step's backward passes, in which stages 1 to 3 reduce gradients once, at its end.
+
+        Stage 0 reduces them in the backward pass that is called with ``last``.
+        """
         once: contextlib.AbstractContextManager[Any]
         once = self._deepspeed.coalesce_grad_reduction() if self._stage else contextlib.nullcontext()
         return once

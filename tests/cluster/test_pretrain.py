@@ -243,7 +243,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_resume(
     assert json.loads(done.stdout.splitlines()[-1])["step"] == 10
     assert started_at(directory) == [0, found.step]
     assert f"continuing from step {found.step}" in done.stdout
-    # float32 sums in another order, ten steps: see tests/test_engine.py
+    # float32 sums in another order, ten steps: see tests/training/test_engine.py
     assert losses(directory) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 

@@ -102,7 +102,7 @@ def test_backbones_without_a_map_are_refused_by_name() -> None:
 
 
 def test_sizes_that_the_stride_does_not_divide_are_refused() -> None:
-    message = r"makes images of a multiple of 8 px with backbone autoencoder, and is to have 36 px: .*size_px to 32"
+    message = r"autoencoder needs views whose side is a multiple of 8 px, and one has 36 px: .*size_px to 32"
     facts = {"num_images": 51, "num_samples": 51, "image_shape": [36, 36, 3]}
     for config, size in ((RunConfig, {"augment.size_px": 36}), (ResolvedConfig, {"facts": facts})):
         with pytest.raises(ConfigError, match=message):

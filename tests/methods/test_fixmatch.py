@@ -138,7 +138,7 @@ def test_any_ratio_of_labelled_to_other_images(labelled: int, others: int) -> No
     [
         ({"size": 96, "micro": 96}, r"batch\.labelled 0: method fixmatch learns from some labelled images"),
         ({"size": 96, "micro": 96, "labelled": 96}, r"batch\.labelled 96: .* less than batch\.size 96"),
-        ({"size": 96, "micro": 32, "labelled": 32}, r"each of 3 micro-batches takes as many, so it is a multiple of 3"),
+        ({"size": 96, "micro": 32, "labelled": 32}, r"batch.labelled 32 must be a multiple of 3"),
     ],
 )
 def test_batches_without_either_kind_are_refused(batch: dict[str, int], message: str) -> None:

@@ -102,7 +102,7 @@ def test_settings_that_make_no_sense_are_refused(small_store: Path, settings: di
 
 def test_labelled_images_of_a_batch_are_not_asked_for(small_store: Path) -> None:
     method = {"name": "supervised", "num_classes": 3}
-    with pytest.raises(ConfigError, match=r"batch\.labelled 3: method supervised takes none by label"):
+    with pytest.raises(ConfigError, match=r"batch\.labelled 3: method supervised does not learn from some"):
         small_config(small_store, method=method, batch__labelled=3)
     assert RunConfig.load("supervised-cifar10").num_labelled == 256
 

@@ -293,7 +293,7 @@ _NOT_LATIN_1 = python2_cifar(_BLACK, b"labels", [1]).replace(
         (_DOUBLED, "a dictionary with keys that are not texts"),
         (b"\x80\x02}(" + b")" + 100 * b"2\x86" + b"K\x01u.", "it has the operation DUP"),
         (b"\x80\x02}r" + struct.pack("<I", 60_000_000) + b".", "has no uint8"),
-        (_AGAIN_AND_AGAIN, "it makes more bytes than it has"),
+        (_AGAIN_AND_AGAIN, "its encoded texts are longer than the file"),
         (b"\x80\x02}(U\x04data\x8a\x10" + 16 * b"\x7f" + b"u.", "has no uint8"),
         (b"\x80\x02}(U\x04dataU\x01xU\x01x\x86Ru.", "it calls something that makes no array"),
         (b"\x80\x02}}bu.", "puts something into a value that cannot hold it"),

@@ -136,7 +136,7 @@ def test_one_large_image_repeated_in_every_row_does_not_fill_the_memory(tmp_path
     parquet.write_table(table, tmp_path / "a.parquet", compression="zstd", dictionary_pagesize_limit=1 << 30)
     del table
     before = pa.default_memory_pool().total_bytes_allocated()
-    with pytest.raises(SourceError, match=r"a\.parquet .* unpacks to .* bytes, far more than its own"):
+    with pytest.raises(SourceError, match=r"a\.parquet .* unpacks to .* bytes, far more than the file has"):
         for _ in list_source(tmp_path / "a.parquet").members():
             pass
     assert pa.default_memory_pool().total_bytes_allocated() - before < 16 << 20
@@ -155,7 +155,7 @@ def test_a_million_rows_of_nothing_are_refused(suffix: str, tmp_path: Path) -> N
             new(file, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as out,
         ):
             out.write_table(table)
-    with pytest.raises(SourceError, match="far more than its own"):
+    with pytest.raises(SourceError, match="far more than the file has"):
         list_source(path)
 
 

@@ -124,7 +124,7 @@ class _Machine:
         text, _ = arguments
         self._bytes_left -= len(text)
         if self._bytes_left < 0:
-            raise ValueError("it makes more bytes than it has")
+            raise ValueError("its encoded texts are longer than the file")
         return text.encode("latin1")
 
 

@@ -193,4 +193,4 @@ def _stated_bytes(metadata: parquet.FileMetaData) -> int:
 
 def _refuse_bomb(num_bytes: int, max_bytes: int) -> None:
     if num_bytes > max_bytes:
-        raise ValueError(f"it unpacks to {num_bytes:,} bytes, far more than its own: write it again, uncompressed")
+        raise ValueError(f"it unpacks to {num_bytes:,} bytes, far more than the file has: write it again, uncompressed")

@@ -184,7 +184,7 @@ def _parse_size(field: bytes) -> int:
 
 def _parse_digits(digits: bytes, pattern: re.Pattern[bytes], base: int) -> int:
     if not pattern.fullmatch(digits) or (number := int(digits, base)) >= _MAX_SIZE:
-        raise ValueError(f"it has a number that is none ({digits[:20]!r})")
+        raise ValueError(f"a field of its header is no valid number ({digits[:20]!r})")
     return number
 
 
