@@ -1,4 +1,4 @@
-"""The store: the same rows from every source, nothing lost in silence, damage found."""
+"""Building and opening stores: every source gives the same rows, skipped files are named, damage is found."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_gather_takes_any_order_with_repeats_across_batches(
 ) -> None:
     monkeypatch.setattr(builder, "SHARD_FILES", 20)
     monkeypatch.setattr(builder, "BATCH_ROWS", 7)
-    # one process: the smaller batches are this process' setting alone
+    # one process, because the patched batch size is in this process only
     store.build(image_folder, tmp_path / "s", workers=1)
     opened = ImageStore(tmp_path / "s")
     assert [len(shard.batches) for shard in opened.manifest.shards] == [3, 3, 2]
@@ -85,7 +85,7 @@ def test_gather_takes_any_order_with_repeats_across_batches(
         opened.gather(np.array([3, 51]))
 
 
-def test_damaged_and_foreign_files_are_named_counted_and_left_out(
+def test_files_that_are_not_readable_images_are_named_counted_and_skipped(
     image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "images"
@@ -108,7 +108,7 @@ def test_damaged_and_foreign_files_are_named_counted_and_left_out(
         store.build(folder, tmp_path / "t", strict=True, workers=1)
     with pytest.raises(StoreError, match="is not a store"):
         ImageStore(tmp_path / "t")
-    assert store.build(folder, tmp_path / "t", workers=1).rows == 51  # over what the failed build left
+    assert store.build(folder, tmp_path / "t", workers=1).rows == 51  # it resumes what the failed build left
 
 
 def test_images_of_several_sizes_need_a_size(image_folder: Path, tmp_path: Path) -> None:
@@ -158,7 +158,7 @@ def test_pixel_formats_become_rgb_or_are_refused_by_name(tmp_path: Path, caplog:
     images = ImageStore(tmp_path / "s").gather(np.arange(6)).astype(int)
     expected = [(200, 10, 10), (77, 77, 77), (200, 10, 10), (200, 10, 10), (200, 10, 10), (200, 10, 10)]
     for image, colour in zip(images, expected, strict=True):
-        assert np.abs(image[1, 1] - colour).max() <= 3  # JPEG's and the palette's rounding
+        assert np.abs(image[1, 1] - colour).max() <= 3  # rounding in JPEG and in the palette
     assert images[5, 6, 6].tolist() == [10, 10, 200]
 
 
@@ -184,7 +184,7 @@ def test_arguments_out_of_range_are_refused(
         store.build(image_folder, tmp_path / "s", **arguments)  # type: ignore[arg-type]
 
 
-def test_a_store_is_not_made_elsewhere(small_store: Path, image_folder: Path) -> None:
+def test_a_store_is_not_built_at_a_uri(small_store: Path, image_folder: Path) -> None:
     there = "s3://bucket/store"
     for make in (
         lambda: store.build(image_folder, there),
@@ -192,18 +192,18 @@ def test_a_store_is_not_made_elsewhere(small_store: Path, image_folder: Path) ->
         lambda: store.merge([small_store], there),
         lambda: store.merge([there], small_store),
     ):
-        with pytest.raises(ConfigError, match=f"{there}: a store is made and grows in a folder of a disk"):
+        with pytest.raises(ConfigError, match=f"{there}: a store is built and extended in a local folder"):
             make()
 
 
-def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_sources_without_images_are_refused(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no such file or folder"):
         store.build(tmp_path / "nothing", tmp_path / "s")
     (tmp_path / "empty").mkdir()
     with pytest.raises(SourceError, match="no image file"):
         store.build(tmp_path / "empty", tmp_path / "s")
     (tmp_path / "text.tar").write_text("this is no tar file at all")
-    with pytest.raises(SourceError, match="is not a whole tar file"):
+    with pytest.raises(SourceError, match="is not a complete tar file"):
         store.build(tmp_path / "text.tar", tmp_path / "s")
     (tmp_path / "empty" / "bad.png").write_text("no image")
     with pytest.raises(SourceError, match="none of its 1 image files could be read"):
@@ -213,7 +213,7 @@ def test_sources_that_are_none_are_refused(tmp_path: Path) -> None:
 def test_a_cut_tar_is_refused(image_folder: Path, tmp_path: Path) -> None:
     whole = tar_of(image_folder, tmp_path / "a.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(whole[: len(whole) * 2 // 3 + 100])
-    with pytest.raises(SourceError, match="is not a whole tar file"):
+    with pytest.raises(SourceError, match="is not a complete tar file"):
         store.build(tmp_path / "cut.tar", tmp_path / "s", workers=1)
 
 
@@ -236,7 +236,7 @@ def test_files_of_others_are_never_deleted(image_folder: Path, tmp_path: Path) -
 
 
 def test_two_builds_do_not_share_a_destination(image_folder: Path, tmp_path: Path) -> None:
-    with lock.locked(tmp_path / "s"), pytest.raises(StoreError, match="is being built by another process"):
+    with lock.lock_store(tmp_path / "s"), pytest.raises(StoreError, match="is being built by another process"):
         store.build(image_folder, tmp_path / "s")
     assert store.build(image_folder, tmp_path / "s", workers=1).rows == 51
 
@@ -244,7 +244,7 @@ def test_two_builds_do_not_share_a_destination(image_folder: Path, tmp_path: Pat
 def test_large_files_of_a_tar_make_smaller_shards(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tar's files wait in memory: what waits is bounded in bytes, too."""
+    """Files of a tar wait in memory, so a shard is bounded in bytes, too."""
     monkeypatch.setattr(builder, "CHUNK_BYTES", sum(path.stat().st_size for path in image_folder.rglob("*.png")) // 5)
     manifest = store.build(tar_of(image_folder, tmp_path / "a.tar"), tmp_path / "s", workers=2)
     assert 4 <= len(manifest.shards) <= 6
@@ -269,8 +269,8 @@ def test_any_arrow_reader_opens_a_shard(small_store: Path) -> None:
     assert np.array_equal(image, ImageStore(small_store).gather(np.array([17]))[0])
 
 
-def test_a_store_in_a_bucket_is_no_source_of_images(image_folder: Path, small_store: Path, tmp_path: Path) -> None:
-    """Its shards alone would be tables of images whose classes have no names."""
+def test_a_shard_of_a_store_is_not_a_source_of_images(image_folder: Path, small_store: Path, tmp_path: Path) -> None:
+    """Shards alone would be tables of images whose classes have no names."""
     store.build(image_folder, tmp_path / "jpeg", encoding="jpeg", workers=1)
     for place in (small_store, tmp_path / "jpeg"):
         for source in (f"file://{place}", f"{place}/*.arrow"):
@@ -278,7 +278,7 @@ def test_a_store_in_a_bucket_is_no_source_of_images(image_folder: Path, small_st
                 store.build(source, tmp_path / "new", workers=1)
 
 
-def test_no_writers_are_refused_before_anything_is_written(image_folder: Path, copy: Path, tmp_path: Path) -> None:
+def test_zero_writers_are_refused_before_anything_is_written(image_folder: Path, copy: Path, tmp_path: Path) -> None:
     before = sorted(path.name for path in copy.iterdir())
     for make in (
         lambda: store.build(image_folder, tmp_path / "new", workers=0),
@@ -291,7 +291,7 @@ def test_no_writers_are_refused_before_anything_is_written(image_folder: Path, c
     assert sorted(path.name for path in copy.iterdir()) == before
 
 
-def test_settings_of_a_reader_that_are_none_are_refused(small_store: Path) -> None:
+def test_unknown_settings_of_a_reader_are_refused(small_store: Path) -> None:
     for wrong in ({"verify": "typo"}, {"damaged": "typo"}):
         with pytest.raises(StoreError, match="='typo': it is"):
             ImageStore(small_store, **wrong)
@@ -314,7 +314,7 @@ def test_a_cut_shard_is_found(copy: Path, share: float) -> None:
         ImageStore(copy, verify="off").gather(np.array([5]))
 
 
-def test_a_missing_shard_or_rubbish_for_a_manifest_is_one_clear_error(copy: Path) -> None:
+def test_a_missing_shard_and_an_unreadable_manifest_give_clear_errors(copy: Path) -> None:
     (copy / "shard-00000.arrow").unlink()
     with pytest.raises(StoreError, match=r"shard-00000.arrow: No such file"):
         ImageStore(copy)
