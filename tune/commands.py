@@ -40,9 +40,7 @@ app = typer.Typer(
 @app.command()
 def run(
     recipe: Recipe = None,
-    space: Annotated[
-        Path | None, typer.Option(help="YAML of dotted keys and their domains; see docs/search.md.")
-    ] = None,
+    space: Annotated[Path | None, typer.Option(help="YAML: dotted keys and domains; see docs/search.md.")] = None,
     settings: Settings = None,
     search: Annotated[str, typer.Option(help="random, grid or optuna.")] = "random",
     scheduler: Annotated[str, typer.Option(help="asha, median, pbt or none.")] = "asha",
@@ -53,9 +51,7 @@ def run(
     ] = None,
     reduction: Annotated[int, typer.Option(min=2, help="ASHA: the best 1/N of the trials continue at a rung.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
-    concurrency: Annotated[
-        int | None, typer.Option(min=1, help="Trials at once. Default: what there is room for.")
-    ] = None,
+    concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: as many as fit.")] = None,
     out: Annotated[Path, typer.Option(help="Folder in which the sweep gets a directory of its own.")] = Path("sweeps"),
     sweep_dir: Annotated[Path | None, typer.Option(help="The sweep's directory itself; must be new or empty.")] = None,
     resume: Annotated[
@@ -67,7 +63,6 @@ def run(
 
     Each trial is a pretraining of its own; trials are ranked by a probe, at equal numbers of images seen.
     """
-    from tune.results import write_results
     from tune.runner import run_sweep
     from tune.sweep import Sweep
 
@@ -79,31 +74,28 @@ def run(
         assert recipe is not None, "checked above"
         options = {"search": search, "scheduler": scheduler, "samples": samples, "objective": objective}
         rule = {"rung_epochs": rung_epochs, "reduction": reduction, "seed": seed}
-        sweep = _new(recipe, space, settings, {**options, **rule})
         directory = sweep_dir or out / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        _write(sweep, directory)
+        sweep = _create(recipe, space, settings, directory, {**options, **rule})
     say(f"sweep directory {directory}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(directory))}")
     run_sweep(sweep, directory, console, concurrency=concurrency)
-    write_results(sweep, directory)
     _show(sweep, directory, as_json)
 
 
-def _new(recipe: str, space: Path | None, settings: list[str] | None, options: dict[str, Any]) -> Sweep:
-    """Make a sweep from the command's options, and refuse it where some trial could not run."""
+def _create(
+    recipe: str, space: Path | None, settings: list[str] | None, directory: Path, options: dict[str, Any]
+) -> Sweep:
+    """Make a sweep in a new directory, and refuse it where some trial could not run."""
     from cluster.prepare import resolve
     from tune import space as spaces
     from tune.sweep import Sweep
 
     sweep = Sweep.make(recipe=resolve(recipe, overrides_of(settings)), space=spaces.load(space), **options)
     sweep.check()
-    return sweep
-
-
-def _write(sweep: Sweep, directory: Path) -> None:
     if directory.exists() and any(directory.iterdir()):
         raise RunError(f"{directory} is not empty: resume it by --resume {directory}, or choose another")
     sweep.write(directory)
+    return sweep
 
 
 @app.command()
@@ -112,18 +104,16 @@ def results(
     as_json: Json = False,
 ) -> None:
     """Show the trials, the importance of each setting, a picture, and the best recipe; also while the sweep runs."""
-    from tune.results import write_results
     from tune.sweep import Sweep
 
-    found = Sweep.read(sweep)
-    write_results(found, sweep)
-    _show(found, sweep, as_json)
+    _show(Sweep.read(sweep), sweep, as_json)
 
 
 def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
-    from tune.results import importances, read_trials, winner
+    """Write the results beside the trials, and show them."""
+    from tune.results import importances, winner, write_results
 
-    trials = read_trials(sweep, directory)
+    trials = write_results(sweep, directory)
     console.print(_table(sweep, trials))
     weights = importances(sweep, trials)
     if weights:
@@ -134,28 +124,18 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
         say(f"its recipe: ssl-dist pretrain {shlex.quote(str(directory / 'best.yaml'))}")
         say(f"its encoder: ssl-dist evaluate knn {shlex.quote(str(directory / 'best'))} --train STORE --test STORE")
         say(f"picture: {directory / 'parallel.png'}")
-    result = {
-        "sweep": str(directory),
-        "best": best.plain() if best else None,
-        "images": sum(one.images_seen for one in trials),
-        "importance": weights,
-        "trials": [one.plain() for one in trials],
-    }
-    print_json(result, as_json)
+    totals = {"sweep": str(directory), "images": sum(one.images_seen for one in trials), "importance": weights}
+    plain = {"best": best.plain() if best else None, "trials": [one.plain() for one in trials]}
+    print_json({**totals, **plain}, as_json)
 
 
 def _table(sweep: Sweep, trials: list[Trial]) -> Table:
     """Lay out one row a trial; in a population, also the trial whose checkpoint it started from."""
-    keys, population = list(sweep.space), sweep.scheduler == "pbt"
-    names = [key.rpartition(".")[2] for key in keys]
-    table = Table("trial", *names, "images", sweep.objective, "", *(["started from"] if population else []))
+    names = [key.rpartition(".")[2] for key in sweep.space]
+    last = ["started from"] if sweep.scheduler == "pbt" else []
+    table = Table("trial", *names, "images", sweep.objective, "", *last)
     for one in trials:
-        values = [one.sample[key] for key in keys]
-        parent = f"{one.parent} at step {one.parent_step}" if one.parent else ""
-        table.add_row(
-            one.run.name,
-            *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
-            *(f"{one.images:,}", f"{one.objective:.4f}", one.status),
-            *([parent] if population else []),
-        )
+        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in one.sample.values()]
+        parent = [f"{one.parent} at step {one.parent_step}"] if one.parent else []
+        table.add_row(one.run.name, *values, f"{one.images:,}", f"{one.objective:.4f}", one.status, *parent)
     return table

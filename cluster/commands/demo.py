@@ -38,5 +38,4 @@ def demo(
     train(run, config, as_json=False)
     result = show_comparison("kNN, k = 20", knn_accuracy, run.path, stores["train"], stores["test"], needs=20)
     say(f"TensorBoard's logs: {run.path / 'tensorboard'}")
-    if as_json:
-        print_json({"run": str(run.path), **result._asdict()})
+    print_json({"run": str(run.path), **result._asdict()}, as_json)

@@ -45,8 +45,8 @@ def doctor(
     with console.status("reaching Ray") as status:
         found = check(cluster, storage.absolute(), expected, exact=exact, config=config, say=status.update)
     show_report(console, found)
-    if as_json:
-        print_json({"healthy": found.healthy, **{key: _plain(value) for key, value in found._asdict().items()}})
+    plain = {key: _plain(value) for key, value in found._asdict().items()}
+    print_json({"healthy": found.healthy, **plain}, as_json)
     if not found.healthy:
         raise typer.Exit(1)
 

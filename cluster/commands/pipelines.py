@@ -67,5 +67,4 @@ def self_train(
         right = "" if one.right is None else f"{one.right:.1%}"
         table.add_row(str(number), f"{one.labelled:,}", f"{one.added:,}", right, f"{one.accuracy:.1%}")
     console.print(table)
-    if as_json:
-        print_json({"run": str(run_dir), "rounds": [one._asdict() for one in found]})
+    print_json({"run": str(run_dir), "rounds": [one._asdict() for one in found]}, as_json)

@@ -37,17 +37,16 @@ def pretrain(
     from cluster.run_directory import RunDirectory
 
     overrides = overrides_of(settings)
-    if (recipe is None) == (resume is None):
-        raise ConfigError("give either a recipe, or --resume RUN_DIR")
-    if resume is not None:
+    if resume is not None and recipe is None:
         if run_dir:
             raise ConfigError("--run-dir is for a new run: a resumed one has its directory")
         run, config = reopen(restore(resume, out) if "://" in resume else Path(resume), overrides)
-    else:
-        assert recipe is not None, "checked above"
+    elif recipe is not None and resume is None:
         config = resolve(recipe, overrides)
         name = f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
         run = RunDirectory.create(run_dir or out / name, config)
+    else:
+        raise ConfigError("give either a recipe, or --resume RUN_DIR")
     train(run, config, as_json)
 
 

@@ -100,7 +100,8 @@ class GSimCLR(NamedTuple):
 
     def _labels(self) -> np.ndarray:
         from ssl_dist.data import open_store
-        from ssl_dist.evaluate import cluster_labels, encoder_of, extract, fastest_device
+        from ssl_dist.evaluate import encoder_of, extract, fastest_device
+        from ssl_dist.evaluate.pseudo_labels import cluster_labels
 
         encoder, config, _ = encoder_of(self.directory / "autoencoder")
         store, device = open_store(self.simclr.data), fastest_device()

@@ -13,7 +13,8 @@ from ssl_dist import methods
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import open_store, read_labels
 from ssl_dist.errors import ConfigError, StoreError
-from ssl_dist.evaluate import expect_same_classes, most_confident, open_labelled, predict
+from ssl_dist.evaluate.features import expect_same_classes, open_labelled
+from ssl_dist.evaluate.pseudo_labels import most_confident, predict
 from ssl_dist.store import ImageStore
 
 

@@ -30,13 +30,13 @@ def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any],
     for name, value in rows:
         table.add_row(name, Text(str(value)))
     console.print(table)
+    print_json(result, as_json)
+
+
+def print_json(result: dict[str, Any], as_json: bool) -> None:
+    """Print one JSON object on a line of its own where --json asks for it; numbers that are not finite become null."""
     if as_json:
-        print_json(result)
-
-
-def print_json(result: dict[str, Any]) -> None:
-    """Print one JSON object on a line of its own; numbers that are not finite become null."""
-    typer.echo(json.dumps(_finite(result)))
+        typer.echo(json.dumps(_finite(result)))
 
 
 def shown(values: dict[str, Any]) -> dict[str, str]:

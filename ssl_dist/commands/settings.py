@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from typing import Annotated
 
 import typer
@@ -19,16 +18,15 @@ def settings(
     as_json: Json = False,
 ) -> None:
     """Explain a setting, a section, or without a key all settings, with their defaults."""
+    from ssl_dist.config.overrides import suggest
     from ssl_dist.config.reference import settings_rows
 
     rows = settings_rows(key)
     if not rows:
-        near = difflib.get_close_matches(key, [row.key for row in settings_rows()], n=1, cutoff=0.4)
-        raise ConfigError(f"unknown setting {key}" + (f"; did you mean {near[0]}?" if near else ""))
+        raise ConfigError(f"unknown setting {key}{suggest(key, [row.key for row in settings_rows()])}")
     table = Table("setting", "default", "values and meaning")
     for row in rows:
         names = f" ({', '.join(row.methods)})" if row.methods else ""
         table.add_row(row.key, row.default, Text(f"{row.values}{names}. {row.description}"))
     console.print(table)
-    if as_json:
-        print_json({"settings": [row._asdict() for row in rows]})
+    print_json({"settings": [row._asdict() for row in rows]}, as_json)

@@ -27,9 +27,9 @@ COMMANDS: dict[str, Entry] = {
     "store": Entry("ssl_dist.commands.store:app", "Build, inspect and check image stores."),
     "pretrain": Entry("cluster.commands.pretrain:pretrain", "Pretrain an encoder with Ray Train and DeepSpeed."),
     "settings": Entry("ssl_dist.commands.settings:settings", "Explain every setting of a run, with its default."),
-    "checkpoint": Entry("ssl_dist.commands.checkpoint:app", "List and check a run's checkpoints."),
+    "checkpoint": Entry("ssl_dist.commands.runs:checkpoint", "List and check a run's checkpoints."),
     "evaluate": Entry("ssl_dist.commands.evaluate:app", "Measure a run's frozen features beside random weights."),
-    "report": Entry("ssl_dist.commands.report:report", "Draw a run's loss, probe, embedding and speed."),
+    "report": Entry("ssl_dist.commands.runs:report", "Draw a run's loss, probe, embedding and speed."),
     "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),
     "g-simclr": Entry(
         "cluster.commands.pipelines:g_simclr", "Train an autoencoder, cluster its latents, then train SimCLR."

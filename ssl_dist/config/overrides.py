@@ -16,14 +16,6 @@ from ssl_dist.errors import ConfigError
 RECIPE_FOLDER = Path(__file__).parent / "recipes"
 
 
-def _find_recipe(path: str | os.PathLike[str]) -> Path:
-    shipped = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
-    file = RECIPE_FOLDER / f"{path}.yaml" if str(path) in shipped else Path(path)
-    if not file.is_file():
-        raise ConfigError(f"recipe {path}: no such file; recipes that come with the package: {', '.join(shipped)}")
-    return file
-
-
 def parse_override(text: str) -> tuple[str, Any]:
     """Parse ``"optim.lr=0.3"`` into ``("optim.lr", 0.3)``; the value is read as YAML.
 
@@ -45,7 +37,10 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such recipe, or it is not YAML of sections.
     """
-    file = _find_recipe(path)
+    shipped = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
+    file = RECIPE_FOLDER / f"{path}.yaml" if str(path) in shipped else Path(path)
+    if not file.is_file():
+        raise ConfigError(f"recipe {path}: no such file; recipes that come with the package: {', '.join(shipped)}")
     try:
         tree = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
@@ -73,15 +68,19 @@ def explain(error: pydantic.ValidationError, known_keys: list[str]) -> str:
 def _explain_one(error: Any, known: list[str]) -> str:
     key = ".".join(str(part) for part in error["loc"])
     if error["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(key, known, n=1, cutoff=0.4) or difflib.get_close_matches(
-            key.rpartition(".")[2], [name.rpartition(".")[2] for name in known], n=1, cutoff=0.6
-        )
-        return f"unknown key {key}" + (f"; did you mean {near[0]}?" if near else "")
+        return f"unknown key {key}{suggest(key, known)}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
         return f"{key} is missing: set it with --set {key}=..."
     given = error.get("input")
     return f"{key}: {message} (given {given!r})" if key and not isinstance(given, Mapping) else message
+
+
+def suggest(key: str, known: list[str]) -> str:
+    """Ask whether the nearest known key was meant; return an empty string if none is near."""
+    last, last_known = key.rpartition(".")[2], [name.rpartition(".")[2] for name in known]
+    near = difflib.get_close_matches(key, known, 1, 0.4) or difflib.get_close_matches(last, last_known, 1, 0.6)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -19,18 +19,6 @@ ProgressCallback = Callable[[int, int], None]
 """(images done, images in all) -> None."""
 
 
-class _Count:
-    """A count of the images done, over several passes."""
-
-    def __init__(self, total: int, progress: ProgressCallback | None) -> None:
-        self._done, self._total, self._progress = 0, total, progress
-
-    def __call__(self, images: int) -> None:
-        self._done += images
-        if self._progress:
-            self._progress(self._done, self._total)
-
-
 class Comparison(NamedTuple):
     """Accuracies in [0, 1] of the trained encoder and of its random start."""
 
@@ -69,9 +57,14 @@ def compare(
     labels = [torch.from_numpy(store.labels[rows]).long() for store, rows in zip(stores, ids, strict=True)]
     if len(ids[0]) < needs:
         raise StoreError(f"{train_store.name} has {len(ids[0])} labelled images, {needs} are needed")
-    device = fastest_device()
-    count = _Count(2 * sum(map(len, ids)), progress)
-    accuracies = []
+    device, done, accuracies = fastest_device(), 0, []
+
+    def count(images: int) -> None:
+        nonlocal done
+        done += images
+        if progress:
+            progress(done, 2 * sum(map(len, ids)))
+
     for encoder in (backbone, config.initial_method().backbone):
         encoder.to(device)
         features = [extract(encoder, store, rows, device, count).cpu() for store, rows in zip(stores, ids, strict=True)]

@@ -7,17 +7,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import open_store
 from ssl_dist.errors import RunError, StoreError
+from ssl_dist.methods import Method
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
 
 CHUNK = 256
+ChunkCallback = Callable[[int], None]
+"""(images of a chunk that is done) -> None."""
 
 
 def fastest_device() -> torch.device:
@@ -26,18 +29,14 @@ def fastest_device() -> torch.device:
 
 
 def extract(
-    backbone: torch.nn.Module,
-    store: ImageStore,
-    ids: np.ndarray,
-    device: torch.device,
-    count: Callable[[int], None] | None = None,
+    backbone: nn.Module, store: ImageStore, ids: np.ndarray, device: torch.device, count: ChunkCallback | None = None
 ) -> Tensor:
     """Compute features of whole images, without augmentation, in evaluation mode.
 
     Args:
         backbone: ``[N, 3, H, W]`` in [0, 1] -> ``[N, D]``; its training mode is restored afterwards.
         ids: int64 ``[n]``.
-        count: called after each chunk with the number of its images.
+        count: called after each chunk.
 
     Returns:
         float32 ``[n, D]`` on ``device``.
@@ -53,10 +52,7 @@ def extract(
 
 @torch.no_grad()
 def embed(
-    backbone: torch.nn.Module,
-    ids: np.ndarray,
-    images: Callable[[np.ndarray], Tensor],
-    count: Callable[[int], None] | None = None,
+    backbone: nn.Module, ids: np.ndarray, images: Callable[[np.ndarray], Tensor], count: ChunkCallback | None = None
 ) -> Tensor:
     """Compute features, as ``extract`` does, of the pixels that ``images`` makes of sample ids, a chunk at a time."""
     was_training = backbone.training
@@ -75,10 +71,16 @@ def embed(
 
 
 def encoder_of(run: Path) -> tuple[Backbone, ResolvedConfig, int]:
-    """Load the trained backbone of a run's newest checkpoint that verifies.
+    """Load the trained backbone of a run, as ``trained_method`` loads its method."""
+    method, config, step = trained_method(run)
+    return method.backbone, config, step
+
+
+def trained_method(run: Path) -> tuple[Method, ResolvedConfig, int]:
+    """Load the method with the weights of a run's newest checkpoint that verifies.
 
     Returns:
-        (backbone on the CPU, the run's config, steps it was trained for).
+        (method on the CPU, the run's config, steps it was trained for).
 
     Raises:
         RunError: no such run, or no checkpoint of it verifies.
@@ -90,7 +92,7 @@ def encoder_of(run: Path) -> tuple[Backbone, ResolvedConfig, int]:
         raise RunError(f"{run} holds no checkpoint that verifies")
     method = found.config.initial_method()
     method.load_state_dict(found.load().model)
-    return method.backbone, found.config, found.step
+    return method, found.config, found.step
 
 
 def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:

@@ -11,7 +11,7 @@ import torch
 
 from cluster.pipelines import self_training
 from ssl_dist.errors import ConfigError, StoreError, UsageError
-from ssl_dist.evaluate import predict
+from ssl_dist.evaluate.pseudo_labels import predict
 from ssl_dist.store import ImageStore, build
 from tests.cluster.pipeline_commands import build_another, invoke, self_train, settings_of
 from tests.conftest import write_images
@@ -122,6 +122,6 @@ def test_predictions_are_computed_on_the_fastest_device(
     untrained: list[str], small_store: Path, few_labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     device = torch.device("meta")  # which has nothing to copy back
-    monkeypatch.setattr("ssl_dist.evaluate.predictions.fastest_device", lambda: device)
+    monkeypatch.setattr("ssl_dist.evaluate.pseudo_labels.fastest_device", lambda: device)
     with pytest.raises(NotImplementedError, match="meta"):
         self_train(small_store, few_labels, tmp_path / "rounds")

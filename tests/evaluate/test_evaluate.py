@@ -13,8 +13,9 @@ import torch
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
-from ssl_dist.evaluate import extract, knn_accuracy, lidar, linear_accuracy, rankme
+from ssl_dist.evaluate import extract, knn_accuracy, linear_accuracy
 from ssl_dist.evaluate.probe import Probe
+from ssl_dist.evaluate.rank import lidar, rankme
 from ssl_dist.store import ImageStore, build
 from tests.conftest import write_images
 from tests.gloo import GlooPool

@@ -7,7 +7,7 @@ import tracemalloc
 import numpy as np
 import torch
 
-from ssl_dist.evaluate import cluster_labels, most_confident
+from ssl_dist.evaluate.pseudo_labels import cluster_labels, most_confident
 
 
 def test_the_most_confident_rows_come_first() -> None:

@@ -1,0 +1,77 @@
+"""Accuracy of simple classifiers on frozen features: weighted k nearest neighbours, and a linear probe."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ssl_dist.errors import ConfigError
+
+_KNN_TEMPERATURE = 0.1
+_KNN_CHUNK = 512
+
+
+def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20) -> float:
+    """Return the share of queries whose label wins the vote of their k nearest bank features.
+
+    Similarity s is the cosine, and votes are weighted by exp(s / 0.1).
+
+    Args:
+        bank: ``[n, D]``; bank_labels: int64 ``[n]`` in [0, K).
+        queries: ``[q, D]``; query_labels: int64 ``[q]``.
+        k: voters, 1 .. n.
+
+    Returns:
+        Accuracy in [0, 1]; a tie goes to the class of the lower number.
+
+    Raises:
+        ConfigError: k is out of range, or there is no query.
+
+    Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv 1805.01978,
+        section 3.4.
+    """
+    if not 1 <= k <= len(bank):
+        raise ConfigError(f"k {k}: the bank has {len(bank)} images, k is one of 1..{len(bank)}")
+    if not len(queries):
+        raise ConfigError("kNN: there is no query image")
+    bank = normalize(bank.float(), dim=1)
+    num_classes = int(bank_labels.max()) + 1
+    right = 0
+    for part, truth in zip(queries.split(_KNN_CHUNK), query_labels.split(_KNN_CHUNK), strict=True):
+        similarity, nearest = (normalize(part.float(), dim=1) @ bank.T).topk(k, dim=1)  # [q, k]
+        weight = ((similarity - 1) / _KNN_TEMPERATURE).exp()
+        votes = torch.zeros(len(part), num_classes, device=part.device).scatter_add_(1, bank_labels[nearest], weight)
+        right += int((votes.argmax(1) == truth).sum())
+    return right / len(queries)
+
+
+def linear_accuracy(
+    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, *, l2: float = 1e-3, max_iter: int = 300
+) -> float:
+    """Return the test accuracy of multinomial logistic regression on standardised features.
+
+    It minimises the mean cross entropy + l2/2 |weights|^2 on the training features.
+
+    Args:
+        train, test: ``[n, D]``; labels int64 ``[n]``.
+        l2: weight of the penalty, > 0 (scikit-learn's C is 1 / (l2 n)).
+        max_iter: upper bound of L-BFGS's iterations.
+
+    Returns:
+        Accuracy in [0, 1].
+
+    Raises:
+        ConfigError: the training labels have fewer than two classes, or l2 <= 0.
+    """
+    if len(train_labels.unique()) < 2:
+        raise ConfigError("linear probe: the training store has fewer than two classes")
+    if not l2 > 0:
+        raise ConfigError(f"l2 {l2}: it must be greater than 0")
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=1 / (l2 * len(train)), max_iter=max_iter))
+    probe.fit(train.cpu().numpy().astype(np.float64), train_labels.cpu().numpy())
+    return float(probe.score(test.cpu().numpy().astype(np.float64), test_labels.cpu().numpy()))
