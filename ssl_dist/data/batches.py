@@ -124,6 +124,7 @@ class Batches:
         mine = self._world.share(sizes.num_micro)
         store.prepare(*self._plan.needed_shards(step))
         ids, epochs, labels = self._plan.select(step, mine)
+        epochs_done = step * (sizes.size - sizes.labelled) / self._plan.num_samples
         return Batch(
             step=step,
             micro_batches=mine,
@@ -133,9 +134,7 @@ class Batches:
             epochs=torch.from_numpy(epochs),
             config=config,
             labels=torch.from_numpy(labels),
-            progress=TrainingProgress(
-                step, self._steps.stop, step * (sizes.size - sizes.labelled) / self._plan.num_samples
-            ),
+            progress=TrainingProgress(step, self._steps.stop, epochs_done),
         )
 
 

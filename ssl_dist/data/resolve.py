@@ -41,12 +41,13 @@ def resolve(config: RunConfig) -> Data:
     """
     store = open_store(config.data)
     sample_plan = SamplePlan(config, store)
+    shards_digest = xxhash.xxh3_64_hexdigest(store.shard_rows.tobytes()) if config.data.order == "shards" else None
     facts = DataFacts(
         num_images=len(store),
         num_samples=sample_plan.num_samples,
         image_shape=store.image_shape,
         label_digest=label_digest(config),
-        shards_digest=_shards_digest(store) if config.data.order == "shards" else None,
+        shards_digest=shards_digest,
         weights_digest=config.facts.weights_digest if isinstance(config, ResolvedConfig) else None,
     )
     paths = {"store": store.location}
@@ -59,10 +60,6 @@ def resolve(config: RunConfig) -> Data:
     tree = config.model_dump()
     tree |= {"data": {**tree["data"], **paths}, "facts": facts}
     return Data(ResolvedConfig.from_tree(tree, store.name), store, sample_plan)
-
-
-def _shards_digest(store: ImageStore) -> str:
-    return xxhash.xxh3_64_hexdigest(store.shard_rows.tobytes())
 
 
 def _expect_cache_room(data: DataConfig, store: ImageStore, limit: int, sample_plan: SamplePlan) -> None:

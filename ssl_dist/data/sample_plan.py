@@ -13,7 +13,7 @@ from ssl_dist.data.windowed_order import NeededShards, WindowedOrder
 from ssl_dist.errors import StoreDamaged
 from ssl_dist.hashing import derive_seed
 
-# Names of seeds that are derived from the run's.
+# Numbers that tell apart the seeds derived from the run's seed.
 _LABELLED = 1  # the order of the labelled images
 _SUBSTITUTES = 3  # the images that replace damaged ones
 _TRIES = 100  # to find an intact image
@@ -48,6 +48,7 @@ class SamplePlan:
         self._labelled_ids = np.flatnonzero(self._labels >= 0)
         only_labelled = by_label and config.num_labelled in (0, config.batch.size)
         self.num_samples = len(self._labelled_ids) if only_labelled else len(store)
+        self._labelled_seed = derive_seed(config.seed, _LABELLED)
         self._strata = StratifiedOrder(config.seed, self._labels) if stratified else None
         self._windows: WindowedOrder | None = None
         self._labelled_windows: WindowedOrder | None = None
@@ -56,10 +57,6 @@ class SamplePlan:
             if config.num_labelled:
                 labelled_rows = np.diff(np.searchsorted(self._labelled_ids, np.cumsum(shard_rows)), prepend=0)
                 self._labelled_windows = WindowedOrder(self._labelled_seed, labelled_rows, config.data.window)
-
-    @property
-    def _labelled_seed(self) -> int:
-        return derive_seed(self.config.seed, _LABELLED)
 
     def select(self, step: int, micro_batches: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return ids, epochs and labels, each int64 ``[m * len(micro_batches)]``, of some of a step's micro-batches."""

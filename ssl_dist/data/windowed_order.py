@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ssl_dist.data.permutation import join_epochs, sample_ids, split_by_epoch
+from ssl_dist.data.permutation import join_epochs, sample_ids
 from ssl_dist.errors import ConfigError
 from ssl_dist.hashing import derive_seed
 
@@ -90,8 +90,7 @@ class WindowedOrder:
 
     def stream(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and epochs at positions start .. stop-1 of the endless stream, as ``permutation.stream`` does."""
-        spans = split_by_epoch(start, stop, self.num_samples)
-        return join_epochs([(self.sample_ids(epoch, first, last), epoch) for epoch, first, last in spans])
+        return join_epochs(self.sample_ids, start, stop, self.num_samples)
 
     def needed_shards(self, start: int, stop: int) -> NeededShards:
         """Return the shards of all windows that positions start .. stop-1 of the stream lie in, and of the next one."""
