@@ -5,8 +5,7 @@ holds the copies on a remote store, ``pretrained`` reads weights for a new run t
 """
 
 from ssl_dist.checkpoint.checkpoints import Checkpoints
-from ssl_dist.checkpoint.files import Checkpoint, checksum, verify
-from ssl_dist.checkpoint.state import State
+from ssl_dist.checkpoint.files import Checkpoint, State, checksum, verify
 from ssl_dist.checkpoint.writer import Writer
 
 __all__ = ["Checkpoint", "Checkpoints", "State", "Writer", "checksum", "verify"]

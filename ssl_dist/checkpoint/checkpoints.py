@@ -14,9 +14,8 @@ from typing import Any
 
 import safetensors
 
-from ssl_dist.checkpoint.files import META, Checkpoint, score_in, verify, write
+from ssl_dist.checkpoint.files import META, Checkpoint, State, score_in, verify, write
 from ssl_dist.checkpoint.mirror import Mirror
-from ssl_dist.checkpoint.state import State
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, RunError
 from ssl_dist.files import replacing
@@ -92,7 +91,7 @@ class Checkpoints:
             raise RunError(f"{self.mirror.uri if self.mirror else self.folder} cannot be read ({error})") from None
         for name in sorted(names, reverse=True):
             try:
-                return self._fetch(name)
+                return self.fetch(name)
             except CheckpointError as error:
                 log.warning("%s: passed over", error)
         if names:
@@ -102,15 +101,12 @@ class Checkpoints:
             )
         return None
 
-    def fetch(self, step: int) -> Checkpoint:
-        """Return the checkpoint after ``step`` steps, copied from the mirror where the run directory has it not whole.
+    def fetch(self, name: str) -> Checkpoint:
+        """Return the checkpoint of this name, copied from the mirror where the run directory has it not whole.
 
         Raises:
             CheckpointError: it is missing or damaged in both.
         """
-        return self._fetch(self.path(step).name)
-
-    def _fetch(self, name: str) -> Checkpoint:
         here = self.folder / name
         try:
             return verify(here)
@@ -154,7 +150,7 @@ class Checkpoints:
         return final
 
     def adopt(self, source: Path) -> Checkpoint:
-        """Copy another run's checkpoint into this one, which has none, to continue from; one process calls.
+        """Copy a checkpoint of another run into this run, which has none yet, to continue from it; one process calls.
 
         Raises:
             CheckpointError: the other is damaged.

@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import safetensors
 import xxhash
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
-from ssl_dist.checkpoint.state import State
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError
 from ssl_dist.files import replacing
@@ -27,6 +27,18 @@ from ssl_dist.files import replacing
 MODEL = "model.safetensors"
 META = "checkpoint.json"
 _TENSORS = (MODEL, "optimizer.safetensors")
+
+
+class State(NamedTuple):
+    """Whole tensors of a checkpoint, independent of the number of workers.
+
+    Attributes:
+        model: parameters and buffers by name.
+        optimizer: optimizer state by ``parameter name/key``.
+    """
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
 
 
 class Checkpoint(NamedTuple):

@@ -69,11 +69,9 @@ class Mirror:
         """Yield a copy of a directory, in a temporary folder in ``beside``; the block may move it elsewhere."""
         beside.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=f".{name}.", suffix=".tmp", dir=beside) as folder:
-            copy = Path(folder) / name
+            there, copy = f"{self._base}/{name}", Path(folder) / name
             copy.mkdir()
-            fs.copy_files(
-                f"{self._base}/{name}", str(copy), self._system, fs.LocalFileSystem(), chunk_size=_CHUNK_BYTES
-            )
+            fs.copy_files(there, str(copy), self._system, fs.LocalFileSystem(), chunk_size=_CHUNK_BYTES)
             yield copy
 
     def read(self, name: str, file: str) -> bytes:

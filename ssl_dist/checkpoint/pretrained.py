@@ -57,10 +57,8 @@ def read(config: ResolvedConfig) -> dict[str, Tensor]:
     if config.facts.weights_digest not in (None, digest):
         raise ConfigError(f"backbone.weights {file} has changed since this run was begun: start a new run")
     wanted = config.initial_backbone().state_dict()
-    is_checkpoint = any(name.startswith(_BACKBONE) for name in tensors)
-    named = {
-        name.removeprefix(_BACKBONE) if is_checkpoint else f"{_BODY}{name}": tensor for name, tensor in tensors.items()
-    }
+    prefix = "" if any(name.startswith(_BACKBONE) for name in tensors) else _BODY
+    named = {f"{prefix}{name.removeprefix(_BACKBONE)}": tensor for name, tensor in tensors.items()}
     for name, tensor in wanted.items():
         if name not in named or named[name].shape != tensor.shape:
             given = f"one of {list(named[name].shape)}" if name in named else "none"

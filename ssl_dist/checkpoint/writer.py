@@ -7,7 +7,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from ssl_dist.checkpoint.checkpoints import Checkpoints
-from ssl_dist.checkpoint.state import State
+from ssl_dist.checkpoint.files import State
 from ssl_dist.config import ResolvedConfig
 
 

@@ -103,7 +103,7 @@ class _Run:
             self.world.any(False)
 
     def begin(self, batch: Batch) -> None:
-        """Draw the views and probe the random weights, before the first step."""
+        """Log the run's length and a picture of some views, before the first step; at step 0 also probe the encoder."""
         if self._monitor:
             self._monitor.scalars(self.first_step, {"plan/total_steps": self.plan.total_steps})
             self._monitor.views(self.first_step, batch.views(0, self.world.device).crops[0])
@@ -181,6 +181,6 @@ def _restore(config: ResolvedConfig, checkpoints: Checkpoints, world: World) -> 
     step = world.from_first(found.step if found else 0)
     log.info("continuing from step %d", step)
     if step and found is None:
-        found = checkpoints.fetch(step)
+        found = checkpoints.fetch(checkpoints.path(step).name)
     method = config.initial_method(None if found else pretrained.read(config))
     return step, Engine(method, config, world, found.load() if found else None)

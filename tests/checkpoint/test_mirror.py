@@ -61,7 +61,7 @@ def test_a_run_that_lost_its_directory_resumes_from_the_mirror(run: Path, config
     assert is_step(Checkpoints(run, mirror).newest(), 2)
     assert is_step(Checkpoints(run).newest(), 2), "it is here now"
     elsewhere = run.with_name("another-machine")
-    assert is_step(Checkpoints(elsewhere, mirror).fetch(2), 2)
+    assert is_step(Checkpoints(elsewhere, mirror).fetch("step-00000002"), 2)
     assert [path.name for path in (elsewhere / "checkpoints").iterdir()] == ["step-00000002"]
 
 
