@@ -26,21 +26,9 @@ from ray.tune.schedulers import PopulationBasedTraining
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints, verify
 from ssl_dist.config import ResolvedConfig
+from tune import trial_files
 from tune.space import Sample
 from tune.sweep import Sweep
-from tune.trial_files import (
-    NO_POINT,
-    OUTCOME,
-    Point,
-    begun_trials,
-    config_of,
-    path_of,
-    read_origin,
-    read_outcome,
-    read_points,
-    write_origin,
-    write_outcome,
-)
 
 _DONOR = "donor.json"  # lies beside a checkpoint that is handed over, and names the run it comes from
 
@@ -80,7 +68,7 @@ def member_samples(sweep: Sweep, directory: Path) -> list[Sample]:
     """Return every member's settings as they are now: those of its current run, or those that it begins with."""
     runs = _current_runs(directory)
     begin = {f"{number:05d}": sample for number, sample in enumerate(sweep.known_samples)}
-    return [sweep.sample_of(config_of(runs[key])) if key in runs else begin[key] for key in begin]
+    return [sweep.sample_of(trial_files.config_of(runs[key])) if key in runs else begin[key] for key in begin]
 
 
 def _member_key(trial: str) -> str:
@@ -91,9 +79,9 @@ def _member_key(trial: str) -> str:
 def _current_runs(directory: Path) -> dict[str, Path]:
     """Map each member that has begun to the run in which it trains: its newest one that was not replaced."""
     runs = {}
-    for run, _ in begun_trials(directory):
-        origin = read_origin(run)
-        if origin and (read_outcome(run) or {}).get("status") != "replaced":
+    for run, _ in trial_files.begun_trials(directory):
+        origin = trial_files.read_origin(run)
+        if origin and (trial_files.read_outcome(run) or {}).get("status") != "replaced":
             runs[_member_key(origin["trial"])] = run
     return runs
 
@@ -109,7 +97,7 @@ def claim_run(
             after a start of Ray Tune: the member continues in its current run.
     """
     if handed is None:
-        path = _current_runs(directory).get(_member_key(member), path_of(directory, config))
+        path = _current_runs(directory).get(_member_key(member), trial_files.path_of(directory, config))
         run, origin = _claim_own(path, config)
     else:
         with handed.as_directory() as folder:
@@ -125,7 +113,7 @@ def claim_run(
                 run = RunDirectory.claim(path, config)
                 if Checkpoints(path).newest() is None:
                     Checkpoints(path).adopt(source)
-    write_origin(path, member, origin["run"], origin["step"])
+    trial_files.write_origin(path, member, origin["run"], origin["step"])
     _close_other_runs(sweep, directory, member, path)
     return run
 
@@ -133,23 +121,23 @@ def claim_run(
 def _claim_own(path: Path, config: ResolvedConfig) -> tuple[RunDirectory, dict[str, Any]]:
     """Claim a run that its member continues, and read where it came from."""
     run = RunDirectory.claim(path, config)
-    if (read_outcome(path) or {}).get("status") == "replaced":  # a kill came before the run that should replace it
-        (path / OUTCOME).unlink()
-    return run, read_origin(path) or {"run": "", "step": 0}
+    outcome = trial_files.read_outcome(path)
+    if outcome and outcome["status"] == "replaced":  # a kill came before the run that should replace it
+        (path / trial_files.OUTCOME).unlink()
+    return run, trial_files.read_origin(path) or {"run": "", "step": 0}
 
 
 def _close_other_runs(sweep: Sweep, directory: Path, member: str, current: Path) -> None:
     """Record that the member's earlier runs were replaced by its current one."""
-    for run, config in begun_trials(directory):
-        origin = read_origin(run)
+    for run, config in trial_files.begun_trials(directory):
+        origin = trial_files.read_origin(run)
         mine = origin is not None and _member_key(origin["trial"]) == _member_key(member)
-        if run != current and mine and read_outcome(run) is None:
-            points = read_points(sweep, config, run)
-            write_outcome(run, "replaced", points[-1] if points else NO_POINT)
+        if run != current and mine and trial_files.read_outcome(run) is None:
+            trial_files.write_outcome(run, "replaced", trial_files.last_point(sweep, config, run))
 
 
 @contextlib.contextmanager
-def exported_checkpoint(run: Path, point: Point, member: str) -> Iterator[Checkpoint | None]:
+def exported_checkpoint(run: Path, point: trial_files.Point, member: str) -> Iterator[Checkpoint | None]:
     """Give a run's checkpoint at a point to Ray Tune; None where it has been deleted already."""
     with tempfile.TemporaryDirectory(dir=run) as folder:
         source = Checkpoints(run).path(point.step)

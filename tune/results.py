@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import yaml
 
 from ssl_dist.files import write_text
-from tune.space import Sample
+from tune import space as spaces
+from tune import trial_files
 from tune.sweep import Sweep
-from tune.trial_files import NO_POINT, begun_trials, images_seen, read_curve, read_origin, read_outcome, read_points
 
 _MIN_TRIALS = 4  # fewer say nothing about the importance of a setting
 
@@ -28,7 +28,7 @@ class Trial(NamedTuple):
     """
 
     run: Path
-    sample: Sample
+    sample: spaces.Sample
     status: str
     images: int
     images_seen: int
@@ -44,23 +44,14 @@ class Trial(NamedTuple):
 def read_trials(sweep: Sweep, directory: Path) -> list[Trial]:
     """Read the trials that have begun: finished ones before the others, the best objective first."""
     trials = []
-    for run, config in begun_trials(directory):
-        outcome, origin = read_outcome(run), read_origin(run) or {"run": "", "step": 0}
-        if outcome is None:
-            points = read_points(sweep, config, run)
-            outcome = {"status": "unfinished", **(points[-1] if points else NO_POINT)._asdict()}
-        trials.append(
-            Trial(
-                run=run,
-                sample=sweep.sample_of(config),
-                status=outcome["status"],
-                images=outcome["images"],
-                images_seen=images_seen(run, config),
-                objective=outcome["objective"],
-                parent=origin["run"] or None,
-                parent_step=origin["step"],
-            )
-        )
+    for run, config in trial_files.begun_trials(directory):
+        origin = trial_files.read_origin(run) or {"run": "", "step": 0}
+        end = trial_files.read_outcome(run)
+        if end is None:
+            end = {"status": "unfinished", **trial_files.last_point(sweep, config, run)._asdict()}
+        sample, seen = sweep.sample_of(config), trial_files.images_seen(run, config)
+        result = end["status"], end["images"], seen, end["objective"]
+        trials.append(Trial(run, sample, *result, parent=origin["run"] or None, parent_step=origin["step"]))
     return sorted(trials, key=lambda one: (one.status == "finished", one.objective, -one.images), reverse=True)
 
 
@@ -78,27 +69,31 @@ def winner(trials: list[Trial]) -> Trial | None:
     return trials[0] if trials and trials[0].status == "finished" else None
 
 
-def write_results(sweep: Sweep, directory: Path) -> None:
-    """Write ``best`` (a link to the winner's run), ``best.yaml`` and ``parallel.png``; nothing without a winner."""
+def write_results(sweep: Sweep, directory: Path) -> list[Trial]:
+    """Write ``best`` (a link to the winner's run), ``best.yaml`` and ``parallel.png``; nothing without a winner.
+
+    Returns:
+        The trials, as ``read_trials`` does.
+    """
     trials = read_trials(sweep, directory)
     best = winner(trials)
     if best is None:
-        return
+        return trials
     link = directory / "best"
     link.unlink(missing_ok=True)
     link.symlink_to(best.run.relative_to(directory))
-    config = sweep.recipe_of(best.sample)
+    config = spaces.apply(sweep.recipe, best.sample)
     header = [
         f"# Command:  ssl-dist pretrain {directory / 'best.yaml'}",
         f"# Found:    {sweep.search} search with {sweep.scheduler}, {len(trials)} trials: {_overrides(best)}",
         f"# Result:   {sweep.objective} {best.objective:.4f} on images of the pretraining store",
     ]
-    line = lineage(trials, best)
-    for one, following in itertools.pairwise(line):
+    for one, following in itertools.pairwise(lineage(trials, best)):
         header.append(f"#           that run had {_overrides(one)} until step {following.parent_step}")
     tree = yaml.safe_dump(config.model_dump(mode="json", exclude={"facts"}), sort_keys=False)
     write_text(directory / "best.yaml", "\n".join(header) + "\n" + tree)
     draw(sweep, trials, directory / "parallel.png")
+    return trials
 
 
 def _overrides(trial: Trial) -> str:
@@ -134,8 +129,9 @@ def _comparable_objectives(sweep: Sweep, trials: list[Trial]) -> list[float]:
     if all(one.status != "stopped" for one in trials):
         return [one.objective for one in trials]
     common = min(one.images for one in trials if one.status != "diverged")
-    curves = [read_curve(sweep, one.run).points for one in trials]
-    return [max([p for p in points if p.images <= common], default=NO_POINT).objective for points in curves]
+    curves = [trial_files.read_curve(sweep, one.run).points for one in trials]
+    reached = [[point for point in points if point.images <= common] for points in curves]
+    return [max(points, default=trial_files.NO_POINT).objective for points in reached]
 
 
 def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
@@ -147,17 +143,14 @@ def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
     shown = [one for one in trials if one.status in ("finished", "stopped")]
     keys = [*sweep.space, sweep.objective]
     scales = [_scale([one.sample[key] for one in shown], bool(sweep.space[key].log_uniform)) for key in sweep.space]
-    objectives = [one.objective for one in shown]
-    scales.append(_scale(objectives, False))
+    scales.append(_scale([one.objective for one in shown], False))
     figure = Figure(figsize=(1.2 + 1.8 * len(keys), 3.6), layout="constrained")
     axis = figure.subplots()
     colours = matplotlib.colormaps["viridis"](np.asarray(scales[-1].heights) * 0.9)
     for number in reversed(range(len(shown))):  # the best on top
         heights = [scale.heights[number] for scale in scales]
-        finished = shown[number].status == "finished"
-        axis.plot(
-            range(len(keys)), heights, color=colours[number], lw=2 if finished else 1, ls="-" if finished else ":"
-        )
+        width, dashes = (2, "-") if shown[number].status == "finished" else (1, ":")
+        axis.plot(heights, color=colours[number], lw=width, ls=dashes)
     for place, scale in enumerate(scales):
         axis.axvline(place, color="0.7", lw=0.8, zorder=0)
         for height, text in scale.ticks:
@@ -181,13 +174,11 @@ def _scale(values: list[Any], logarithmic: bool) -> _Scale:
     distinct = sorted(set(values), key=lambda value: (str(type(value)), value))
     if len(distinct) <= 6 or not all(isinstance(value, (int, float)) for value in distinct):
         places = {value: number / max(1, len(distinct) - 1) for number, value in enumerate(distinct)}
-        return _Scale([places[value] for value in values], [(place, _text(value)) for value, place in places.items()])
+        ticks = [(place, spaces.show_value(value)) for value, place in places.items()]
+        return _Scale([places[value] for value in values], ticks)
     numbers = np.log(np.asarray(values, float)) if logarithmic else np.asarray(values, float)
     low, high = numbers.min(), numbers.max()
     heights = ((numbers - low) / (high - low)).tolist()
-    marks = [low + (high - low) * part / 4 for part in range(5)]
-    return _Scale(heights, [(part / 4, _text(float(np.exp(m) if logarithmic else m))) for part, m in enumerate(marks)])
-
-
-def _text(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    marks = np.linspace(low, high, 5)
+    texts = [spaces.show_value(float(value)) for value in (np.exp(marks) if logarithmic else marks)]
+    return _Scale(heights, list(zip((0, 1 / 4, 2 / 4, 3 / 4, 1), texts, strict=True)))

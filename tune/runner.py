@@ -18,18 +18,9 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from cluster.connect import Background, last_line, ray_with_capacity, worker_capacity, worker_resources
 from ssl_dist.commands.console import say
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
+from tune import trial_files
 from tune.sweep import Sweep
 from tune.trial import run_trial
-from tune.trial_files import (
-    NO_POINT,
-    begun_trials,
-    images_seen,
-    path_of,
-    read_origin,
-    read_outcome,
-    read_points,
-    write_outcome,
-)
 
 _ENVIRONMENT = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # trials write their own metrics
@@ -73,17 +64,11 @@ def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: i
         try:
             _show_progress(fit, sweep, directory, console)
         except KeyboardInterrupt:
-            raise Interrupted(
-                f"stopped; every trial resumes from its newest checkpoint with: {resume_command(directory)}"
-            ) from None
+            resume = f"ssl-dist tune --resume {shlex.quote(str(directory))}"
+            raise Interrupted(f"stopped; every trial resumes from its newest checkpoint with: {resume}") from None
     if fit.error:
         raise fit.error
     _write_missing_outcomes(sweep, directory, fit.result)
-
-
-def resume_command(directory: Path) -> str:
-    """Return the command line that resumes a sweep."""
-    return f"ssl-dist tune --resume {shlex.quote(str(directory))}"
 
 
 def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
@@ -100,11 +85,11 @@ def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
 
 def _run_of(sweep: Sweep, directory: Path, result: Any) -> str:
     """Return the name of the run in which a trial ended; in a population, the last that its member has begun."""
-    for run, _ in begun_trials(directory):
-        origin = read_origin(run)
-        if origin and origin["trial"] in result.path and read_outcome(run) is None:
+    for run, _ in trial_files.begun_trials(directory):
+        origin = trial_files.read_origin(run)
+        if origin and origin["trial"] in result.path and trial_files.read_outcome(run) is None:
             return run.name
-    return path_of(directory, sweep.config(result.config.get("sample", result.config))).name
+    return trial_files.path_of(directory, sweep.config(result.config.get("sample", result.config))).name
 
 
 def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any]] | None:
@@ -112,8 +97,8 @@ def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[
     import ray.tune
 
     if sweep.search == "optuna":
-        begun = begun_trials(directory)
-        unended = sum(read_outcome(run) is None for run, _ in begun)
+        begun = trial_files.begun_trials(directory)
+        unended = sum(trial_files.read_outcome(run) is None for run, _ in begun)
         number = unended + max(0, sweep.samples - len(begun))
         return (None, {"search_alg": _optuna(sweep, directory), "num_samples": number}) if number else None
     if sweep.scheduler == "pbt":
@@ -121,8 +106,8 @@ def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[
 
         samples = member_samples(sweep, directory)
     else:
-        runs = ((sample, path_of(directory, sweep.config(sample))) for sample in sweep.known_samples)
-        samples = [sample for sample, run in runs if read_outcome(run) is None]
+        runs = ((sample, trial_files.path_of(directory, sweep.config(sample))) for sample in sweep.known_samples)
+        samples = [sample for sample, run in runs if trial_files.read_outcome(run) is None]
     return ({"sample": ray.tune.grid_search(samples)}, {}) if samples else None
 
 
@@ -130,7 +115,8 @@ def _optuna(sweep: Sweep, directory: Path) -> Any:
     """Return an Optuna search that knows the results of ended trials, and suggests the unended ones first."""
     from ray.tune.search.optuna import OptunaSearch
 
-    trials = [(sweep.sample_of(config), read_outcome(run)) for run, config in begun_trials(directory)]
+    begun = trial_files.begun_trials(directory)
+    trials = [(sweep.sample_of(config), trial_files.read_outcome(run)) for run, config in begun]
     search = OptunaSearch(
         space={key: domain.distribution() for key, domain in sweep.space.items()},
         metric="objective",
@@ -144,24 +130,24 @@ def _optuna(sweep: Sweep, directory: Path) -> Any:
     return search
 
 
-def _tuner(
-    sweep: Sweep, directory: Path, at_once: int, param_space: dict[str, Any] | None, search: dict[str, Any]
-) -> Any:
+def _tuner(sweep: Sweep, directory: Path, at_once: int, space: dict[str, Any] | None, search: dict[str, Any]) -> Any:
     import ray.tune
 
-    settings = {"sweep": sweep.model_dump(mode="json"), "directory": str(directory.absolute())}
+    directory = directory.absolute()
+    function = ray.tune.with_parameters(run_trial, sweep=sweep.model_dump(mode="json"), directory=str(directory))
     cluster = sweep.recipe.cluster
     alone = cluster.workers.max == 1  # the worker is the trial's own process
     need = worker_resources(cluster) if alone else {"CPU": _DRIVER_CPUS}
-    state = directory.absolute() / "ray"
-    shutil.rmtree(state, ignore_errors=True)  # an earlier start left it
+    shutil.rmtree(directory / "ray", ignore_errors=True)  # an earlier start left it
+    retries = ray.tune.FailureConfig(max_failures=_RETRIES)
+    kept = ray.tune.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS)
     return ray.tune.Tuner(
-        ray.tune.with_resources(ray.tune.with_parameters(run_trial, **settings), need),
-        param_space=param_space,
+        ray.tune.with_resources(function, need),
+        param_space=space,
         tune_config=ray.tune.TuneConfig(
             metric="objective",
             mode="max",
-            scheduler=_scheduler(sweep, directory.absolute()),
+            scheduler=_scheduler(sweep, directory),
             max_concurrent_trials=None if sweep.scheduler == "pbt" else at_once,  # members wait for each other
             # A process that has trained alone can train again. With several workers it cannot: DeepSpeed keeps the
             # first process group.
@@ -169,11 +155,7 @@ def _tuner(
             **search,
         ),
         run_config=ray.tune.RunConfig(
-            name=state.name,
-            storage_path=str(state.parent),
-            verbose=0,
-            failure_config=ray.tune.FailureConfig(max_failures=_RETRIES),
-            checkpoint_config=ray.tune.CheckpointConfig(num_to_keep=_KEPT_CHECKPOINTS),
+            name="ray", storage_path=str(directory), verbose=0, failure_config=retries, checkpoint_config=kept
         ),
     )
 
@@ -199,8 +181,8 @@ def _announcement(sweep: Sweep, directory: Path, at_once: int) -> str:
         text += f"; at most {most:,} images"
         if sweep.scheduler == "asha":
             text += f", about {sum(map(sweep.expected_images, configs)):,.0f} as ASHA stops trials"
-    if begun := begun_trials(directory):
-        ended = sum(read_outcome(run) is not None for run, _ in begun)
+    if begun := trial_files.begun_trials(directory):
+        ended = sum(trial_files.read_outcome(run) is not None for run, _ in begun)
         text += f"; {len(begun)} have begun before, {ended} of them have ended"
         text += ", and Optuna is told their results" if sweep.search == "optuna" else ""
     return text
@@ -233,9 +215,9 @@ def _progress(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float
     """
     seen = expected = 0.0
     objectives, begun, ended = [], 0, 0
-    for run, config in begun_trials(directory):
-        outcome, origin = read_outcome(run), read_origin(run)
-        here, before = images_seen(run, config), origin["step"] * config.batch.size if origin else 0
+    for run, config in trial_files.begun_trials(directory):
+        outcome, origin = trial_files.read_outcome(run), trial_files.read_origin(run)
+        here, before = trial_files.images_seen(run, config), origin["step"] * config.batch.size if origin else 0
         seen += here
         expected += here if outcome else max(here, sweep.expected_images(config) - before)
         begun += not before
@@ -255,13 +237,12 @@ def _write_missing_outcomes(sweep: Sweep, directory: Path, failures: dict[str, s
     Raises:
         SslDistError: every trial failed.
     """
-    trials = begun_trials(directory)
+    trials = trial_files.begun_trials(directory)
     for run, config in trials:
         if run.name in failures:
-            write_outcome(run, "failed", NO_POINT, failures[run.name])
-        elif read_outcome(run) is None:
-            points = read_points(sweep, config, run)
-            write_outcome(run, "stopped", points[-1] if points else NO_POINT)
+            trial_files.write_outcome(run, "failed", trial_files.NO_POINT, failures[run.name])
+        elif trial_files.read_outcome(run) is None:
+            trial_files.write_outcome(run, "stopped", trial_files.last_point(sweep, config, run))
     if failures and len(failures) == len(trials):
         name, reason = next(iter(failures.items()))
         raise SslDistError(f"all {len(failures)} trials failed, {directory / 'trials' / name}: {reason}")
@@ -270,4 +251,4 @@ def _write_missing_outcomes(sweep: Sweep, directory: Path, failures: dict[str, s
 
         for run, point in StoppingScheduler(sweep, directory).stopped().items():
             if run.name not in failures:
-                write_outcome(run, "stopped", point)  # also where it finished before it was judged
+                trial_files.write_outcome(run, "stopped", point)  # also where it finished before it was judged

@@ -116,9 +116,8 @@ def load(path: Path | None) -> Space:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"space {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(tree, Mapping) or not tree:
-        raise ConfigError(
-            f"space {path}: it must map dotted keys to domains, e.g. optim.lr: {{log_uniform: [1e-4, 1e-2]}}"
-        )
+        example = "optim.lr: {log_uniform: [1e-4, 1e-2]}"
+        raise ConfigError(f"space {path}: it must map dotted keys to domains, e.g. {example}")
     space = {}
     for key, value in tree.items():
         try:
@@ -151,10 +150,8 @@ def grid(space: Space) -> list[Sample]:
         if domain.values is None:
             low, high = domain.log_uniform or domain.uniform or (0.0, 0.0)
             middle = math.sqrt(low * high) if domain.log_uniform else (low + high) / 2
-            raise ConfigError(
-                f"space: {key} is continuous, and a grid needs a list of values: try {key}: [{low:g}, {middle:.3g},"
-                f" {high:g}]"
-            )
+            example = f"{key}: [{low:g}, {middle:.3g}, {high:g}]"
+            raise ConfigError(f"space: {key} is continuous, and a grid needs a list of values: try {example}")
     values = [domain.values or () for domain in space.values()]
     return [dict(zip(space, combination, strict=True)) for combination in itertools.product(*values)]
 
@@ -179,10 +176,11 @@ def apply(recipe: ResolvedConfig, sample: Sample) -> ResolvedConfig:
 
 def show(sample: Sample) -> str:
     """Format a sample as one line, with keys shortened to their last part."""
-    return " ".join(f"{key.rpartition('.')[2]}={_short(value)}" for key, value in sample.items())
+    return " ".join(f"{key.rpartition('.')[2]}={show_value(value)}" for key, value in sample.items())
 
 
-def _short(value: Any) -> str:
+def show_value(value: Any) -> str:
+    """Format a value, a float with three digits."""
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 

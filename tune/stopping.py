@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ray.tune import schedulers
-from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from cluster.run_directory import RunDirectory
 from tune.sweep import Sweep
 from tune.trial_files import Curve, Point, begun_trials, path_of, read_curve, read_outcome
 
 
-class StoppingScheduler(FIFOScheduler):  # type: ignore[misc]  # Ray has no types here
+class StoppingScheduler(schedulers.FIFOScheduler):  # type: ignore[misc]  # Ray has no types here
     """A scheduler for Ray Tune that stops the trials named by ``stopping_points``."""
 
     def __init__(self, sweep: Sweep, directory: Path) -> None:
@@ -81,7 +80,7 @@ def stopping_points(sweep: Sweep, curves: Sequence[Curve]) -> dict[int, Point]:
                 continue
             result = {"images": images, "objective": point.objective}
             verdict = scheduler.on_trial_result(controller, trials[number], result)
-            if verdict == TrialScheduler.STOP and images < curve.final_images:
+            if verdict == schedulers.TrialScheduler.STOP and images < curve.final_images:
                 found[number] = point
     return found
 
@@ -92,10 +91,8 @@ def _ray_scheduler(sweep: Sweep) -> Any:
     first = math.floor(sweep.probe_every_epochs * sweep.num_images)
     common: dict[str, Any] = {"time_attr": "images", "metric": "objective", "mode": "max", "grace_period": first}
     if sweep.scheduler == "asha":
-        longest = max(math.ceil(sweep.longest_epochs * sweep.num_images), first + 1)
-        return schedulers.ASHAScheduler(
-            max_t=longest, reduction_factor=sweep.reduction, stop_last_trials=False, **common
-        )
+        max_t = max(math.ceil(sweep.longest_epochs * sweep.num_images), first + 1)
+        return schedulers.ASHAScheduler(max_t=max_t, reduction_factor=sweep.reduction, stop_last_trials=False, **common)
     if sweep.scheduler == "median":
         return schedulers.MedianStoppingRule(min_samples_required=3, **common)
     raise ValueError(f"{sweep.scheduler} stops no trial by its curve")

@@ -32,8 +32,6 @@ from tune.space import Sample, Space
 
 _FIXED_IN_POPULATION = ("optim.name", "method.name")  # the optimizer's state must fit
 
-Objective = Literal["knn", "linear", "rankme", "lidar"]
-
 
 class Sweep(pydantic.BaseModel):
     """Everything that decides a sweep.
@@ -54,7 +52,7 @@ class Sweep(pydantic.BaseModel):
     search: Literal["random", "grid", "optuna"] = "random"
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
     samples: int = pydantic.Field(16, ge=1)
-    objective: Objective = "knn"
+    objective: Literal["knn", "linear", "rankme", "lidar"] = "knn"
     rung_epochs: float | None = pydantic.Field(None, gt=0)
     reduction: int = pydantic.Field(3, ge=2)
     seed: int = pydantic.Field(0, ge=0)
@@ -117,10 +115,9 @@ class Sweep(pydantic.BaseModel):
         Raises:
             ConfigError: the settings do not fit together.
         """
-        config = self.recipe_of(sample)
-        probe = (config.probe or ProbeConfig()).model_copy(
-            update={"kind": self.objective, "every_epochs": self.probe_every_epochs}
-        )
+        config = spaces.apply(self.recipe, sample)
+        measured = {"kind": self.objective, "every_epochs": self.probe_every_epochs}
+        probe = (config.probe or ProbeConfig()).model_copy(update=measured)
         often = min(config.checkpoint.every_epochs, self.probe_every_epochs)
         if self.scheduler == "pbt":  # others may continue from the checkpoint of any point
             often = self.probe_every_epochs
@@ -129,14 +126,6 @@ class Sweep(pydantic.BaseModel):
         config = config.model_copy(update={"probe": probe, "checkpoint": checkpoint, "monitor": monitor})
         config.plan()
         return config
-
-    def recipe_of(self, sample: Sample) -> ResolvedConfig:
-        """Return the recipe with the sample's settings, for a run outside the sweep.
-
-        Raises:
-            ConfigError: the settings do not fit together.
-        """
-        return spaces.apply(self.recipe, sample)
 
     def sample_of(self, config: ResolvedConfig) -> Sample:
         """Return the searched settings of a trial's config."""
@@ -155,12 +144,14 @@ class Sweep(pydantic.BaseModel):
             ConfigError: some sample's settings do not fit together (with Optuna, one of a hundred drawn samples), the
                 number of workers is not fixed, or the objective needs labels that the store does not have.
         """
+        from ssl_dist.data import open_store
+
         configs = [self.config(sample) for sample in self.known_samples or spaces.draw(self.space, 100, self.seed)]
         if self.recipe.cluster.workers.min < self.recipe.cluster.workers.max:
             raise ConfigError("the trials of a sweep share the cluster evenly: set cluster.workers to a number")
         if self.scheduler == "pbt":
             self._check_population(configs)
-        if self.objective in ("knn", "linear") and not self._labelled():
+        if self.objective in ("knn", "linear") and (open_store(self.recipe.data).labels < 0).all():
             raise ConfigError(
                 f"--objective {self.objective} needs labels, and {without_secrets(self.recipe.data.store)} has none:"
                 " choose rankme or lidar, or a store built from class folders"
@@ -178,14 +169,9 @@ class Sweep(pydantic.BaseModel):
                     f"--scheduler pbt cannot search {key}: it changes settings between checkpoints, so it searches only"
                     " optim.*, method.* and augment.* that do not change the weights' shapes"
                 )
-        for config in configs[1:]:
-            if _shapes(config) != _shapes(configs[0]):
-                raise ConfigError("--scheduler pbt: the samples differ in their weights' shapes")
-
-    def _labelled(self) -> bool:
-        from ssl_dist.data import open_store
-
-        return bool((open_store(self.recipe.data).labels >= 0).any())
+        first, *others = map(_shapes, configs)
+        if any(shapes != first for shapes in others):
+            raise ConfigError("--scheduler pbt: the samples differ in their weights' shapes")
 
     def budget_images(self, config: ResolvedConfig) -> int:
         """Return the number of images that a trial sees if nothing stops it."""
@@ -196,15 +182,10 @@ class Sweep(pydantic.BaseModel):
         budget = self.budget_images(config)
         if self.scheduler != "asha":
             return float(budget)  # nobody knows beforehand how much median stopping saves
-        first = self.probe_every_epochs * self.num_images
-        seen, rung, share = 0.0, first, 1.0
-        while rung < budget:
-            seen, rung, share = (
-                seen + share * (rung - (0 if rung == first else rung / self.reduction)),
-                (rung * self.reduction),
-                share / self.reduction,
-            )
-        last = 0.0 if rung == first else rung / self.reduction
+        seen, share, last, rung = 0.0, 1.0, 0.0, self.probe_every_epochs * self.num_images
+        while rung < budget:  # a share of the trials trains from the last rung to this one
+            seen += share * (rung - last)
+            share, last, rung = share / self.reduction, rung, rung * self.reduction
         return seen + share * (budget - last)
 
     def write(self, directory: Path) -> None:

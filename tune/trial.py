@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Diverged
 from tune.sweep import Sweep
-from tune.trial_files import NO_POINT, Point, path_of, read_outcome, read_points, write_outcome
+from tune.trial_files import NO_POINT, Point, last_point, path_of, read_outcome, read_points, write_outcome
 
 _POLL_S = 0.5
 
@@ -63,13 +62,13 @@ def _report(plan: Sweep, config: ResolvedConfig, run: RunDirectory, point: Point
     import ray.tune
 
     values = {**point._asdict(), "run": run.path.name, "last": point.images >= plan.budget_images(config)}
-    with contextlib.ExitStack() as stack:
-        handed = None
-        if plan.scheduler == "pbt":
-            from tune import population
+    if plan.scheduler != "pbt":
+        ray.tune.report(values)
+        return
+    from tune import population
 
-            member = ray.tune.get_context().get_trial_id()
-            handed = stack.enter_context(population.exported_checkpoint(run.path, point, member))
+    member = ray.tune.get_context().get_trial_id()
+    with population.exported_checkpoint(run.path, point, member) as handed:
         ray.tune.report(values, checkpoint=handed)
 
 
@@ -110,8 +109,7 @@ def _write_outcome(plan: Sweep, config: ResolvedConfig, run: RunDirectory, worke
     Raises:
         SslDistError: the run failed.
     """
-    points = read_points(plan, config, run.path)
-    last = points[-1] if points else NO_POINT
+    last = last_point(plan, config, run.path)
     error = training_error(workers, run)
     if isinstance(error, Diverged):
         missed = min(plan.rung_images(plan.num_rungs(last.images) + 1), plan.budget_images(config))

@@ -92,6 +92,11 @@ def read_points(sweep: Sweep, config: ResolvedConfig, run: Path) -> list[Point]:
     return points
 
 
+def last_point(sweep: Sweep, config: ResolvedConfig, run: Path) -> Point:
+    """Read the last of ``read_points``, or ``NO_POINT`` if there is none."""
+    return [NO_POINT, *read_points(sweep, config, run)][-1]
+
+
 def images_seen(run: Path, config: ResolvedConfig) -> int:
     """Return the number of images that a trial has trained on so far, by its metrics."""
     origin = read_origin(run)
