@@ -19,15 +19,18 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Mapping
+from typing import TypeAlias
 
 import numpy as np
 
 _MAX_ARRAY_BYTES = sys.maxsize  # NumPy's limit
 
+Maps: TypeAlias = Mapping[int, np.ndarray]
+
 log = logging.getLogger(__name__)
 
 
-def gather_by_loop(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
+def gather_by_loop(maps: Maps, numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     """Copy runs of bytes one after the other.
 
     Args:
@@ -50,9 +53,7 @@ def gather_by_loop(maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: 
     return copies
 
 
-def gather_by_address(
-    maps: Mapping[int, np.ndarray], numbers: np.ndarray, starts: np.ndarray, length: int
-) -> np.ndarray:
+def gather_by_address(maps: Maps, numbers: np.ndarray, starts: np.ndarray, length: int) -> np.ndarray:
     """Copy runs of bytes in one NumPy operation; see the module. Arguments, result and errors as ``gather_by_loop``."""
     if not len(starts):
         return np.empty((0, length), dtype=np.uint8)

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from ssl_dist.store.record_batches import Damage, RecordBatches
 from ssl_dist.store.remote import DEFAULT_CACHE_GB, Bucket, Cache, Fetcher
 from ssl_dist.store.schema import NO_LABEL, Manifest
 from ssl_dist.store.shard_reader import ShardReader, local_opener
-from ssl_dist.uris import is_remote, without_secrets
+from ssl_dist.uris import is_remote
 
 Verify = Literal["lazy", "off", "full"]
 DamagedRows = Literal["refuse", "skip"]
@@ -67,12 +67,18 @@ class ImageStore:
         cache: str | os.PathLike[str] | None = None,
         cache_gb: float = DEFAULT_CACHE_GB,
     ) -> None:
-        _expect_choice("verify", verify, get_args(Verify))
-        _expect_choice("damaged", damaged, get_args(DamagedRows))
+        if verify not in ("lazy", "off", "full"):
+            raise StoreError(f"verify={verify!r}: it is 'lazy', 'off' or 'full'")
+        if damaged not in ("refuse", "skip"):
+            raise StoreError(f"damaged={damaged!r}: it is 'refuse' or 'skip'")
         self.remote: Fetcher | None = None
         if is_remote(path):
-            _refuse_skip(damaged, os.fspath(path))
             bucket, self.location = Bucket(os.fspath(path)), os.fspath(path)
+            if damaged == "skip":
+                raise ConfigError(
+                    f"data.damaged=skip with {bucket.name}: a shard may arrive damaged on one machine and whole on"
+                    " another: set data.damaged=refuse, and copy damaged shards to the bucket again"
+                )
             self.name, self.manifest = bucket.name, bucket.manifest()
             self.remote = Fetcher(bucket, self.manifest.shards, Cache(cache, cache_gb), self._release_shard)
         else:
@@ -84,12 +90,7 @@ class ImageStore:
         self._shards = [self._shard_reader(number) for number in range(len(self.manifest.shards))]
         self.shard_rows = np.array([shard.entry.rows for shard in self._shards], dtype=np.int64)
         self._batches = RecordBatches(
-            self.name,
-            self._shards,
-            self.remote,
-            checked=verify != "off",
-            skip=damaged == "skip",
-            num_buffers=2 if self.manifest.encoding == "jpeg" else 1,
+            self.name, self._shards, self.remote, checked=verify != "off", skip=damaged == "skip"
         )
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
@@ -254,19 +255,6 @@ class ImageStore:
 
     def _release_shard(self, number: int) -> None:
         self._shards[number].release()
-
-
-def _expect_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise StoreError(f"{name}={value!r}: it is {' or '.join(map(repr, choices))}")
-
-
-def _refuse_skip(damaged: DamagedRows, uri: str) -> None:
-    if damaged == "skip":
-        raise ConfigError(
-            f"data.damaged=skip with {without_secrets(uri)}: a shard may arrive damaged on one machine and whole on"
-            " another, so set data.damaged=refuse; copy damaged shards to the bucket again"
-        )
 
 
 def _positions_by_value(values: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

@@ -41,23 +41,16 @@ class RecordBatches:
         remote: downloads the shards of a remote store; None for a local one.
         checked: whether to compare record batches with their checksums.
         skip: whether the user has chosen to leave out damaged images (``data.damaged=skip``).
-        num_buffers: number of Arrow buffers of a record batch's images; see ``ShardReader.buffer_offsets``.
 
     Attributes:
         starts: int64 ``[batches + 1]``; record batch b has the sample ids [starts[b], starts[b + 1]).
         shard_of: int64 ``[batches]``, number of the shard of each.
-        buffer_offsets: int64 ``[batches, num_buffers]``, offsets in the shard's file; -1 until ``locate_buffers``.
+        buffer_offsets: int64 ``[batches, 2]``, offsets in the shard's file of the Arrow buffers of the images (see
+            ``ShardReader.buffer_offsets``), -1 for a second buffer that raw images lack; -1 until ``locate_buffers``.
     """
 
     def __init__(
-        self,
-        name: str,
-        shards: Sequence[ShardReader],
-        remote: Fetcher | None,
-        *,
-        checked: bool,
-        skip: bool,
-        num_buffers: int,
+        self, name: str, shards: Sequence[ShardReader], remote: Fetcher | None, *, checked: bool, skip: bool
     ) -> None:
         self._name, self._shards, self._remote, self._skip = name, shards, remote, skip
         counts = [len(shard.entry.batches) for shard in shards]
@@ -66,7 +59,7 @@ class RecordBatches:
         self.shard_of = np.repeat(np.arange(len(counts)), counts)
         self._index_in_shard = np.concatenate([np.arange(count) for count in counts])
         self._state = np.full(len(rows), _UNKNOWN if checked else _INTACT, dtype=np.uint8)
-        self.buffer_offsets = np.full((len(rows), num_buffers), -1, dtype=np.int64)
+        self.buffer_offsets = np.full((len(rows), 2), -1, dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self._state)
@@ -125,7 +118,8 @@ class RecordBatches:
             )
         shard, index = self.shard_and_index(number)
         batch = shard.parse(index, message)
-        self.buffer_offsets[number] = shard.buffer_offsets(index, message, batch)
+        offsets = shard.buffer_offsets(index, message, batch)
+        self.buffer_offsets[number, : len(offsets)] = offsets
         return batch
 
     def describe(self, number: int) -> Damage:

@@ -94,8 +94,7 @@ class ShardReader:
 
         The list is ``[NO_BATCH]`` if only bytes outside the record batches differ.
         """
-        numbers = range(len(self.entry.batches))
-        if damaged := [index for index in numbers if not self.is_intact(index, self.read_message(index))]:
+        if damaged := [i for i in range(len(self.entry.batches)) if not self.is_intact(i, self.read_message(i))]:
             return damaged
         whole, start = xxhash.xxh3_64(), 0
         while len(chunk := self._read_available(start, _CHUNK_BYTES)):

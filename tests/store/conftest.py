@@ -1,4 +1,4 @@
-"""A store of several shards, as it would lie in a bucket."""
+"""Fixtures for the tests of the store: a store of several shards."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pytest
 from ssl_dist import store
 from ssl_dist.store.building import builder
 
-ROWS = 6  # of a shard: the 51 images are in 8 of these and one of 3
+ROWS = 6  # rows of a shard: the 51 images fill eight of these, and half of a ninth
 
 
 @pytest.fixture(scope="module")
 def here(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The small store, in nine shards of two record batches."""
+    """Build the small store again, in nine shards: eight of two record batches, and one of one."""
     path = tmp_path_factory.mktemp("stores") / "here"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "SHARD_FILES", ROWS)

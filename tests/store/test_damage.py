@@ -1,4 +1,4 @@
-"""Damaged shards: every flipped bit, cut and torn write is named by shard, batch and rows, and its bytes never read."""
+"""Damaged shards: flipped bits, cuts and torn writes are named by shard, batch and rows, and never read as images."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from ssl_dist.store.schema import NO_BATCH
 from ssl_dist.store.shard_reader import ShardReader
 from tests.helpers import small_config
 
-SECTOR = 512  # bytes that a disk writes as one
+SECTOR = 512  # bytes that a disk writes as a unit
 
 
 @pytest.fixture(scope="module", params=["raw", "jpeg"])
 def many_batches(request: pytest.FixtureRequest, image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """51 images in three shards of five record batches."""
+    """Build a store of 51 images in three shards, of five record batches or fewer."""
     path: Path = tmp_path_factory.mktemp("stores") / request.param
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "SHARD_FILES", 20)
@@ -38,7 +38,7 @@ def many_batches(request: pytest.FixtureRequest, image_folder: Path, tmp_path_fa
 
 
 def damaged(whole: bytes, random: np.random.Generator) -> bytes:
-    """A flipped bit, a cut, or sectors that were not written or hold something else."""
+    """Return a copy with a flipped bit, cut off, or with sectors of zeros or of random bytes."""
     torn, kind = bytearray(whole), random.integers(4)
     place = int(random.integers(len(whole)))
     if kind == 0:
@@ -54,7 +54,7 @@ def damaged(whole: bytes, random: np.random.Generator) -> bytes:
 
 
 def differing_rows(before: bytes, after: bytes, path: Path, name: str) -> dict[int, tuple[int, int]]:
-    """By the manifest: which record batches differ, and their sample ids."""
+    """Return the record batches in which two versions of a shard differ, with their sample ids."""
     first, found = 0, {}
     for entry in json.loads((path / "manifest.json").read_text())["shards"]:
         for number, batch in enumerate(entry["batches"]):
@@ -66,13 +66,13 @@ def differing_rows(before: bytes, after: bytes, path: Path, name: str) -> dict[i
 
 
 def damage_and_look(path: Path, cases: int, seed: int) -> None:
-    """Each case damages one shard; what the store says of it must be what differs, and the rest must read as before."""
+    """Damage one shard in each case: the store must name exactly what differs, and read the rest as before."""
     random, original = np.random.default_rng(seed), ImageStore(path).gather(np.arange(51))
     for case in range(cases):
         file = path / f"shard-{random.integers(3):05d}.arrow"
         whole = file.read_bytes()
         torn = damaged(whole, random)
-        if torn == whole:  # zeros over zeros
+        if torn == whole:  # zeros replaced zeros
             continue
         file.write_bytes(torn)
         rows = differing_rows(whole, torn, path, file.name)
@@ -100,7 +100,7 @@ def test_damage_is_named_and_never_read(many_batches: Path, tmp_path: Path) -> N
 
 @pytest.mark.slow
 def test_ten_thousand_damages_are_named_and_never_read(many_batches: Path, tmp_path: Path) -> None:
-    """Five thousand for each encoding."""
+    """Try five thousand for each encoding."""
     damage_and_look(Path(shutil.copytree(many_batches, tmp_path / "s")), 5000, seed=1)
 
 
@@ -110,7 +110,7 @@ def test_a_damaged_manifest_is_refused(many_batches: Path, tmp_path: Path) -> No
     for _ in range(150):
         torn = damaged(whole, random)
         (path / "manifest.json").write_bytes(torn)
-        if json_of(torn) == json_of(whole):  # white space
+        if json_of(torn) == json_of(whole):  # only white space differs
             continue
         with pytest.raises(StoreError, match=r"manifest\.json cannot be read"):
             ImageStore(path)
@@ -123,7 +123,7 @@ def json_of(content: bytes) -> object:
         return None
 
 
-def test_a_shard_that_is_cut_while_it_is_open_ends_no_process(many_batches: Path, tmp_path: Path) -> None:
+def test_a_shard_cut_while_it_is_open_does_not_kill_the_process(many_batches: Path, tmp_path: Path) -> None:
     path = Path(shutil.copytree(many_batches, tmp_path / "s"))
     opened = ImageStore(path)
     opened.gather(np.arange(51))
@@ -133,7 +133,7 @@ def test_a_shard_that_is_cut_while_it_is_open_ends_no_process(many_batches: Path
         opened.gather(np.arange(51))
 
 
-def test_a_larger_stores_record_batches_are_read_once_for_labels_and_images(
+def test_a_large_store_reads_each_record_batch_once_for_labels_and_images(
     many_batches: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image_store, "MAX_MAPPED_BYTES", 5000)
@@ -148,7 +148,7 @@ def test_a_larger_stores_record_batches_are_read_once_for_labels_and_images(
     assert len(asked) == len(set(asked)) > 3
 
 
-def test_a_manifest_that_promises_more_than_a_file_has_takes_no_memory(
+def test_a_manifest_that_promises_more_than_a_file_has_allocates_nothing(
     many_batches: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = Path(shutil.copytree(many_batches, tmp_path / "s"))
@@ -176,7 +176,7 @@ def test_a_store_that_does_not_stay_mapped_reads_the_same(
     assert opened.verify() == []
     assert np.array_equal(opened.labels, ImageStore(many_batches).labels)
     assert len(list(opened.rows())) == 51
-    assert str(path) not in Path("/proc/self/maps").read_text(), "no page of it counts as this process' memory"
+    assert str(path) not in Path("/proc/self/maps").read_text(), "no page of the store counts as this process' memory"
     with (path / "shard-00001.arrow").open("r+b") as file:
         file.truncate(100)
     with pytest.raises(StoreDamaged, match=r"shard-00001\.arrow has been cut"):
@@ -185,7 +185,7 @@ def test_a_store_that_does_not_stay_mapped_reads_the_same(
 
 @pytest.fixture
 def half_damaged(many_batches: Path, tmp_path: Path) -> Path:
-    """The first record batch of each shard differs by one bit: 12 images, of all classes."""
+    """Return a store with one bit flipped in the first record batch of each shard: 12 images, of all classes."""
     path = Path(shutil.copytree(many_batches, tmp_path / "s"))
     for entry in json.loads((path / "manifest.json").read_text())["shards"]:
         torn = bytearray((path / entry["file"]).read_bytes())
@@ -197,17 +197,17 @@ def half_damaged(many_batches: Path, tmp_path: Path) -> Path:
 LOST = np.array([*range(4), *range(20, 24), *range(40, 44)])
 
 
-def test_a_run_stops_at_damage_unless_its_recipe_says_otherwise(half_damaged: Path) -> None:
+def test_a_run_stops_at_damage_unless_told_to_skip_it(half_damaged: Path) -> None:
     config = small_config(half_damaged, probe=None)
     opened = resolve(config).store
     with pytest.raises(StoreDamaged, match=r"record batch 0 \(samples .* data\.damaged=skip"):
         list(Batches(SamplePlan(config, opened), World(), 0, 10))
 
 
-def test_others_stand_in_for_damaged_images(
+def test_other_images_replace_damaged_ones(
     half_damaged: Path, many_batches: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Only where an image is damaged, the same with any share of the batch, and the run goes on to any step."""
+    """Replace damaged images only, in the same way for any part of the batch and at any step."""
     config = small_config(half_damaged, data__damaged="skip", probe=None)
     opened = resolve(config).store
     found, planned = SamplePlan(config, opened), SamplePlan(small_config(many_batches), ImageStore(many_batches))
@@ -228,7 +228,7 @@ def test_others_stand_in_for_damaged_images(
     assert "shard-00001.arrow: record batch 0 (samples 20..23)" in caplog.text
 
 
-def test_damaged_images_have_no_label_and_are_not_probed(half_damaged: Path, many_batches: Path) -> None:
+def test_damaged_images_have_no_label_and_are_not_in_a_probe(half_damaged: Path, many_batches: Path) -> None:
     opened = ImageStore(half_damaged, damaged="skip")
     expected = ImageStore(many_batches).labels.copy()
     expected[LOST] = -1

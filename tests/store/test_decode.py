@@ -1,4 +1,4 @@
-"""One image file: known by its content, decoded within a time and a memory that its size in pixels bounds."""
+"""Decoding one image file: the content decides its type, and its size in pixels bounds the time and memory."""
 
 from __future__ import annotations
 
@@ -17,40 +17,40 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.parametrize("between", [b"", b"\xff\x01", b"\xff\xff\xff"])
-def test_a_jpeg_of_scans_upon_scans_is_refused(between: bytes) -> None:
-    """Each is a pass over all blocks: 1000 of them over 64 million pixels took 8 s, and may be in 4 MB."""
+def test_a_jpeg_of_too_many_scans_is_refused(between: bytes) -> None:
+    """Each scan is a pass over all blocks: a file of 4 MB with 1000 scans over 64 million pixels took 8 s."""
     assert decode(images.jpeg_of_scans(32, 99, between), None).shape == (32, 32, 3)
     with pytest.raises(Unreadable, match="a progressive JPEG of more than 100 scans"):
         decode(images.jpeg_of_scans(32, 100, between), None)
 
 
-def test_scans_of_pictures_within_pictures_do_not_count() -> None:
+def test_scans_of_embedded_thumbnails_do_not_count() -> None:
     inside = images.jpeg_of_scans(16, 150)
     comment = b"\xff\xfe" + (len(inside) + 2).to_bytes(2, "big") + inside
     outside = images.jpeg_of_scans(32, 9)
     assert decode(outside[:2] + comment + outside[2:] + inside, None).shape == (32, 32, 3)
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest sets aside decode's own filter
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # pytest replaces decode's own filter
 @pytest.mark.parametrize("size", [(60000, 60000), (2**31 - 1, 2**31 - 1), (10000, 9000)])
-def test_a_size_that_cannot_be_kept_is_refused_in_every_format(size: tuple[int, int]) -> None:
+def test_a_too_large_size_is_refused_in_every_format(size: tuple[int, int]) -> None:
     for content in images.seeds():
         with pytest.raises(Unreadable):
             decode(images.resized(content, *size), 24)
 
 
-def test_a_side_that_no_store_has_is_refused() -> None:
+def test_a_too_long_side_is_refused() -> None:
     with pytest.raises(Unreadable, match="70000 x 1 pixels, the most is 65536 a side"):
         decode(images.png_of(70000, 1, 8, 2), None)
 
 
-def test_of_16_bits_colour_keeps_the_upper_eight() -> None:
+def test_colour_of_16_bits_keeps_the_upper_eight() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
     assert np.array_equal(decode(images.sixteen_bits(pixels), None), pixels)
 
 
-def test_nothing_is_said_of_what_is_refused() -> None:
-    """Pillow warns of bombs, of transparency and of EXIF tags, at every image of millions."""
+def test_no_warning_is_printed_for_refused_images() -> None:
+    """Pillow would warn of huge sizes, transparency and EXIF tags, for every one of millions of images."""
     code = (
         "from tests.store.hostile import images\n"
         "from ssl_dist.store.decode import decode\n"

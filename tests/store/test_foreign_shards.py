@@ -1,4 +1,4 @@
-"""Shards that somebody else wrote, with checksums that fit: what a reader would trip over is refused."""
+"""Shards that another program wrote, with right checksums: record batches that could harm a reader are refused."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ LABELS, KEYS = pa.array([0, None], pa.int32()), pa.array(["a", "b"])
         ([PIXELS, pa.array([0, -1], pa.int32()), KEYS], None, "it has labels that are not 0 to 0"),
     ],
 )
-def test_record_batches_that_no_shard_has_are_refused(
+def test_record_batches_that_no_shard_may_have_are_refused(
     columns: list[pa.Array], compression: str | None, reason: str, tmp_path: Path
 ) -> None:
     write_store(tmp_path / "s", message([PIXELS, LABELS, KEYS]), 2, "raw", (PX, PX, 3), ("a",))
     opened = ImageStore(tmp_path / "s", verify="lazy")
     assert (opened.gather(np.arange(2)).min(), opened.labels.tolist()) == (7, [0, -1])
     content = message(columns, compression)
-    room = max(0, 512 - len(content))  # a compressed one may be smaller than its manifest can be
+    room = max(0, 512 - len(content))  # compressed, it may be shorter than a manifest may say
     write_store(tmp_path / "s", content + bytes(room), 2, "raw", (PX, PX, 3), ("a",))
     for verify in ("lazy", "off"):
         opened = ImageStore(tmp_path / "s", verify=verify)
@@ -44,7 +44,7 @@ def test_record_batches_that_no_shard_has_are_refused(
             opened.gather(np.arange(2))
 
 
-def test_a_jpeg_that_is_none_at_all_is_damage(tmp_path: Path) -> None:
+def test_a_row_of_a_jpeg_store_without_a_file_is_damage(tmp_path: Path) -> None:
     columns = [pa.array([None, b"x"], pa.binary()), LABELS, KEYS]
     write_store(tmp_path / "s", message(columns), 2, "jpeg", (PX, PX, 3), ("a",))
     with pytest.raises(StoreDamaged, match="a row without an image"):

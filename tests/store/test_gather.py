@@ -1,4 +1,4 @@
-"""Gathering runs of bytes from several maps: the fast way copies the same bytes as the plain loop."""
+"""Gathering runs of bytes from several maps: the fast function copies the same bytes as the plain loop."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ MAPS = {number: RANDOM.integers(0, 256, size, dtype=np.uint8) for number, size i
 both = pytest.mark.parametrize("function", [gather_by_loop, gather_by_address])
 
 
-def test_the_fast_way_is_used() -> None:
+def test_the_fast_function_is_used() -> None:
     assert gather._addresses_work()
     assert gather.gather is gather_by_address
 
 
 def random_runs(random: np.random.Generator) -> tuple[dict[int, np.ndarray], np.ndarray, np.ndarray, int]:
-    """Return maps of random sizes, and runs of one random length that lie anywhere in them."""
+    """Return the arguments of a gather: maps of random sizes, and runs of one random length anywhere in them."""
     length = int(random.integers(1, 50))
     numbers = random.choice(20, size=random.integers(1, 6), replace=False).tolist()
     maps = {number: random.integers(0, 256, length + random.integers(0, 3000), dtype=np.uint8) for number in numbers}

@@ -1,4 +1,4 @@
-"""A store's shards are Arrow files that others open: the same pixels, labels and keys as ours."""
+"""Other Arrow readers (Polars, DuckDB, datasets) read the same pixels, labels and keys from a store as we do."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ ROWS, SHAPE = 40, (8, 10, 3)
 
 
 class Theirs(NamedTuple):
-    """A store as somebody else reads it."""
+    """The columns of a store as another reader returns them."""
 
-    images: list[Any]  # pixels in one row, or the bytes of a JPEG
+    images: list[Any]  # flat pixels, or the bytes of a JPEG
     labels: list[int | None]
     keys: list[str]
 
 
 @pytest.fixture(scope="module", params=["raw", "jpeg"])
 def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> ImageStore:
-    """Of three shards, two record batches each; some images have no label."""
+    """Build a store of three shards of up to two record batches, with some images without a label."""
     folder = tmp_path_factory.mktemp("interoperability")
     random = np.random.default_rng(0)
     for number in range(ROWS):
@@ -47,7 +47,7 @@ def shards(opened: ImageStore) -> list[str]:
 
 
 def pixels(image: Any) -> np.ndarray:
-    """uint8 [H, W, 3] of what a reader gives for an image."""
+    """Return uint8 [H, W, 3] for an image as a reader returns it."""
     if isinstance(image, bytes):
         return np.asarray(Image.open(io.BytesIO(image)))
     return np.asarray(image, dtype=np.uint8).reshape(SHAPE)
@@ -87,8 +87,8 @@ def test_duckdb_reads_what_we_read(opened: ImageStore) -> None:
 def test_hugging_faces_datasets_reads_what_we_read(
     opened: ImageStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It knows no extension type of Arrow's, so it is told that pixels are a list; JPEGs it decodes itself."""
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # it would look for news of itself
+    """The library knows no Arrow extension types, so it is told that pixels are a list; it decodes JPEGs itself."""
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # it would contact its hub
     import datasets
 
     raw = opened.manifest.encoding == "raw"

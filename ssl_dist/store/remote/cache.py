@@ -41,7 +41,7 @@ class LockedShard(io.FileIO):
 
 
 class NoRoom(Exception):
-    """All shards in the cache are in use. The message is the first part of one for ``StoreError``."""
+    """All shards in the cache are in use. The fetcher adds advice to its message and raises it as ``StoreError``."""
 
 
 class Busy(Exception):
@@ -59,9 +59,7 @@ def cache_folder(setting: str | os.PathLike[str] | None) -> Path:
             return Path(setting).expanduser().absolute()
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ssl_dist"
     except RuntimeError as error:
-        raise StoreError(
-            f"data.cache {setting or ''} ({error}): set it to the full path of a folder of this machine"
-        ) from None
+        raise StoreError(f"data.cache {setting or ''} ({error}): set it to a folder's full path") from None
 
 
 class Cache:

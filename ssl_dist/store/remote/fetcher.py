@@ -16,7 +16,7 @@ from ssl_dist.store.remote.cache import Busy, Cache, LockedShard, NoRoom
 from ssl_dist.store.remote.prefetch import Prefetcher
 from ssl_dist.store.schema import ShardEntry
 
-_ROOM_S = 120.0  # another process may use all of the cache for its current step: it releases shards within this time
+_ROOM_S = 120.0  # how long to wait until other processes release shards of a full cache
 _POLL_S = 0.05
 
 log = logging.getLogger(__name__)

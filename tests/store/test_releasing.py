@@ -1,4 +1,4 @@
-"""Shards of a store elsewhere are given back: at once by who is done with them, and while others read them."""
+"""Releasing the shards of a remote store: at once after a pass over it, and safely while other threads read."""
 
 from __future__ import annotations
 
@@ -27,51 +27,51 @@ from ssl_dist.store.shard_reader import ShardReader, local_opener
 from tests.store.conftest import ROWS
 
 
-def cached(here: Path, room: Path, shards: float) -> ImageStore:
-    """By a cache that has room for so many shards."""
+def cached(here: Path, cache_path: Path, shards: float) -> ImageStore:
+    """Open the store through a cache with room for this many shards."""
     largest = max(entry.bytes for entry in store.Manifest.read(here).shards)
-    return ImageStore(f"file://{here}", cache=room, cache_gb=largest * shards / 1e9)
+    return ImageStore(f"file://{here}", cache=cache_path, cache_gb=largest * shards / 1e9)
 
 
 @pytest.mark.parametrize(
     "passes",
     [
-        lambda one: one.labels,
-        lambda one: deque(one.rows(), maxlen=0),
-        lambda one: extract(torch.nn.Flatten(), one, np.arange(51), torch.device("cpu")),
+        lambda opened: opened.labels,
+        lambda opened: deque(opened.rows(), maxlen=0),
+        lambda opened: extract(torch.nn.Flatten(), opened, np.arange(51), torch.device("cpu")),
     ],
     ids=["labels", "rows", "features"],
 )
-def test_who_has_passed_over_a_store_leaves_its_room_to_others(
+def test_a_finished_pass_over_a_store_releases_its_room_in_the_cache(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Callable[[ImageStore], Any]
 ) -> None:
     monkeypatch.setattr(fetcher, "_ROOM_S", 0.2)
-    one, other = cached(here, tmp_path, 2.5), cached(here, tmp_path, 2.5)
-    passes(one)
+    opened, other = cached(here, tmp_path, 2.5), cached(here, tmp_path, 2.5)
+    passes(opened)
     assert other.gather(np.array([0, ROWS])).shape == (2, 16, 16, 3)
 
 
-def test_a_shard_given_back_while_it_is_mapped_is_not_taken_for_another(
+def test_a_shard_released_while_it_is_being_mapped_is_not_mistaken_for_another(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one, whole, opened = cached(here, tmp_path, 9), ImageStore(here), list[io.FileIO]()
-    one.gather(np.arange(2 * ROWS))
-    one.prepare([8], [])
+    opened, whole, reopened = cached(here, tmp_path, 9), ImageStore(here), list[io.FileIO]()
+    opened.gather(np.arange(2 * ROWS))
+    opened.prepare([8], [])
     mapped = mmap.mmap
 
     def late(descriptor: int, *arguments: Any, **more: Any) -> mmap.mmap:
-        if not opened:
-            one.prepare([7], [])
-            opened.append(io.FileIO(here / "shard-00001.arrow"))  # by the same number, had that been closed
+        if not reopened:
+            opened.prepare([7], [])
+            reopened.append(io.FileIO(here / "shard-00001.arrow"))  # reuses the descriptor if it was closed
         return mapped(descriptor, *arguments, **more)
 
     monkeypatch.setattr(shard_reader.mmap, "mmap", late)
-    assert np.array_equal(one.labels_at(np.arange(ROWS)), whole.labels[:ROWS])
-    assert np.array_equal(one.gather(np.arange(ROWS)), whole.gather(np.arange(ROWS)))
-    assert opened
+    assert np.array_equal(opened.labels_at(np.arange(ROWS)), whole.labels[:ROWS])
+    assert np.array_equal(opened.gather(np.arange(ROWS)), whole.gather(np.arange(ROWS)))
+    assert reopened
 
 
-def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -> None:
+def test_waiting_for_one_shard_does_not_block_reads_of_another(here: Path) -> None:
     manifest, asked, arrived = store.Manifest.read(here), threading.Event(), threading.Event()
 
     def late() -> io.FileIO:
@@ -79,8 +79,8 @@ def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -
         arrived.wait(10)
         return io.FileIO(here / manifest.shards[0].file)
 
-    opened = (late, local_opener(here / manifest.shards[1].file))
-    slow, other = (ShardReader("s", manifest.shards[n], manifest, opened[n], mapped=True) for n in range(2))
+    openers = (late, local_opener(here / manifest.shards[1].file))
+    slow, other = (ShardReader("s", manifest.shards[n], manifest, openers[n], mapped=True) for n in range(2))
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(slow.read_message, 0)
         assert asked.wait(10)
@@ -90,27 +90,27 @@ def test_a_shard_that_is_waited_for_keeps_no_other_from_being_read(here: Path) -
         assert slow.is_intact(0, waiting.result())
 
 
-def test_two_threads_read_what_a_third_has_given_back(
+def test_two_threads_read_shards_that_a_third_releases(
     here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fetcher, "_ROOM_S", 10.0)
     whole = ImageStore(here)
-    images, labels, one = whole.gather(np.arange(51)), whole.labels, cached(here, tmp_path, 6.1)
+    images, labels, opened = whole.gather(np.arange(51)), whole.labels, cached(here, tmp_path, 6.1)
     end, reads = time.monotonic() + 1.5, [0, 0]
 
     def read(seed: int) -> None:
         random = np.random.default_rng(seed)
         while time.monotonic() < end:
             ids = random.integers(0, 51, 8)
-            assert np.array_equal(one.gather(ids), images[ids])
-            assert np.array_equal(one.labels_at(ids), labels[ids])
+            assert np.array_equal(opened.gather(ids), images[ids])
+            assert np.array_equal(opened.labels_at(ids), labels[ids])
             reads[seed] += 1
 
     def prepare() -> None:
         random = np.random.default_rng(2)
         while time.monotonic() < end:
             order = random.permutation(9).tolist()
-            one.prepare(order[:2], order[2:4])
+            opened.prepare(order[:2], order[2:4])
             time.sleep(0.001)
 
     interval = sys.getswitchinterval()
@@ -124,7 +124,7 @@ def test_two_threads_read_what_a_third_has_given_back(
     assert min(reads) > 0
 
 
-def test_threads_that_end_unforeseen_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_that_die_of_an_exception_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     ended, fetched = threading.Semaphore(0), threading.Semaphore(0)
 
@@ -137,18 +137,18 @@ def test_threads_that_end_unforeseen_are_replaced(monkeypatch: pytest.MonkeyPatc
             return True
 
     failing = Failing()
-    ahead, deadline = Prefetcher(failing.fetch), time.monotonic() + 10
+    prefetcher, deadline = Prefetcher(failing.fetch), time.monotonic() + 10
     for number in range(8):  # twice as many as there are threads
-        ahead.request([number], retry_refused=True)
+        prefetcher.request([number], retry_refused=True)
         assert ended.acquire(timeout=10)
-        while ahead._threads:
-            assert time.monotonic() < deadline, "it is still counted on"
+        while prefetcher._threads:
+            assert time.monotonic() < deadline, "a dead thread is still counted"
             time.sleep(0.001)
-    ahead.request([8, 9], retry_refused=True)
+    prefetcher.request([8, 9], retry_refused=True)
     assert fetched.acquire(timeout=10)
     assert fetched.acquire(timeout=10)
 
 
-def test_damage_is_not_skipped_where_machines_may_see_another(here: Path, tmp_path: Path) -> None:
+def test_damage_of_a_remote_store_cannot_be_skipped(here: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"data\.damaged=skip with file://.*set data\.damaged=refuse"):
         ImageStore(f"file://{here}", damaged="skip", cache=tmp_path)
