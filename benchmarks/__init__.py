@@ -1,1 +1,1 @@
-"""Measurements beside peers, each a module: ``python -m benchmarks.NAME``."""
+"""Benchmarks of this project beside other libraries; each is a module to run: ``python -m benchmarks.NAME``."""

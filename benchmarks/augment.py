@@ -1,4 +1,4 @@
-"""SimCLR's two views, ours beside the peers': views a CPU-second, one thread.
+"""Benchmark of SimCLR's two views, ours beside other libraries': views a CPU-second, on one thread.
 
 python -m benchmarks.augment            # about a minute; prints JSON lines, writes into docs/performance.md
 """
@@ -26,7 +26,7 @@ Views = Callable[[], Any]  # makes two views of every image
 
 
 class Task(NamedTuple):
-    """Views of S x S pixels, ``size``, of stored images of as many; ``images`` are in a call that makes a batch."""
+    """One measurement: views of ``size`` x ``size`` px, made from images of the same size, ``images`` in a batch."""
 
     images: int
     size: int
@@ -43,15 +43,20 @@ TASKS = [Task(256, 32), Task(256, 96)]
 
 
 class Contender(NamedTuple):
-    """``start`` gets uint8 [N, S, S, 3]; ``batched``: it makes views of all of them at once, not of one at a time."""
+    """A library that makes views.
+
+    Attributes:
+        start: images, uint8 [N, S, S, 3] -> a function that makes two views of each of them.
+        batched: the library makes the views of a whole batch at once, not of one image at a time.
+    """
 
     start: Callable[[np.ndarray], Views]
     batched: bool
 
 
 def _ours(images: np.ndarray) -> Views:
-    pixels, ids, recipe = torch.from_numpy(images), torch.arange(len(images)), transforms.recipe(images.shape[1])
-    return lambda: augment.views(pixels, ids, seed=0, epoch=0, recipe=recipe)
+    pixels, ids, policy = torch.from_numpy(images), torch.arange(len(images)), transforms.policy_name(images.shape[1])
+    return lambda: augment.views(pixels, ids, seed=0, epoch=0, recipe=policy)
 
 
 def _kornia(images: np.ndarray) -> Views:
@@ -60,7 +65,7 @@ def _kornia(images: np.ndarray) -> Views:
 
 
 def _per_image(name: str) -> Callable[[np.ndarray], Views]:
-    """Of decoded PIL images, and the batch that a DataLoader's collate function makes of their views."""
+    """Return a ``start`` that makes the views of one PIL image at a time, and stacks them as a DataLoader does."""
 
     def start(images: np.ndarray) -> Views:
         make, pictures = transforms.PER_IMAGE[name](images.shape[1]), [Image.fromarray(image) for image in images]
@@ -77,12 +82,12 @@ CONTENDERS: dict[str, Contender] = {
 
 
 def main(
-    images: Annotated[int, typer.Option(min=1, help="At most, of a call that makes a batch at once.")] = 256,
-    single: Annotated[int, typer.Option(min=1, help="Of a call that makes one image at a time.")] = 16,
+    images: Annotated[int, typer.Option(min=1, help="Most images in a call that makes a batch at once.")] = 256,
+    single: Annotated[int, typer.Option(min=1, help="Images in a call that takes one at a time.")] = 16,
     repeats: Annotated[int, typer.Option(min=1)] = 31,
     docs: Annotated[Path, typer.Option(help="Folder of performance.md and the plot.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
+    """Measure the libraries, print JSON lines, and write the section of performance.md."""
     torch.set_num_threads(1)
     there = transforms.installed(list(CONTENDERS))
     records: list[Record] = [{"augmenter": name, "missing": name} for name in CONTENDERS if name not in there]
@@ -96,7 +101,7 @@ def main(
 
 
 def _measure(task: Task, names: list[str], single: int, repeats: int) -> list[Record]:
-    """Of each contender, the median of calls that take turns."""
+    """Return a record of each library: the median of its calls; the libraries take turns."""
     pixels = np.random.default_rng(0).integers(0, 256, (task.images, task.size, task.size, 3), dtype=np.uint8)
     makers: dict[str, tuple[Views, int]] = {}
     for name in names:
@@ -104,7 +109,7 @@ def _measure(task: Task, names: list[str], single: int, repeats: int) -> list[Re
         makers[name] = (CONTENDERS[name].start(pixels[:count]), 2 * count)
     seconds: dict[str, list[float]] = {name: [] for name in makers}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the peers' own, of what they have deprecated
+        warnings.simplefilter("ignore")  # the libraries call deprecated functions of their own
         for repeat in range(repeats + 1):
             for name, (make, count) in makers.items():
                 began = time.process_time()
@@ -130,12 +135,12 @@ def _text(records: list[Record], tasks: list[Task], single: int, repeats: int) -
     return f"""
 `python -m benchmarks.augment`: SimCLR's two views of random images, float32, one thread; medians of {repeats} calls
 that take turns. Ours and kornia work on uint8 batches ({batches}); torchvision (its transforms.v2) and lightly on
-decoded PIL images, one at a time, {single} a call. Jitter of strength 0.5 up to {transforms.SMALL_PX} px, 1 above. What
-else differs between them is in `benchmarks/transforms.py`. {page.machine()}
+decoded PIL images, one at a time, {single} a call. The colour jitter's strength is 0.5 up to {transforms.SMALL_PX} px
+and 1 above. `benchmarks/transforms.py` names the other differences between them. {page.machine()}
 
 ![Views a CPU-second](augment.png)
 
-Views a CPU-second (how many times as many ours makes):
+Views a CPU-second (ours in units of it):
 
 {page.table(["", *map(str, tasks)], rows)}
 
@@ -156,7 +161,7 @@ def _draw(records: list[Record], picture: Path) -> None:
         axis.bar_label(bars, fmt="{:,.0f}", padding=3)
         axis.set(xlabel="views a CPU-second", title=str(task))
         axis.margins(x=0.2)
-        axis.locator_params(axis="x", nbins=5)  # their labels would touch
+        axis.locator_params(axis="x", nbins=5)  # more labels would touch each other
     figure.savefig(picture, dpi=120)
 
 

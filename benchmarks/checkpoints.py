@@ -1,10 +1,10 @@
-"""The stall that a checkpoint puts on training: written behind the step beside written in it.
+"""Benchmark of the stall that a checkpoint puts on training: written behind the step beside written in it.
 
     python -m benchmarks.checkpoints        # about three minutes; writes into docs/performance.md
 
 One process trains (SimCLR, ResNet-50, AdamW, random images) and writes a checkpoint of 300 MB every few steps, to a
-folder of the machine's disk. The stall is what such steps last longer than without checkpoints, the slower steps that
-follow included. Rounds of the three kinds take turns, medians over rounds.
+folder of the machine's disk. The stall is the time that a round of steps lasts longer than one without a checkpoint, so
+it includes the slower steps that follow. Rounds of the three kinds take turns; the figures are medians over rounds.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _BATCH = 32
 
 def main(
     steps: Annotated[int, typer.Option(help="Steps of a round, with one checkpoint after the first.")] = 4,
-    rounds: Annotated[int, typer.Option(help="Of each kind.")] = 9,
+    rounds: Annotated[int, typer.Option(help="Rounds of each kind.")] = 9,
     backbone: Annotated[str, typer.Option(help="Network.")] = "resnet50",
     docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
-    torch.set_num_threads(1)  # the other core is the writer's, as a GPU's host has cores to spare
+    """Measure the rounds, print the figures as JSON, and write the section of performance.md."""
+    torch.set_num_threads(1)  # leave a core to the writer: a GPU's host has cores to spare
     with tempfile.TemporaryDirectory() as folder:
         store = random_store(Path(folder), 4 * _BATCH)
         training = _Training(store, backbone, Path(folder) / "run")
@@ -62,10 +62,10 @@ def main(
     ] + [["behind it, in units of a write in the step", f"{shares['call']:.2f}", f"{shares['round']:.2f}"]]
     text = f"""
 `python -m benchmarks.checkpoints`: {backbone} with AdamW, a checkpoint of {size / 1e6:,.0f} MB after the first of
-{steps} steps. "The call" is what the step itself waits for: behind the step, a copy of the tensors into memory that is
-there. "The round" is what the {steps} steps last longer than without a checkpoint ({base:.2f} s; the median round is
-{noise * 1e3:.0f} ms off that), so the writer's use of memory and disk is in it. Medians of {rounds} rounds that take
-turns. {page.machine()}
+{steps} steps. "The call" is the time that the step itself waits; behind the step, it is a copy of the tensors into
+memory that is already allocated. "The round" is the time that the {steps} steps last longer than without a checkpoint
+({base:.2f} s; half of those rounds are within {noise * 1e3:.0f} ms of that), so it includes the writer's use of memory
+and disk. The figures are medians of {rounds} rounds; the kinds take turns. {page.machine()}
 
 {page.table(["checkpoint written", "the call, ms", "the round, ms"], rows)}
 """
@@ -92,7 +92,7 @@ class _Training:
         self.run = run
 
     def round(self, steps: int, save: Callable[[int], None]) -> _Round:
-        """``steps`` steps with ``save`` after the first; the writer is idle before and after."""
+        """Take ``steps`` steps and call ``save`` after the first; the writer is idle before and after the round."""
         began, call_s = time.perf_counter(), 0.0
         for step in range(steps):
             self._engine.step(self._batches.fetch(step % 4), 1e-3)
@@ -105,14 +105,14 @@ class _Training:
         return _Round(seconds, call_s)
 
     def nothing(self, step: int) -> None:
-        """No checkpoint."""
+        """Write no checkpoint."""
 
     def in_the_step(self, step: int) -> None:
-        """As a loop without a thread would."""
+        """Write a checkpoint before the next step, as a loop without a writer thread does."""
         Checkpoints(self.run).save(step, self._config, self._engine.state())
 
     def behind(self, step: int) -> None:
-        """As ``pretrain`` does."""
+        """Hand a checkpoint to the writer thread, as ``pretrain`` does."""
         self._writer.write(step, self._engine.state, None)
 
 

@@ -1,9 +1,9 @@
-"""What a store's checks cost: an epoch of ``gather`` with ``verify="lazy"`` beside one with "off", and beside NumPy.
+"""Benchmark of a store's checks: an epoch of ``gather`` with ``verify="lazy"`` beside one with "off", and NumPy.
 
     python -m benchmarks.checks --source cifar10-train.tar      # about three minutes; writes into docs/performance.md
 
-A record batch is checked when it is first touched, so all of it falls into a process' first epoch. That is measured
-with the files in the system's page cache, and with files that it has dropped, so that they come from the disk.
+A record batch is checked when it is first touched, so a process pays for all checks in its first epoch. That epoch is
+measured with the files in the system's page cache and after they were dropped from it, so that it reads the disk.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ KINDS: tuple[Verify, Verify] = ("off", "lazy")
 
 
 def main(
-    source: Annotated[Path, typer.Option(help="Real images: anything that a store is built from.")],
-    sizes: Annotated[list[int], typer.Option(help="Sides they are resized to, px.")] = [96, 64, 32],  # noqa: B006
+    source: Annotated[Path, typer.Option(help="Real images, in any form that a store is built from.")],
+    sizes: Annotated[list[int], typer.Option(help="Sides of the resized images, px.")] = [96, 64, 32],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1)] = 7,
-    folder: Annotated[Path | None, typer.Option(help="On a disk; the system's for what is temporary.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Folder on a disk; the system's temporary one if none.")] = None,
     docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
+    """Measure each size, print JSON lines, and write the section of performance.md."""
     allowed = os.sched_getaffinity(0)
     records = []
     for size_px in sizes:
@@ -51,9 +51,14 @@ def main(
 
 
 def measure(store: Path, repeats: int) -> Record:
-    """Medians over repeats that take turns, seconds of an epoch, WHERE_WHEN_VERIFY_s: "disk" or "cache", where the
-    first epoch reads from; "first" or "later"; "off" or "lazy". ``numpy_s`` is that of the same images in memory;
-    ``images`` and ``bytes`` are the store's."""
+    """Measure epochs of ``gather``; the kinds of epoch take turns.
+
+    Returns:
+        WHERE_WHEN_VERIFY_s: median seconds of an epoch. WHERE is "disk" or "cache", from which the first epoch reads;
+        WHEN is "first" or "later"; VERIFY is "off" or "lazy".
+        numpy_s: median seconds of an epoch in which NumPy indexes the same images in memory.
+        images, bytes: size of the store.
+    """
     found: dict[str, list[float]] = {}
     for repeat in range(repeats):
         for where in ("disk", "cache"):
@@ -63,7 +68,7 @@ def measure(store: Path, repeats: int) -> Record:
                 opened = ImageStore(store, verify=verify)
                 for when, seconds in zip(("first", "later"), _epochs(opened.gather, len(opened), repeat), strict=True):
                     found.setdefault(f"{where}_{when}_{verify}_s", []).append(seconds)
-                del opened  # what is mapped cannot be dropped
+                del opened  # the page cache keeps files that are mapped
     opened = ImageStore(store)
     images = opened.gather(np.arange(len(opened)))
     found["numpy_s"] = [list(_epochs(lambda ids: images[ids], len(images), repeat))[1] for repeat in range(repeats)]
@@ -72,7 +77,7 @@ def measure(store: Path, repeats: int) -> Record:
 
 
 def _epochs(read: Callable[[np.ndarray], np.ndarray], images: int, seed: int) -> Iterator[float]:
-    """Seconds to read each image once, in training's order, in two epochs."""
+    """Yield the seconds of two epochs; each reads every image once, in training's order."""
     for epoch in range(2):
         ids = sample_ids(seed, epoch, 0, images, images)
         began = time.perf_counter()
@@ -82,7 +87,7 @@ def _epochs(read: Callable[[np.ndarray], np.ndarray], images: int, seed: int) ->
 
 
 def _drop(store: Path) -> None:
-    """Its files from the page cache; nobody must have them mapped."""
+    """Drop the store's files from the page cache; no process may have them mapped."""
     for path in store.glob("*.arrow"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -109,11 +114,12 @@ def _text(records: list[Record], repeats: int) -> str:
     header = [f"{epoch}, {verify}" for epoch in ("disk", "page cache", "second epoch") for verify in KINDS]
     return f"""
 `python -m benchmarks.checks`: images/s of `gather`, {BATCH} a call, each image once an epoch, with `verify="lazy"`
-(each record batch is checked when it is first touched) and "off", in the first epoch of a store that has just been
-opened, from the disk or from the page cache, and in the second; NumPy indexes the same images in memory. Stores of up
-to 1 GiB are mapped, larger ones read, and a record batch of these is read as a whole for its metadata when it is first
-touched, checked or not. One core, medians of {repeats} repeats that take turns. The last columns: how much longer the
-first epoch takes with checks than without, and the first ten from the page cache. {page.machine()}
+(each record batch is checked when it is first touched) and "off". The first epoch after the store is opened reads from
+the disk or from the page cache; the second follows it. NumPy indexes the same images in memory. Stores of up to 1 GiB
+are mapped, larger ones read; on the first touch, a record batch of a larger one is read as a whole for its metadata,
+checked or not. One core, medians of {repeats} repeats that take turns. The last three columns tell how much longer the
+first epoch takes with checks than without (from the disk, from the page cache), and the first ten epochs from the page
+cache. {page.machine()}
 
 {page.table(["", *header, "NumPy", "checks, disk", "page cache", "ten epochs"], rows)}
 """

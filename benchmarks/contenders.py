@@ -1,4 +1,4 @@
-"""NT-Xent as others compute it, beside ours: one signature, [N, D] twice and a temperature."""
+"""NT-Xent as other libraries compute it, and ours; each function takes two [N, D] tensors and a temperature."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def ours(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
 
 
 def dense(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
-    """All logits at once, through autograd; one process."""
+    """Compute all logits at once and leave the gradient to autograd, in one process."""
     z = normalize(torch.cat([z_a, z_b]), dim=1)
     logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
     return cross_entropy(logits, torch.arange(len(z)).roll(len(z_a)))
 
 
 def lightly(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
-    """lightly's NTXentLoss, with negatives gathered where there are several workers (its default is not to)."""
+    """Call lightly's NTXentLoss; it gathers the negatives of all workers, which is not its default."""
     os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
     from lightly.loss import NTXentLoss
 
@@ -37,8 +37,10 @@ def lightly(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
 
 
 def solo_learn(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
-    """solo-learn's simclr_loss_func, the formula typed again: exp of the similarities, positives and negatives by masks
-    of image numbers, -log(positive / (positive + negatives)).
+    """Compute the formula of solo-learn's simclr_loss_func, which is typed again here.
+
+    It is -log(positive / (positive + negatives)) of exponentiated similarities; masks of image numbers tell which rows
+    are positive and which are negative.
 
     Source: https://github.com/vturrisi/solo-learn, solo/losses/simclr.py.
     """
@@ -61,7 +63,7 @@ def solo_learn(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
 
 
 class _Gather(torch.autograd.Function):
-    """Gather forward, sum over ranks and take one's own part backward, as both peers do."""
+    """Gather forward; backward, sum over ranks and keep the rank's own rows. Both libraries do so."""
 
     @staticmethod
     def forward(ctx: Any, z: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""One loader in a process of its own, on one core: reads commands from standard input, answers each with a JSON line.
+"""Process that runs one loader on one core: it reads commands from standard input and answers each with a JSON line.
 
     python -m benchmarks.contestant NAME ENCODING FOLDER
 
@@ -26,11 +26,11 @@ from benchmarks.loaders import BATCH, Loader, Rows
 from benchmarks.processes import cpu_seconds
 
 Record = dict[str, Any]
-OURS = "ours"  # the contestant, and its views
+OURS = "ours"  # name of this project's loader, and of its views
 
 
 class Ours(Loader):
-    """The store, as training reads it: checked on first touch, fetched ahead by a thread."""
+    """Our store, as training reads it: record batches are checked on first touch, and a thread fetches ahead."""
 
     module, views = "ssl_dist.data.batches", (OURS,)
 
@@ -51,19 +51,19 @@ class Ours(Loader):
         from ssl_dist.data.batches import Batches
         from ssl_dist.store import ImageStore
 
-        recipe = transforms.recipe(self.image_shape[0])
-        overrides = {"data.store": str(self.place), "augment.recipe": recipe}
+        policy = transforms.policy_name(self.image_shape[0])
+        overrides = {"data.store": str(self.place), "augment.recipe": policy}
         config = RunConfig.load("simclr-cifar10", overrides | {"batch": {"size": BATCH, "micro": BATCH}})
         return iter(Batches(SamplePlan(config, ImageStore(self.place)), World(), 0, 10**9))
 
 
 class TableTake(Ours):
-    """The store's shards as any Arrow reader has them: memory-mapped, one table, ``take``."""
+    """Our store's shards, read by Arrow alone: memory-mapped as one table, rows by ``take``."""
 
     encodings, measures = ("raw",), ("rows",)
 
     def write(self) -> None:
-        """It is there: the store."""
+        """Do nothing: this contestant reads the store that ``Ours`` wrote."""
 
     def rows(self) -> Rows:
         import pyarrow as pa
@@ -80,7 +80,7 @@ class TableTake(Ours):
 
 
 class NumPy(Loader):
-    """All images in memory, fancy indexing."""
+    """All images in one array in memory, rows by fancy indexing."""
 
     module, encodings, measures = "numpy", ("raw",), ("rows",)
 
@@ -103,7 +103,7 @@ CONTESTANTS: dict[str, type[Loader]] = {
 
 
 def batches(loader: Loader, views: str) -> Iterator[Any]:
-    """Opens it; endless batches of pixels (``views`` is "none") or of their two views, float32."""
+    """Open the loader and yield batches without end: of pixels if ``views`` is "none", else of two float32 views."""
     size_px = loader.image_shape[0]
     if isinstance(loader, Ours):
         for batch in loader.training_batches():
@@ -115,7 +115,7 @@ def batches(loader: Loader, views: str) -> Iterator[Any]:
 
 
 class _Session:
-    """Answers commands; one loader is open at a time."""
+    """The methods that answer commands. The loader is open in one way at a time."""
 
     def __init__(self, loader: Loader) -> None:
         self._loader = loader
@@ -129,7 +129,7 @@ class _Session:
         return self._open[1]
 
     def write(self) -> Record:
-        """In a child process, whose memory is gone when the rest is measured."""
+        """Write the loader's form of the images, in a child process: its memory is not measured with the rest."""
         if importlib.util.find_spec(self._loader.module) is None:
             return {"missing": self._loader.module}
         child = multiprocessing.get_context("fork").Process(target=self._loader.write)
@@ -140,7 +140,7 @@ class _Session:
         return {}
 
     def load(self, views: list[str]) -> Record:
-        """Import what is needed, so that it is not measured, and keep to one core; returns the views there are."""
+        """Import what is needed, so that no measure includes it, and keep to one core; return the views there are."""
         importlib.import_module(self._loader.module)
         found = transforms.installed(views)
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
@@ -148,7 +148,10 @@ class _Session:
         return {"views": found}
 
     def rows(self, batch: int, seconds: float) -> Record:
-        """Random rows, ``batch`` a call; ids as in training, each image once an epoch, after an epoch."""
+        """Measure random rows, ``batch`` a call, after one epoch that is not measured.
+
+        Each image is read once an epoch, as in training.
+        """
         read = self._opened("rows", self._loader.rows)
         for ids in np.split(np.arange(len(self._loader.pixels)), range(batch, len(self._loader.pixels), batch)):
             read(ids)
@@ -162,13 +165,14 @@ class _Session:
         return {"rows_per_s": count / wall_s, "rows_per_cpu_s": count / cpu_s}
 
     def first(self) -> Record:
+        """Measure the time from opening to the first batch of pixels."""
         self._open = ("", None)
         began = time.perf_counter()
         next(batches(self._loader, "none"))
         return {"first_batch_s": time.perf_counter() - began}
 
     def batches(self, views: str, seconds: float) -> Record:
-        """Whole batches, the one that opens it not counted."""
+        """Measure batches; the first one, which opens the loader, is not counted."""
         if self._open[0] != views:
             next(self._opened(views, lambda: batches(self._loader, views)))
         made, count = self._open[1], 0
@@ -181,9 +185,9 @@ class _Session:
 
 
 def main(name: str, encoding: str, folder: str) -> None:
-    """Answer until standard input ends."""
+    """Answer commands until standard input ends."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keep what libraries print out of the answers
     warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # batches are only read here
     session = _Session(CONTESTANTS[name](Path(folder), encoding))
     for line in sys.stdin:

@@ -1,9 +1,9 @@
-"""The data path, ours beside the loaders that users know: random rows, two-view batches, first batch, memory.
+"""Benchmark of the data path beside well-known loaders: random rows, two-view batches, first batch, memory.
 
     python -m benchmarks.data --source cifar10-train.tar      # about six minutes; writes into docs/performance.md
 
-Every loader reads the same images, in the form it keeps them in, in a process of its own on one core and one thread;
-repeats take turns. torch's DataLoader works in the loader's own process: a worker process costs CPU time on top.
+Every loader reads the same images in its own format, in a process of its own with one core and one thread; repeats take
+turns. torch's DataLoader works without worker processes, because they cost CPU time on top.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from ssl_dist.data.permutation import sample_ids
 from ssl_dist.store import ImageStore, build
 
 JPEG_QUALITY = 90
-_FOR_MEMORY = ("none", OURS, "torchvision")  # views: of the peers those that all loaders can have
+_FOR_MEMORY = ("none", OURS, "torchvision")  # views to measure memory with; all other loaders can use torchvision's
 Record = dict[str, Any]
 
 
 def main(
-    source: Annotated[Path, typer.Option(help="Real images: anything that a store is built from.")],
-    images: Annotated[int, typer.Option(min=256, help="How many of them.")] = 16_384,
-    sizes: Annotated[list[int], typer.Option(help="Sides they are resized to, px.")] = [96, 32],  # noqa: B006
+    source: Annotated[Path, typer.Option(help="Real images, in any form that a store is built from.")],
+    images: Annotated[int, typer.Option(min=256, help="Number of images.")] = 16_384,
+    sizes: Annotated[list[int], typer.Option(help="Sides of the resized images, px.")] = [96, 32],  # noqa: B006
     repeats: Annotated[int, typer.Option(min=1)] = 3,
-    seconds: Annotated[float, typer.Option(help="Of each repeat, at least.")] = 1.0,
+    seconds: Annotated[float, typer.Option(help="Least time of a repeat, s.")] = 1.0,
     python: Annotated[list[str], typer.Option(help="NAME=PATH: another interpreter for a contestant.")] = [],  # noqa: B006
     docs: Annotated[Path, typer.Option(help="Folder of performance.md and the plot.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
+    """Measure each size, print JSON lines, and write the section of performance.md."""
     interpreters = dict(one.split("=", 1) for one in python)
     records = []
     for size_px in sizes:
@@ -62,7 +62,7 @@ def main(
 
 
 def _prepare(source: Path, folder: Path, images: int, size_px: int) -> None:
-    """JPEG files in class folders, and their pixels in one array: what every contestant starts from."""
+    """Write what every contestant starts from: JPEG files in class folders, and their pixels in one array."""
     build(source, folder / "all", size_px=size_px)
     store = ImageStore(folder / "all", verify="off")
     ids = sample_ids(0, 0, 0, min(images, len(store)), len(store))
@@ -76,7 +76,7 @@ def _prepare(source: Path, folder: Path, images: int, size_px: int) -> None:
 
 
 def _measure(folder: Path, interpreters: dict[str, str], repeats: int, seconds: float) -> Iterator[Record]:
-    """What is missing first; then each measure of each contestant."""
+    """Yield a record of each contestant that is not installed, then each measure of each of the others."""
     entered = [
         _Contestant(name, encoding, folder, interpreters.get(name, sys.executable))
         for name, kind in CONTESTANTS.items()
@@ -101,13 +101,13 @@ def _measure(folder: Path, interpreters: dict[str, str], repeats: int, seconds: 
 
 
 def _batches(loaders: list[_Contestant], kinds: tuple[str, ...], repeats: int, seconds: float) -> Iterator[Record]:
-    """Batches with these kinds of views, of all that can make one of them."""
+    """Measure batches with each of these kinds of views, by every loader that can make them."""
     asked = [(one, {"views": views, "seconds": seconds}) for one in loaders for views in kinds if views in one.views]
     return _turns("batches", asked, repeats)
 
 
 def _turns(what: str, asked: list[tuple[_Contestant, Record]], repeats: int) -> Iterator[Record]:
-    """Medians over repeats that take turns."""
+    """Send each contestant its command ``what`` in turn, ``repeats`` times; yield the medians of its answers."""
     found: list[list[Record]] = [[] for _ in asked]
     for _ in range(repeats):
         for (one, how), answers in zip(asked, found, strict=True):
@@ -118,11 +118,11 @@ def _turns(what: str, asked: list[tuple[_Contestant, Record]], repeats: int) -> 
 
 
 class _Contestant:
-    """A process of ``benchmarks.contestant``, while in its ``with`` block.
+    """A process of ``benchmarks.contestant``, which lives as long as the ``with`` block.
 
     Attributes:
         label: name and encoding.
-        views: of which kinds it can make batches, once it is loaded; "none" are the pixels alone.
+        views: the kinds of views it can make, exact once it is loaded; "none" stands for the pixels alone.
     """
 
     def __init__(self, name: str, encoding: str, folder: Path, interpreter: str) -> None:
@@ -154,13 +154,13 @@ class _Contestant:
         self._process.stdout.close()
 
     def load(self) -> None:
-        """Imports what it needs; what it has then is its idle memory."""
+        """Let the process import what it needs; the memory that it has then is its idle memory."""
         views = self.views if "batches" in self.kind.measures else ()
         self.views = tuple(self.ask("load", views=views)["views"])
         self._idle = self._peak = memory_of(self._process.pid)
 
     def ask(self, what: str, **how: Any) -> Record:
-        """Its answer."""
+        """Send the command ``what`` with its arguments and return the answer."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps({"do": what, **how}) + "\n")
@@ -177,7 +177,7 @@ class _Contestant:
         return found
 
     def extra_memory(self) -> Record:
-        """Peak over idle, of batches of pixels and then of their views by one library."""
+        """Return how far the peak memory, over batches of pixels and of views by one library, exceeds the idle one."""
         pairs = zip(Memory._fields, self._peak, self._idle, strict=True)
         return {f"extra_{name}_bytes": peak - idle for name, peak, idle in pairs}
 

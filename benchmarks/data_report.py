@@ -1,4 +1,4 @@
-"""What ``benchmarks.data`` found, as tables and as a picture."""
+"""Report of ``benchmarks.data``: its results as tables, as a plot and as the text of docs/performance.md."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _sizes(records: list[Record]) -> list[int]:
 
 
 def row_lines(records: list[Record], px: int) -> list[list[str]]:
-    """A line of _ROWS for each contestant."""
+    """Return the table of random rows: for each contestant, its cells under the header _ROWS."""
     found = {(one["contestant"], one["batch"]): one["rows_per_s"] for one in _of(records, px=px, measure="rows")}
     return [
         [name, *(cell for n in ROWS for cell in (f"{found[name, n]:,.0f}", f"{found[_OURS, n] / found[name, n]:.2f}"))]
@@ -38,7 +38,7 @@ def row_lines(records: list[Record], px: int) -> list[list[str]]:
 
 
 def with_views(records: list[Record], px: int) -> dict[tuple[str, str, str], float]:
-    """Images a CPU second, (contestant, encoding, views) -> the median of what there is."""
+    """Return the median images a CPU second by (contestant, encoding, views)."""
     found: dict[tuple[str, str, str], list[float]] = {}
     for one in _of(records, px=px, measure="batches"):
         key = one["contestant"], one["encoding"], one["views"]
@@ -47,12 +47,12 @@ def with_views(records: list[Record], px: int) -> dict[tuple[str, str, str], flo
 
 
 def best_peer(rates: dict[tuple[str, str, str], float]) -> tuple[str, str, str]:
-    """The fastest that makes views and is not ours."""
+    """Return the fastest (contestant, encoding, views) other than ours that makes views."""
     return max((key for key in rates if key[2] not in ("none", _OURS)), key=lambda key: rates[key])
 
 
 def loader_lines(records: list[Record], px: int) -> list[list[str]]:
-    """A line of _LOADERS for each contestant and encoding."""
+    """Return the table of loaders: for each contestant and encoding, its cells under the header _LOADERS."""
     rates, lines = with_views(records, px), []
     for name, encoding in dict.fromkeys(key[:2] for key in rates):
         label = {"px": px, "contestant": name, "encoding": encoding}
@@ -72,8 +72,8 @@ def loader_lines(records: list[Record], px: int) -> list[list[str]]:
 
 
 def show(records: list[Record]) -> None:
-    """The tables, on standard error: standard output is JSON lines."""
-    console = Console(stderr=True, width=160)  # of what a page holds, also where there is no terminal
+    """Print the tables on standard error, because standard output holds JSON lines."""
+    console = Console(stderr=True, width=160)  # wide enough for the tables where there is no terminal
     for px in _sizes(records):
         for header, lines in ((_ROWS, row_lines(records, px)), (_LOADERS, loader_lines(records, px))):
             table = Table(title=f"{px} px")
@@ -85,26 +85,26 @@ def show(records: list[Record]) -> None:
 
 
 def text(records: list[Record], images: int, repeats: int) -> str:
-    """The section of performance.md."""
+    """Return the text of the section in performance.md."""
     parts = [
         f"""
 `python -m benchmarks.data`: {images:,} real images, batches of {BATCH}, each contestant in a process of its own on one
-core and one thread, medians of {repeats} repeats that take turns. JPEG files are of quality 90; the raw forms hold the
+core and one thread, medians of {repeats} repeats that take turns. JPEG files have quality 90; the raw forms hold the
 pixels decoded from them. {page.machine()}
 
 ![Two-view batches](data.png)
 
-Random rows: each image once an epoch, as uint8 arrays, after an epoch that is not measured: what the checks in ours
-cost has a section of its own. HF datasets has its fastest form, a flat list a row in its Arrow format; with "shuffled
-indices" it is its NumPy format. `Table.take` copies all of a column at each call, so it slows down with the number of
-images. WebDataset has no random access.
+Random rows: each image is read once an epoch, as uint8 arrays. The first epoch is not measured; the section "Checks"
+has the cost of our checks in it. HF datasets is read in its fastest form, a flat list a row in its Arrow format, and
+with "shuffled indices" in its NumPy format. `Table.take` copies a whole column at each call, so it slows down with the
+number of images. WebDataset has no random access.
 
-Loaders: images a CPU second of all processes and threads, in the loader's own process, where it costs least; "pixels
-alone" is without views. Views are SimCLR's two with the same operations and probabilities, of float32: with blur above
-32 px, `simclr-small` at 32 px. torchvision is transforms.v2 on PIL's images, kornia works on the batch. First batch:
-from opening to {BATCH} shuffled images without views. Memory: peak over the idle process that has imported all that it
-needs, of batches of pixels and of views, by ours for ours and by torchvision for the others; anonymous is what is not
-the page cache of a mapped file.
+Loaders: images a CPU second, which counts all threads and child processes; each loader works in its main process, where
+it costs least. "Pixels alone" is without views. The views are SimCLR's two, float32, with the same operations and
+probabilities for all: `simclr` above 32 px, `simclr-small` (no blur) at 32 px. torchvision is transforms.v2 on PIL's
+images; kornia works on the batch. First batch: the time from opening to {BATCH} shuffled images without views. Memory:
+how far the peak exceeds the idle process that has imported all that it needs, for batches of pixels and of views (ours
+by ours, the others by torchvision); the anonymous part excludes the page cache of mapped files.
 """
     ]
     for px in _sizes(records):
@@ -129,7 +129,7 @@ The best other loader is {name} ({encoding}) with {views}: {rates[_OURS, "raw", 
 
 
 def draw(records: list[Record], picture: Path) -> None:
-    """Images a CPU second by loader, at its best views."""
+    """Draw each loader's images a CPU second with the views that are fastest for it."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -1,9 +1,10 @@
-"""A store of 512,000 images of 96 px: building it, opening it at any step, training on it, and its order.
+"""Benchmark of a store of 512,000 images of 96 px: building, opening at any step, training, and the sample order.
 
     python -m benchmarks.large_store --source cifar10-train.tar     # 20 minutes, 20 GB; writes into docs/performance.md
 
-The images are mosaics of the source's (see ``mosaics.py``), packed as JPEG files in tars. A second store, of the first
-tenth of the tars, is what the large one is held against. Every figure is of a process of its own.
+The images are mosaics of the source's (see ``mosaics.py``), packed as JPEG files in tars. The large store is compared
+with a small one, which is built from the first tenth of the tars. Building, opening and training are each measured in a
+process of their own.
 """
 
 from __future__ import annotations
@@ -36,14 +37,14 @@ Record = dict[str, Any]
 
 
 def main(
-    source: Annotated[Path, typer.Option(help="Images of 32 px or so: anything that a store is built from.")],
-    images: Annotated[int, typer.Option(min=10, help="Of the large store.")] = 512_000,
-    steps: Annotated[int, typer.Option(min=1, help=f"Of training, of {TRAIN_BATCH} images.")] = 200,
-    repeats: Annotated[int, typer.Option(min=1, help="Of opening at each step.")] = 7,
-    folder: Annotated[Path | None, typer.Option(help="Where the stores stay; they are not made anew.")] = None,
+    source: Annotated[Path, typer.Option(help="Images of about 32 px, in any form that a store is built from.")],
+    images: Annotated[int, typer.Option(min=10, help="Images of the large store.")] = 512_000,
+    steps: Annotated[int, typer.Option(min=1, help=f"Training steps of {TRAIN_BATCH} images.")] = 200,
+    repeats: Annotated[int, typer.Option(min=1, help="Times the store is opened at each step.")] = 7,
+    folder: Annotated[Path | None, typer.Option(help="Folder that keeps the stores for the next run.")] = None,
     docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
+    """Measure, print JSON lines, and write the section of performance.md."""
     with tempfile.TemporaryDirectory() as temporary:
         place = folder or Path(temporary)
         records = _say(_build(source, place, images))
@@ -54,7 +55,7 @@ def main(
 
 
 def _say(records: Iterator[Record]) -> list[Record]:
-    """All of them, each printed when it is there."""
+    """Print each record as soon as it is measured; return them all."""
     said = []
     for record in records:
         print(json.dumps(record), flush=True)
@@ -67,7 +68,10 @@ def _bytes(memory: Memory) -> Record:
 
 
 def _build(source: Path, place: Path, images: int) -> Iterator[Record]:
-    """The two stores, from tars that are removed again; what a build took is kept beside the stores."""
+    """Build the two stores, unless they are there, and yield the builds' figures, which a file beside them keeps.
+
+    The tars are removed after the builds.
+    """
     note = place / "build.json"
     if not ((place / "large" / MANIFEST).exists() and note.exists()):
         packed, workers = place / "tars", os.cpu_count() or 1
@@ -95,13 +99,13 @@ def _build_one(pattern: str, store: Path) -> tuple[int, float]:
 
 
 def _open(store: Path, repeats: int) -> Iterator[Record]:
-    """From nothing to the first batch of a step; the steps take turns."""
+    """Measure the time from opening the store to the first batch of a step; the steps take turns."""
     for verify in ("lazy", "off"):
         seconds: dict[int, list[float]] = {step: [] for step in FIRST_STEPS}
         for repeat in range(repeats + 1):
             for step in FIRST_STEPS if repeat % 2 else FIRST_STEPS[::-1]:
                 took = in_fresh_process(_open_at, store, step, verify).result
-                if repeat:  # the first brings the manifest's and the libraries' files into the page cache
+                if repeat:  # the first reads the manifest and the libraries into the page cache
                     seconds[step].append(took)
         for step, times in seconds.items():
             yield {"open_at_step": step, "verify": verify, "seconds": statistics.median(times), "all": times}
@@ -116,14 +120,14 @@ def _open_at(store: Path, step: int, verify: Any) -> float:
 
 
 def _train(stores: dict[str, Path], steps: int) -> Iterator[Record]:
-    """The loop of ``pretrain`` without the network: batches that a thread fetches ahead, and their views."""
+    """Measure the loop of ``pretrain`` without the network: a thread fetches batches ahead, the loop makes views."""
     for name, store in stores.items():
         call = in_fresh_process(_train_on, store, steps)
         yield {"train_on": name, "images_per_s": steps * TRAIN_BATCH / call.result} | _bytes(call.peak)
 
 
 def _train_on(store: Path, steps: int) -> float:
-    import torch  # not above: the writers of ``build`` import this module, and their memory is measured
+    import torch  # not at the top: the writers of ``build`` import this module, and their memory is measured
 
     from ssl_dist.collectives import World
     from ssl_dist.config import RunConfig
@@ -140,7 +144,7 @@ def _train_on(store: Path, steps: int) -> float:
 
 
 def _order(sizes: dict[str, int]) -> Iterator[Record]:
-    """One batch's ids: at the start of an epoch, at its end, and at a step of the endless stream."""
+    """Measure drawing one batch's ids at the start and the end of an epoch, and at a late step of the stream."""
     for name, size in sizes.items():
         batch, far = min(OPEN_BATCH, size), FIRST_STEPS[1] * OPEN_BATCH
         calls: dict[str, Callable[[], Any]] = {
@@ -195,9 +199,10 @@ def _text(records: list[Record], images: int) -> str:
         for one in ordered
     ]
     return f"""
-`python -m benchmarks.large_store`: {images:,} mosaics of 3 x 3 real images of 32 px, drawn and turned at random, as
-JPEG files in tars; the small store has the first tenth. RSS is the sum over the process tree, a page that two processes
-share counted twice; PSS counts it once; anonymous is what is not the page cache of a mapped file. {page.machine()}
+`python -m benchmarks.large_store`: {images:,} mosaics of 3 x 3 real images of 32 px, drawn and flipped at random, as
+JPEG files in tars; the small store has the first tenth. RSS is the sum over the process tree, so it counts a page twice
+that two processes share; PSS counts it once; the anonymous part excludes the page cache of mapped files.
+{page.machine()}
 
 Building from the tars:
 

@@ -1,7 +1,7 @@
-"""Loaders that users know, one interface: images written in the loader's form, and read back in random order.
+"""Well-known image loaders behind one interface: each writes images in its own format and reads them in random order.
 
-A sample is one image, as the views that are asked for need it: what ``per_image`` makes of one of PIL's images, or,
-where there is none (the views are made of whole batches), its pixels. Formats with random access are read a batch at a
+A sample is one image in the form that the views need: the result of ``per_image`` on a PIL image, or the image's pixels
+where there is no ``per_image`` (the views are made of whole batches). Formats with random access are read a batch at a
 time, as their guides say.
 """
 
@@ -21,21 +21,24 @@ from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_image
 
 BATCH = 256
-ROWS = (BATCH, 1024)  # a call for random rows
+ROWS = (BATCH, 1024)  # rows in a call for random rows
 SHARD_IMAGES = 1024
-PerImage = Callable[[Any], Any] | None  # one of PIL's images -> a sample
+PerImage = Callable[[Any], Any] | None  # a PIL image -> a sample
 Rows = Callable[[np.ndarray], np.ndarray]
 
-CLASSES = 10  # folders
+CLASSES = 10  # folders of JPEG files
 
 
 def jpeg_path(folder: Path, number: int) -> Path:
-    """Where image ``number`` lies in the class folders of JPEG files."""
+    """Return the path of image ``number`` in the class folders of JPEG files."""
     return folder / "jpeg" / f"class{number % CLASSES}" / f"{number:06d}.jpg"
 
 
 def sample_of(content: np.ndarray | bytes, per_image: PerImage) -> Any:
-    """uint8 [H, W, 3], or a JPEG file's bytes -> a sample; pixels are of uint8, [H, W, 3] or [3, H, W] as decoded."""
+    """Make a sample of ``content``: uint8 pixels [H, W, 3], or the bytes of a JPEG file.
+
+    Without ``per_image``, the sample is uint8 pixels: [H, W, 3] as given, or [3, H, W] as decoded from JPEG.
+    """
     if isinstance(content, bytes):
         if per_image:
             return per_image(Image.open(io.BytesIO(content)).convert("RGB"))
@@ -44,13 +47,13 @@ def sample_of(content: np.ndarray | bytes, per_image: PerImage) -> Any:
 
 
 class Loader(ABC):
-    """One form of keeping images, and reading them.
+    """A library that keeps images in a format and reads them back.
 
     Attributes:
-        module: what it is imported as.
-        encodings: forms that images can have in it.
-        measures: what it can be asked for, "rows" (random access) and "batches".
-        views: by whom its batches' views can be made.
+        module: name of the module to import.
+        encodings: forms in which the format holds images: decoded ("raw") or as JPEG files ("jpeg").
+        measures: what can be measured: "rows" (random access) and "batches".
+        views: libraries that can make the views of its batches.
     """
 
     module: ClassVar[str]
@@ -59,32 +62,32 @@ class Loader(ABC):
     views: ClassVar[tuple[str, ...]] = ("torchvision", "kornia")
 
     def __init__(self, folder: Path, encoding: str) -> None:
-        """``folder`` has the images: ``pixels.npy``, uint8 [n, H, W, 3], and ``jpeg/``, see ``jpeg_path``."""
+        """Take the images from ``folder``: ``pixels.npy``, uint8 [n, H, W, 3], and ``jpeg/`` (see ``jpeg_path``)."""
         self.folder, self.encoding = folder, encoding
         self.place = folder / f"{self.module}-{encoding}"
         self.pixels = np.load(folder / "pixels.npy", mmap_mode="r")
         self.image_shape: tuple[int, ...] = self.pixels.shape[1:]
 
-    def write(self) -> None:  # noqa: B027  # nothing to do is the rule for those that read another's form
-        """Keep the images in this form, if they are not in it."""
+    def write(self) -> None:  # noqa: B027  # loaders that read files written by others have nothing to do
+        """Write the images in this format, unless ``folder`` has them in it."""
 
     def rows(self) -> Rows:
-        """Opens it for random access: ids -> uint8 ``[N, H, W, 3]``."""
+        """Open the images for random access: return a function from ids to uint8 ``[N, H, W, 3]``."""
         raise NotImplementedError
 
     def samples(self, per_image: PerImage) -> Iterator[Any]:
-        """Opens it; one epoch of collated samples in random order."""
+        """Open the images; return one epoch of batches of collated samples, in random order."""
         raise NotImplementedError
 
     def images(self) -> list[Any]:
-        """Arrays uint8 [H, W, 3], or bytes of JPEG files."""
+        """Return all images: uint8 arrays [H, W, 3], or the bytes of JPEG files."""
         if self.encoding == "raw":
             return list(self.pixels)
         return [jpeg_path(self.folder, number).read_bytes() for number in range(len(self.pixels))]
 
 
 class _ByBatch(Dataset[Any]):
-    """Batches by their ids, of a format that reads many rows at once."""
+    """Dataset whose items are whole batches, for formats that read many rows at once."""
 
     def __init__(self, size: int, read: Callable[[list[int]], Any], per_image: PerImage) -> None:
         self._size, self._read, self._per_image = size, read, per_image
@@ -116,7 +119,7 @@ class TorchImageFolder(Loader):
 
 
 class WebDatasetTars(Loader):
-    """Tar shards, shuffled by shard and in a buffer of 1,000 images, as WebDataset's guide has it."""
+    """WebDataset's tar shards: shards are shuffled, and images in a buffer of 1,000, as its guide recommends."""
 
     module, measures = "webdataset", ("batches",)
     buffer: ClassVar[int] = 1000
@@ -143,7 +146,7 @@ class WebDatasetTars(Loader):
 
 
 class MosaicStreaming(Loader):
-    """MosaicML Streaming's MDS shards, shuffled (its default, py1e)."""
+    """MosaicML Streaming's MDS shards, shuffled by its default algorithm (py1e)."""
 
     module = "streaming"
 
@@ -177,7 +180,7 @@ class MosaicStreaming(Loader):
 
 
 class HuggingFace(Loader):
-    """datasets' memory-mapped Arrow, a flat list of bytes an image, read in its Arrow format (its fastest)."""
+    """HF datasets: memory-mapped Arrow with a flat list of bytes an image, read in its Arrow format (its fastest)."""
 
     module = "datasets"
 
@@ -205,7 +208,10 @@ class HuggingFace(Loader):
 
 
 class HuggingFaceShuffled(HuggingFace):
-    """The same by ``shuffle`` and the NumPy format, as its guide begins: ``ids`` are the next ones of its own order."""
+    """HF datasets by ``shuffle`` and the NumPy format, as in the first steps of its guide.
+
+    It reads the next rows of its own order, so the values of ``ids`` are ignored; only their number counts.
+    """
 
     encodings, measures = ("raw",), ("rows",)
 
@@ -226,7 +232,7 @@ class HuggingFaceShuffled(HuggingFace):
 
 
 class Lance(Loader):
-    """Lance, by ``take``."""
+    """Lance's dataset format, rows by ``take``."""
 
     module = "lance"
 
@@ -253,7 +259,7 @@ class Lance(Loader):
 
 
 def arrow_column(images: Sequence[Any]) -> Any:
-    """A column of fixed-size lists of bytes, or of files."""
+    """Return an Arrow column of the images: fixed-size lists of bytes, or JPEG files as binary values."""
     import pyarrow as pa
 
     if isinstance(images[0], bytes):
@@ -263,7 +269,7 @@ def arrow_column(images: Sequence[Any]) -> Any:
 
 
 def from_arrow(column: Any, shape: tuple[int, ...]) -> Any:
-    """uint8 [N, H, W, 3] of a chunked column of lists, or the bytes of each file."""
+    """Return the images of a chunked column: uint8 [N, H, W, 3] of lists, or the bytes of each JPEG file."""
     import pyarrow as pa
 
     if pa.types.is_binary(column.type):

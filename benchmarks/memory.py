@@ -1,9 +1,9 @@
-"""Peak memory of training by the global batch, at one micro-batch: cached gradients keep it where it is.
+"""Benchmark of training's peak memory by global batch, at one micro-batch: cached gradients keep it nearly constant.
 
     python -m benchmarks.memory             # about three minutes; writes into docs/performance.md
 
-Peak resident size of a fresh process that trains the recipe simclr-cifar10 for three epochs of the same random images
-(Linux): three steps of the largest batch, as many more of the others.
+The figure is the peak resident size (Linux) of a fresh process that trains the recipe simclr-cifar10 for three epochs
+on the same random images: three steps with the largest batch, more with smaller ones.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(
     sizes: Annotated[list[int], typer.Option(help="Global batches.")] = [256, 8192],  # noqa: B006
     docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
+    """Measure each global batch, print JSON lines, and write the section of performance.md."""
     with tempfile.TemporaryDirectory() as folder:
         store = random_store(Path(folder), max(sizes))
         peaks = {}
@@ -46,8 +46,8 @@ def main(
     rows = [[f"{size:,}", f"{peak / 1e6:,.0f}", f"{peak / peaks[sizes[0]]:.3f}"] for size, peak in peaks.items()]
     text = f"""
 `python -m benchmarks.memory`: three epochs of `simclr-cifar10` (ResNet-8, width 64, bf16, ZeRO 1) over {max(sizes):,}
-images of 32 px in a fresh process, micro-batches of {MICRO}; one process each. What grows with the global batch is two
-batches of uint8 pixels, in use and fetched ahead (25 MB each here), and the embeddings. {page.machine()}
+images of 32 px, micro-batches of {MICRO}; a fresh process for each global batch. Two things grow with the global batch:
+the pixels of two batches, one in use and one fetched ahead (25 MB each at 8,192), and the embeddings. {page.machine()}
 
 {page.table(["global batch", "peak resident MB", f"in units of {sizes[0]:,}'s"], rows)}
 """
@@ -55,7 +55,7 @@ batches of uint8 pixels, in use and fetched ahead (25 MB each here), and the emb
 
 
 def random_store(folder: Path, images: int) -> Path:
-    """A store of random 32 px images."""
+    """Build a store of random 32 px images in ``folder``; return its path."""
     pixels = np.random.default_rng(0).integers(0, 256, (images, 32, 32, 3), dtype=np.uint8)
     (folder / "images").mkdir()
     for number, image in enumerate(pixels):
@@ -65,7 +65,7 @@ def random_store(folder: Path, images: int) -> Path:
 
 
 def peak_of_training(store: Path, size: int) -> int:
-    """Bytes, of a fresh process."""
+    """Train in a fresh process with global batch ``size``; return its peak resident bytes."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         return pool.submit(_train, store, size, torch.get_num_threads()).result()
 

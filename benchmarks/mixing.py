@@ -1,7 +1,7 @@
-"""How well batches are mixed: orders of ssl_dist beside shuffle buffers, on a source in runs.
+"""Benchmark of how well batches are mixed: the sample orders of ssl_dist beside shuffle buffers.
 
-The measure: distinct runs in a batch, in units of those in a batch that is drawn uniformly. 1 is a full permutation; a
-batch of neighbours has near 0. A run is what lies together in a source: a class folder, a video, a scene.
+The source lies in runs: images of one class folder, video or scene that follow each other. The measure is the number of
+distinct runs in a batch, divided by that of a batch drawn uniformly: 1 for a full permutation, near 0 for neighbours.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Order = Callable[[int], np.ndarray]  # epoch -> the ids of an epoch
 
 
 def main(
-    shards: Annotated[int, typer.Option(help="Of 8,192 samples.")] = 64,
+    shards: Annotated[int, typer.Option(help="Shards of 8,192 samples.")] = 64,
     batches: Annotated[list[int], typer.Option(help="Samples of a batch.")] = [256, 4096],  # noqa: B006
-    epochs: Annotated[int, typer.Option(help="That are averaged.")] = 3,
+    epochs: Annotated[int, typer.Option(help="Epochs to average over.")] = 3,
     docs: Annotated[Path, typer.Option(help="Folder of performance.md.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
+    """Measure each order, print JSON lines, and write the section of performance.md."""
     windows = [2**power for power in range(shards.bit_length()) if 2**power <= shards]
     found: dict[str, list[float]] = {}
     for name, permuted in orders(shards, windows).items():
@@ -41,10 +41,11 @@ def main(
     _draw(found, windows, batches, docs / "mixing.png")
     header = ["order", *(f"batch of {batch:,}" for batch in batches)]
     text = f"""
-`python -m benchmarks.mixing`: {shards * SHARD:,} samples in {shards} shards of {SHARD:,}, in runs of {RUN:,} of a
-kind; distinct runs in a batch, in units of those in a uniform draw, over {epochs} epochs. A window is that of
-`data.order: shards`, with `data.window` of so many shards. A shuffle buffer reads the source as it lies and gives out a
-random one of the samples that it holds; "of permuted shards" is what WebDataset and others do.
+`python -m benchmarks.mixing`: {shards * SHARD:,} samples in {shards} shards of {SHARD:,}; each run of {RUN:,}
+consecutive samples is of one kind. The figures are the distinct runs in a batch, in units of those in a uniform draw,
+averaged over {epochs} epochs. A window is the order of `data.order: shards` with a `data.window` of that many shards.
+A shuffle buffer reads the source in its stored order and gives out a random one of the samples that it holds; "of
+permuted shards" first permutes the shards, as WebDataset and others do.
 
 ![Mixing](mixing.png)
 
@@ -54,7 +55,7 @@ random one of the samples that it holds; "of permuted shards" is what WebDataset
 
 
 def orders(shards: int, windows: list[int]) -> dict[str, Order]:
-    """Name -> order of the samples of as many shards."""
+    """Return the orders to compare, by name, for a store of ``shards`` shards."""
     count, rows = shards * SHARD, np.full(shards, SHARD)
     found: dict[str, Order] = {"full permutation": lambda epoch: permutation.sample_ids(0, epoch, 0, count, count)}
     for window in reversed(windows):
@@ -73,7 +74,10 @@ def orders(shards: int, windows: list[int]) -> dict[str, Order]:
 
 
 def buffered(ids: np.ndarray, size: int, seed: int) -> np.ndarray:
-    """The ids as a shuffle buffer gives them out: filled, then each goes in where a random one comes out."""
+    """Return the ids in the order in which a shuffle buffer gives them out.
+
+    The buffer is filled first; from then on, each new id replaces a random one, which is given out.
+    """
     random = np.random.default_rng(seed)
     buffer, out = ids[:size].copy(), np.empty_like(ids)
     places = random.integers(0, len(buffer), len(ids) - len(buffer)).tolist()
@@ -85,7 +89,7 @@ def buffered(ids: np.ndarray, size: int, seed: int) -> np.ndarray:
 
 
 def mixing(epochs: list[np.ndarray], batch: int, num_samples: int) -> float:
-    """Distinct runs in a batch, on the average, in units of what a uniform draw has."""
+    """Return the mean number of distinct runs in a batch, divided by that of a uniform draw."""
     random = np.random.default_rng(0)
     found = np.mean([_distinct(ids) for epoch in epochs for ids in _batches(epoch, batch)])
     drawn = [_distinct(random.choice(num_samples, batch, replace=False)) for _ in range(50)]

@@ -1,7 +1,7 @@
-"""Many images of 96 px from few real ones of 32 px: tar shards of JPEG files, as WebDataset's users have them.
+"""Generator of many 96 px images from few real ones of 32 px, written as tar shards of JPEG files, as for WebDataset.
 
-An image is a 3 x 3 mosaic of images that are drawn at random, each turned left to right or not; the draws are a
-function of the number of the shard's first image.
+An image is a 3 x 3 mosaic of images that are drawn at random and flipped left to right at random. The number of the
+shard's first image seeds the draws.
 """
 
 from __future__ import annotations
@@ -24,8 +24,10 @@ JPEG_QUALITY = 90
 
 
 def write_shards(source: Path, folder: Path, images: int, workers: int) -> list[Path]:
-    """Write ``images`` mosaics of the images of ``source`` (anything a store is built from) as ``folder``'s tars, of
-    which there are SHARDS, or one an image."""
+    """Write ``images`` mosaics of the images of ``source`` as tars in ``folder``; return the tars' paths.
+
+    There are SHARDS tars, or one an image if there are fewer images. A store must be able to be built from ``source``.
+    """
     build(source, folder / "tiles", size_px=TILE_PX, keep=True, workers=workers)
     bounds = np.linspace(0, images, min(SHARDS, images) + 1).astype(int).tolist()
     ranges = [range(*pair) for pair in itertools.pairwise(bounds)]
@@ -49,7 +51,7 @@ def _write_shard(tiles: Path, path: Path, numbers: range) -> None:
 
 
 def _mosaics(pool: ImageStore, numbers: range) -> np.ndarray:
-    """uint8 [n, 96, 96, 3]."""
+    """Return the mosaics of these numbers, uint8 [n, 96, 96, 3]."""
     random = np.random.default_rng(numbers.start)
     drawn = random.integers(len(pool), size=len(numbers) * SIDE * SIDE)
     tiles = pool.gather(drawn)  # [n * 9, 32, 32, 3]

@@ -1,8 +1,8 @@
-"""NT-Xent, forward and backward: time, peak extra memory and bytes sent, ours beside the peers.
+"""Benchmark of NT-Xent, forward and backward, beside other libraries: time, peak extra memory and bytes sent.
 
     python -m benchmarks.nt_xent            # minutes; up to 8 GB; prints JSON lines, writes into docs/performance.md
 
-Memory is the growth of the process's peak resident size over one call in a fresh process (Linux).
+Memory is how much the peak resident size of a fresh process grows over one call (Linux).
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main(
     repeats: Annotated[int, typer.Option(min=1)] = 5,
     docs: Annotated[Path, typer.Option(help="Folder of performance.md and the plot.")] = page.DOCS,
 ) -> None:
-    """Measure, print, write."""
+    """Measure the losses, print JSON lines, and write the section of performance.md."""
     records: list[Record] = []
     for count in rows:
         records += _say([{**one, "peak_extra_bytes": _peak(one["loss"], count)} for one in _times(count, repeats)])
@@ -59,7 +59,7 @@ def _say(records: list[Record]) -> list[Record]:
 
 
 def _times(rows: int, repeats: int) -> list[Record]:
-    """Seconds of each, medians of calls that take turns."""
+    """Return a record of each loss with the median seconds of its calls; the losses take turns."""
     z_a, z_b = _embeddings(rows // 2)
     seconds: dict[str, list[float]] = {name: [] for name in LOSSES}
     values: dict[str, float] = {}
@@ -96,7 +96,7 @@ def _peak(name: str, rows: int) -> int:
 
 def _peak_here(name: str, rows: int, threads: int) -> int:
     torch.set_num_threads(threads)
-    _call(name, *_embeddings(32))  # libraries and their threads are there before
+    _call(name, *_embeddings(32))  # load the libraries and start their threads first
     z_a, z_b = _embeddings(rows // 2)
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
     before = peak_resident()
@@ -105,14 +105,14 @@ def _peak_here(name: str, rows: int, threads: int) -> int:
 
 
 def peak_resident() -> int:
-    """Peak resident bytes of this process."""
+    """Return the peak resident bytes of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     [peak] = [int(line.split()[1]) for line in lines if line.startswith("VmHWM:")]
     return peak * 1024
 
 
 def _sent(world_size: int) -> list[Record]:
-    """Bytes a rank sends, in units of (W - 1) x its embeddings."""
+    """Return for each loss the bytes that a rank sends, in units of (W - 1) x the bytes of its embeddings."""
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(world_size, mp_context=multiprocessing.get_context("spawn")) as pool,
@@ -128,7 +128,7 @@ def _sent_here(rank: int, world_size: int, folder: str) -> dict[str, float]:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world_size)
     ratios = {}
     for name in LOSSES:
-        if name != "dense autograd":  # has no gather
+        if name != "dense autograd":  # it does not gather
             z_a, z_b = _embeddings(256)
             with Traffic(world_size) as sent:
                 _call(name, z_a, z_b)
@@ -138,7 +138,7 @@ def _sent_here(rank: int, world_size: int, folder: str) -> dict[str, float]:
 
 
 def _exponent(records: list[Record], name: str) -> float:
-    """p in memory ~ rows^p, least squares in logarithms."""
+    """Fit memory ~ rows^p by least squares in logarithms; return p."""
     mine = [one for one in records if one["loss"] == name]
     sizes, peaks = ([one[key] for one in mine] for key in ("rows", "peak_extra_bytes"))
     return float(np.polyfit(np.log(sizes), np.log(peaks), 1)[0])
@@ -161,8 +161,8 @@ def _text(records: list[Record], sent: list[Record], repeats: int) -> str:
     traffic = [[name, *(f"{ratios[name, n]:.3f}" for n in counts)] for name in names]
     exponents = ", ".join(f"{name} {_exponent(records, name):.2f}" for name in LOSSES) if len(sizes) > 1 else "-"
     return f"""
-`python -m benchmarks.nt_xent`: D = {DIM}, t = {TEMPERATURE}, float32, medians of {repeats} calls that take turns,
-one process. solo-learn stands for its formula typed again, lightly for the package itself.
+`python -m benchmarks.nt_xent`: D = {DIM}, t = {TEMPERATURE}, float32, one process; medians of {repeats} calls
+that take turns. "solo-learn" is that library's formula, typed again; "lightly" is the package itself.
 {page.machine()}
 
 ![Time and memory](nt_xent.png)
@@ -171,14 +171,14 @@ Milliseconds (in units of ours):
 
 {page.table(["", *header], lines("seconds", lambda s: f"{1000 * s:,.0f}"))}
 
-Peak extra memory, MB (in units of ours), one call in a fresh process each:
+Peak extra memory, MB (in units of ours), of one call in a fresh process:
 
 {page.table(["", *header], lines("peak_extra_bytes", lambda b: f"{b / 1e6:,.1f}"))}
 
-Memory grows with the power of 2N: {exponents}.
+Memory grows as a power of 2N, with these exponents: {exponents}.
 
-Bytes sent per rank, forward + backward, in units of (W - 1) x its embeddings (256 images a rank): the collectives that
-were called, at the cost of the ring algorithms:
+Bytes sent per rank, forward + backward, in units of (W - 1) x the bytes of its embeddings (256 images a rank). Each
+collective that was called counts as many bytes as its ring algorithm sends:
 
 {page.table(["", *(f"W = {n}" for n in counts)], traffic)}
 """

@@ -1,4 +1,4 @@
-"""docs/performance.md: one section a benchmark, written anew by each of its runs."""
+"""Writer of docs/performance.md: each benchmark has a section there, and each of its runs replaces it."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pathlib import Path
 DOCS = Path(__file__).parent.parent / "docs"
 _HEAD = """# Performance
 
-Written by the modules of `benchmarks/` (`make bench`), ours beside the peers in one run. Only ratios within a table
-mean something elsewhere.
+The modules of `benchmarks/` write this page (`make bench`). A table compares this project ("ours") with other libraries
+in one run on one machine. Only the ratios within a table say something about other machines.
 """
 
 
 def write_section(title: str, text: str, docs: Path = DOCS) -> None:
-    """Put the section in the place of the one with the same title, or at the end."""
+    """Replace the section with the same title, or append it at the end."""
     page = docs / "performance.md"
     sections = re.split(r"^(?=## )", page.read_text() if page.exists() else _HEAD, flags=re.MULTILINE)
     new = f"## {title}\n\n{text.strip()}\n"
@@ -31,13 +31,13 @@ def write_section(title: str, text: str, docs: Path = DOCS) -> None:
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def machine() -> str:
-    """What the figures were measured on, in a sentence."""
+    """Describe this machine and its torch in a phrase, for the text of a section."""
     import torch
 
     model = next(

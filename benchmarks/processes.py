@@ -1,4 +1,4 @@
-"""Memory and CPU time of process trees, seen from outside (Linux's /proc), and calls in fresh processes."""
+"""Memory and CPU time of process trees, measured from outside (Linux's /proc), and calls in fresh processes."""
 
 from __future__ import annotations
 
@@ -19,27 +19,32 @@ Result = TypeVar("Result")
 
 
 class Memory(NamedTuple):
-    """Bytes of a process tree: ``rss`` counts a page once for each process that has it, ``pss`` once in all; ``anon``
-    is the part of ``rss`` that is no file's (pages of mapped files are the page cache's, and go when memory is
-    short)."""
+    """Bytes of memory of a process tree.
+
+    Attributes:
+        rss: resident size; a page counts once for each process that has it.
+        pss: proportional size; a page counts once in all.
+        anon: the anonymous part of ``rss``. The rest are pages of mapped files: they belong to the page cache, and the
+            system drops them when memory is short.
+    """
 
     rss: int
     pss: int
     anon: int
 
     def __or__(self, other: Memory) -> Memory:
-        """The larger of each."""
+        """Return the larger value of each field."""
         return Memory(*(max(a, b) for a, b in zip(self, other, strict=True)))
 
 
 def memory_of(pid: int) -> Memory:
-    """Of a process and all its descendants, now."""
+    """Return the present memory of a process and its descendants."""
     found = [_memory_of_one(member.pid) for member in _tree(pid)]
     return Memory(*(sum(column) for column in zip(*found, strict=True))) if found else Memory(0, 0, 0)
 
 
 def cpu_seconds() -> float:
-    """User and system time so far of this process and all its descendants, also of those that have ended."""
+    """Return the user and system time so far of this process and its descendants, ended ones included."""
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     living = sum(sum(child.cpu_times()[:2]) for child in psutil.Process().children(recursive=True))
     return time.process_time() + ended.ru_utime + ended.ru_stime + living
@@ -56,14 +61,17 @@ def _tree(pid: int) -> list[psutil.Process]:
 def _memory_of_one(pid: int) -> Memory:
     try:
         lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
-    except OSError:  # it has ended
+    except OSError:  # the process has ended
         return Memory(0, 0, 0)
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return Memory(*(kib.get(name, 0) * 1024 for name in ("Rss", "Pss", "Anonymous")))
 
 
 class Peak:
-    """``with Peak(pid) as peak: ...``: then ``peak.memory`` is the most that the tree was seen to have."""
+    """Peak memory of a process tree over a ``with`` block, sampled every ``every_s`` seconds.
+
+    After ``with Peak(pid) as peak: ...``, ``peak.memory`` holds the largest values seen.
+    """
 
     def __init__(self, pid: int, every_s: float = 0.05) -> None:
         self.memory = Memory(0, 0, 0)
@@ -86,7 +94,7 @@ class Peak:
 
 
 class Call(NamedTuple):
-    """What a call in a fresh process gave, and the peak of the process' tree."""
+    """The result of a call in a fresh process, and the peak memory of the process' tree."""
 
     result: Any
     peak: Memory
@@ -96,7 +104,7 @@ def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Call:
     """Call a module's function in a process that has done nothing else.
 
     Raises:
-        RuntimeError: the process ended without an answer; what it said is on standard error.
+        RuntimeError: the process ended without an answer; its messages are on standard error.
     """
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
@@ -119,4 +127,4 @@ def _answer(pipe: Connection, function: Callable[..., Any], arguments: tuple[Any
     result = function(*arguments)
     pipe.send(result)
     with contextlib.suppress(EOFError):
-        pipe.recv()  # until it has been seen what the process has now
+        pipe.recv()  # stay until the caller has measured this process

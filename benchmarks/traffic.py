@@ -1,4 +1,4 @@
-"""Counts what a rank sends, by seeing every collective of every process group as torch hands it to them."""
+"""Counter of the bytes that a rank sends: it intercepts every collective that torch dispatches, in any group."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.utils._pytree import tree_leaves
 
 
 class Traffic(TorchDispatchMode):
-    """Within ``with Traffic(world_size) as sent:`` all collectives are counted, those of backward passes too.
+    """Counts all collectives in a block ``with Traffic(world_size) as sent:``, those of backward passes included.
 
-    Bytes are those of the ring algorithms, for W ranks and a tensor of b bytes on each: gathering (W-1) b, reducing to
-    all 2 (W-1)/W b, reducing to parts (W-1)/W b.
+    The bytes are those of the ring algorithms. For W ranks with a tensor of b bytes each, a rank sends (W-1) b in an
+    all-gather, 2 (W-1)/W b in an all-reduce and (W-1)/W b in a reduce-scatter.
 
     Attributes:
-        bytes: sent by this rank.
+        bytes: bytes that this rank sent.
         calls: names of the collectives, in order.
     """
 
@@ -25,7 +25,7 @@ class Traffic(TorchDispatchMode):
         self.bytes = 0.0
         self.calls: list[str] = []
         gathering, others = world_size - 1, (world_size - 1) / world_size
-        # name -> (number of the argument that holds what a rank brings, bytes sent per byte of it)
+        # name -> (index of the argument with the rank's tensors, bytes sent for each of their bytes)
         self._costs = {
             "allgather_": (1, gathering),
             "_allgather_base_": (1, gathering),

@@ -1,8 +1,9 @@
-"""The two SimCLR views as other libraries make them: operations and probabilities as in our recipes, no normalisation.
+"""SimCLR's two views as other libraries make them, with the operations and probabilities of our policies.
 
-At 32 px that is ``simclr-small`` (half the colour jitter, no blur), above it ``simclr``. What differs: torchvision and
-lightly work on bytes, jitter hue through HSV and clamp after each step; lightly's blur is Pillow's, of box filters;
-kornia's crop is a grid sample without antialiasing, which no crop needs that is enlarged.
+Up to 32 px the policy is ``simclr-small`` (half the colour jitter, no blur), above it ``simclr``. No view is
+normalised. The libraries differ from ours: torchvision and lightly work on bytes, jitter the hue through HSV and clamp
+after each step; lightly blurs by Pillow's box filters; kornia crops by a grid sample without antialiasing (a crop that
+is enlarged needs none).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor
 SMALL_PX = 32
 
 
-def recipe(size_px: int) -> str:
-    """The name of ours."""
+def policy_name(size_px: int) -> str:
+    """Return the name of our augmentation policy for images of this size."""
     return "simclr-small" if size_px <= SMALL_PX else "simclr"
 
 
@@ -32,7 +33,7 @@ def _blur_taps(size_px: int) -> int:
 
 
 def torchvision(size_px: int) -> Callable[[Any], tuple[Tensor, Tensor]]:
-    """transforms.v2 on one of PIL's images (faster than on uint8 tensors) -> two of float32 [3, S, S]."""
+    """Return torchvision's transforms.v2: a PIL image (faster than a uint8 tensor) -> two views, float32 [3, S, S]."""
     import torch
     from torchvision.transforms import v2
 
@@ -50,7 +51,7 @@ def torchvision(size_px: int) -> Callable[[Any], tuple[Tensor, Tensor]]:
 
 
 def lightly(size_px: int) -> Callable[[Any], list[Tensor]]:
-    """SimCLRTransform on one of PIL's images -> two of float32 [3, S, S]."""
+    """Return lightly's SimCLRTransform: a PIL image -> two views, float32 [3, S, S]."""
     blur_p = 0.5 if size_px > SMALL_PX else 0.0
     made: Callable[[Any], list[Tensor]] = _module("lightly").SimCLRTransform(
         input_size=size_px, cj_strength=_strength(size_px), gaussian_blur=blur_p, normalize=None
@@ -59,9 +60,10 @@ def lightly(size_px: int) -> Callable[[Any], list[Tensor]]:
 
 
 def kornia(size_px: int) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-    """A batch, uint8 [N, 3, H, W] or [N, H, W, 3] -> two of float32 [N, 3, S, S]; each image has its own parameters.
+    """Return kornia's views: uint8 [N, 3, H, W] or [N, H, W, 3] -> two of float32 [N, 3, S, S].
 
-    Of kornia's two croppings and two colour jitters these are the faster, and the nearer to torchvision's.
+    Each image has its own parameters. kornia has two ways to crop and two colour jitters; the ones taken here are the
+    faster ones and nearer to torchvision's.
     """
     import torch
     from kornia import augmentation as k
@@ -95,7 +97,7 @@ _MODULES = {
 
 
 def installed(views: list[str]) -> list[str]:
-    """Those of ``views`` that can be made here; what they need is imported."""
+    """Import what ``views`` need; return those that can be made here."""
     found = []
     for name in views:
         with contextlib.suppress(ImportError):
@@ -105,6 +107,6 @@ def installed(views: list[str]) -> list[str]:
 
 
 def _module(views: str) -> Any:
-    """What makes them; ours needs no more than torch."""
-    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # lightly asks its server for news when it is imported
+    """Import and return the module that makes these views; ours need none of their own, so this module stands in."""
+    os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")  # else its import asks a server for news
     return importlib.import_module(_MODULES.get(views, __name__))

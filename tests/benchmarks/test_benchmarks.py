@@ -1,4 +1,4 @@
-"""The benchmarks compare like with like, and write a page that runs can be repeated into."""
+"""Tests of the benchmarks: they compare like with like, and a repeated run replaces its section of the page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.gloo import GlooPool
 
 
 def _value(rank: int, size: int, name: str) -> tuple[float, float]:
-    """(the loss, the gradient's norm over all ranks' rows) of 24 images."""
+    """Return the loss of 24 images and the norm of the gradient over all ranks' rows."""
     generator = torch.Generator().manual_seed(0)
     views = torch.randn(2, 24, 8, generator=generator)
     share = 24 // size
@@ -38,7 +38,7 @@ def test_every_contender_computes_the_same_loss(gloo: Callable[[int], GlooPool],
         pytest.importorskip("lightly")
     loss, norm = _value(0, 1, "ours")
     assert _value(0, 1, name) == pytest.approx((loss, norm), rel=1e-5)
-    if name != "dense autograd":  # the peers' losses are of their own rows, to be averaged like their gradients
+    if name != "dense autograd":  # each rank of the others has the loss of its own rows; ranks are averaged
         unit = 1 if name == "ours" else 2
         assert gloo(2).run(_value, name)[0] == pytest.approx((loss, norm * unit), rel=1e-5)
 
@@ -51,7 +51,7 @@ def test_views_of_grey_images_are_grey_and_as_bright_as_the_jitter_lets_them(
     if not transforms.installed([name]):
         pytest.skip(f"{name} is not installed")
     torch.manual_seed(0)
-    grey, byte = 99 / 255, 1 / 255  # some round to bytes after each operation
+    grey, byte = 99 / 255, 1 / 255  # some libraries round to bytes after each operation
     first, second = augment.CONTENDERS[name].start(np.full((4, size_px, size_px, 3), 99, dtype=np.uint8))()
     for view in (first, second):
         assert view.dtype == torch.float32
@@ -106,7 +106,7 @@ def test_orders_are_permutations_and_wider_windows_mix_better(tmp_path: Path) ->
     found = dict(re.findall(r"^\| (.+?) \| ([\d.]+) \|$", (tmp_path / "performance.md").read_text(), re.MULTILINE))
     rising = [float(found[f"window of {shards} shards"]) for shards in (1, 2, 4)]
     assert rising[0] < rising[1] < rising[2]
-    assert rising[2] == pytest.approx(float(found["full permutation"]), abs=0.02)  # both a full one, of other seeds
+    assert rising[2] == pytest.approx(float(found["full permutation"]), abs=0.02)  # both are full permutations
     assert rising[2] == pytest.approx(1, abs=0.02)
     assert float(found["buffer of 1,000"]) < rising[0]
     assert (tmp_path / "mixing.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""The benchmarks of the data path: every loader reads the images it was given, and what is measured is what is said."""
+"""Tests of the data path's benchmarks: each loader reads the images it was given, each figure is what it says."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENTERED = [(name, encoding) for name, kind in CONTESTANTS.items() for encoding i
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What contestants start from; the store is made, which others read too."""
+    """Prepare the images that contestants start from, and our store, which ``Table.take`` reads too."""
     made = tmp_path_factory.mktemp("contest")
     write_images(made / "source", num_classes=2, per_class=IMAGES // 2, size_px=SIZE_PX)
     data._prepare(made / "source", made, IMAGES, SIZE_PX)
@@ -51,7 +51,7 @@ def test_random_rows_are_the_images_asked_for(folder: Path, name: str, encoding:
         pytest.skip("pixels alone have random rows")
     ids = np.array([7, 3, IMAGES - 1, 3])
     rows, expected = loader.rows()(ids), loader.pixels[ids]
-    if "shuffled" in name:  # by its own order: images of the set
+    if "shuffled" in name:  # it reads in its own order, so any image of the set will do
         assert all((row == loader.pixels).all((1, 2, 3)).any() for row in rows)
     elif name in (OURS, "Table.take"):  # the store is in the order of the files' names
         assert np.array_equal(rows, loader.pixels[_by_name(ids)])
@@ -169,7 +169,7 @@ def test_a_store_is_trained_on_and_opened_at_any_step(folder: Path) -> None:
     assert large_store._train_on(store, 2) > 0
     orders = list(large_store._order({"small": 100, "10^9": 10**9}))
     assert [one["ids"] for one in orders] == [100] * 3 + [10**9] * 3
-    assert max(one["peak_bytes"] for one in orders) < 1 << 20  # nothing of 10^9 items
+    assert max(one["peak_bytes"] for one in orders) < 1 << 20  # no array of 10^9 items is made
 
 
 def test_checks_are_measured_as_a_share_of_the_same_epoch(folder: Path, tmp_path: Path) -> None:
