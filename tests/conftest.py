@@ -1,4 +1,4 @@
-"""Small real stores, and process groups of 1 to 4 gloo workers that live as long as the session."""
+"""Fixtures of all tests: small real stores, a bucket, and groups of gloo workers that live as long as the session."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 
 
 def write_images(folder: Path, *, num_classes: int, per_class: int, size_px: int = 16, seed: int = 0) -> None:
-    """Class folders of smooth random PNG pictures, each class around a colour of its own, none black or white."""
+    """Write class folders of smooth random PNG images: each class around a colour of its own, none black or white."""
     random = np.random.default_rng(seed)
     for label in range(num_classes):
         target = folder / f"class{label}"
@@ -38,7 +38,7 @@ def write_images(folder: Path, *, num_classes: int, per_class: int, size_px: int
 
 @pytest.fixture(scope="session", autouse=True)
 def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Nothing is left in the user's cache directory."""
+    """Replace the user's cache directory, so that tests leave nothing in it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("user-cache")))
         yield
@@ -46,7 +46,7 @@ def _user_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three classes of 17 images, 16 px."""
+    """Write three class folders of 17 images each, 16 px."""
     folder = tmp_path_factory.mktemp("images")
     write_images(folder, num_classes=3, per_class=17)
     return folder
@@ -54,7 +54,7 @@ def image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def small_store(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of 51 labelled images of 16 px."""
+    """Build a store of 51 labelled images of 16 px."""
     path = tmp_path_factory.mktemp("stores") / "small"
     store.build(image_folder, path, workers=1)
     return path
@@ -62,7 +62,7 @@ def small_store(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def gloo() -> Iterator[Callable[[int], GlooPool]]:
-    """``gloo(W).run(function, *arguments)`` -> the W results of ``function(rank, W, *arguments)``."""
+    """Return pools: ``gloo(W).run(function, *arguments)`` -> the W results of ``function(rank, W, *arguments)``."""
     pools: dict[int, GlooPool] = {}
 
     def pool(size: int) -> GlooPool:
@@ -79,7 +79,7 @@ def gloo() -> Iterator[Callable[[int], GlooPool]]:
 
 @pytest.fixture(scope="session")
 def bucket() -> Iterator[str]:
-    """A URI on an S3 server of this process."""
+    """Start an S3 server in this process; yield a URI in a bucket on it."""
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Runs in float64 through DeepSpeed, which knows half and single precision only."""
+"""Helpers that train in float64 through DeepSpeed, which knows half and single precision only."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _MODULES = ("engine", "base_optimizer", "utils", "zero.stage_1_and_2", "zero.sta
 
 
 class _Torch:
-    """torch, but what is called float32 there is float64."""
+    """The module torch, except that its name float32 stands for float64."""
 
     def __getattr__(self, name: str) -> Any:
         return torch.float64 if name in ("float32", "float") else getattr(torch, name)
@@ -33,7 +33,7 @@ class _Torch:
 
 @contextlib.contextmanager
 def deepspeed_in_double() -> Iterator[None]:
-    """DeepSpeed's master weights, gradient buffers and collectives in float64: the same code, with 1e-16 for 6e-8."""
+    """Let DeepSpeed's weights, gradient buffers and collectives be float64: the same code rounds by 1e-16, not 6e-8."""
     with contextlib.ExitStack() as stack:
         for name in _MODULES:
             module = importlib.import_module(f"deepspeed.runtime.{name}")
@@ -44,7 +44,7 @@ def deepspeed_in_double() -> Iterator[None]:
 
 
 def double_method(config: RunConfig) -> Method:
-    """The initial method in float64, which takes float32 views."""
+    """Return the initial method in float64; it takes float32 views."""
     method = smooth_method(config).double()
     method.register_forward_pre_hook(
         lambda _, arguments: (Views(tuple(part.double() for part in arguments[0].crops), arguments[0].labels),)
@@ -53,7 +53,7 @@ def double_method(config: RunConfig) -> Method:
 
 
 def double_update(rank: int, size: int, config: RunConfig) -> dict[str, Tensor]:
-    """What one step of the engine at rate 1 takes off each weight: with plain SGD, the gradient."""
+    """Return what one step of the engine at rate 1 subtracts from each weight: with plain SGD, the gradient."""
     method = double_method(config)
     before = {name: p.detach().clone() for name, p in method.named_parameters()}
     world = World.current()
@@ -65,7 +65,7 @@ def double_update(rank: int, size: int, config: RunConfig) -> dict[str, Tensor]:
 
 
 def one_shot_gradient(config: RunConfig, loss: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Tensor]:
-    """Micro-batches through the module one by one, all graphs kept, one loss of the two views, then autograd."""
+    """Compute the gradient by autograd from one loss over all micro-batches, whose graphs are all kept."""
     method, images = double_method(config).train(), ImageStore(config.data.store)
     ids, _ = permutation.stream(config.seed, 0, config.batch.size, len(images))
     embedded = []
@@ -79,7 +79,7 @@ def one_shot_gradient(config: RunConfig, loss: Callable[[Tensor, Tensor], Tensor
 
 
 def worst_difference(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Of any tensor, relative to its norm; NaN if one is."""
+    """Return the largest difference of a tensor, relative to its norm; NaN if a difference is NaN."""
     assert found.keys() == expected.keys()
     return float(
         torch.stack([(found[name] - expected[name]).norm() / expected[name].norm() for name in expected]).max()

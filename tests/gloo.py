@@ -1,7 +1,7 @@
-"""A process group of W workers that runs one function after the other.
+"""Process group of W gloo workers for tests; it runs one function after the other.
 
-They are forked from a server that has imported torch and DeepSpeed: a worker starts in a twentieth of a second, not in
-six, and has 10 MB of its own, not 500.
+The workers are forked from a server that has imported torch and DeepSpeed: a worker starts in a twentieth of a second
+instead of six, and has 10 MB of its own instead of 500.
 """
 
 from __future__ import annotations
@@ -40,8 +40,11 @@ class GlooPool:
             self._processes.append(process)
 
     def run(self, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """Results by rank; failures are raised here with their tracebacks, also where others wait for ever for the rank
-        that failed: the pool is then ``broken``, lest its ranks answer the next call out of step."""
+        """Call ``function(rank, W, *arguments)`` in every worker; return the results by rank.
+
+        Failures are raised here with their tracebacks, even if other ranks wait for ever for the one that failed. The
+        pool is then ``broken``: its ranks would answer the next call out of step.
+        """
         self.broken = True
         for end in self._ends:
             end.send((function, arguments))

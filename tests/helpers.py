@@ -1,4 +1,4 @@
-"""Runs of a few steps on a small store, inside gloo workers."""
+"""Helpers that train a few steps on a small store, inside gloo workers."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ engine: {precision: fp32, zero_stage: 1}
 
 
 def small_config(store: Path, **overrides: Any) -> RunConfig:
-    """Three micro-batches of four images a step, fp32; ``overrides`` have __ for the dots of keys.
+    """Return a config of three micro-batches of four images a step, fp32; ``overrides`` have __ for the dots of keys.
 
-    No file is written: workers that are given one store call this at the same time.
+    No file is written, because several workers call this for one store at the same time.
     """
     tree = yaml.safe_load(RECIPE)
     for key, value in {"data__store": str(store), **overrides}.items():
@@ -54,11 +54,11 @@ def with_facts(config: RunConfig, num_samples: int, size_px: int = 16) -> Resolv
 
 
 def smooth_method(config: RunConfig) -> Method:
-    """The initial method with SiLU for every ReLU.
+    """Return the initial method with SiLU in place of every ReLU.
 
-    A ReLU whose input crosses zero by a rounding error changes the gradient by a whole unit's part: one worker whose
-    weights are moved by 1e-7 then differs from itself by 1e-3 after a few steps (measured). What is tested here is that
-    workers do not change the arithmetic, so the network is one that does not jump.
+    A ReLU whose input crosses zero by a rounding error changes the gradient by a whole unit's contribution: weights
+    that were moved by 1e-7 then differ by 1e-3 after a few steps of one worker (measured). The tests check that the
+    number of workers does not change the arithmetic, so they need a network whose gradient has no jumps.
     """
     return smooth(config.initial_method())
 
@@ -78,8 +78,10 @@ def train(
     resume: Path | None = None,
     total_steps: int | None = None,
 ) -> Trace:
-    """Steps first_step .. last_step-1 (of as many, unless said otherwise), from the initial weights or from the run
-    directory ``resume``."""
+    """Train the steps first_step .. last_step - 1, from the initial weights or the newest checkpoint in ``resume``.
+
+    The run has ``total_steps`` steps; without it, ``last_step``.
+    """
     found = Checkpoints(resume).newest() if resume else None
     assert (found.step if found else 0) == first_step
     world = World.current()
@@ -97,6 +99,6 @@ def save(state: State, run: Path, step: int, config: RunConfig) -> None:
 
 
 def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:
-    """Names whose tensors are not equal bit for bit."""
+    """Return the names of the tensors that are not equal bit for bit."""
     assert a.keys() == b.keys()
     return [name for name in a if not torch.equal(a[name], b[name])]

@@ -127,7 +127,7 @@ def test_without_a_cluster_the_command_needs_no_ray(image_folder: Path, tmp_path
     assert done.stdout.splitlines()[-1] == "False"
 
 
-def test_what_is_no_image_is_left_out_or_refused_as_on_one_machine(
+def test_broken_images_are_skipped_or_refused_as_on_one_machine(
     local_ray: None, image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = tmp_path / "images"
@@ -238,7 +238,7 @@ def _slowly(piece: ShardJob, *_: object) -> cluster_build._Answer:
 
 
 @pytest.mark.parametrize(("at_most", "store_bytes", "most"), [(2, 10**9, 2), (None, 6000, 3)])
-def test_a_bounded_number_of_pieces_is_in_flight(
+def test_a_bounded_number_of_shard_jobs_is_in_flight(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_most: int | None, store_bytes: int, most: int
 ) -> None:
     """Each shard has 1,000 bytes, and half of the object store is for shards."""
@@ -323,7 +323,7 @@ def test_a_killed_writer_costs_nothing_but_time(
     assert made == undisturbed
 
 
-def test_a_killed_build_goes_on_and_its_tasks_do_not_write_into_another(
+def test_a_killed_build_resumes_and_its_tasks_do_not_write_into_another(
     local_ray: None, image_folder: Path, undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
     """The other build begins at once; the first is resumed in a copy of its files."""
@@ -380,7 +380,7 @@ if __name__ == "__main__":
 
 
 @pytest.mark.parametrize("where", [[], pytest.param(["--cluster"], marks=pytest.mark.slow)])
-def test_ctrl_c_is_one_line_and_the_same_command_goes_on(
+def test_ctrl_c_prints_one_line_and_the_same_command_resumes(
     local_ray: None, image_folder: Path, tmp_path: Path, where: list[str]
 ) -> None:
     """The signal also reaches the writers, which are in the terminal's process group."""

@@ -51,7 +51,7 @@ def test_g_simclr_in_one_command_resumes_at_any_stage(local_ray: None, small_sto
         g_simclr(small_store, folder, "--clusters", 5, "--set", "optim.lr=0.5")
 
 
-def test_self_training_adds_what_it_is_sure_of_until_that_no_longer_helps(
+def test_self_training_adds_confident_labels_until_they_no_longer_help(
     local_ray: None, small_store: Path, few_labels: Path, tmp_path: Path
 ) -> None:
     few = np.load(few_labels)
@@ -97,7 +97,7 @@ def test_a_stage_stopped_by_ctrl_c_says_that_the_same_command_resumes(
             g_simclr(small_store, tmp_path / "here")
 
 
-def test_a_stage_may_change_what_pretrain_may_and_nothing_else(
+def test_a_stage_may_change_the_settings_that_pretrain_may_and_no_others(
     untrained: list[str], small_store: Path, tmp_path: Path
 ) -> None:
     g_simclr(small_store, tmp_path / "here")

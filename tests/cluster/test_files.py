@@ -111,7 +111,7 @@ def test_kubernetes_pods_share_a_folder_a_token_and_a_ray(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", KUBERAY)
-def test_kubernetes_has_room_for_a_worker_and_lets_it_go_in_peace(name: str) -> None:
+def test_kubernetes_gives_each_worker_a_gpu_and_time_to_shut_down(name: str) -> None:
     """Ray's autoscaler reads: no worker beside the driver, one GPU for each worker, one node before a run asks."""
     metadata = {"name": "ssl-dist", "namespace": "default"}
     read = _derive_autoscaling_config_from_ray_cr({"metadata": metadata, "spec": cluster_spec(load(name))})
@@ -135,7 +135,7 @@ def test_a_job_of_kubernetes_reaches_its_cluster_and_fills_it() -> None:
     assert [group["replicas"] for group in spec["workerGroupSpecs"]] == [cluster.workers.max]
 
 
-def test_what_is_submitted_is_a_pretraining_unless_it_says_otherwise() -> None:
+def test_a_submitted_job_pretrains_unless_it_names_another_command() -> None:
     assert command_on_head(["recipe", "--set", "epochs=1"])[1:] == ["pretrain", "recipe", "--set", "epochs=1"]
     assert command_on_head(["tune", "recipe"])[1:] == ["tune", "recipe"]
     assert command_on_head([])[0].endswith("ssl-dist")

@@ -185,7 +185,7 @@ def _first_to_meet_batch_1(seed: int) -> int | None:
     raise AssertionError("an epoch holds every sample")
 
 
-def test_what_one_worker_alone_finds_ends_the_run_with_its_reason(local_ray: None, tmp_path: Path) -> None:
+def test_damage_that_only_one_worker_finds_ends_the_run_with_its_reason(local_ray: None, tmp_path: Path) -> None:
     """One of two record batches is damaged, and worker 1 alone reads it first: worker 0 must not wait for ever."""
     write_images(tmp_path / "images", num_classes=2, per_class=300, size_px=8)
     path = tmp_path / "store"

@@ -68,7 +68,7 @@ def test_self_training_has_no_test_store_of_its_own(small_store: Path) -> None:
     assert invoke("self-train", "--set", f"data.store={small_store}").exit_code == 2
 
 
-def test_rounds_keep_what_the_recipe_says_of_the_data(
+def test_rounds_keep_the_recipes_data_settings(
     untrained: list[str], small_store: Path, few_labels: Path, tmp_path: Path
 ) -> None:
     self_train(small_store, few_labels, tmp_path / "rounds", "--set", "data.stratified=true")

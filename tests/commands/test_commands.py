@@ -59,7 +59,7 @@ def refused(outcome: Outcome, message: str) -> None:
 
 @pytest.fixture(scope="module")
 def finished(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run of two steps."""
+    """Make a run of two steps with its checkpoint; return its directory."""
     run = tmp_path_factory.mktemp("finished")
     config = small_config(small_store)
     save(train(0, 1, config, 0, 2).state, run, 2, config)

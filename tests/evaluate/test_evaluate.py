@@ -43,7 +43,7 @@ def test_knn_equals_the_formula_written_out(k: int) -> None:
     assert knn_accuracy(bank, bank_labels, queries, query_labels, k=k) == right / 700
 
 
-def test_knn_refuses_what_it_cannot_vote_on() -> None:
+def test_knn_refuses_too_large_a_k_and_no_query() -> None:
     bank, labels = clusters(5, 0)
     with pytest.raises(ConfigError, match=r"k 6: the bank has 5 images, k is one of 1\.\.5"):
         knn_accuracy(bank, labels, bank, labels, k=6)
@@ -108,7 +108,7 @@ def test_the_online_probe_is_the_same_on_any_number_of_workers(
         assert gloo(workers).run(_probe, config) == pytest.approx([alone] * workers, rel=1e-4)
 
 
-def test_the_probe_never_asks_what_it_was_told(small_store: Path) -> None:
+def test_the_probes_queries_are_not_in_its_bank(small_store: Path) -> None:
     probe = Probe(small_config(small_store, probe={"bank": 1000, "queries": 1000}), ImageStore(small_store))
     assert len(probe.ids) == len(set(probe.ids.tolist())) == 51
     assert probe.num_bank == 40

@@ -17,7 +17,7 @@ def test_the_most_confident_rows_come_first() -> None:
     assert classes.tolist() == [1, 1, 0]
 
 
-def test_clusters_are_of_what_is_alike() -> None:
+def test_clusters_group_similar_features() -> None:
     generator = torch.Generator().manual_seed(0)
     centres = 10 * torch.randn(4, 6, generator=generator)
     truth = torch.arange(200) % 4

@@ -113,7 +113,9 @@ def test_settings_move_within_their_domains(small_store: Path) -> None:
         ("method.projection_dim", Domain(choice=(8, 16)), "differ in their weights' shapes"),
     ],
 )
-def test_what_cannot_change_on_the_way_is_refused(small_store: Path, key: str, domain: Domain, message: str) -> None:
+def test_settings_that_cannot_change_during_a_run_are_refused(
+    small_store: Path, key: str, domain: Domain, message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         population(small_store, space={key: domain}).check()
 

@@ -1,4 +1,4 @@
-"""Which trials are stopped depends on their curves alone: not on the clock, nor on how often the sweep was killed."""
+"""Tests of early stopping: curves alone decide which trials stop, not the clock, nor how often a sweep was killed."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_end_of_a_trial_stops_nothing_but_counts(small_store: Path) -> None:
 
 
 @pytest.mark.parametrize("scheduler", ["asha", "median"])
-def test_what_is_said_early_stays_true(small_store: Path, scheduler: str) -> None:
+def test_early_verdicts_stay_true(small_store: Path, scheduler: str) -> None:
     """The verdicts do not depend on how far each trial has come, nor on how many have begun."""
     sweep, random = nine_epochs(small_store, scheduler=scheduler), np.random.default_rng(0)
     for _ in range(40):

@@ -28,7 +28,7 @@ def test_rungs_are_in_epochs_of_the_longest_trial(small_store: Path) -> None:
     assert make(small_store, rung_epochs=0.5).probe_every_epochs == 0.5
 
 
-def test_what_asha_is_expected_to_spend(small_store: Path) -> None:
+def test_expected_images_of_asha(small_store: Path) -> None:
     sweep = make(small_store, rung_epochs=2)
     short, long = sweep.config({"epochs": 2}), sweep.config({"epochs": 18})
     assert sweep.budget_images(long) == 18 * 51
