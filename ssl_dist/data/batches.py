@@ -7,10 +7,9 @@ zero weight.
 
 from __future__ import annotations
 
-import queue
-import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,34 +88,15 @@ class Batches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield the batches. One is fetched ahead, so with the one in use there are two in memory."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue()
-        wanted, stop = threading.Semaphore(1), threading.Event()
-
-        def fetch() -> None:
-            try:
-                for step in self._steps:
-                    wanted.acquire()
-                    if stop.is_set():
-                        return
-                    ready.put(self.fetch(step))
-            except BaseException as error:  # the consumer raises it
-                ready.put(error)
-
-        thread = threading.Thread(target=fetch, name="fetch-batches", daemon=True)
-        thread.start()
-        try:
-            for _ in self._steps:
+        with ThreadPoolExecutor(1, thread_name_prefix="fetch-batches") as thread:
+            fetches = (thread.submit(self.fetch, step) for step in self._steps)
+            coming = next(fetches, None)
+            while coming:
                 began = time.perf_counter()
-                batch = ready.get()
-                wanted.release()
+                batch = coming.result()
                 self.waited_s += time.perf_counter() - began
-                if isinstance(batch, BaseException):
-                    raise batch
+                coming = next(fetches, None)
                 yield batch
-        finally:
-            stop.set()
-            wanted.release()
-            thread.join()
 
     def fetch(self, step: int) -> Batch:
         """Fetch this worker's part of one step."""

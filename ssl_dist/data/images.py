@@ -1,14 +1,19 @@
-"""The images that a run trains on: what training needs of them, and the store that holds them."""
+"""The images that a run trains on: the store that holds them, what training needs of it, and their labels."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import xxhash
 
+from ssl_dist.config import RunConfig
+from ssl_dist.errors import ConfigError
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
+from ssl_dist.uris import without_secrets
 
 
 class Images(Protocol):
@@ -37,3 +42,69 @@ def open_store(data: DataConfig, path: str | None = None) -> ImageStore:
     """
     damaged = data.damaged if path is None else "refuse"
     return ImageStore(path or data.store, damaged=damaged, cache=data.cache, cache_gb=data.cache_gb)
+
+
+def read_labels(config: RunConfig, store: Images) -> np.ndarray:
+    """Return the labels in ``data.label_file``, or the store's where there is no such file.
+
+    Returns:
+        int32 ``[n]``, -1: none.
+
+    Raises:
+        ConfigError: the file cannot be read, or does not belong to this store.
+    """
+    if config.data.label_file is None:
+        return store.labels
+    file = Path(config.data.label_file)
+    try:
+        with file.open("rb") as content:
+            labels: np.ndarray = np.lib.format.read_array(content)  # one array, and nothing is unpickled
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"data.label_file {file} cannot be read ({error}): it is a .npy of whole numbers") from None
+    if labels.shape != (len(store),) or labels.dtype.kind not in "iu":
+        raise ConfigError(
+            f"data.label_file {file} has {labels.dtype} {labels.shape}: the store has {len(store)} images, and each"
+            " needs a whole number, -1 for none"
+        )
+    outside = np.flatnonzero((labels < -1) | (labels >= 2**31))
+    if len(outside):
+        row = outside[0]
+        raise ConfigError(
+            f"data.label_file {file} has a label {labels[row]}, of image {row}: it is -1 for none, or 0 to {2**31 - 1}"
+        )
+    return labels.astype(np.int32)
+
+
+def read_visible_labels(config: RunConfig, store: Images) -> np.ndarray:
+    """Return the labels that a method or a stratified order may use: a damaged image that is skipped has none.
+
+    Raises:
+        ConfigError: there are no labels, or one for which the method has no class.
+    """
+    labels = read_labels(config, store)
+    if config.data.damaged == "skip":
+        labels = np.where(store.intact(np.arange(len(store))), labels, -1)
+    largest = int(labels.max(initial=-1))
+    if largest < 0:
+        who = f"method {config.method.name}" if config.num_labelled else "data.stratified"
+        given = config.data.label_file or without_secrets(config.data.store)
+        raise ConfigError(
+            f"{who} needs labels, and {given} has none: build the store from class folders, or name a data.label_file"
+        )
+    classes = getattr(config.method, "num_classes", None)
+    if classes is not None and largest >= classes:
+        raise ConfigError(f"method.num_classes {classes}: there is a label {largest}, so it is {largest + 1} or more")
+    return labels
+
+
+def label_digest(config: RunConfig) -> str | None:
+    """Return the digest of the bytes of ``data.label_file``; None where there is no such file.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
+    file = config.data.label_file
+    try:
+        return xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) if file else None
+    except OSError as error:
+        raise ConfigError(f"data.label_file {file} cannot be read: {error.strerror}") from None

@@ -11,8 +11,7 @@ import numpy as np
 import xxhash
 
 from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
-from ssl_dist.data.images import open_store
-from ssl_dist.data.labels import label_digest
+from ssl_dist.data.images import label_digest, open_store
 from ssl_dist.data.sample_plan import SamplePlan
 from ssl_dist.errors import ConfigError
 from ssl_dist.settings import DataConfig
@@ -69,14 +68,13 @@ def _expect_cache_room(data: DataConfig, store: ImageStore, limit: int, sample_p
         ConfigError: the cache is too small.
     """
     total = store.manifest.bytes
-    if data.order == "full":
-        if total > limit:
-            raise ConfigError(
-                f"data.cache_gb {data.cache_gb:g} is less than the {_gb(total)} GB of {store.name}, and with data.order"
-                " full a batch has images of any shard, so most shards would be fetched anew in each step: set"
-                f" data.order=shards, or data.cache_gb to {_gb(total)} or more"
-            )
-        return
+    if data.order == "full" and total > limit:
+        raise ConfigError(
+            f"data.cache_gb {data.cache_gb:g} is less than the {_gb(total)} GB of {store.name}, and with data.order"
+            " full a batch has images of any shard, so most shards would be fetched anew in each step: set"
+            f" data.order=shards, or data.cache_gb to {_gb(total)} or more"
+        )
+    # 0 for the order full, which has no windows
     needed = min(total, sample_plan.max_window_bytes(np.array([shard.bytes for shard in store.manifest.shards])))
     if needed > limit:
         raise ConfigError(

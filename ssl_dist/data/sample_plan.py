@@ -6,8 +6,7 @@ import numpy as np
 
 from ssl_dist.config import RunConfig
 from ssl_dist.data import permutation
-from ssl_dist.data.images import Images
-from ssl_dist.data.labels import read_visible_labels
+from ssl_dist.data.images import Images, read_visible_labels
 from ssl_dist.data.stratified_order import StratifiedOrder
 from ssl_dist.data.windowed_order import NeededShards, WindowedOrder
 from ssl_dist.errors import StoreDamaged
