@@ -87,8 +87,7 @@ class _Run:
         self._writer = Writer(checkpoints, config) if is_first else None
         self._probe = Probe(config, data.store) if config.probe else None
         self.batches = Batches(data.sample_plan, world, self.first_step, self.plan.total_steps)
-        self._watch, self._warned = Stopwatch(), False
-        self._watch.start(self.first_step)
+        self._watch, self._warned = Stopwatch(self.first_step), False
 
     def __enter__(self) -> _Run:
         return self

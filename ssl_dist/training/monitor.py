@@ -43,11 +43,8 @@ class Monitor:
         _drop_after(run, first_step)
         self._lines = (run / METRICS).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step + 1)
-        known = {
-            key: _shown(value)
-            for key, value in config.flat().items()
-            if config.monitor.hparams is None or key in config.monitor.hparams
-        }
+        wanted = config.monitor.hparams
+        known = {key: _shown(value) for key, value in config.flat().items() if wanted is None or key in wanted}
         measured = [config.probe.tag] if config.probe else []
         experiment, start, self._end = hparams(known, dict.fromkeys([*measured, "train/loss"], 0.0))
         self._summary(experiment)
@@ -77,10 +74,10 @@ class Monitor:
 
 
 class Stopwatch:
-    """Measures training time without the pauses for probes and checkpoints."""
+    """Measures training time from ``step`` on, without the pauses for probes and checkpoints."""
 
-    def __init__(self) -> None:
-        self._began, self._paused, self._steps, self._waited = time.perf_counter(), 0.0, 0, 0.0
+    def __init__(self, step: int) -> None:
+        self._began, self._paused, self._steps, self._waited = time.perf_counter(), 0.0, step, 0.0
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -103,10 +100,6 @@ class Stopwatch:
         self._began, self._paused, self._steps, self._waited = now, 0.0, step, waited_s
         return rates
 
-    def start(self, step: int) -> None:
-        """Begin the first lap, after ``step`` steps."""
-        self._began, self._paused, self._steps = time.perf_counter(), 0.0, step
-
 
 def peak_mb() -> float:
     """Return this process' peak memory in MB: of the GPU where it uses one (untested), otherwise resident memory."""
@@ -121,12 +114,8 @@ class ProgressBar:
     def __init__(self, run: Path, console: Console) -> None:
         self._metrics = MetricsReader(run)
         self.last: dict[str, Any] = {}
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
-        )
+        numbers = TextColumn("{task.fields[numbers]}")
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers)
         self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
         self._task = self._progress.add_task("starting", total=None, numbers="")
 
@@ -147,10 +136,8 @@ class ProgressBar:
         probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
         shown = {"loss": "train/loss", **probes, "img/s": "speed/images_per_s"}
         numbers = "  ".join(f"{name} {self.last[tag]:.4g}" for name, tag in shown.items() if tag in self.last)
-        total = self.last["plan/total_steps"]
-        self._progress.update(
-            self._task, description="steps", total=total, completed=self.last["step"], numbers=numbers
-        )
+        done, total = self.last["step"], self.last["plan/total_steps"]
+        self._progress.update(self._task, description="steps", total=total, completed=done, numbers=numbers)
 
 
 def _shown(value: Any) -> bool | int | float | str:
