@@ -132,7 +132,7 @@ class BackboneConfig(Section):
 
     def build(self, image_size: int | None = None) -> backbones.Backbone:
         """Build the backbone with random weights."""
-        return backbones.build(image_size=image_size, **self._shape())
+        return backbones.build(image_size=image_size, **self.model_dump(exclude={"weights"}))
 
     def check(self, image_sizes: Collection[int]) -> None:
         """Check that the backbone exists and takes images of these sizes.
@@ -140,10 +140,7 @@ class BackboneConfig(Section):
         Raises:
             ConfigError: it does not.
         """
-        backbones.check(image_sizes=image_sizes, **self._shape())
-
-    def _shape(self) -> dict[str, Any]:
-        return self.model_dump(exclude={"weights"})
+        backbones.check(image_sizes=image_sizes, **self.model_dump(exclude={"weights"}))
 
 
 class BatchConfig(Section):
@@ -160,10 +157,8 @@ class BatchConfig(Section):
     def _check_multiples(self) -> BatchConfig:
         if self.size % self.micro:
             size, micro = self.size - self.size % self.micro, math.gcd(self.size, self.micro)
-            tries = ([f"batch.size={size}"] if size else []) + [f"batch.micro={micro}"]
-            raise ValueError(
-                f"batch.size {self.size} is not a multiple of batch.micro {self.micro}: try {' or '.join(tries)}"
-            )
+            tries = (f"batch.size={size} or " if size else "") + f"batch.micro={micro}"
+            raise ValueError(f"batch.size {self.size} is not a multiple of batch.micro {self.micro}: try {tries}")
         if self.labelled * self.micro % self.size:
             raise ValueError(
                 f"batch.labelled {self.labelled} must be a multiple of {self.num_micro}: each of the {self.num_micro}"

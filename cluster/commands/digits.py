@@ -17,9 +17,7 @@ def write_folders(folder: Path) -> None:
     digits = load_digits()
     for number, (pixels, label) in enumerate(zip(digits.images, digits.target, strict=True)):
         split = "train" if number % _EVERY else "test"
-        image = Image.fromarray((pixels * (255 / 16)).astype(np.uint8)).resize(
-            (_SIZE_PX, _SIZE_PX), Image.Resampling.BICUBIC
-        )
+        image = Image.fromarray((pixels * (255 / 16)).astype(np.uint8))
         target = folder / split / str(label) / f"{number:04d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
-        image.save(target)
+        image.resize((_SIZE_PX, _SIZE_PX), Image.Resampling.BICUBIC).save(target)

@@ -30,9 +30,8 @@ def draw(run: Path, picture: Path) -> None:
         for tag in tags:
             points = [(line["epoch"], line[tag]) for line in lines if tag in line]
             if points:
-                axis.plot(
-                    *zip(*points, strict=True), marker="." if len(points) < 20 else "", label=tag.partition("/")[2]
-                )
+                marker = "." if len(points) < 20 else ""
+                axis.plot(*zip(*points, strict=True), marker=marker, label=tag.partition("/")[2])
         axis.set(title=title, xlabel="epoch")
         axis.grid(alpha=0.3)
         if len(axis.lines) > 1:
