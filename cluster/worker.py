@@ -45,7 +45,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     if run.read_error():
         return {}
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    world = World.current(_gpu(settings["here"]) if config.cluster.gpu else None)
+    world = current_world(config.cluster.gpu, here=settings["here"])
     requests = StopRequests(
         stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), preempted=is_preempted
     )
@@ -64,14 +64,15 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
             raise
 
 
-def _gpu(here: bool) -> torch.device:
-    """Return this worker's GPU; no test runs this without one."""
-    if here:
-        return torch.device("cuda")
+def current_world(gpu: bool, *, here: bool = False) -> World:
+    """Return this worker's rank among the workers, with its device; ``here`` as in ``train``."""
+    if not gpu:
+        return World.current()
+    if here:  # no test runs this, or what follows, without a GPU
+        return World.current(torch.device("cuda"))
     import ray.train.torch
 
-    device: torch.device = ray.train.torch.get_device()
-    return device
+    return World.current(ray.train.torch.get_device())
 
 
 @contextlib.contextmanager

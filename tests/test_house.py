@@ -93,7 +93,6 @@ DOORS = {
         "cluster.connect",
         "cluster.build",
         "cluster.doctor.nodes",
-        "cluster.doctor.workers",
         "tune.trial",
         "tune.stopping",
         "tune.population",

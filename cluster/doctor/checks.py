@@ -16,6 +16,7 @@ from ssl_dist.errors import Interrupted, SslDistError
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.training.exactness import Finding
 
+_Say = Callable[[str], None]
 _MEND_CAPACITY = "ask for fewer workers, or for fewer CPUs each, or add nodes"
 
 
@@ -43,7 +44,7 @@ def check(
     *,
     exact: bool = False,
     config: ResolvedConfig | None = None,
-    say: Callable[[str], None],
+    say: _Say,
 ) -> Report:
     """Check the nodes, then the workers.
 
@@ -78,12 +79,7 @@ def check(
 
 
 def _check_workers(
-    report: Report,
-    cluster: ClusterConfig,
-    storage: Path,
-    exact: bool,
-    config: ResolvedConfig | None,
-    say: Callable[[str], None],
+    report: Report, cluster: ClusterConfig, storage: Path, exact: bool, config: ResolvedConfig | None, say: _Say
 ) -> Report:
     say(f"adding up on {cluster.workers.max} workers")
     report = report._replace(link=workers.measure_link(cluster))

@@ -22,9 +22,7 @@ class Complaint(NamedTuple):
     grave: bool = True
 
 
-def find_complaints(
-    nodes: Sequence[Node], hosts: Sequence[str], storage: str, *, alone: bool = False
-) -> list[Complaint]:
+def find_complaints(nodes: list[Node], hosts: Sequence[str], storage: str, *, alone: bool = False) -> list[Complaint]:
     """Return everything that is wrong with a cluster.
 
     Args:
@@ -46,7 +44,7 @@ def find_complaints(
     return found
 
 
-def _wrong_with(node: Node, nodes: Sequence[Node], storage: str) -> list[tuple[str, str, bool]]:
+def _wrong_with(node: Node, nodes: list[Node], storage: str) -> list[tuple[str, str, bool]]:
     """Return (what, mend, grave) of everything that is wrong with one node, also compared with the others."""
     found = []
     for package in ("python", "ssl_dist", *PACKAGES):

@@ -11,7 +11,6 @@ from rich.table import Table
 from cluster.doctor.checks import Report
 from cluster.doctor.complaints import Complaint
 from cluster.doctor.nodes import Node
-from cluster.doctor.workers import DryRun, Link
 from ssl_dist.commands.console import say
 from ssl_dist.training.exactness import Finding
 
@@ -19,11 +18,15 @@ from ssl_dist.training.exactness import Finding
 def show_report(console: Console, report: Report) -> None:
     """Print a report."""
     _nodes(console, report.nodes)
-    if report.link:
-        _link(console, report.link)
-    if report.dry_run:
-        _dry_run(console, report.dry_run)
-    _findings(console, report.findings)
+    if link := report.link:
+        latency = f"all-reduce of one number {link.latency_s * 1e3:.2f} ms, of 64 MiB {link.rate / 1e6:,.0f} MB/s"
+        say(f"{link.workers} workers: {latency}", console)
+    if trial := report.dry_run:
+        speed = f"{trial.images_per_s:,.0f} images/s, {trial.peak_mb:,.0f} MB in worker 0"
+        whole = f"the whole run would take {_duration(trial.whole_run_s)}, without probes and checkpoints"
+        say(f"dry run: {speed}; {whole}", console)
+    if report.findings:
+        _findings(console, report.findings)
     _complaints(console, report.complaints)
 
 
@@ -41,22 +44,7 @@ def _nodes(console: Console, nodes: Sequence[Node]) -> None:
     console.print(table)
 
 
-def _link(console: Console, link: Link) -> None:
-    latency = f"all-reduce of one number {link.latency_s * 1e3:.2f} ms, of 64 MiB {link.rate / 1e6:,.0f} MB/s"
-    say(f"{link.workers} workers: {latency}", console)
-
-
-def _dry_run(console: Console, dry_run: DryRun) -> None:
-    say(
-        f"dry run: {dry_run.images_per_s:,.0f} images/s, {dry_run.peak_mb:,.0f} MB in worker 0;"
-        f" the whole run would take {_duration(dry_run.whole_run_s)}, without probes and checkpoints",
-        console,
-    )
-
-
 def _findings(console: Console, findings: Sequence[Finding]) -> None:
-    if not findings:
-        return
     table = Table("method", "gradient of", "workers", "ratio", "error", "", title="beside one process")
     for one in findings:
         verdict = "exact" if one.exact else f"[bold red]over {one.tolerance:g}[/]"

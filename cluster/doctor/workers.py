@@ -106,20 +106,20 @@ def _wait(workers: Background) -> None:
 
 def _examine(settings: dict[str, Any]) -> list[tuple[Any, ...]]:
     """Examine exactness on every worker; return plain values."""
-    from ssl_dist.collectives import World
+    from cluster.worker import current_world
     from ssl_dist.training.exactness import examine
 
     names = [settings["method"]] if settings["method"] else None
-    return [tuple(finding) for finding in examine(World.current(_device(settings)), names)]
+    return [tuple(finding) for finding in examine(current_world(settings["gpu"]), names)]
 
 
 def _time_all_reduce(settings: dict[str, Any]) -> tuple[float, float]:
     """Return the median seconds of 30 small all-reduces, and the median rate of 5 large ones, on every worker."""
     import torch
 
-    from ssl_dist.collectives import World
+    from cluster.worker import current_world
 
-    world = World.current(_device(settings))
+    world = current_world(settings["gpu"])
 
     def seconds(numbers: int, repeats: int) -> float:
         values, times = torch.zeros(numbers, device=world.device), []
@@ -131,13 +131,3 @@ def _time_all_reduce(settings: dict[str, Any]) -> tuple[float, float]:
         return statistics.median(times[1:])
 
     return seconds(1, 30), 4 * _REDUCED / seconds(_REDUCED, 5)
-
-
-def _device(settings: dict[str, Any]) -> Any:
-    import torch
-
-    if not settings["gpu"]:
-        return torch.device("cpu")
-    import ray.train.torch
-
-    return ray.train.torch.get_device()
