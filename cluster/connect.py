@@ -37,7 +37,17 @@ def ray_with_capacity(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[b
         ClusterError: Ray cannot be reached or started, or has no room for the workers.
     """
     with ray_connection(cluster, drivers=drivers) as started_here:
-        _check_capacity(cluster, drivers)
+        import ray
+
+        found = worker_capacity(cluster, drivers)
+        if found < cluster.workers.min:  # also where a cluster grows by itself; Ray would wait without end
+            each = " and ".join(f"{number:g} {kind}" for kind, number in worker_resources(cluster).items())
+            nodes = sum(node["Alive"] for node in ray.nodes())
+            kept = f" beside {drivers} CPU for drivers" if drivers else ""
+            raise ClusterError(
+                f"cluster.workers {cluster.workers.min} of {each} each: Ray's {nodes} node(s) have room for"
+                f" {found}{kept}; ask for fewer workers, or for fewer CPUs each, or add nodes"
+            )
         yield started_here
 
 
@@ -65,10 +75,8 @@ def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool
         _connect_to(address) if address else _start(cluster, drivers)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).splitlines()), repr(error))
-        where = (
-            f"the Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot be started here"
-        )
-        raise ClusterError(f"{where}: {reason}") from None
+        failed = f"the Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot start here"
+        raise ClusterError(f"{failed}: {reason}") from None
     try:
         yield not address
     finally:
@@ -76,9 +84,12 @@ def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool
 
 
 def _connect_to(address: str) -> None:
+    """Connect to a cluster, and fail at once where nobody listens; Ray itself would try for minutes."""
     import ray
 
-    _check_reachable(address)
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host, int(port)), timeout=_REACH_S).close()
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
 
@@ -99,13 +110,6 @@ def _start(cluster: ClusterConfig, drivers: int) -> None:
     )
 
 
-def _check_reachable(address: str) -> None:
-    """Fail at once where nobody listens; Ray itself would try for minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if colon and port.isdigit():
-        socket.create_connection((host, int(port)), timeout=_REACH_S).close()
-
-
 def _check_port(port: int | None) -> None:
     """Refuse a port that is in use; Ray would take another one without a word."""
     if port is None:
@@ -118,21 +122,6 @@ def _check_port(port: int | None) -> None:
             raise ClusterError(
                 f"cluster.dashboard_port {port}: {error.strerror}; choose another, or leave it out for no dashboard"
             ) from None
-
-
-def _check_capacity(cluster: ClusterConfig, drivers: int) -> None:
-    """Refuse a cluster that is too small now, also one that grows by itself; Ray would wait without end."""
-    import ray
-
-    found = worker_capacity(cluster, drivers)
-    if found < cluster.workers.min:
-        each = " and ".join(f"{number:g} {kind}" for kind, number in worker_resources(cluster).items())
-        nodes = sum(node["Alive"] for node in ray.nodes())
-        kept = f" beside {drivers} CPU for drivers" if drivers else ""
-        raise ClusterError(
-            f"cluster.workers {cluster.workers.min} of {each} each: Ray's {nodes} node(s) have room for {found}{kept};"
-            " ask for fewer workers, or for fewer CPUs each, or add nodes"
-        )
 
 
 def worker_capacity(cluster: ClusterConfig, drivers: int = 0) -> int:
@@ -193,23 +182,18 @@ def torch_trainer(
 
     from cluster.backend import PreemptibleTorchConfig
 
+    workers, retries = cluster.workers, ray.train.FailureConfig(max_failures=cluster.max_failures)
     return TorchTrainer(
         function,
         train_loop_config=settings,
         torch_config=PreemptibleTorchConfig(backend="nccl" if cluster.gpu else "gloo"),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=cluster.workers.max
-            if cluster.workers.min == cluster.workers.max
-            else (cluster.workers.min, cluster.workers.max),
+            num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
             use_gpu=cluster.gpu,
             resources_per_worker=worker_resources(cluster),
             elastic_resize_monitor_interval_s=cluster.resize_every_s,
         ),
-        run_config=ray.train.RunConfig(
-            name=directory.name,
-            storage_path=str(directory.parent),
-            failure_config=ray.train.FailureConfig(max_failures=cluster.max_failures),
-        ),
+        run_config=ray.train.RunConfig(name=directory.name, storage_path=str(directory.parent), failure_config=retries),
     )
 
 

@@ -23,9 +23,6 @@ from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import RunError, SslDistError
 from ssl_dist.files import write_text
 
-# Files that an earlier start may have left.
-_STALE = ("stop", "save", "error.json")
-
 # Settings that may change when a run resumes: they decide how fast and where it runs, not which model comes out. A
 # store, a label file or weights may move; the facts about them, such as their digests, must stay the same.
 FREE_ON_RESUME = (
@@ -90,8 +87,6 @@ class RunDirectory:
         run = cls(path.absolute())
         run.path.mkdir(parents=True, exist_ok=True)
         run._acquire_lock()
-        for name in _STALE:
-            (run.path / name).unlink(missing_ok=True)
         run.update(config)
         return run
 
@@ -112,8 +107,6 @@ class RunDirectory:
         try:
             tree = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
             run._acquire_lock()
-            for name in _STALE:
-                (run.path / name).unlink(missing_ok=True)
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a run that can resume ({error})") from None
         return run, ResolvedConfig.from_tree(tree, str(run.path / "config.json"))
@@ -130,11 +123,14 @@ class RunDirectory:
             self.path.rmdir()
 
     def _acquire_lock(self) -> None:
+        """Lock the directory, and delete what an earlier start may have left there."""
         self._lock = (self.path / "lock").open("w")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{self.path} is being run by another process: wait for it, or start a new run") from None
+        for name in ("stop", "save", "error.json"):
+            (self.path / name).unlink(missing_ok=True)
 
     def ask_to_stop(self) -> None:
         (self.path / "stop").touch()
@@ -164,6 +160,5 @@ class RunDirectory:
             found = json.loads((self.path / "error.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
-        kind = getattr(errors, found["kind"])
-        error: SslDistError = kind(found["message"])
+        error: SslDistError = getattr(errors, found["kind"])(found["message"])
         return error

@@ -73,19 +73,15 @@ class GSimCLR(NamedTuple):
         """Write the clusters, unless the very same were written before."""
         trained = Checkpoints(self.directory / "autoencoder").newest()
         assert trained, "the autoencoder is complete"
-        wanted = {
-            "clusters": self.num_clusters,
-            "seed": self.autoencoder.seed,
-            "autoencoder": checksum(trained.model_file),
-        }
+        digest = checksum(trained.model_file)
+        wanted = {"clusters": self.num_clusters, "seed": self.autoencoder.seed, "autoencoder": digest}
         record = self.label_file.with_suffix(".json")
         there = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         if there == wanted and self.label_file.exists():
             return
         if there != wanted and has_begun(self.directory / "simclr"):
-            differing = [
-                f"{key} {wanted[key]} (they have {there.get(key)})" for key in wanted if wanted[key] != there.get(key)
-            ]
+            changed = [key for key in wanted if wanted[key] != there.get(key)]
+            differing = [f"{key} {wanted[key]} (they have {there.get(key)})" for key in changed]
             raise ConfigError(
                 f"{self.label_file} has other clusters, and simclr/ has begun with them: {', '.join(differing)}; use"
                 " the settings that it began with, or choose another --run-dir"
@@ -95,8 +91,7 @@ class GSimCLR(NamedTuple):
         save_labels(labels, self.label_file)
         write_text(record, json.dumps(wanted, indent=1))
         sizes = np.bincount(labels, minlength=self.num_clusters)
-        text = f"{self.label_file}: {self.num_clusters} clusters of {sizes.min()} to {sizes.max()} images"
-        say(text, console)
+        say(f"{self.label_file}: {self.num_clusters} clusters of {sizes.min()} to {sizes.max()} images", console)
 
     def _labels(self) -> np.ndarray:
         from ssl_dist.data import open_store
