@@ -235,7 +235,7 @@ def test_pretrain_mistakes(command: Command, recipe: Path, finished: Path, tmp_p
     refused(command("pretrain", recipe, "--resume", finished), "give either a recipe, or --resume RUN_DIR")
     refused(command("pretrain", recipe, "--run-dir", finished), "is not empty: resume its run by --resume")
     refused(command("pretrain", recipe, "--run-dir", recipe / "under-a-file"), "cannot be written")
-    refused(command("pretrain", "--resume", tmp_path / "nothing"), "is not a run that can go on")
+    refused(command("pretrain", "--resume", tmp_path / "nothing"), "is not a run that can resume")
     refused(command("pretrain", "--resume", finished, "--set", "optim.lr=3"), "a resumed run keeps its settings")
 
 
