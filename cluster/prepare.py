@@ -47,10 +47,9 @@ def restore(uri: str, out: Path) -> Path:
 
 def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, ResolvedConfig]:
     """Open a run to resume it; settings that may change are kept for the resume after this one."""
-    for key in overrides:
-        if not may_change_on_resume(key):
-            free = ", ".join(FREE_ON_RESUME)
-            raise ConfigError(f"--set {key}: a resumed run keeps its settings; only {free} may change")
+    if fixed := [key for key in overrides if not may_change_on_resume(key)]:
+        free = ", ".join(FREE_ON_RESUME)
+        raise ConfigError(f"--set {fixed[0]}: a resumed run keeps its settings; only {free} may change")
     run, before = RunDirectory.reopen(directory)
     tree = before.model_dump()
     for key, value in overrides.items():

@@ -10,21 +10,17 @@ import typer
 from ssl_dist.commands.console import console, print_json
 from ssl_dist.commands.options import Json, Settings, overrides_of
 
+# Help texts that need a line of their own.
+_RECIPE = "Recipe for a dry run of 20 steps; without one, only the cluster is checked."
+_EXACT = "Compare the gradient of the recipe's method with one process's; without a recipe, of every method."
+
 
 def doctor(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Recipe for a dry run of 20 steps; without one, only the cluster is checked.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help=_RECIPE)] = None,
     settings: Settings = None,
     storage: Annotated[Path, typer.Option(help="Folder that all nodes share, for stores and runs.")] = Path("runs"),
     hosts: Annotated[str, typer.Option(help="Addresses or names that should be in the cluster, with commas.")] = "",
-    exact: Annotated[
-        bool,
-        typer.Option(
-            "--exact",
-            help="Compare the gradient of the recipe's method with one process's; without a recipe, of every method.",
-        ),
-    ] = False,
+    exact: Annotated[bool, typer.Option("--exact", help=_EXACT)] = False,
     workers: Annotated[int | None, typer.Option(min=1, help="Workers. Default: the recipe's, or 2.")] = None,
     gpu: Annotated[bool, typer.Option("--gpu", help="Give each worker one GPU.")] = False,
     as_json: Json = False,

@@ -11,25 +11,23 @@ from rich.table import Table
 from ssl_dist.commands.console import console, print_json, show, shown
 from ssl_dist.commands.options import Json, Settings, overrides_of
 
+# Help texts that need a line of their own.
+_CLUSTERS = "Clusters of the autoencoder's latents. Default: batch.size, so that a batch has one image of each."
+_SET_AUTOENCODER = "Replace one setting of the autoencoder's recipe."
+_SHARE = "Share of the unlabelled images that get a label in a round; more than 0, at most 1."
+
+RunsFolder = Annotated[Path, typer.Option(help="Folder of the runs; called with it again, each of them resumes.")]
+
 
 def g_simclr(
     recipe: Annotated[str, typer.Argument(help="Recipe of SimCLR.")] = "gsimclr-cifar10",
     autoencoder: Annotated[str, typer.Option(help="Recipe of the autoencoder.")] = "denoising-cifar10",
-    clusters: Annotated[
-        int | None,
-        typer.Option(
-            min=2,
-            help="Clusters of the autoencoder's latents. Default: batch.size, so that a batch has one image of each.",
-        ),
-    ] = None,
+    clusters: Annotated[int | None, typer.Option(min=2, help=_CLUSTERS)] = None,
     settings: Settings = None,
     autoencoder_settings: Annotated[
-        list[str] | None,
-        typer.Option("--set-autoencoder", metavar="KEY=VALUE", help="Replace one setting of the autoencoder's recipe."),
+        list[str] | None, typer.Option("--set-autoencoder", metavar="KEY=VALUE", help=_SET_AUTOENCODER)
     ] = None,
-    run_dir: Annotated[
-        Path, typer.Option(help="Folder of the stages; called with it again, each stage resumes.")
-    ] = Path("runs/g-simclr"),
+    run_dir: RunsFolder = Path("runs/g-simclr"),
     as_json: Json = False,
 ) -> None:
     """Train an autoencoder, cluster its latents, then train SimCLR on batches spread over the clusters."""
@@ -45,15 +43,11 @@ def g_simclr(
 def self_train(
     test: Annotated[str, typer.Option(help="Labelled store that each round is measured on, a folder or a URI.")],
     recipe: Annotated[str, typer.Argument(help="Recipe of a method that classifies.")] = "supervised-cifar10",
-    share: Annotated[
-        float, typer.Option(help="Share of the unlabelled images that get a label in a round; more than 0, at most 1.")
-    ] = 0.1,
+    share: Annotated[float, typer.Option(help=_SHARE)] = 0.1,
     margin: Annotated[float, typer.Option(help="A round that gains less accuracy than this is the last.")] = 0.002,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds after the first, at most.")] = 5,
     settings: Settings = None,
-    run_dir: Annotated[Path, typer.Option(help="Folder of the rounds; called with it again, they resume.")] = Path(
-        "runs/self-train"
-    ),
+    run_dir: RunsFolder = Path("runs/self-train"),
     as_json: Json = False,
 ) -> None:
     """Train, label the images that the model is surest of, train again, in rounds."""

@@ -18,18 +18,16 @@ if TYPE_CHECKING:
     from ssl_dist.config import ResolvedConfig
 
 
+# A help text that needs a line of its own.
+_RESUME = "Resume this run from its newest valid checkpoint; s3://.../RUN restores a run from its mirror."
+
+
 def pretrain(
     recipe: Recipe = None,
     settings: Settings = None,
     out: Annotated[Path, typer.Option(help="Folder in which the run gets a directory of its own.")] = Path("runs"),
     run_dir: Annotated[Path | None, typer.Option(help="The run's directory itself; must be new or empty.")] = None,
-    resume: Annotated[
-        str | None,
-        typer.Option(
-            metavar="RUN_DIR",
-            help="Resume this run from its newest valid checkpoint; s3://.../RUN restores a run from its mirror.",
-        ),
-    ] = None,
+    resume: Annotated[str | None, typer.Option(metavar="RUN_DIR", help=_RESUME)] = None,
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder with Ray Train and DeepSpeed, on this machine or on the cluster of RAY_ADDRESS."""

@@ -19,48 +19,31 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, inspect and check image stores.")
 
+# Help texts that need a line of their own.
+_SOURCE = (
+    "Folder of class folders, flat folder, tar of either, WebDataset shards, STL-10's *_X.bin, CIFAR's Python or binary"
+    " files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar', 'b/**/*.jpg')."
+)
+_SIZE = "Resize the shorter side, cut out the centre. Default: keep the size that all images share."
+_ENCODING = "raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."
+_HELD_OUT = "Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out."
+_WORKERS = "Writers at once. Default: one for each core; with --cluster, for each CPU of the cluster."
+_CLUSTER = "Write on all nodes of the Ray cluster of RAY_ADDRESS. They see source and destination at the same path."
+
 Store = Annotated[str, typer.Argument(help="Folder of the store, or its URI (s3://bucket/store).")]
-Workers = Annotated[
-    int | None,
-    typer.Option(help="Writers at once. Default: one for each core; with --cluster, for each CPU of the cluster."),
-]
-OnCluster = Annotated[
-    bool,
-    typer.Option(
-        "--cluster",
-        help="Write on all nodes of the Ray cluster of RAY_ADDRESS. They see source and destination at the same path.",
-    ),
-]
+Workers = Annotated[int | None, typer.Option(help=_WORKERS)]
+OnCluster = Annotated[bool, typer.Option("--cluster", help=_CLUSTER)]
 Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not a readable image.")]
 
 
 @app.command()
 def build(
-    source: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of class folders, flat folder, tar of either, WebDataset shards, STL-10's *_X.bin, CIFAR's"
-            " Python or binary files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar',"
-            " 'b/**/*.jpg')."
-        ),
-    ],
+    source: Annotated[str, typer.Argument(help=_SOURCE)],
     destination: Annotated[str, typer.Argument(help="Folder of the new store.")],
-    size_px: Annotated[
-        int | None,
-        typer.Option(help="Resize the shorter side, cut out the centre. Default: keep the size that all images share."),
-    ] = None,
+    size_px: Annotated[int | None, typer.Option(help=_SIZE)] = None,
     split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
-    encoding: Annotated[
-        str,
-        typer.Option(help="raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."),
-    ] = "raw",
-    split_by_hash: Annotated[
-        float,
-        typer.Option(
-            metavar="SHARE",
-            help="Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out.",
-        ),
-    ] = 0.0,
+    encoding: Annotated[str, typer.Option(help=_ENCODING)] = "raw",
+    split_by_hash: Annotated[float, typer.Option(metavar="SHARE", help=_HELD_OUT)] = 0.0,
     workers: Workers = None,
     cluster: OnCluster = False,
     strict: Strict = False,
@@ -77,7 +60,7 @@ def build(
         held_out = f"{destination.rstrip('/')}-held-out"
         parts = {held_out: ("held-out", (0.0, split_by_hash)), **parts}
     for path, (name, share) in parts.items():
-        with _writing("building") as bar:
+        with _writing("building", workers, cluster) as (writers, bar):
             manifest = store.build(
                 source,
                 path,
@@ -86,7 +69,7 @@ def build(
                 encoding=encoding,
                 share=share,
                 keep=bool(split_by_hash),
-                workers=_writers(workers, cluster, bar),
+                workers=writers,
                 strict=strict,
                 progress=bar,
             )
@@ -105,8 +88,7 @@ def append(
     """Add images to a store, after those it has. Readers see the old store or the new one."""
     from ssl_dist import store as stores
 
-    with _writing("appending") as bar:
-        writers = _writers(workers, cluster, bar)
+    with _writing("appending", workers, cluster) as (writers, bar):
         manifest = stores.append(source, store, workers=writers, strict=strict, progress=bar)
     show_manifest(store, manifest, as_json)
 
@@ -122,8 +104,8 @@ def merge(
     """Build a new store of all images of several, one store after the other."""
     from ssl_dist import store
 
-    with _writing("merging") as bar:
-        manifest = store.merge(stores, destination, workers=_writers(workers, cluster, bar), progress=bar)
+    with _writing("merging", workers, cluster) as (writers, bar):
+        manifest = store.merge(stores, destination, workers=writers, progress=bar)
     show_manifest(destination, manifest, as_json)
 
 
@@ -169,19 +151,14 @@ def show_manifest(store: str, manifest: Manifest, as_json: bool) -> None:
     show(f"{store} ({manifest.split})", rows.items(), result, as_json)
 
 
-def _writers(workers: int | None, cluster: bool, bar: ImageBar) -> int | Writers | None:
-    """Choose the processes that write shards: of this machine, or of the whole cluster."""
-    if not cluster:
-        return workers
-    writers: Writers = load(CLUSTER_WRITERS)(workers, bar.add_note)
-    return writers
-
-
 @contextlib.contextmanager
-def _writing(title: str) -> Iterator[ImageBar]:
-    """Show the bar; on Ctrl-C, say what to do next."""
+def _writing(title: str, workers: int | None, cluster: bool) -> Iterator[tuple[int | Writers | None, ImageBar]]:
+    """Yield the processes that write shards, of this machine or of the whole cluster, and a bar.
+
+    On Ctrl-C, say what to do next.
+    """
     try:
         with image_bar(title) as bar:
-            yield bar
+            yield load(CLUSTER_WRITERS)(workers, bar.add_note) if cluster else workers, bar
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on where it was") from None
