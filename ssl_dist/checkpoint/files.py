@@ -11,6 +11,7 @@ No file is a pickle.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -118,11 +119,8 @@ def score_in(meta: bytes) -> float | None:
 
 def checksum(file: Path) -> str:
     """Return the xxh3-64 checksum of a file's bytes, in hexadecimal."""
-    digest = xxhash.xxh3_64()
     with file.open("rb") as content:
-        while block := content.read(1 << 24):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(content, xxhash.xxh3_64).hexdigest()
 
 
 def _digest(meta: dict[str, Any]) -> str:

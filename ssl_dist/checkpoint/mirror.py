@@ -78,10 +78,9 @@ class Mirror:
         """Return the content of a small file; empty if it is missing."""
         try:
             with self._system.open_input_stream(f"{self._base}/{name}/{file}") as stream:
-                content: bytes = stream.read()
+                return bytes(stream.read())
         except FileNotFoundError:
             return b""
-        return content
 
     def delete(self, name: str) -> None:
         """Delete a directory, if there is one."""
