@@ -48,8 +48,7 @@ def settings_rows(key_prefix: str = "") -> list[Setting]:
 
     A setting that several methods have with the same default is listed once.
     """
-    schema = RunConfig.model_json_schema()
-    rows = [row for row in _walk(schema, schema, "") if _section(row) != "method"]
+    rows = [row for row in _walk(RunConfig.model_json_schema(), "") if _section(row) != "method"]
     place = [_section(row) for row in rows].index("batch")  # the method stands before it
     rows[place:place] = _method_rows()
     return [row for row in rows if f"{row.key}.".startswith(f"{key_prefix}." if key_prefix else "")]
@@ -58,8 +57,7 @@ def settings_rows(key_prefix: str = "") -> list[Setting]:
 def _method_rows() -> list[Setting]:
     found: dict[Setting, tuple[str, ...]] = {}
     for method in methods.names():
-        schema = methods.load(method).Config.model_json_schema()
-        for row in _walk(schema, schema, "method."):
+        for row in _walk(methods.load(method).Config.model_json_schema(), "method."):
             if row.key != "method.name":
                 found[row] = (*found.get(row, ()), method)
     text = "Name of the pretraining method, which decides the other settings of this section."
@@ -67,18 +65,18 @@ def _method_rows() -> list[Setting]:
     return [name, *(row._replace(methods=names) for row, names in found.items())]
 
 
-def _walk(schema: dict[str, Any], root: dict[str, Any], prefix: str) -> Iterator[Setting]:
-    """Yield the settings of a JSON schema; its sections refer to definitions of the ``root`` schema."""
-    for name, field in schema["properties"].items():
+def _walk(schema: dict[str, Any], prefix: str, section: dict[str, Any] | None = None) -> Iterator[Setting]:
+    """Yield the settings of a JSON schema, or of one ``section`` among its definitions."""
+    for name, field in (section or schema)["properties"].items():
         kinds = field.get("anyOf", [field])
-        sections = [root["$defs"][kind["$ref"].rpartition("/")[2]] for kind in kinds if "$ref" in kind]
+        sections = [schema["$defs"][kind["$ref"].rpartition("/")[2]] for kind in kinds if "$ref" in kind]
         text = " ".join(field.get("description", "").replace("`None`", "`null`").split())
         if text or not sections:
             default = json.dumps(field["default"]).strip('"') if "default" in field else "required"
             values = " or ".join(map(_values, kinds))
             yield Setting(f"{prefix}{name}", (), values, "as below" if sections else default, text)
-        for section in sections:
-            yield from _walk(section, root, f"{prefix}{name}.")
+        for inner in sections:
+            yield from _walk(schema, f"{prefix}{name}.", inner)
 
 
 def _values(kind: dict[str, Any]) -> str:
