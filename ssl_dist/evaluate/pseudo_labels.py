@@ -31,8 +31,7 @@ def cluster_labels(features: Tensor, num_clusters: int, seed: int) -> np.ndarray
     x -= x.mean(0, dtype=np.float64)
     x /= np.sqrt(np.einsum("nd,nd->d", x, x, dtype=np.float64) / len(x)).clip(min=1e-12)
     means = MiniBatchKMeans(num_clusters, batch_size=_KMEANS_BATCH, n_init=3, random_state=seed % 2**32)
-    labels: np.ndarray = means.fit_predict(x).astype(np.int32)
-    return labels
+    return np.asarray(means.fit_predict(x), dtype=np.int32)
 
 
 def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
