@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, get_args
 import xxhash
 
 from ssl_dist.errors import ConfigError, SourceError, StoreError, Unreadable, printable
-from ssl_dist.store.building.lock import BuildJob, lock_store, refuse_other_files, unfinished_job, write_error
-from ssl_dist.store.building.shard_writer import ShardFormat, ShardJob, ShardSummary, decode_member, publish_shard
+from ssl_dist.store.building.lock import BuildJob, lock_store, refuse_other_files, unfinished_job
+from ssl_dist.store.building.shard_writer import ShardFormat, ShardJob, decode_member, publish_shard
 from ssl_dist.store.building.sources import HashRange, Member, Source, list_source, list_stores
 from ssl_dist.store.building.writer_pool import Writers, make_writers
 from ssl_dist.store.decode import MAX_PIXELS, describe_resize
@@ -40,6 +40,7 @@ class _Execution(NamedTuple):
     writers: Writers
     strict: bool
     progress: ProgressCallback | None
+    keep: bool = False
 
 
 def build(
@@ -77,9 +78,9 @@ def build(
     """
     if not 0 <= share[0] < share[1] <= 1:
         raise ConfigError(f"share {share}: two numbers, 0 <= low < high <= 1")
-    execution = _Execution(make_writers(workers), strict, progress)
+    execution = _Execution(make_writers(workers), strict, progress, keep)
     listed = list_source(source).select(share)
-    return _build(listed, _local_folder(destination), split, _shard_format(listed, size_px, encoding), keep, execution)
+    return _build(listed, _local_folder(destination), split, _shard_format(listed, size_px, encoding), execution)
 
 
 def merge(
@@ -102,7 +103,7 @@ def merge(
     first = Manifest.read(paths[0])
     listed = list_stores(", ".join(map(str, paths)), paths)
     shard_format = _shard_format(listed, None, first.encoding)
-    return _build(listed, _local_folder(destination), first.split, shard_format, False, execution)
+    return _build(listed, _local_folder(destination), first.split, shard_format, execution)
 
 
 def append(
@@ -125,26 +126,24 @@ def append(
     Manifest.read(path)
     with lock_store(path) as lock:
         old = Manifest.read(path)  # again: now no other process can change it
-        side = None if old.resize == describe_resize(None) else old.image_shape[0]
-        shard_format = ShardFormat(
-            encoding=old.encoding, image_shape=old.image_shape, size_px=side, batch_rows=BATCH_ROWS
-        )
+        shape = old.image_shape
+        side = None if old.resize == describe_resize(None) else shape[0]
+        shard_format = ShardFormat(encoding=old.encoding, image_shape=shape, size_px=side, batch_rows=BATCH_ROWS)
         job = BuildJob(_digest(listed, shard_format), old_shards=len(old.shards))
         if (died := lock.job) and died.digest == job.digest and old.made_of == died.identity:
             return old  # an earlier call died after it had written the manifest
         lock.begin(job, old)
         names = (*old.class_names, *(name for name in listed.class_names if name not in old.class_names))
         shards, skipped = _write_shards(listed.with_class_names(names), path, shard_format, old, execution)
-        kept = {**old.model_dump(exclude={"shards", "xxh3"}), "class_names": names, "skipped": old.skipped + skipped}
-        return _write_manifest(path, {**kept, "made_of": job.identity}, [*old.shards, *shards])
+        kept = old.model_dump(exclude={"shards", "xxh3"}) | {"class_names": names, "skipped": old.skipped + skipped}
+        return _write_manifest(path, job, kept, [*old.shards, *shards])
 
 
 def _local_folder(path: str | os.PathLike[str]) -> Path:
     """Return the path; raise ConfigError if it is a URI."""
     if is_remote(path):
         raise ConfigError(
-            f"{path}: a store is built and extended in a local folder; copy it there when it is complete, {MANIFEST}"
-            " last"
+            f"{path}: a store is built and extended in a local folder; copy it there when complete, {MANIFEST} last"
         )
     return Path(path)
 
@@ -157,9 +156,8 @@ def _shard_format(listed: Source, size_px: int | None, encoding: str) -> ShardFo
     if size_px is not None and not 1 <= size_px <= max_px:
         raise ConfigError(f"size_px {size_px}: it is a number of pixels from 1 to {max_px}")
     shape = _first_shape(listed) if size_px is None else (size_px, size_px, 3)
-    return ShardFormat.model_validate(
-        {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
-    )
+    fields = {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
+    return ShardFormat.model_validate(fields)
 
 
 def _first_shape(listed: Source) -> tuple[int, ...]:
@@ -173,30 +171,22 @@ def _no_image(listed: Source) -> SourceError:
     return SourceError(f"{listed.name}: none of its {listed.num_images} image files could be read")
 
 
-def _build(
-    listed: Source, store: Path, split: str, shard_format: ShardFormat, keep: bool, execution: _Execution
-) -> Manifest:
+def _build(listed: Source, store: Path, split: str, shard_format: ShardFormat, execution: _Execution) -> Manifest:
     """Build a store of a listed source, resume an unfinished build of it, or ``keep`` the store that is there."""
     job = BuildJob(_digest(listed, shard_format, split), old_shards=0)
-    if unfinished_job(store) != job and (existing := _existing_store(store, job, keep)):
+    if unfinished_job(store) != job and (existing := _existing_store(store, job, execution.keep)):
         return existing
     refuse_other_files(store)
     with lock_store(store) as lock:
         # another process has finished it meanwhile, or an earlier call died after it had written the manifest
-        if existing := _existing_store(store, job, keep or lock.job == job):
+        if existing := _existing_store(store, job, execution.keep or lock.job == job):
             return existing
         lock.begin(job, None)
         shards, skipped = _write_shards(listed, store, shard_format, None, execution)
-        about = {
-            "split": split,
-            "encoding": shard_format.encoding,
-            "image_shape": shard_format.image_shape,
-            "resize": describe_resize(shard_format.size_px),
-            "class_names": listed.class_names,
-            "skipped": skipped,
-            "made_of": job.identity,
-        }
-        return _write_manifest(store, about, shards)
+        about = shard_format.model_dump(include={"encoding", "image_shape"})
+        about |= {"split": split, "resize": describe_resize(shard_format.size_px)}
+        about |= {"class_names": listed.class_names, "skipped": skipped}
+        return _write_manifest(store, job, about, shards)
 
 
 def _existing_store(store: Path, job: BuildJob, keep: bool) -> Manifest | None:
@@ -213,14 +203,12 @@ def _existing_store(store: Path, job: BuildJob, keep: bool) -> Manifest | None:
     return existing
 
 
-def _write_manifest(store: Path, about: dict[str, Any], shards: Sequence[ShardEntry]) -> Manifest:
-    """Write the manifest, which makes the store visible; ``about`` has its fields but for shards, sums and checksum."""
+def _write_manifest(store: Path, job: BuildJob, about: dict[str, Any], shards: Sequence[ShardEntry]) -> Manifest:
+    """Write the manifest, which makes the store visible; ``about`` has the fields that job and shards do not give."""
     sums = {"rows": sum(shard.rows for shard in shards), "bytes": sum(shard.bytes for shard in shards)}
-    manifest = Manifest.model_validate({**about, **sums, "shards": tuple(shards)}).with_checksum()
-    try:
-        manifest.write(store)
-    except OSError as error:
-        raise write_error(store, error) from None
+    fields = {**about, **sums, "made_of": job.identity, "shards": tuple(shards)}
+    manifest = Manifest.model_validate(fields).with_checksum()
+    manifest.write(store)
     return manifest
 
 
@@ -241,42 +229,29 @@ def _write_shards(
     listed: Source, store: Path, shard_format: ShardFormat, old: Manifest | None, execution: _Execution
 ) -> tuple[list[ShardEntry], int]:
     """Write all shards of a source; return their entries, and how many files of the source were skipped."""
-    _, strict, progress = execution
+    writers, strict, progress, _ = execution
+    report = progress or (lambda done, total: None)
     for key in listed.non_images:
         _skip_file(key, "not an image file", strict)
     entries, skipped, done = list[ShardEntry](), len(listed.non_images), 0
     first = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
-    jobs = (
-        ShardJob(members, store / f"shard-{number:05d}.arrow", shard_format)
-        for number, members in enumerate(_split_into_shards(listed), first)
-    )
-    for summary in _publish_shards(jobs, store, execution.writers):
-        for key, reason in summary.skipped:
-            _skip_file(key, reason, strict)
-        skipped, done = skipped + len(summary.skipped), done + summary.members
-        entries += [summary.entry] if summary.entry else []
-        if progress:
-            progress(done, max(done, listed.num_images))
-    if progress:
-        progress(done, done)
+    split = enumerate(_split_into_shards(listed), first)
+    jobs = (ShardJob(members, store / f"shard-{number:05d}.arrow", shard_format) for number, members in split)
+    with contextlib.closing(writers(jobs)) as results:
+        for summary in map(publish_shard, results):  # each when those before it are published
+            for key, reason in summary.skipped:
+                _skip_file(key, reason, strict)
+            skipped, done = skipped + len(summary.skipped), done + summary.members
+            entries += [summary.entry] if summary.entry else []
+            report(done, max(done, listed.num_images))
+    report(done, done)
     if not entries:
         raise _no_image(listed)
     return entries, skipped
 
 
-def _publish_shards(jobs: Iterator[ShardJob], store: Path, writers: Writers) -> Iterator[ShardSummary]:
-    """Let writers do the jobs, and publish each shard when those before it are published."""
-    try:
-        with contextlib.closing(writers(jobs)) as results:
-            for written in results:
-                yield publish_shard(written)
-    except OSError as error:
-        raise write_error(store, error) from None
-
-
 def _split_into_shards(listed: Source) -> Iterator[list[Member]]:
-    members: list[Member] = []
-    num_bytes = 0
+    members, num_bytes = list[Member](), 0
     for member in listed.members():
         members.append(member)
         num_bytes += member.memory_bytes

@@ -19,7 +19,7 @@ _SUMMARIES = ".shard-*.json"
 _TEMPORARY = (".shard-*.tmp", f"*{MANIFEST}.*.tmp")
 
 
-def write_error(store: Path, error: Exception) -> StoreError:
+def _write_error(store: Path, error: Exception) -> StoreError:
     """Turn a failed write into the error that the user sees."""
     return StoreError(f"cannot write a store at {store}: {getattr(error, 'strerror', None) or error}")
 
@@ -55,7 +55,11 @@ class BuildLock:
         every temporary file.
         """
         if self.job != job:
-            _remove_unlisted_shards(self._store, old)
+            listed = {shard.file for shard in old.shards} if old else set()
+            for path in self._store.glob("shard-*.arrow"):
+                if path.name not in listed:
+                    path.unlink()
+            _remove(self._store, _SUMMARIES)
         _remove(self._store, *_TEMPORARY)
         self._file.seek(0)
         self._file.write(f"{job.digest} {job.old_shards} {os.getpid()}-{time.time_ns()}")
@@ -72,29 +76,28 @@ def lock_store(store: Path) -> Iterator[BuildLock]:
     """
     try:
         store.mkdir(parents=True, exist_ok=True)
-        with _open_locked(store / _LOCK_FILE) as file:
+        with _open_locked(store) as file:
             yield BuildLock(store, file)
             _remove(store, _SUMMARIES, *_TEMPORARY)
             (store / _LOCK_FILE).unlink()
-    except BlockingIOError:
-        raise StoreError(f"{store} is being built by another process: wait for it, or choose another") from None
     except OSError as error:
-        raise write_error(store, error) from None
+        raise _write_error(store, error) from None
 
 
 @contextlib.contextmanager
-def _open_locked(path: Path) -> Iterator[IO[str]]:
-    """Open and lock a file; try again if the previous holder deleted it before the lock was ours."""
-    while True:
+def _open_locked(store: Path) -> Iterator[IO[str]]:
+    """Open and lock the lock file; try again if the previous holder deleted it before the lock was ours."""
+    path, is_current = store / _LOCK_FILE, False
+    while not is_current:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+", encoding="utf-8") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"{store} is being built by another process: wait for it, or choose another") from None
+            with contextlib.suppress(FileNotFoundError):
                 is_current = os.fstat(file.fileno()).st_ino == path.stat().st_ino
-            except FileNotFoundError:
-                is_current = False
             if is_current:
                 yield file
-                return
 
 
 def refuse_other_files(store: Path) -> None:
@@ -106,17 +109,9 @@ def refuse_other_files(store: Path) -> None:
     try:
         has_files = store.exists() and any(store.iterdir())
     except OSError as error:
-        raise write_error(store, error) from None
+        raise _write_error(store, error) from None
     if has_files and not (store / _LOCK_FILE).exists() and not (store / MANIFEST).exists():
         raise StoreError(f"{store} is not empty and not an unfinished store: choose another destination")
-
-
-def _remove_unlisted_shards(store: Path, old: Manifest | None) -> None:
-    listed = {shard.file for shard in old.shards} if old else set()
-    for path in store.glob("shard-*.arrow"):
-        if path.name not in listed:
-            path.unlink()
-    _remove(store, _SUMMARIES)
 
 
 def _remove(store: Path, *patterns: str) -> None:
