@@ -428,16 +428,17 @@ def test_a_wrong_store_with_right_checksums_is_reported_as_damaged(
         store.build(image_folder, tmp_path / "small", encoding="jpeg", workers=1)
     with pytest.raises(StoreDamaged, match=r"is \(1, 1, 3\), not \(16, 16, 3\)"):
         ImageStore(tmp_path / "small", verify="full").gather(np.arange(3))
-    columns = shard_writer._RecordBatchBuilder.columns
+    to_record_batch = shard_writer._to_record_batch
 
-    def hostile(batch: shard_writer._RecordBatchBuilder) -> list[pa.Array]:
-        images, labels, keys = columns(batch)
+    def hostile(rows: list[shard_writer._Row], schema: pa.Schema) -> pa.RecordBatch:
+        images, labels, keys = to_record_batch(rows, schema).columns
         offsets = np.array([0, *[2_000_000_000] * (len(images) - 1), 5], dtype=np.int32)
         buffers = [None, pa.py_buffer(offsets), images.buffers()[2]]
-        return [pa.Array.from_buffers(pa.binary(), len(images), buffers), labels, keys]
+        damaged = pa.Array.from_buffers(pa.binary(), len(images), buffers)
+        return pa.RecordBatch.from_arrays([damaged, labels, keys], schema=schema)
 
     with monkeypatch.context() as patched:
-        patched.setattr(shard_writer._RecordBatchBuilder, "columns", hostile)
+        patched.setattr(shard_writer, "_to_record_batch", hostile)
         store.build(image_folder, tmp_path / "hostile", encoding="jpeg", workers=1)
     for opened in (ImageStore(tmp_path / "hostile", verify="full"), ImageStore(tmp_path / "hostile")):
         with pytest.raises(StoreDamaged, match="cannot be read"):

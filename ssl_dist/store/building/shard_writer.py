@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import os
 import uuid
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -115,33 +116,35 @@ def write_shard(job: ShardJob) -> WrittenShard:
     return WrittenShard(job.path, summary, None)
 
 
-class _BatchSpan(NamedTuple):
-    """A record batch in its file: its rows, and its bytes [start, stop)."""
-
-    rows: int
-    start: int
-    stop: int
-
-
-def _write_members(file: IO[bytes], job: ShardJob) -> tuple[ShardSummary, list[_BatchSpan]]:
-    """Write the Arrow file; return its summary without the entry, and where its record batches lie."""
-    summary, batches = ShardSummary(members=len(job.members)), list[_BatchSpan]()
-    schema, batch = shard_schema(job.format.encoding, job.format.image_shape), _RecordBatchBuilder(job.format)
-    sink = pa.PythonFile(file, mode="w")
+def _write_members(file: IO[bytes], job: ShardJob) -> tuple[ShardSummary, list[BatchEntry]]:
+    """Write the Arrow file; return its summary without the entry, and its record batches without their checksums."""
+    summary, batches = ShardSummary(members=len(job.members)), list[BatchEntry]()
+    schema, sink = shard_schema(job.format.encoding, job.format.image_shape), pa.PythonFile(file, mode="w")
     writer = pa.ipc.new_file(sink, schema)
+    for rows in _fill_batches(job, summary):
+        start = sink.tell() or len(_MAGIC) + schema.serialize().size  # the first write puts the file's header before
+        writer.write_batch(_to_record_batch(rows, schema))
+        batches.append(BatchEntry(rows=len(rows), offset=start, length=sink.tell() - start, xxh3=""))
+    writer.close()
+    return summary, batches
+
+
+def _fill_batches(job: ShardJob, summary: ShardSummary) -> Iterator[list[_Row]]:
+    """Yield the rows of each record batch of a shard, and add the images that cannot be read to its summary."""
+    rows, num_bytes = list[_Row](), 0
     for member in job.members:
         try:
-            batch.append(member)
+            rows.append(_make_row(member, job.format))
         except Unreadable as error:
             summary.skipped.append((to_unicode(member.key), str(error)))
             continue
-        if len(batch) == job.format.batch_rows or batch.num_bytes >= BATCH_BYTES:
-            batches.append(_write_batch(writer, sink, schema, batch))
-            batch = _RecordBatchBuilder(job.format)
-    if len(batch):
-        batches.append(_write_batch(writer, sink, schema, batch))
-    writer.close()
-    return summary, batches
+        image = rows[-1].image
+        num_bytes += len(image) if isinstance(image, bytes) else image.nbytes
+        if len(rows) == job.format.batch_rows or num_bytes >= BATCH_BYTES:
+            yield rows
+            rows, num_bytes = [], 0
+    if rows:
+        yield rows
 
 
 def publish_shard(written: WrittenShard) -> ShardSummary:
@@ -169,8 +172,7 @@ def read_summary(shard: Path, num_members: int) -> ShardSummary | None:
             return None
         if summary.entry is None:
             return summary
-        batches = [_BatchSpan(batch.rows, batch.offset, batch.offset + batch.length) for batch in summary.entry.batches]
-        return summary if _checksum_shard(shard, shard.name, batches) == summary.entry else None
+        return summary if _checksum_shard(shard, shard.name, summary.entry.batches) == summary.entry else None
     except (OSError, ValueError):
         return None
 
@@ -198,44 +200,37 @@ def _read_member(member: Member) -> bytes | np.ndarray:
         raise SourceError(f"{member.key} cannot be read ({error}): call again to continue") from None
 
 
-class _RecordBatchBuilder:
-    """The rows of the record batch that is being filled."""
+class _Row(NamedTuple):
+    """A row of a shard: pixels or a JPEG file, its label, and its key."""
 
-    def __init__(self, shard_format: ShardFormat) -> None:
-        self._format, self.num_bytes = shard_format, 0
-        self._images: list[np.ndarray | bytes] = []  # pixels, or JPEG files
-        self._labels: list[int | None] = []
-        self._keys: list[str] = []
+    image: np.ndarray | bytes
+    label: int | None
+    key: str
 
-    def __len__(self) -> int:
-        return len(self._keys)
 
-    def append(self, member: Member) -> None:
-        """Add a row.
+def _make_row(member: Member, shard_format: ShardFormat) -> _Row:
+    """Return the row of an image.
 
-        Raises:
-            Unreadable, SourceError: the image cannot be read (see ``decode_member``), or has another size.
-        """
-        member = member._replace(content=_read_member(member))
-        pixels, shape = decode_member(member, self._format.size_px), self._format.image_shape
-        if pixels.shape != shape:
-            raise SourceError(
-                f"{member.key} is {pixels.shape[1]} x {pixels.shape[0]} px where the images before it are"
-                f" {shape[1]} x {shape[0]}: give the store one size with --size-px {min(shape[:2])}"
-            )
-        image = pixels if self._format.encoding == "raw" else _to_jpeg(member.content, pixels)
-        self._images.append(image)
-        self.num_bytes += len(image) if isinstance(image, bytes) else image.nbytes
-        self._labels.append(None if member.label == NO_LABEL else member.label)
-        self._keys.append(to_unicode(member.key))
+    Raises:
+        Unreadable, SourceError: the image cannot be read (see ``decode_member``), or has another size.
+    """
+    member = member._replace(content=_read_member(member))
+    pixels, shape = decode_member(member, shard_format.size_px), shard_format.image_shape
+    if pixels.shape != shape:
+        raise SourceError(
+            f"{member.key} is {pixels.shape[1]} x {pixels.shape[0]} px where the images before it are"
+            f" {shape[1]} x {shape[0]}: give the store one size with --size-px {min(shape[:2])}"
+        )
+    image = pixels if shard_format.encoding == "raw" else _to_jpeg(member.content, pixels)
+    return _Row(image, None if member.label == NO_LABEL else member.label, to_unicode(member.key))
 
-    def columns(self) -> list[pa.Array]:
-        """Return the columns image, label and key."""
-        if self._format.encoding == "raw":
-            images = pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(self._images))
-        else:
-            images = pa.array(self._images, pa.binary())
-        return [images, pa.array(self._labels, pa.int32()), pa.array(self._keys, pa.string())]
+
+def _to_record_batch(rows: list[_Row], schema: pa.Schema) -> pa.RecordBatch:
+    images, labels, keys = zip(*rows, strict=True)
+    is_jpeg = pa.types.is_binary(schema.field("image").type)
+    column = pa.array(images) if is_jpeg else pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(images))
+    columns = [column, pa.array(labels, pa.int32()), pa.array(keys, pa.string())]
+    return pa.RecordBatch.from_arrays(columns, schema=schema)
 
 
 def _to_jpeg(content: bytes | File | np.ndarray, pixels: np.ndarray) -> bytes:
@@ -247,24 +242,15 @@ def _to_jpeg(content: bytes | File | np.ndarray, pixels: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _write_batch(
-    writer: pa.RecordBatchFileWriter, sink: pa.PythonFile, schema: pa.Schema, batch: _RecordBatchBuilder
-) -> _BatchSpan:
-    # the first write puts the file's header before the record batch
-    start = sink.tell() or len(_MAGIC) + schema.serialize().size
-    writer.write_batch(pa.RecordBatch.from_arrays(batch.columns(), schema=schema))
-    return _BatchSpan(len(batch), start, sink.tell())
-
-
-def _checksum_shard(path: Path, name: str, batches: list[_BatchSpan]) -> ShardEntry:
-    """Read a shard's file and return its entry for the manifest, which calls it ``name``."""
+def _checksum_shard(path: Path, name: str, batches: Sequence[BatchEntry]) -> ShardEntry:
+    """Read a shard's file and return its entry for the manifest, which calls it ``name``, with all checksums."""
     entries, whole = list[BatchEntry](), xxhash.xxh3_64()
     with path.open("rb") as file:  # not a memory map, whose pages would count as the writer's memory
-        for rows, start, stop in batches:
-            whole.update(file.read(start - file.tell()))
-            content = file.read(stop - start)
+        for batch in batches:
+            whole.update(file.read(batch.offset - file.tell()))
+            content = file.read(batch.length)
             whole.update(content)
-            entries.append(BatchEntry(rows=rows, offset=start, length=stop - start, xxh3=checksum(content)))
+            entries.append(batch.model_copy(update={"xxh3": checksum(content)}))
         whole.update(file.read())
         size = file.tell()
     total = sum(batch.rows for batch in entries)
