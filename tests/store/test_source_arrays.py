@@ -14,7 +14,7 @@ import pytest
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import cifar, list_source, pickles
-from tests.store.sources import Pixels, assert_holds, built, random_images
+from tests.store.sources import Pixels, assert_holds, built, png, random_images, shard_of
 
 
 def test_stl10s_columns_are_turned_into_rows(tmp_path: Path) -> None:
@@ -276,6 +276,17 @@ def test_a_damaged_binary_file_of_cifar_is_refused(name: str, content: bytes, me
         list_source(tmp_path / name)
 
 
+def test_a_file_that_is_only_called_like_one_of_cifars_is_no_second_kind(tmp_path: Path) -> None:
+    shard_of(tmp_path / "a.tar", {"a.png": png(random_images(1, 32)[0])})
+    for content in (b"", bytes(3072)):
+        (tmp_path / "train.bin").write_bytes(content)
+        listed = list_source(tmp_path)
+        assert (listed.num_images, listed.non_images) == (1, ("train.bin",))
+    (tmp_path / "test.bin").write_bytes(bytes(3074))
+    with pytest.raises(SourceError, match="files of several kinds"):
+        list_source(tmp_path)
+
+
 _DEEP = b"\x80\x02}(" + b")" + 200_000 * b"\x85" + b"K\x01u."  # a tuple in a tuple in ..., as a key
 _DOUBLED = b"\x80\x02}(" + b")" + b"".join(b"q\x00h\x00\x86" for _ in range(60)) + b"K\x01u."
 _AGAIN_AND_AGAIN = b"\x80\x02](c_codecs\nencode\nq\x00X\xe8\x03\x00\x00" + 1000 * b"x" + b"q\x01"
@@ -293,7 +304,7 @@ _NOT_LATIN_1 = python2_cifar(_BLACK, b"labels", [1]).replace(
         (_DOUBLED, "a dictionary with keys that are not texts"),
         (b"\x80\x02}(" + b")" + 100 * b"2\x86" + b"K\x01u.", "it has the operation DUP"),
         (b"\x80\x02}r" + struct.pack("<I", 60_000_000) + b".", "has no uint8"),
-        (_AGAIN_AND_AGAIN, "its encoded texts are longer than the file"),
+        (_AGAIN_AND_AGAIN, "it has no dictionary"),
         (b"\x80\x02}(U\x04data\x8a\x10" + 16 * b"\x7f" + b"u.", "has no uint8"),
         (b"\x80\x02}(U\x04dataU\x01xU\x01x\x86Ru.", "it calls something that makes no array"),
         (b"\x80\x02}}bu.", "puts something into a value that cannot hold it"),

@@ -11,21 +11,22 @@ from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import cifar, images, stl10, tables
 from ssl_dist.store.building.sources.base import HashRange, Member, Source
 from ssl_dist.store.building.sources.files import File, expand_pattern, is_pattern, open_source_file
-from ssl_dist.store.building.sources.stores import is_store, list_stores
+from ssl_dist.store.building.sources.stores import list_stores
 from ssl_dist.store.building.sources.tars import is_tar
+from ssl_dist.store.schema import MANIFEST
 
 __all__ = ["File", "HashRange", "Member", "Source", "list_source", "list_stores"]
 
 _HEAD_BYTES = 262  # bytes read from the start of each file: enough to know a tar
 _PICKLE, _PROTOCOLS = b"\x80", b"\x02\x03\x04\x05"
-_OTHER = "something else"
+_OTHER, _BINARY = "something else", "CIFAR's binary form"
 # the function that lists each kind, and endings of files beside the images that need no warning
 _KINDS: dict[str, tuple[Callable[[str, list[File]], Source], tuple[str, ...]]] = {
     "tar": (images.list_tars, ()),
     "table": (tables.list_tables, ()),
     "STL-10": (stl10.list_stl10, stl10.OTHER_FILES),
     "CIFAR": (cifar.list_cifar, cifar.OTHER_FILES),
-    "CIFAR's binary form": (cifar.list_cifar, cifar.OTHER_FILES),
+    _BINARY: (cifar.list_cifar, cifar.OTHER_FILES),
 }
 
 
@@ -42,21 +43,21 @@ def list_source(source: str | os.PathLike[str]) -> Source:
     """
     name = os.fspath(source)
     folder = Path(name)
-    if not is_pattern(name) and not os.path.exists(name):  # unlike Path.exists, takes any text
+    if not is_pattern(name) and not os.path.exists(name):
         raise SourceError(f"{name}: no such file or folder")
-    if is_store(folder):
+    if os.path.isfile(folder / MANIFEST):  # these two take any text, unlike the functions of Path
         return list_stores(name, [folder])
-    files = list(images.files_below(folder)) if os.path.isdir(name) else expand_pattern(name)
+    files = images.files_below(folder) if os.path.isdir(name) else expand_pattern(name)
     if any(file.is_regular and images.is_image(file.key) for file in files):
         return images.list_images(name, files)
     by_kind: dict[str, list[File]] = {}
     for file in files:
         by_kind.setdefault(_kind_of(file), []).append(file)
     others = by_kind.pop(_OTHER, [])
+    if len(by_kind) > 1 and not any(map(cifar.has_binary_length, by_kind.get(_BINARY, []))):
+        others += by_kind.pop(_BINARY, [])  # other files that have such names
     if len(by_kind) > 1:
-        raise SourceError(
-            f"{name}: it has files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern"
-        )
+        raise SourceError(f"{name}: files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern")
     if not by_kind:
         raise SourceError(
             f"{name}: no image file ({', '.join(sorted(images.IMAGE_SUFFIXES))}) among {len(files)} files, and no tar,"
@@ -81,15 +82,14 @@ def _kind_of(file: File) -> str:
         return "STL-10"
     with open_source_file(file, "file") as content:
         start = content.read(_HEAD_BYTES)
-    suffix = PurePosixPath(file.path).suffix.lower()
+    path = PurePosixPath(file.path)
+    suffix = path.suffix.lower()
     if is_tar(start) or suffix == ".tar":
         return "tar"
     if start.startswith((tables.PARQUET, tables.ARROW, tables.STREAM)):
         return "table"
     if suffix in (".parquet", ".arrow"):
-        raise SourceError(
-            f"{file.path} is not a Parquet or Arrow file, though its name says so: fetch it again, or remove it"
-        )
-    if cifar.is_binary_name(PurePosixPath(file.path).name):
-        return "CIFAR's binary form"
+        raise SourceError(f"{path} is not a Parquet or Arrow file, though it is named so: fetch it again, or remove it")
+    if cifar.is_binary_name(path.name):
+        return _BINARY
     return "CIFAR" if start[:1] == _PICKLE and start[1:2] in _PROTOCOLS else _OTHER

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 import xxhash
 
+from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources.files import File
 from ssl_dist.store.schema import NO_LABEL
 
 HashRange = tuple[float, float]  # keys whose hash, a number in [0, 1), lies in [low, high)
 MAX_CLASSES = 1_000_000  # for labels that are numbers: each number up to the largest label gets a class name
+
+
+def count_images(file: File, num_bytes: int, image_bytes: int, dataset: str) -> int:
+    """Return how many images a file of this length has; raise SourceError if it has none, or a part of one."""
+    if num_bytes == 0 or num_bytes % image_bytes:
+        raise SourceError(f"{file.path} has {num_bytes} bytes: {dataset}'s images take {image_bytes} each")
+    return num_bytes // image_bytes
 
 
 def to_unicode(name: str) -> str:
@@ -40,6 +48,12 @@ class Member(NamedTuple):
         if isinstance(self.content, File):
             return 0
         return len(self.content) if isinstance(self.content, bytes) else self.content.nbytes
+
+
+def array_members(file: File, images: np.ndarray, labels: Sequence[int], first: int = 0) -> Iterator[Member]:
+    """Yield images ``[N, H, W, 3]`` of a file as members, numbered from ``first``."""
+    for number, (image, label) in enumerate(zip(images, labels, strict=True), first):
+        yield Member(f"{file.key}/{number}", label, np.ascontiguousarray(image))
 
 
 @dataclass(frozen=True)
@@ -81,8 +95,6 @@ class Source:
 
     def with_class_names(self, names: tuple[str, ...]) -> Source:
         """Renumber the labels as indices into ``names``, which must contain all of ``class_names``."""
-        if names[: len(self.class_names)] == self.class_names:
-            return replace(self, class_names=names)
         numbers = [names.index(name) for name in self.class_names]
 
         def members() -> Iterator[Member]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import pickles
-from ssl_dist.store.building.sources.base import Member, Source, to_unicode
+from ssl_dist.store.building.sources.base import Member, Source, array_members, count_images, to_unicode
 from ssl_dist.store.building.sources.files import File, fingerprint, open_source_file, sibling
 
 # endings of what the authors packed beside the images
@@ -25,7 +25,8 @@ _IMAGE_BYTES = 3 * _PX**2
 _MAX_BYTES = 512 << 20  # of a file; CIFAR's largest has 155 MB
 _MAX_COARSE_LABEL = 19
 _NAMES_FILES, _TEST_FILES = {"batches.meta", "meta"}, {"test_batch", "test", "test_batch.bin", "test.bin"}
-_BINARY_NAMES = re.compile(r"(?:data_batch_\d+|test_batch|(?P<hundred>train|test))\.bin", re.ASCII)
+_BINARY_NAMES = re.compile(r"(data_batch_\d+|test_batch|train|test)\.bin", re.ASCII)
+_HUNDRED_FILES = {"train.bin", "test.bin"}  # CIFAR-100's binary files
 
 
 class _Dataset(NamedTuple):
@@ -55,63 +56,57 @@ def is_binary_name(name: str) -> bool:
     return _BINARY_NAMES.fullmatch(name) is not None
 
 
+def has_binary_length(file: File) -> bool:
+    """Return whether a file is as long as some number of records of CIFAR-10 or of CIFAR-100."""
+    with open_source_file(file, "file of CIFAR") as content:
+        num_bytes = content.seek(0, 2)
+    return num_bytes > 0 and 0 in (num_bytes % (1 + _IMAGE_BYTES), num_bytes % (2 + _IMAGE_BYTES))
+
+
 def list_cifar(name: str, files: Sequence[File]) -> Source:
     """List pickled or binary files of CIFAR-10, or of CIFAR-100 with its fine labels.
 
     Raises:
         SourceError: a file is damaged or not CIFAR's, or a folder has both images to train with and to test with.
     """
-    files = [file for file in files if _base_name(file) not in _NAMES_FILES]
+    files = [file for file in files if file.name not in _NAMES_FILES]
     if not files:
         raise SourceError(f"{name}: it has the names of CIFAR's classes, but no file of its images")
-    num_tests = sum(_base_name(file) in _TEST_FILES for file in files)
+    num_tests = sum(file.name in _TEST_FILES for file in files)
     if Path(name).is_dir() and 0 < num_tests < len(files):
-        end = ".bin" if is_binary_name(_base_name(files[0])) else ""
+        end = ".bin" if is_binary_name(files[0].name) else ""
         raise SourceError(
             f"{name} has images to train with and to test with: build a store of each, of CIFAR-10 by"
             f" '{name}/data_batch_{{1..5}}{end}' and '{name}/test_batch{end}', of CIFAR-100 by '{name}/train{end}' and"
             f" '{name}/test{end}'"
         )
-    total, datasets = 0, set[_Dataset]()
-    for file in files:
-        dataset, planes, _ = _read_part(file)
-        total, datasets = total + len(planes), datasets | {dataset}
-    if len(datasets) > 1:
+    found = [(part.dataset, len(part.labels)) for part in map(_read_part, files)]
+    if len({dataset for dataset, _ in found}) > 1:
         raise SourceError(f"{name}: it has files of CIFAR-10 and of CIFAR-100: build a store of each")
 
     def members() -> Iterator[Member]:
         for file in files:
             _, planes, labels = _read_part(file)
-            images = planes.reshape(-1, 3, _PX, _PX).transpose(0, 2, 3, 1)  # [N, H, W, 3]
-            for number, (image, label) in enumerate(zip(images, labels, strict=True)):
-                yield Member(f"{file.key}/{number}", label, np.ascontiguousarray(image))
+            yield from array_members(file, planes.reshape(-1, 3, _PX, _PX).transpose(0, 2, 3, 1), labels)
 
-    [dataset] = datasets
-    names_file, class_names = _class_names(files[0], dataset)
-    return Source(name, total, (), class_names, fingerprint([*files, *filter(None, [names_file])]), members)
-
-
-def _base_name(file: File) -> str:
-    return PurePosixPath(file.path).name
+    names_file, class_names = _class_names(files[0], found[0][0])
+    total, listed = sum(num_images for _, num_images in found), [*files, *filter(None, [names_file])]
+    return Source(name, total, (), class_names, fingerprint(listed), members)
 
 
 def _read_part(file: File) -> _Part:
     """Read all images of a file, with their labels."""
-    part = _read_binary(file) if is_binary_name(_base_name(file)) else _read_pickled(file)
+    part = _read_binary(file) if is_binary_name(file.name) else _read_pickled(file)
     if (largest := max(part.labels)) >= part.dataset.num_classes:
         raise SourceError(f"{file.path} has a label {largest}, and there are {part.dataset.num_classes} classes")
     return part
 
 
 def _read_binary(file: File) -> _Part:
-    name = _BINARY_NAMES.fullmatch(_base_name(file))
-    dataset, label_bytes = (_CIFAR100, 2) if name and name["hundred"] else (_CIFAR10, 1)
+    dataset, label_bytes = (_CIFAR100, 2) if file.name in _HUNDRED_FILES else (_CIFAR10, 1)
     content, record_bytes = _read_bytes(file), label_bytes + _IMAGE_BYTES
-    if not content or len(content) % record_bytes:
-        raise SourceError(
-            f"{file.path} has {len(content)} bytes: CIFAR-{dataset.num_classes}'s images take {record_bytes} each"
-        )
-    records = np.frombuffer(content, dtype=np.uint8).reshape(-1, record_bytes)
+    num_images = count_images(file, len(content), record_bytes, f"CIFAR-{dataset.num_classes}")
+    records = np.frombuffer(content, dtype=np.uint8).reshape(num_images, record_bytes)
     if label_bytes == 2 and (coarse := int(records[:, 0].max())) > _MAX_COARSE_LABEL:
         raise SourceError(f"{file.path} has a coarse label {coarse}, and the largest is {_MAX_COARSE_LABEL}")
     return _Part(dataset, records[:, label_bytes:], records[:, label_bytes - 1].tolist())
@@ -120,20 +115,19 @@ def _read_binary(file: File) -> _Part:
 def _read_pickled(file: File) -> _Part:
     content = _read_dictionary(file)
     dataset = _CIFAR10 if _CIFAR10.labels_key in content else _CIFAR100
-    planes, labels = pickles.uint8_rows(content.get("data"), _IMAGE_BYTES), content.get(dataset.labels_key)
+    key = dataset.labels_key
+    planes, labels = pickles.uint8_rows(content.get("data"), _IMAGE_BYTES), content.get(key)
     if planes is None:
         raise SourceError(f"{file.path} has no uint8 [n, 3072] of images under 'data': it is not a file of CIFAR")
     numbers = labels if isinstance(labels, list) and all(type(label) is int and label >= 0 for label in labels) else []
     if not len(numbers) == len(planes) > 0:
-        raise SourceError(
-            f"{file.path} has no whole number for each of its {len(planes)} images under {dataset.labels_key!r}"
-        )
+        raise SourceError(f"{file.path} has no whole number for each of its {len(planes)} images under {key!r}")
     return _Part(dataset, planes, numbers)
 
 
 def _class_names(file: File, dataset: _Dataset) -> tuple[File | None, tuple[str, ...]]:
     """Return the file of class names beside a file of images, and the names; numbers if it does not have them."""
-    is_binary, names = is_binary_name(_base_name(file)), None
+    is_binary, names = is_binary_name(file.name), None
     names_file = sibling(file, dataset.binary_names if is_binary else dataset.pickled_names)
     if names_file and is_binary:
         names = list(filter(None, map(str.strip, _read_bytes(names_file).decode(errors="replace").splitlines())))

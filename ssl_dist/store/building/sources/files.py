@@ -9,7 +9,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple
 
@@ -23,7 +23,7 @@ from ssl_dist.store.decode import refuse_large
 _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})", re.ASCII)
-_MAX_BRACE_FILES = 1_000_000  # files that the braces of a pattern may stand for
+_MAX_FILES = 1_000_000  # files that the braces of a pattern may stand for
 _MAX_RATIO, _SLACK_BYTES = 50, 8 << 20
 
 
@@ -51,6 +51,11 @@ class File(NamedTuple):
     key: str
     stamp: str
     is_regular: bool = True
+
+    @property
+    def name(self) -> str:
+        """The last part of the path."""
+        return PurePosixPath(self.path).name
 
     def open(self) -> IO[bytes]:
         """Open the file for reading and seeking; raise OSError if that fails."""
@@ -144,19 +149,17 @@ def _expand_braces(pattern: str) -> Iterator[str]:
     """Replace each brace by each of its choices; the last brace changes first, and braces do not nest."""
     parts = _BRACES.split(pattern)  # text, what is inside braces, text, ...
     choices = [_brace_choices(pattern, part) if number % 2 else [part] for number, part in enumerate(parts)]
-    if math.prod(map(len, choices)) > _MAX_BRACE_FILES:
-        raise SourceError(f"{pattern}: its braces stand for more than {_MAX_BRACE_FILES:,} files")
+    if math.prod(map(len, choices)) > _MAX_FILES:
+        raise SourceError(f"{pattern}: its braces stand for more than {_MAX_FILES:,} files")
     return map("".join, itertools.product(*choices))
 
 
-def _brace_choices(pattern: str, inside: str) -> list[str]:
-    if not (numbers := _RANGE.fullmatch(inside)):
-        return inside.split(",")
+def _brace_choices(pattern: str, text: str) -> list[str]:
+    if not (numbers := _RANGE.fullmatch(text)):
+        return text.split(",")
     first, last = int(numbers[1]), int(numbers[2])
-    if not first <= last < first + _MAX_BRACE_FILES:
-        raise SourceError(
-            f"{pattern}: {{{inside}}} must go from a smaller to a larger number, over at most {_MAX_BRACE_FILES:,}"
-        )
+    if not first <= last < first + _MAX_FILES:
+        raise SourceError(f"{pattern}: {{{text}}} must go from a smaller to a larger number, by at most {_MAX_FILES:,}")
     return [f"{number:0{len(numbers[1])}d}" for number in range(first, last + 1)]
 
 
@@ -170,10 +173,11 @@ def _match_files(pattern: str) -> Iterator[File]:
                 yield _describe(filesystem, info, info.base_name)
             if info.type != fs.FileType.Directory:
                 return
-        glob = _Glob(wildcards or "**")
+        names = (wildcards or "**").split("/")
+        parts = [None if name == "**" else re.compile(fnmatch.translate(name)) for name in names]
         for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True)):
             key = info.path[len(base) :].lstrip("/")
-            if info.type == fs.FileType.File and glob.matches(key):
+            if info.type == fs.FileType.File and _matches(parts, key):
                 yield _describe(filesystem, info, key)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{pattern} cannot be reached ({error})") from None
@@ -203,23 +207,16 @@ def _describe(filesystem: fs.FileSystem, info: fs.FileInfo, key: str) -> File:
     return File(None if is_local else filesystem, info.path, key, f"{info.size} {info.mtime_ns}")
 
 
-class _Glob:
-    """A path with wildcards, in which ``**`` stands for any number of folders.
+def _matches(parts: Sequence[re.Pattern[str] | None], path: str) -> bool:
+    """Return whether a path has these names in turn; None stands for any number of folders.
 
-    Each name of a path is compared with each part of the pattern at most once, so that every pattern ends in bounded
-    time.
+    Each name of the path is compared with each part at most once, so that every pattern ends in bounded time.
     """
-
-    def __init__(self, pattern: str) -> None:
-        self._parts = [None if part == "**" else re.compile(fnmatch.translate(part)) for part in pattern.split("/")]
-
-    def matches(self, path: str) -> bool:
-        """Return whether the pattern stands for this path."""
-        names = path.split("/")
-        lengths = {0}  # of the beginnings of the path that the parts so far may stand for
-        for part in self._parts:
-            if part is None:
-                lengths = set(range(min(lengths, default=len(names) + 1), len(names) + 1))
-            else:
-                lengths = {length + 1 for length in lengths if length < len(names) and part.match(names[length])}
-        return len(names) in lengths
+    names = path.split("/")
+    lengths = {0}  # of the beginnings of the path that the parts so far may stand for
+    for part in parts:
+        if part is None:
+            lengths = set(range(min(lengths, default=len(names) + 1), len(names) + 1))
+        else:
+            lengths = {length + 1 for length in lengths if length < len(names) and part.match(names[length])}
+    return len(names) in lengths

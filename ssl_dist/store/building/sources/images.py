@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources.base import MAX_CLASSES, Member, Source, to_unicode
@@ -30,25 +29,22 @@ def is_image(name: str) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
 
 
-def files_below(folder: Path) -> Iterator[File]:
-    """Yield all files below a folder, sorted; links to folders are followed, but no folder is entered twice.
+def files_below(folder: Path) -> list[File]:
+    """List all files below a folder, sorted; links to folders are followed, but no folder is entered twice.
 
     Raises:
         SourceError: a folder cannot be read.
     """
-    keys = sorted(_keys_below(folder))
-    yield from (local_file(str(folder / key), key) for key in keys)
 
-
-def _keys_below(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: {error.strerror}")
 
-    seen = set()
+    keys, seen = list[str](), set()
     for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
         seen.add(os.path.realpath(root))
         folders[:] = [name for name in folders if os.path.realpath(os.path.join(root, name)) not in seen]
-        yield from ((Path(root) / name).relative_to(folder).as_posix() for name in files)
+        keys += [(Path(root) / name).relative_to(folder).as_posix() for name in files]
+    return [local_file(str(folder / key), key) for key in sorted(keys)]
 
 
 def list_images(name: str, files: Sequence[File]) -> Source:
@@ -59,12 +55,12 @@ def list_images(name: str, files: Sequence[File]) -> Source:
     """
     images = [file for file in files if file.is_regular and is_image(file.key)]
     non_images = tuple(file.key for file in files if not (file.is_regular and is_image(file.key)))
-    classes = _ClassFolders.find(name, [file.key for file in images], len(files))
+    names, label = _find_classes(name, [file.key for file in images], len(files))
 
     def members() -> Iterator[Member]:
-        return (Member(file.key, classes.label(file.key), file) for file in images)
+        return (Member(file.key, label(file.key), file) for file in images)
 
-    return Source(name, len(images), non_images, classes.names, fingerprint(files), members)
+    return Source(name, len(images), non_images, names, fingerprint(files), members)
 
 
 def list_tars(name: str, tars: Sequence[File]) -> Source:
@@ -83,55 +79,40 @@ def list_tars(name: str, tars: Sequence[File]) -> Source:
                 labels[_sample_name(tar, key)] = _parse_class(tar, key, content)
             else:
                 non_images.append(key)
-    classes = _ClassFolders.find(name, keys, len(keys) + len(non_images))
-    names = classes.names
+    names, folder_label = _find_classes(name, keys, len(keys) + len(non_images))
     if labels:
-        names = tuple(str(number) for number in range(max(labels.values()) + 1))
-
-    def label(tar: File, key: str) -> int:
-        return labels.get(_sample_name(tar, key), NO_LABEL) if labels else classes.label(key)
+        names = tuple(map(str, range(max(labels.values()) + 1)))
 
     def members() -> Iterator[Member]:
         for tar in tars:
             for key, content in _read_tar(tar, is_image):
                 if content is not None:
-                    yield Member(key, label(tar, key), content)
+                    label = labels.get(_sample_name(tar, key), NO_LABEL) if labels else folder_label(key)
+                    yield Member(key, label, content)
 
     return Source(name, len(keys), () if labels else tuple(non_images), names, fingerprint(tars), members)
 
 
-class _ClassFolders(NamedTuple):
-    """The folders that are classes.
+def _find_classes(name: str, keys: Sequence[str], num_files: int) -> tuple[tuple[str, ...], Callable[[str], int]]:
+    """Return the names of the classes of a source, and a function that returns the class of an image by its key.
 
-    Attributes:
-        names: the classes' names.
-        numbers: the number of each folder's class.
-        depth: number of folders above the class folders.
+    The function returns NO_LABEL for an image above the class folders.
     """
+    if not keys:
+        raise SourceError(f"{name}: no image file ({', '.join(sorted(IMAGE_SUFFIXES))}) among {num_files} files")
+    parents = {PurePosixPath(key).parts[:-1] for key in keys}
+    depth = len(os.path.commonprefix(list(parents)))  # noqa: RUF071  (these are tuples: it compares folders)
+    folders = sorted({parent[depth] for parent in parents if len(parent) > depth})
+    names = tuple(map(to_unicode, folders))
+    if len(set(names)) < len(names):
+        raise SourceError(f"{name}: names of folders that are not text would become the same class: rename them")
+    numbers = {folder: number for number, folder in enumerate(folders)}
 
-    names: tuple[str, ...]
-    numbers: dict[str, int]
-    depth: int
+    def label(key: str) -> int:
+        below = PurePosixPath(key).parts[depth:-1]
+        return numbers[below[0]] if below else NO_LABEL
 
-    @classmethod
-    def find(cls, name: str, keys: Sequence[str], num_files: int) -> _ClassFolders:
-        """Find the class folders of a source called ``name``, which has images of these keys among its files."""
-        if not keys:
-            raise SourceError(f"{name}: no image file ({', '.join(sorted(IMAGE_SUFFIXES))}) among {num_files} files")
-        parents = {PurePosixPath(key).parts[:-1] for key in keys}
-        depth = len(os.path.commonprefix(list(parents)))  # noqa: RUF071  (these are tuples: it compares folders)
-        folders = sorted({parent[depth] for parent in parents if len(parent) > depth})
-        names = tuple(map(to_unicode, folders))
-        if len(set(names)) < len(names):
-            raise SourceError(
-                f"{name}: names of class folders that are not text would become the same class: rename them"
-            )
-        return cls(names, {folder: number for number, folder in enumerate(folders)}, depth)
-
-    def label(self, key: str) -> int:
-        """Return the class of an image; NO_LABEL: it lies above the class folders."""
-        folders = PurePosixPath(key).parts[self.depth : -1]
-        return self.numbers[folders[0]] if folders else NO_LABEL
+    return names, label
 
 
 def _sample_name(tar: File, key: str) -> str:

@@ -7,58 +7,46 @@ others. It calls nothing that a file names, follows no nested value, and bounds 
 
 from __future__ import annotations
 
-import enum
+import copy
 import pickletools
-from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 _MAX_OPERATIONS = 600_000  # CIFAR's files have up to 300,000
 
+_GLOBALS: dict[str, Any] = {  # the names that a pickle may have; their values only mark what is meant
+    "numpy ndarray": np.ndarray,
+    "numpy dtype": np.dtype,
+    "numpy.core.multiarray _reconstruct": np.ndarray,
+    "numpy._core.multiarray _reconstruct": np.ndarray,
+    "_codecs encode": str.encode,  # Python 3 writes bytes, in protocol 2, as a call that encodes a text in Latin-1
+}
+# operations that put their argument on the stack, or a value
+_ARGUMENTS = {"BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"}
+_ARGUMENTS |= {"BININT", "BININT1", "BININT2", "LONG1"}
+_VALUES: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_VALUES |= {"EMPTY_TUPLE": (), "EMPTY_LIST": [], "EMPTY_DICT": {}}
+_IGNORED = {"PROTO", "FRAME", "STOP"}
 
-class _Global(enum.Enum):
-    """The functions and classes that a pickle may name."""
 
-    ARRAY = enum.auto()
-    DTYPE = enum.auto()
-    ENCODE = enum.auto()  # Python 3 writes bytes, in protocol 2, as a call that encodes a text in Latin-1
-
-
+@dataclass(eq=False)
 class _NumpyValue:
     """A stand-in for a NumPy array or dtype: the function that makes it, its arguments, and its state."""
 
-    def __init__(self, function: _Global, arguments: tuple[Any, ...]) -> None:
-        self.function, self.arguments = function, arguments
-        self.state: Any = None
-
-
-_GLOBALS = {
-    "numpy ndarray": _Global.ARRAY,
-    "numpy dtype": _Global.DTYPE,
-    "numpy.core.multiarray _reconstruct": _Global.ARRAY,
-    "numpy._core.multiarray _reconstruct": _Global.ARRAY,
-    "_codecs encode": _Global.ENCODE,
-}
-_NEW_VALUES: dict[str, Callable[[], Any]] = {  # operations that put a new value on the stack
-    **{"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple},
-    **{"NONE": lambda: None, "NEWTRUE": lambda: True, "NEWFALSE": lambda: False},
-}
-_ARGUMENTS = frozenset(  # operations that put their argument on the stack
-    {"BINSTRING", "SHORT_BINSTRING", "BINUNICODE", "SHORT_BINUNICODE", "BINBYTES", "SHORT_BINBYTES"}
-    | {"BININT", "BININT1", "BININT2", "LONG1"}
-)
-_IGNORED = frozenset({"PROTO", "FRAME", "STOP"})
+    function: Any
+    arguments: tuple[Any, ...]
+    state: Any = None
 
 
 class _Machine:
     """The stack machine that a pickle is a program for."""
 
-    def __init__(self, num_bytes: int) -> None:
+    def __init__(self) -> None:
         self.stack: list[Any] = []
         self._marks: list[int] = []  # positions on the stack
         self._memo: dict[int, Any] = {}
-        self._bytes_left = num_bytes  # for encoded texts: one in the memo could be encoded again and again
 
     def step(self, name: str, argument: Any) -> None:
         """Carry out one operation.
@@ -86,12 +74,12 @@ class _Machine:
             case "GLOBAL" | "STACK_GLOBAL":
                 stack.append(_find_global(argument or " ".join(self._pop(2))))
             case "REDUCE":
-                stack.append(self._call(*self._pop(2)))
+                stack.append(_call(*self._pop(2)))
             case "BUILD":
                 [state] = self._pop(1)
                 self._top(_NumpyValue).state = state
-            case _ if name in _NEW_VALUES:
-                stack.append(_NEW_VALUES[name]())
+            case _ if name in _VALUES:
+                stack.append(copy.copy(_VALUES[name]))  # a list or dictionary of its own
             case _:
                 raise ValueError(f"it has the operation {name}")
 
@@ -116,19 +104,15 @@ class _Machine:
             raise ValueError("it has a dictionary with keys that are not texts")
         self._top(dict).update(zip(keys, values[1::2], strict=True))
 
-    def _call(self, function: Any, arguments: Any) -> Any:
-        if not (isinstance(function, _Global) and isinstance(arguments, tuple)):
-            raise ValueError("it calls something that makes no array")
-        if function is not _Global.ENCODE:
-            return _NumpyValue(function, arguments)
-        text, _ = arguments
-        self._bytes_left -= len(text)
-        if self._bytes_left < 0:
-            raise ValueError("its encoded texts are longer than the file")
-        return text.encode("latin1")
+
+def _call(function: Any, arguments: Any) -> Any:
+    """Return what stands for the result of a call; an encoded text stays a text, like the bytes of Python 2."""
+    if not (callable(function) and isinstance(arguments, tuple)):  # of all values, only the globals are callable
+        raise ValueError("it calls something that makes no array")
+    return arguments[0] if function is str.encode else _NumpyValue(function, arguments)
 
 
-def _find_global(name: str) -> _Global:
+def _find_global(name: str) -> Any:
     if name not in _GLOBALS:
         raise ValueError(f"it asks for {name.replace(' ', '.')}")
     return _GLOBALS[name]
@@ -140,7 +124,7 @@ def load(content: bytes) -> Any:
     Raises:
         Exception: of any kind: the content is no pickle, or one that needs other operations or too many.
     """
-    machine = _Machine(len(content))
+    machine = _Machine()
     for steps, (opcode, argument, _) in enumerate(pickletools.genops(content)):
         if steps >= _MAX_OPERATIONS:
             raise ValueError(f"it has more than {_MAX_OPERATIONS:,} operations")
@@ -153,20 +137,10 @@ def load(content: bytes) -> Any:
 def uint8_rows(value: Any, length: int) -> np.ndarray | None:
     """Return a loaded value as an array if it is uint8 ``[n, length]``; otherwise None."""
     match value:
-        case _NumpyValue(
-            function=_Global.ARRAY,
-            state=(
-                _,
-                shape,
-                _NumpyValue(function=_Global.DTYPE, arguments=("u1", *_)),
-                is_fortran,
-                (bytes() | str()) as data,
-            ),
-        ):
-            content = data if isinstance(data, bytes) else data.encode("latin1", "ignore")
+        case _NumpyValue(np.ndarray, _, (_, shape, _NumpyValue(np.dtype, ("u1", *_)), fortran, bytes() | str() as raw)):
+            content = raw if isinstance(raw, bytes) else raw.encode("latin1", "ignore")
             count, rest = divmod(len(content), length)
-            if rest or shape != (count, length):
-                return None
-            flat = np.frombuffer(content, dtype=np.uint8)
-            return flat.reshape(length, count).T if is_fortran else flat.reshape(count, length)
+            if not rest and shape == (count, length):
+                flat = np.frombuffer(content, dtype=np.uint8)
+                return flat.reshape(length, count).T if fortran else flat.reshape(count, length)
     return None

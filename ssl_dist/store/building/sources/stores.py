@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,9 +25,7 @@ def list_stores(name: str, paths: Sequence[Path]) -> Source:
         for field in ("image_shape", "encoding"):
             expected, found = getattr(first.manifest, field), getattr(store.manifest, field)
             if expected != found:
-                raise StoreError(
-                    f"{first.name} has {field} {expected} and {store.name} {found}: build one of them again"
-                )
+                raise StoreError(f"{first.name} has {field} {expected} and {store.name} {found}: build one again")
     names = tuple(dict.fromkeys(name for store in stores for name in store.class_names))
 
     def members() -> Iterator[Member]:
@@ -39,8 +36,3 @@ def list_stores(name: str, paths: Sequence[Path]) -> Source:
 
     digest = xxhash.xxh3_64_hexdigest(b"".join((path / MANIFEST).read_bytes() for path in paths))
     return Source(name, sum(map(len, stores)), (), names, digest, members)
-
-
-def is_store(path: Path) -> bool:
-    """Return whether the folder has a manifest; a path that no file can have is none."""
-    return os.path.isfile(path / MANIFEST)

@@ -65,12 +65,9 @@ def list_tables(name: str, files: Sequence[File]) -> Source:
 
 def _read_labels(file: File, column: str) -> tuple[int, int]:
     """Return the number of rows, and the largest label."""
-    rows, largest = 0, NO_LABEL
-    for batch in _read_batches(file, [column], _LABEL_ROWS):
-        rows += batch.num_rows
-        batch_largest = pc.max(batch.column(0)).as_py()
-        largest = largest if batch_largest is None else max(largest, batch_largest)
-    return rows, largest
+    batches = [(batch.num_rows, pc.max(batch[0]).as_py()) for batch in _read_batches(file, [column], _LABEL_ROWS)]
+    largest = max((label for _, label in batches if label is not None), default=NO_LABEL)
+    return sum(rows for rows, _ in batches), largest
 
 
 def _count_rows(file: File) -> int:
@@ -169,7 +166,10 @@ def _read_batches(file: File, columns: list[str], max_rows: int) -> Iterator[pa.
         content.seek(0)
         reader, unpacked = _open_reader(content, columns), 0
         if isinstance(reader, parquet.ParquetFile):
-            _refuse_bomb(_stated_bytes(reader.metadata), max_bytes)
+            groups = map(reader.metadata.row_group, range(reader.num_row_groups))
+            # columns state their bytes too, but where those are damaged pyarrow ends the process
+            stated = sum(group.total_byte_size for group in groups)
+            _refuse_bomb(reader.metadata.num_rows * _ROW_BYTES + stated, max_bytes)
             batches = reader.iter_batches(max_rows, columns=columns)
         elif isinstance(reader, pa.ipc.RecordBatchFileReader):
             batches = map(reader.get_batch, range(reader.num_record_batches))
@@ -180,15 +180,6 @@ def _read_batches(file: File, columns: list[str], max_rows: int) -> Iterator[pa.
             unpacked += batch.nbytes + _ROW_BYTES * batch.num_rows
             _refuse_bomb(unpacked, max_bytes)
             yield batch.select(columns)
-
-
-def _stated_bytes(metadata: parquet.FileMetaData) -> int:
-    """Return the bytes that all rows of a Parquet file take, as its row groups state.
-
-    Columns state their bytes too, but where those are damaged pyarrow ends the process.
-    """
-    groups = (metadata.row_group(number) for number in range(metadata.num_row_groups))
-    return int(metadata.num_rows * _ROW_BYTES + sum(group.total_byte_size for group in groups))
 
 
 def _refuse_bomb(num_bytes: int, max_bytes: int) -> None:

@@ -36,10 +36,6 @@ class _Header(NamedTuple):
     kind: bytes
     size: int
 
-    @property
-    def is_regular(self) -> bool:
-        return self.kind in _REGULAR and not self.name.endswith("/")
-
 
 def is_tar(start: bytes) -> bool:
     """Return whether a file that begins with these 262 bytes is a tar, perhaps a compressed one.
@@ -65,7 +61,7 @@ def regular_files(tar: IO[bytes], wanted: Callable[[str], bool], max_bytes: int)
             data_bytes = 0 if header.kind in _NO_DATA else header.size
             end = stream.position + -(-data_bytes // _BLOCK) * _BLOCK
             stream.expect(stream.position + data_bytes)
-            if header.is_regular:
+            if header.kind in _REGULAR and not header.name.endswith("/"):
                 yield header.name, stream.read_exactly(min(data_bytes, max_bytes)) if wanted(header.name) else None
             stream.skip_to(end)
     except (zlib.error, lzma.LZMAError) as error:
@@ -83,16 +79,16 @@ class _Stream:
         opener = next((opener for magic, opener in _OPENERS.items() if start.startswith(magic)), None)
         self._file = opener(tar) if opener else tar
         self._is_compressed = opener is not None
-        self._max_bytes = max_unpacked_bytes(size) if opener else size
+        self._limit = max_unpacked_bytes(size) if opener else size
         self.position = 0
 
     def expect(self, end: int) -> None:
         """Raise ValueError if the tar cannot have bytes up to ``end``, or would unpack to too many."""
-        if end <= self._max_bytes:
-            return
-        if not self._is_compressed:
+        limit = self._limit
+        if end > limit and self._is_compressed:
+            raise ValueError(f"it unpacks to more than {limit:,} bytes, far more than the file has: unpack it first")
+        if end > limit:
             raise ValueError("unexpected end of data")
-        raise ValueError(f"it unpacks to more than {self._max_bytes:,} bytes, far more than its own: unpack it first")
 
     def read(self, num_bytes: int) -> bytes:
         """Read bytes; at the end there are fewer."""
@@ -118,38 +114,30 @@ def _read_member_header(stream: _Stream) -> _Header | None:
     """Read the next member's header and the extension headers before it; None: the tar ends here."""
     extensions: dict[str, Any] = {}
     for _ in range(_MAX_HEADERS):
-        start = stream.position
         block = stream.read(_BLOCK)
         if len(block) == _BLOCK and not any(block):
             return None
         if len(block) < _BLOCK:
             raise ValueError("it has no end: it is cut")
-        header = _parse_header(block, start)
+        header = _parse_header(block, stream.position - _BLOCK)
         if header.kind == _SPARSE:
             raise ValueError(f"{header.name} is packed as a sparse file: pack without --sparse")
         if header.kind not in (_LONG_NAME, _LONG_LINK, _PAX_GLOBAL) and header.kind not in _PAX:
             return header._replace(**extensions)
-        content = _read_extension(stream, header)
+        if header.size > _MAX_EXTENSION_BYTES:
+            raise ValueError(f"it has a header of {header.size:,} bytes")
+        content = stream.read_exactly(header.size)
+        stream.read_exactly(-header.size % _BLOCK)
+        records = _parse_records(content) if header.kind in _PAX + _PAX_GLOBAL else {}
+        if any(key.startswith(b"GNU.sparse") for key in records):
+            raise ValueError("one of its files is packed as a sparse file: pack without --sparse")
         if header.kind == _LONG_NAME:
             extensions["name"] = _parse_text(content)
-        elif header.kind in _PAX or header.kind == _PAX_GLOBAL:
-            records = _parse_records(content)
-            if any(key.startswith(b"GNU.sparse") for key in records):
-                raise ValueError("one of its files is packed as a sparse file: pack without --sparse")
-            if header.kind in _PAX and b"path" in records:
-                extensions["name"] = _parse_text(records[b"path"])
-            if header.kind in _PAX and b"size" in records:
-                extensions["size"] = _parse_digits(records[b"size"], _DECIMAL, 10)
+        if header.kind in _PAX and b"path" in records:
+            extensions["name"] = _parse_text(records[b"path"])
+        if header.kind in _PAX and b"size" in records:
+            extensions["size"] = _parse_digits(records[b"size"], _DECIMAL, 10)
     raise ValueError(f"one member has more than {_MAX_HEADERS} headers")
-
-
-def _read_extension(stream: _Stream, header: _Header) -> bytes:
-    """Read the content of an extension header."""
-    if header.size > _MAX_EXTENSION_BYTES:
-        raise ValueError(f"it has a header of {header.size:,} bytes")
-    content = stream.read_exactly(header.size)
-    stream.read_exactly(-header.size % _BLOCK)
-    return content
 
 
 def _parse_header(block: bytes, start: int) -> _Header:
@@ -176,8 +164,7 @@ def _parse_size(field: bytes) -> int:
     """Parse octal digits, or GNU's binary number behind a byte 0x80."""
     if field[0] != 0x80:
         return _parse_digits(field.partition(b"\0")[0].strip() or b"0", _OCTAL, 8)
-    size = int.from_bytes(field[1:], "big")
-    if size >= _MAX_SIZE:
+    if (size := int.from_bytes(field[1:], "big")) >= _MAX_SIZE:
         raise ValueError("it has a size that no file can have")
     return size
 
