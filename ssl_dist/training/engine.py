@@ -111,7 +111,6 @@ class Engine:
         """
         into = into or State({}, {})
         with self._zero.whole_parameters():
-            model = {
-                name: copy_to_cpu(tensor, into.model.get(name)) for name, tensor in self.method.state_dict().items()
-            }
+            tensors = self.method.state_dict()
+            model = {name: copy_to_cpu(tensor, into.model.get(name)) for name, tensor in tensors.items()}
         return State(model, self._zero.optimizer_state(into.optimizer))

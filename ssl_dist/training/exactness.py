@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ssl_dist import methods
-from ssl_dist.collectives import RowCounts, World
+from ssl_dist.collectives import Group, RowCounts, World
 from ssl_dist.config import RunConfig
 from ssl_dist.data import SamplePlan
 from ssl_dist.data.batches import Batches
@@ -71,8 +71,8 @@ def examine(world: World, names: Sequence[str] | None = None) -> Iterator[Findin
     others those in which they took part.
     """
     sizes = [size for size in range(2, world.size + 1) if size <= 4 or size == world.size]
-    groups = {size: _group(range(size)) for size in sizes}
-    alone = [_group(range(rank, rank + 1)) for rank in range(world.size)][world.rank]
+    groups: dict[int, Any] = {size: dist.new_group(list(range(size))) for size in sizes}  # numbers on ranks outside
+    alone: Any = [dist.new_group([rank]) for rank in range(world.size)][world.rank]
     with torch.backends.cudnn.flags(allow_tf32=False):
         for name in names or methods.names():
             config = config_of(name)
@@ -109,11 +109,6 @@ def smooth(method: Method) -> Method:
     return method
 
 
-def _group(ranks: range) -> dist.ProcessGroup:
-    group = dist.new_group(list(ranks))
-    return cast(dist.ProcessGroup, group)  # torch returns a number on ranks outside the group
-
-
 def _random_outputs(config: RunConfig, count: int, world: World) -> tuple[Method, Tensor]:
     """Return the method in float64, and random outputs ``[count, V, D]`` whose views differ in scale and shift."""
     method = config.initial_method().double().train()
@@ -138,7 +133,7 @@ def _random_views(config: RunConfig, count: int, generator: torch.Generator) -> 
     return Views(crops, labels)
 
 
-def _quotient(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Finding:
+def _quotient(config: RunConfig, world: World, alone: Group) -> Finding:
     """Compare the slope of the loss along a direction, by its gradient, with the slope by its values."""
     method, z = _random_outputs(config, 9, world)
     direction = torch.randn(z.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64).to(z)
@@ -147,27 +142,26 @@ def _quotient(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Find
     with torch.no_grad():
         rise = method.loss(z + h * direction, alone) - method.loss(z - h * direction, alone)
     slope = (_gradient_at(method, z, alone) * direction).sum()
-    return _compare(config, "loss, difference quotient", 1, None, [slope], [rise / (2 * h)], QUOTIENT_TOLERANCE)
+    return _compare(config, "loss, difference quotient", None, [slope], [rise / (2 * h)], QUOTIENT_TOLERANCE)
 
 
-def _loss(config: RunConfig, world: World, size: int, group: dist.ProcessGroup, alone: dist.ProcessGroup) -> Finding:
+def _loss(config: RunConfig, world: World, size: int, group: Group, alone: Group) -> Finding:
     """Compare the gradient of the loss over ``size`` workers with that on one worker."""
     count = 4 * size + 1  # one worker has more rows than the others
     method, z = _random_outputs(config, count, world)
     rows = World(world.rank, size).share(count)
-    mine = _gradient_at(method, z[rows.start : rows.stop], group)
-    expected = _gradient_at(method, z, alone)[rows.start : rows.stop]
-    learns = slice(0, z.shape[1] - method.num_targets)
-    mine, expected = mine[:, learns], expected[:, learns]
-    return _compare(config, "loss, float64", size, group, [mine], [expected], LOSS_TOLERANCE)
+    learns = z.shape[1] - method.num_targets
+    mine = _gradient_at(method, z[rows.start : rows.stop], group)[:, :learns]
+    expected = _gradient_at(method, z, alone)[rows.start : rows.stop, :learns]
+    return _compare(config, "loss, float64", group, [mine], [expected], LOSS_TOLERANCE)
 
 
-def _gradient_at(method: Method, z: Tensor, group: dist.ProcessGroup) -> Tensor:
+def _gradient_at(method: Method, z: Tensor, group: Group) -> Tensor:
     z = z.detach().requires_grad_()
     return torch.autograd.grad(method.loss(z, group), z)[0]
 
 
-def _steps(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Iterator[Finding]:
+def _steps(config: RunConfig, world: World, alone: Group) -> Iterator[Finding]:
     """Compare the change of the weights in one step of plain SGD, at learning rate 1, with the gradient."""
     config = config_of(config.method.name, 2 * world.size + 1)  # two for each worker, and one more
     images = _RandomImages(config.batch.size)
@@ -181,13 +175,10 @@ def _steps(config: RunConfig, world: World, alone: dist.ProcessGroup) -> Iterato
         engine.step(Batches(SamplePlan(config, images), world, 0, 1).fetch(0), learning_rate=1.0)
         after = engine.state().model
         found = [weight - after[name].to(world.device) for name, weight in before.items()]
-        part = f"step, ZeRO {stage}, float32"
-        yield _compare(config, part, world.size, dist.group.WORLD, found, expected, STEP_TOLERANCE)
+        yield _compare(config, f"step, ZeRO {stage}, float32", dist.group.WORLD, found, expected, STEP_TOLERANCE)
 
 
-def _gradient_of_one(
-    config: RunConfig, images: _RandomImages, device: torch.device, alone: dist.ProcessGroup
-) -> list[Tensor]:
+def _gradient_of_one(config: RunConfig, images: _RandomImages, device: torch.device, alone: Group) -> list[Tensor]:
     """Return the gradient of the whole batch in this process: embed all micro-batches, take one loss, use autograd."""
     method = smooth(config.initial_method()).to(device).train()
     batch = Batches(SamplePlan(config, images), World(device=device), 0, 1).fetch(0)
@@ -199,19 +190,14 @@ def _gradient_of_one(
 
 
 def _compare(
-    config: RunConfig,
-    part: str,
-    workers: int,
-    group: dist.ProcessGroup | None,
-    found: list[Tensor],
-    expected: list[Tensor],
-    tolerance: float,
+    config: RunConfig, part: str, group: Group, found: list[Tensor], expected: list[Tensor], tolerance: float
 ) -> Finding:
     """Compare two gradients on each rank of the group (None: this rank alone), and return the worst finding."""
     g, one = (torch.cat([tensor.double().flatten() for tensor in tensors]) for tensors in (found, expected))
     mine = torch.stack([g @ one / (one @ one), (g - one).norm() / one.norm()])[None]
     ranks = RowCounts.of(mine, group).gather(mine) if group else mine  # [W, 2]
     ratio, error = ranks[ranks[:, 1].nan_to_num(torch.inf).argmax()].tolist()
+    workers = dist.get_world_size(group) if group else 1
     return Finding(config.method.name, part, workers, ratio, error, tolerance)
 
 
@@ -227,8 +213,7 @@ class _RandomImages:
         return len(self._pixels)
 
     def gather(self, ids: np.ndarray) -> np.ndarray:
-        pixels: np.ndarray = self._pixels[ids]
-        return pixels
+        return self._pixels.take(ids, axis=0)
 
     def intact(self, ids: np.ndarray) -> np.ndarray:
         return np.ones(len(ids), dtype=bool)

@@ -7,11 +7,11 @@ divides the parameters as well.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import torch
@@ -37,9 +37,8 @@ class Zero:
         deepspeed = _import_deepspeed(world)
         self._method, self._world, self._stage = method, world, config.engine.zero_stage
         self._names = {parameter: name for name, parameter in method.named_parameters()}
-        self._deepspeed, *_ = deepspeed.initialize(
-            model=method, optimizer=config.optim.build(method), config=_deepspeed_config(config)
-        )
+        optimizer, settings = config.optim.build(method), _deepspeed_config(config)
+        self._deepspeed, *_ = deepspeed.initialize(model=method, optimizer=optimizer, config=settings)
         wrapped = self._deepspeed.optimizer
         self._optimizer: torch.optim.Optimizer = wrapped.optimizer if self._stage else wrapped
         if isinstance(self._optimizer, LARS) and self._stage:
@@ -50,13 +49,12 @@ class Zero:
         outputs: Tensor = self._deepspeed(views)
         return outputs
 
-    def accumulating(self) -> contextlib.AbstractContextManager[Any]:
+    def accumulating(self) -> AbstractContextManager[Any]:
         """Return a context for a step's backward passes, in which stages 1 to 3 reduce gradients once, at its end.
 
         Stage 0 reduces them in the backward pass that is called with ``last``.
         """
-        once: contextlib.AbstractContextManager[Any]
-        once = self._deepspeed.coalesce_grad_reduction() if self._stage else contextlib.nullcontext()
+        once: AbstractContextManager[Any] = self._deepspeed.coalesce_grad_reduction() if self._stage else nullcontext()
         return once
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
@@ -91,11 +89,11 @@ class Zero:
             raise Diverged(f"step {step}: the gradient is not finite; nothing was updated")
         return float(self._deepspeed.get_global_grad_norm()) if norm is None else norm
 
-    def whole_parameters(self) -> contextlib.AbstractContextManager[Any]:
+    def whole_parameters(self) -> AbstractContextManager[Any]:
         """Return a context in which every parameter is whole; only stage 3 keeps them cut up."""
         from deepspeed.runtime.zero import GatheredParameters
 
-        whole: contextlib.AbstractContextManager[Any]
+        whole: AbstractContextManager[Any]
         whole = GatheredParameters(list(self._method.parameters()), enabled=self._stage == 3)
         return whole
 
@@ -128,9 +126,8 @@ class Zero:
         for flat, parameters in partitions:
             first = f"{self._names[parameters[0]]}/"
             values = {name.removeprefix(first): value for name, value in saved.items() if name.startswith(first)}
-            self._optimizer.state[flat] = {
-                key: torch.zeros_like(flat) if value.dim() else value.clone() for key, value in values.items()
-            }
+            state = {key: torch.zeros_like(flat) if value.dim() else value.clone() for key, value in values.items()}
+            self._optimizer.state[flat] = state
         self._link_state()
         for flat, parameters in partitions:
             for parameter in parameters:

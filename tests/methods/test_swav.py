@@ -301,7 +301,7 @@ def _steps_when_trained(rank: int, size: int) -> list[exactness.Finding]:
         return RunConfig.from_tree({**tree, "method": {**tree["method"], **settings}}, "")
 
     world = exactness.World.current()
-    alone = [exactness._group(range(number, number + 1)) for number in range(size)][rank]
+    alone = [torch.distributed.new_group([number]) for number in range(size)][rank]
     with mock.patch.object(exactness, "config_of", trained):
         return list(exactness._steps(trained("swav"), world, alone))
 
