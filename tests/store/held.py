@@ -5,6 +5,7 @@ They write the first two shards, and wait at the end of each other one until a f
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
@@ -46,13 +47,13 @@ def wait_until(happens: Callable[[], Any]) -> Any:
 def writers_of(store: Path) -> set[int]:
     """Return the processes that have a shard of the store open under its temporary name."""
     found = set()
-    for link in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            file = Path(os.readlink(link))
-        except OSError:  # gone meanwhile
-            continue
-        if file.parent == store and _is_shard(file):
-            found.add(int(link.parts[2]))
+    for process in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # the process has ended meanwhile, or is another user's
+            for link in Path("/proc", process, "fd").iterdir():
+                with contextlib.suppress(OSError):  # the file was closed meanwhile
+                    file = Path(os.readlink(link))
+                    if file.parent == store and _is_shard(file):
+                        found.add(int(process))
     return found
 
 
