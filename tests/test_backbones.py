@@ -203,3 +203,18 @@ def test_a_transformer_of_one_size_refuses_others() -> None:
         backbones.check("vit_b_16", image_sizes=(64, 32, 64))
     with pytest.raises(ConfigError, match=r"images of 32 px was given 48 x 32: give views \(augment\.size_px\)"):
         made("vit_b_16")(torch.rand(1, 3, 48, 32))
+
+
+@pytest.mark.parametrize("width", [4, 8, 15, 16])
+def test_a_shortcut_is_a_strided_convolution(width: int) -> None:
+    """Large images are those for whose gradient oneDNN writes beyond its memory, with few channels."""
+    shortcut, strided = built_in._shortcut(width, 2 * width, 2), nn.Conv2d(width, 2 * width, 1, 2, bias=False)
+    strided.load_state_dict(shortcut.state_dict())
+    images = torch.rand(32, width, 128, 128).contiguous(memory_format=torch.channels_last)
+
+    def results(module: nn.Module, images: Tensor) -> list[Tensor]:
+        out = module(images.requires_grad_())
+        return [out, *torch.autograd.grad(out.square().sum(), [images, *module.parameters()])]
+
+    expected = [one.float() for one in results(strided.double(), images.double())]  # which oneDNN leaves to torch
+    torch.testing.assert_close(results(shortcut, images), expected, rtol=1e-4, atol=1e-4)  # sums of 131,072 in float32

@@ -9,6 +9,7 @@ from ssl_dist.backbones.base import ConvolutionalBackbone, Stem
 
 NAMES = ("convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder")
 _STEM_STRIDES = {"standard": 4, "small": 1, "half": 2}
+_ONEDNN_BLOCK = 16  # channels that oneDNN computes at once with AVX-512
 _SLOPE = 0.1  # slope below 0 of the wide ResNet's LeakyReLU
 
 
@@ -39,10 +40,30 @@ def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
             out, stride = width << stage, 2 if stage and not block else 1
             shortcut = None
             if stride != 1 or out != channels:
-                shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
+                shortcut = nn.Sequential(_shortcut(channels, out, stride), nn.BatchNorm2d(out))
             layers.append(BasicBlock(channels, out, stride, shortcut))
             channels = out
     return _initialised(ConvolutionalBackbone(layers, channels, 4 * _STEM_STRIDES[stem]))
+
+
+def _shortcut(channels: int, out: int, stride: int) -> nn.Conv2d:
+    if channels < _ONEDNN_BLOCK:
+        return _NarrowShortcut(channels, out, stride)
+    return nn.Conv2d(channels, out, 1, stride, bias=False)
+
+
+class _NarrowShortcut(nn.Conv2d):
+    """1 x 1 convolution that applies its stride to the image before it, and gives the same result.
+
+    oneDNN's gradient of a strided one with few channels writes beyond its memory (uxlfoundation/oneDNN, issue 6035).
+    """
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__(channels, out, 1, bias=False)
+        self._step = stride
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input[..., :: self._step, :: self._step])
 
 
 def _wide_resnet(stem: Stem) -> ConvolutionalBackbone:
