@@ -49,4 +49,4 @@ bench: install .venv-streaming/.installed
 	$(BIN)/python -m benchmarks.large_store --source $(IMAGES)
 
 clean:
-	rm -rf .venv .venv-streaming runs stores *.egg-info
+	rm -rf .venv .venv-streaming build *.egg-info

@@ -101,7 +101,7 @@ def _start(cluster: ClusterConfig, drivers: int) -> None:
         address="local",
         # logical CPUs: more workers than cores are slow, but they work
         num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers.max * cluster.cpus_per_worker)) + drivers,
-        # without it Ray never frees the workers' resources of a run that another actor drives
+        # without a dashboard Ray never frees the resources of workers that an actor (a trial) drives
         include_dashboard=cluster.dashboard_port is not None or drivers > 0,
         dashboard_host="127.0.0.1",
         dashboard_port=cluster.dashboard_port,

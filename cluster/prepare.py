@@ -46,7 +46,7 @@ def restore(uri: str, out: Path) -> Path:
 
 
 def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, ResolvedConfig]:
-    """Open a run to resume it; settings that may change are kept for the resume after this one."""
+    """Open a run to resume it, and write the settings that ``overrides`` changes into its config for later resumes."""
     if fixed := [key for key in overrides if not may_change_on_resume(key)]:
         free = ", ".join(FREE_ON_RESUME)
         raise ConfigError(f"--set {fixed[0]}: a resumed run keeps its settings; only {free} may change")

@@ -142,7 +142,7 @@ class RunDirectory:
         (self.path / "save").touch()
 
     def save_asked(self) -> bool:
-        """Return whether a checkpoint was asked for, once for each request."""
+        """Return whether a checkpoint was asked for since the last call; the request is deleted."""
         try:
             (self.path / "save").unlink()
         except FileNotFoundError:

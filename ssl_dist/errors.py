@@ -7,11 +7,11 @@ SslDistError               its message is one line that tells what to do; the co
 │   │   └── Unreadable     one file of a source is not an image that a store takes: skipped, unless --strict
 │   ├── StoreError         a folder or URI is not a store, or the store does not fit the request
 │   ├── RunError           a run directory is in use, missing or not writable, or a run ended before its last step
-│   └── ClusterError       Ray cannot be reached or started
+│   └── ClusterError       Ray cannot be reached or started, has no room, or its nodes do not fit the job
 ├── StoreDamaged           bytes of a store differ from its checksums: exit code 1
 ├── CheckpointError        a checkpoint is damaged or belongs to another model: exit code 1
-├── Diverged               the loss is not finite; nothing was updated: exit code 1
-├── Preempted              a worker must leave: all write a checkpoint and end, and Ray restarts those that have a place
+├── Diverged               the loss or the gradient is not finite; nothing was updated: exit code 1
+├── Preempted              a worker loses its place: rank 0 writes a checkpoint, all end, Ray starts as many as fit
 └── Interrupted            Ctrl-C; the message says how to continue: exit code 130
 """
 

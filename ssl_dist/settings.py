@@ -27,8 +27,8 @@ class DataConfig(Section):
     label_file: str | None = None
     """A `.npy` file of one whole number for each image (-1: no label); `None`: the labels in the store."""
     stratified: bool = False
-    """Balance each batch over the labels: the numbers of images of two labels differ by 2 at most. Images without a
-    label are left out. Where the method sees some labels only, this holds for the labelled images of the batch."""
+    """Balance each batch over the labels: no label has more than 2 images more than another. Images without a label are
+    left out. Where the method sees some labels only, this holds for the labelled images of the batch."""
     damaged: Literal["refuse", "skip"] = "refuse"
     """Response to images that differ from their checksum: refuse to train, or skip them (not in a remote store)."""
     order: Literal["full", "shards"] = "full"
@@ -211,7 +211,7 @@ class CheckpointConfig(Section):
     keep: int = pydantic.Field(2, ge=1)
     """Number of newest checkpoints that are kept."""
     keep_best: int = pydantic.Field(1, ge=0)
-    """Number of best checkpoints by the online probe that are kept besides."""
+    """Number of checkpoints with the best online probe that are kept, whether or not they are among the newest."""
     mirror: str | None = None
     """URI of a folder (`s3://bucket/folder`) for copies of the checkpoints, under the run's name; `None`: no copies."""
 

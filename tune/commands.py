@@ -44,12 +44,12 @@ def run(
     settings: Settings = None,
     search: Annotated[str, typer.Option(help="random, grid or optuna.")] = "random",
     scheduler: Annotated[str, typer.Option(help="asha, median, pbt or none.")] = "asha",
-    samples: Annotated[int, typer.Option(min=1, help="Number of trials; a grid decides it by itself.")] = 16,
+    samples: Annotated[int, typer.Option(min=1, help="Number of trials; ignored by --search grid.")] = 16,
     objective: Annotated[str, typer.Option(help="knn, linear; without labels rankme, lidar.")] = "knn",
     rung_epochs: Annotated[
-        float | None, typer.Option(help="Epochs between measurements; ASHA's first rung. Default: see docs/search.md.")
+        float | None, typer.Option(help="Epochs between two probes and to ASHA's first rung. Default: docs/search.md.")
     ] = None,
-    reduction: Annotated[int, typer.Option(min=2, help="ASHA: the best 1/N of the trials continue at a rung.")] = 3,
+    reduction: Annotated[int, typer.Option(min=2, help="ASHA: one trial in this many continues at a rung.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: as many as fit.")] = None,
     out: Annotated[Path, typer.Option(help="Folder in which the sweep gets a directory of its own.")] = Path("sweeps"),

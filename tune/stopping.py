@@ -59,8 +59,8 @@ class _Controller:
 def stopping_points(sweep: Sweep, curves: Sequence[Curve]) -> dict[int, Point]:
     """Return the numbers of the trials that the scheduler stops, and the point at which it stops each.
 
-    A curve that grows, or one more curve at the end, changes no earlier verdict. The point at which a trial ends by
-    itself never stops it, but other trials are compared with it.
+    New points and new curves at the end change no earlier verdict. A trial is never stopped at its own last point, but
+    other trials are compared with that point.
     """
     scheduler, controller = _ray_scheduler(sweep), _Controller()
     trials = [_Trial(str(number)) for number in range(len(curves))]

@@ -16,7 +16,7 @@ _CLUSTERS = "Clusters of the autoencoder's latents. Default: batch.size, so that
 _SET_AUTOENCODER = "Replace one setting of the autoencoder's recipe."
 _SHARE = "Share of the unlabelled images that get a label in a round; more than 0, at most 1."
 
-RunsFolder = Annotated[Path, typer.Option(help="Folder of the runs; called with it again, each of them resumes.")]
+RunsFolder = Annotated[Path, typer.Option(help="Folder of the runs; the same command with it resumes them.")]
 
 
 def g_simclr(

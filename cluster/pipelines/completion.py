@@ -23,7 +23,7 @@ SAME_COMMAND = "the same command again"
 
 
 def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[str, Any]:
-    """Start, resume, or find finished the run of this config in a directory.
+    """Complete the run of this config in a directory: start it, resume it, or report that it was finished before.
 
     Returns:
         ``step`` and, unless the run was finished before, the last metrics.

@@ -1,6 +1,6 @@
 """All checkpoints of one run, in RUN/checkpoints and, where the run has one, in its mirror.
 
-Kept are the newest, and the best by the online probe. The newest that verifies is the one to resume.
+The newest checkpoints and those with the best online probe are kept. A run resumes from the newest that verifies.
 """
 
 from __future__ import annotations

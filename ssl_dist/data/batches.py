@@ -50,7 +50,7 @@ class Batch:
     progress: TrainingProgress
 
     @property
-    def size(self) -> int:
+    def micro_size(self) -> int:
         """Number of images of a micro-batch."""
         return self.config.batch.micro
 
@@ -63,14 +63,14 @@ class Batch:
         """Make the views and labels of a slot's micro-batch, the same at each call; an empty slot gets zeros."""
         recipe = self.config.augment.views()
         real = slot < len(self.micro_batches)
-        rows = slice(slot * self.size, (slot + 1) * self.size) if real else slice(0, 0)
+        rows = slice(slot * self.micro_size, (slot + 1) * self.micro_size) if real else slice(0, 0)
         given = (self.images, self.ids, self.epochs, self.labels)
         images, ids, epochs, labels = (x[rows].to(device, non_blocking=True) for x in given)
         # float32 whatever the precision of training: the views cost little
         crops = augment.crops(images, ids, seed=self.config.seed, epoch=epochs, recipe=recipe)
         if not real:
-            crops = tuple(part.new_zeros(len(part), self.size, *part.shape[2:]) for part in crops)
-            labels = labels.new_full((self.size,), -1)
+            crops = tuple(part.new_zeros(len(part), self.micro_size, *part.shape[2:]) for part in crops)
+            labels = labels.new_full((self.micro_size,), -1)
         return Views(crops, labels)
 
 

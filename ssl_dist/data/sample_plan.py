@@ -31,7 +31,7 @@ class SamplePlan:
 
     Attributes:
         config, store: as given.
-        num_samples: images of an epoch; where the method sees some labels, those of the stream of all images.
+        num_samples: images of an epoch. Where the method sees only some labels, an epoch is one pass over the store.
     """
 
     def __init__(self, config: RunConfig, store: Images) -> None:

@@ -13,10 +13,10 @@ _STRATA = 2  # name of the seeds that are derived from the run's
 class StratifiedOrder:
     """An endless stream of samples in which each block of K positions has one sample of each of K labels.
 
-    The samples of a label come in one permutation after another, so those of rare labels come more often. With n_k
-    samples of label k:
+    Each label's samples are permuted again and again, so a sample of a rare label comes more often. With n_k samples of
+    label k, and ``permute(key, epoch, position)`` for ``permutation.sample_ids`` with a seed of that key:
 
-        position p: block b = p div K; label k = permute(b, p mod K); sample = permute(k, b div n_k, b mod n_k) of k
+        position p: b = p div K; label k = permute("labels", b, p mod K); sample = permute(k, b div n_k, b mod n_k)
     """
 
     def __init__(self, seed: int, labels: np.ndarray) -> None:

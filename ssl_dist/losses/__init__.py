@@ -1,4 +1,4 @@
-"""Losses over the global batch, as pure functions of embeddings."""
+"""Losses over the global batch that several methods may use, as pure functions of embeddings."""
 
 from ssl_dist.losses.nt_xent import nt_xent
 

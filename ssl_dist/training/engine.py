@@ -80,7 +80,7 @@ class Engine:
         with self._zero.accumulating():
             for slot in slots:
                 z = self._embed(batch, slot) if cached else embedded[slot]
-                self._push(z, grad[slot * batch.size : (slot + 1) * batch.size], last=slot == slots[-1])
+                self._push(z, grad[slot * batch.micro_size : (slot + 1) * batch.micro_size], last=slot == slots[-1])
         grad_norm = self._zero.update(batch.step, learning_rate)
         self._statistics.update(self._world)
         with self._zero.whole_parameters():

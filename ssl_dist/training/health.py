@@ -55,11 +55,11 @@ def reason_of_collapse(statistics: dict[str, float], loss: float, collapsed_loss
 
     Args:
         statistics: of the embedding; empty where the method has no pairs of views.
-        collapsed_loss: the loss if all images had one embedding; None where it says nothing, as before the end of
-            warm-up, when weights are nearly random.
+        collapsed_loss: the loss if all images had the same embedding; None before the end of warm-up, when weights are
+            nearly random and the loss says nothing.
     """
     if statistics and collapsed(statistics):
         return "all embeddings are in one point, or two views of an image differ as much as two images"
     if collapsed_loss is not None and loss > FLAT_SHARE * collapsed_loss:
-        return f"the loss is {loss:.3f}, and {collapsed_loss:.3f} is the loss if all images had one embedding"
+        return f"the loss is {loss:.3f}; if all images had the same embedding, it would be {collapsed_loss:.3f}"
     return None

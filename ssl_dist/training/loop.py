@@ -98,7 +98,7 @@ class _Run:
             self._writer.close()
         if self._monitor:
             self._monitor.close()
-        if isinstance(error, Diverged):  # on all ranks: the first to end kills the others, and rank 0 may still write
+        if isinstance(error, Diverged):  # raised on every rank: wait for all, since Ray kills the others when one ends
             self.world.any(False)
 
     def begin(self, batch: Batch) -> None:

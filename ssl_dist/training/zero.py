@@ -1,4 +1,4 @@
-"""DeepSpeed around a method: gradients summed over workers, and optimizer state that ZeRO cuts up, as whole tensors.
+"""DeepSpeed around a method: it sums gradients over workers, and hands ZeRO's divided optimizer state out whole.
 
 This is the only module that imports DeepSpeed. ZeRO stage 0 divides nothing. Stage 1 divides the optimizer
 state among the workers, stage 2 the gradients too: each worker holds one flat tensor for each parameter group. Stage 3
@@ -58,7 +58,7 @@ class Zero:
         return once
 
     def backward(self, loss: Tensor, *, last: bool) -> None:
-        """Add the gradient of ``loss``, summed over workers, to that of the step; ``last``: no more follow.
+        """Add the gradient of ``loss``, summed over workers, to the step's gradient; ``last``: the step's last call.
 
         DeepSpeed's averaging is undone here and nowhere else. Stages 0 to 2 sum over workers, because
         ``gradient_allreduce_op`` says so. Stage 3 can only average, which is a factor of 1/W, so the loss is multiplied

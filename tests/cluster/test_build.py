@@ -39,7 +39,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make six shards of 51 images; the last has one image."""
-    monkeypatch.setattr(builder, "SHARD_FILES", 10)
+    monkeypatch.setattr(builder, "SHARD_IMAGES", 10)
     monkeypatch.setattr(builder, "BATCH_ROWS", 4)
 
 
@@ -268,7 +268,7 @@ from ssl_dist.store.building import builder
 from tests.store import held
 
 build._write = held.task
-builder.SHARD_FILES, builder.BATCH_ROWS = 10, 4
+builder.SHARD_IMAGES, builder.BATCH_ROWS = 10, 4
 store.build(sys.argv[1], sys.argv[2], encoding="jpeg", size_px=24, workers=build.ray_writers(2))
 """
 
@@ -374,7 +374,7 @@ if __name__ == "__main__":
     from cluster import build
     from ssl_dist.commands.main import main
 
-    build._write, builder.SHARD_FILES = held.task, 2
+    build._write, builder.SHARD_IMAGES = held.task, 2
     main()
 """
 

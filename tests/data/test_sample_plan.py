@@ -275,7 +275,7 @@ def shards(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
     """Build the small store with six shards: five of nine images, one of six."""
     path = tmp_path_factory.mktemp("stores") / "shards"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "SHARD_FILES", 9)
+        patch.setattr(builder, "SHARD_IMAGES", 9)
         store.build(image_folder, path, workers=1)
     return path
 

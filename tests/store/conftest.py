@@ -17,7 +17,7 @@ def here(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the small store again, in nine shards: eight of two record batches, and one of one."""
     path = tmp_path_factory.mktemp("stores") / "here"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "SHARD_FILES", ROWS)
+        patch.setattr(builder, "SHARD_IMAGES", ROWS)
         patch.setattr(builder, "BATCH_ROWS", 4)
         store.build(image_folder, path, workers=1)
     return path

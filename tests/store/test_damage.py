@@ -31,7 +31,7 @@ def many_batches(request: pytest.FixtureRequest, image_folder: Path, tmp_path_fa
     """Build a store of 51 images in three shards, of five record batches or fewer."""
     path: Path = tmp_path_factory.mktemp("stores") / request.param
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(builder, "SHARD_FILES", 20)
+        patch.setattr(builder, "SHARD_IMAGES", 20)
         patch.setattr(builder, "BATCH_ROWS", 4)
         store.build(image_folder, path, encoding=request.param, workers=1)
     return path

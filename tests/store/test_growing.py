@@ -31,7 +31,7 @@ from tests.store.held import wait_until, writers_of
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(builder, "SHARD_FILES", 10)
+    monkeypatch.setattr(builder, "SHARD_IMAGES", 10)
     monkeypatch.setattr(builder, "BATCH_ROWS", 4)
 
 
@@ -109,7 +109,7 @@ def test_shards_of_an_unfinished_build_are_checked_before_they_are_reused(
 
 def _append(source: Path, path: Path, at_call: int) -> None:
     """Die at a call that writes to the disk, counted from 0."""
-    builder.SHARD_FILES, builder.BATCH_ROWS = 10, 4
+    builder.SHARD_IMAGES, builder.BATCH_ROWS = 10, 4
     calls = itertools.count()
 
     def deadly(call: Callable[..., object]) -> Callable[..., object]:
@@ -330,7 +330,7 @@ from tests.store import held
 
 os.fsync = held.fsync  # in the writers, which import this, too
 if __name__ == "__main__":
-    builder.SHARD_FILES = 10
+    builder.SHARD_IMAGES = 10
     store.build(sys.argv[1], sys.argv[2], size_px=1500, workers=2)
 """
 

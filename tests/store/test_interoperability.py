@@ -37,7 +37,7 @@ def opened(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         Image.fromarray(random.integers(0, 256, SHAPE, dtype=np.uint8)).save(path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(builder, "BATCH_ROWS", 10)
-        patch.setattr(builder, "SHARD_FILES", 16)
+        patch.setattr(builder, "SHARD_IMAGES", 16)
         store.build(folder / "images", folder / "store", encoding=request.param, workers=1)
     return ImageStore(folder / "store")
 

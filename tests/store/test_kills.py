@@ -34,7 +34,7 @@ PROCESSES.set_forkserver_preload(["ssl_dist.store", "tests.conftest"])
 def _write(source: Path, path: Path, growing: bool, workers: int) -> None:
     """Build or append in a new process group, with a disk that is made slow."""
     os.setsid()
-    builder.SHARD_FILES, builder.BATCH_ROWS = _CHUNK, 2
+    builder.SHARD_IMAGES, builder.BATCH_ROWS = _CHUNK, 2
     for name in ("fsync", "replace", "unlink"):
         setattr(os, name, _slowly(getattr(os, name)))
     if growing:
@@ -86,7 +86,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
         write_images(folder / name, num_classes=2, per_class=_IMAGES // 2, size_px=64, seed=seed)
     found, contents = [], [None]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(builder, "SHARD_FILES", _CHUNK)
+        patched.setattr(builder, "SHARD_IMAGES", _CHUNK)
         patched.setattr(builder, "BATCH_ROWS", 2)
         for make, name in ((store.build, "first"), (store.append, "rest")):
             make(folder / name, folder / "s", workers=1)

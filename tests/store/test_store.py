@@ -59,7 +59,7 @@ def test_a_flat_folder_and_its_tar_have_no_labels(image_folder: Path, tmp_path: 
 def test_the_number_of_writers_does_not_change_a_byte(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "SHARD_FILES", 10)
+    monkeypatch.setattr(builder, "SHARD_IMAGES", 10)
     for workers in (1, 3):
         store.build(image_folder, tmp_path / str(workers), workers=workers)
     files = sorted(path.name for path in (tmp_path / "1").iterdir())
@@ -71,7 +71,7 @@ def test_the_number_of_writers_does_not_change_a_byte(
 def test_gather_takes_any_order_with_repeats_across_batches(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(builder, "SHARD_FILES", 20)
+    monkeypatch.setattr(builder, "SHARD_IMAGES", 20)
     monkeypatch.setattr(builder, "BATCH_ROWS", 7)
     # one process, because the patched batch size is in this process only
     store.build(image_folder, tmp_path / "s", workers=1)
@@ -245,7 +245,9 @@ def test_large_files_of_a_tar_make_smaller_shards(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Files of a tar wait in memory, so a shard is bounded in bytes, too."""
-    monkeypatch.setattr(builder, "CHUNK_BYTES", sum(path.stat().st_size for path in image_folder.rglob("*.png")) // 5)
+    monkeypatch.setattr(
+        builder, "SHARD_MEMORY_BYTES", sum(path.stat().st_size for path in image_folder.rglob("*.png")) // 5
+    )
     manifest = store.build(tar_of(image_folder, tmp_path / "a.tar"), tmp_path / "s", workers=2)
     assert 4 <= len(manifest.shards) <= 6
     assert manifest.rows == 51

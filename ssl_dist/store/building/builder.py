@@ -1,8 +1,8 @@
 """Build, merge and extend stores: list the images of a source, have shards written, then write the manifest.
 
-A source is split into shards of SHARD_FILES images (or CHUNK_BYTES) before any is written, so the shards do not depend
-on the number of writers. The manifest is written when every shard is on disk. A ``build`` that dies leaves no store,
-and the same call resumes it after the shards that are complete; an ``append`` that dies leaves the store as it was.
+A source is split into shards of SHARD_IMAGES images (or SHARD_MEMORY_BYTES) before any is written, so the shards do not
+depend on the number of writers. The manifest is written when every shard is on disk. A ``build`` that dies leaves no
+store, and the same call resumes it after the shards that are complete; an ``append`` that dies leaves the store as it was.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ssl_dist.store.decode import MAX_PIXELS, describe_resize
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.uris import is_remote
 
-SHARD_FILES = 16 * BATCH_ROWS
-CHUNK_BYTES = 256 << 20  # a shard also ends when its images take this much memory before they are written
+SHARD_IMAGES = 16 * BATCH_ROWS
+SHARD_MEMORY_BYTES = 256 << 20  # a shard also ends when its images take this much memory before they are written
 
 log = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]  # called with (images done, images in all)
@@ -221,7 +221,7 @@ def _skip_file(key: str, reason: str, strict: bool) -> None:
 
 def _digest(listed: Source, shard_format: ShardFormat, *more: object) -> str:
     """Return a digest of everything that the store depends on; only a build with the same digest is resumed."""
-    parts = [listed.fingerprint, listed.class_names, shard_format.model_dump(), SHARD_FILES, CHUNK_BYTES, *more]
+    parts = [listed.fingerprint, listed.class_names, shard_format.model_dump(), SHARD_IMAGES, SHARD_MEMORY_BYTES, *more]
     return xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())
 
 
@@ -255,7 +255,7 @@ def _split_into_shards(listed: Source) -> Iterator[list[Member]]:
     for member in listed.members():
         members.append(member)
         num_bytes += member.memory_bytes
-        if len(members) == SHARD_FILES or num_bytes >= CHUNK_BYTES:
+        if len(members) == SHARD_IMAGES or num_bytes >= SHARD_MEMORY_BYTES:
             yield members
             members, num_bytes = [], 0
     if members:

@@ -27,7 +27,7 @@ _PX, _ROWS, _BATCH = 8, 20, 6
 
 def _two_stores(folder: Path) -> list[Path]:
     """Build two stores of the same images, raw and JPEG, each of four record batches in two shards."""
-    builder.BATCH_ROWS, builder.SHARD_FILES = _BATCH, 2 * _BATCH
+    builder.BATCH_ROWS, builder.SHARD_IMAGES = _BATCH, 2 * _BATCH
     images = np.random.default_rng(0).integers(0, 256, (_ROWS, _PX, _PX, 3), dtype=np.uint8)
     for number, image in enumerate(images):
         path = folder / "images" / f"class{number % 3}" / f"{number}.png"
