@@ -34,7 +34,7 @@ class World:
     def share(self, count: int) -> range:
         """Return this rank's range of ``count`` items.
 
-        The ranges are contiguous and in rank order. Their lengths differ by 1 at most; rank 0 has no less than any other.
+        The ranges are contiguous and in rank order. Their lengths differ by 1 at most; rank 0's is never shorter.
         """
         return range(-(-count * self.rank // self.size), -(-count * (self.rank + 1) // self.size))
 

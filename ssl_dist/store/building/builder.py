@@ -2,7 +2,8 @@
 
 A source is split into shards of SHARD_IMAGES images (or SHARD_MEMORY_BYTES) before any is written, so the shards do not
 depend on the number of writers. The manifest is written when every shard is on disk. A ``build`` that dies leaves no
-store, and the same call resumes it after the shards that are complete; an ``append`` that dies leaves the store as it was.
+store, and the same call resumes it after the shards that are complete; an ``append`` that dies leaves the store as it
+was.
 """
 
 from __future__ import annotations
