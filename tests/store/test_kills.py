@@ -96,7 +96,7 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> Stores:
 
 
 def _read(path: Path, contents: list[Content], pipe: Connection) -> None:
-    """Read a store until a message comes; send how often each content was found, and any fault."""
+    """Read a store until a message comes; send each new content, at last how often each was found, and any fault."""
     seen, last = Counter[int](), 0
     try:
         while not pipe.poll():
@@ -106,6 +106,8 @@ def _read(path: Path, contents: list[Content], pipe: Connection) -> None:
             now = contents.index(content)
             assert now >= last, f"content {now} after {last}"
             seen[now], last = seen[now] + 1, now
+            if seen[now] == 1:
+                pipe.send(now)
     except BaseException as error:
         pipe.send((seen, repr(error)))
         raise
@@ -113,12 +115,20 @@ def _read(path: Path, contents: list[Content], pipe: Connection) -> None:
 
 
 @contextlib.contextmanager
-def reading(path: Path, contents: list[Content], seen: Counter[int]) -> Iterator[None]:
-    """Read the store in another process, which must find only these contents, and never an older one after a newer."""
+def reading(path: Path, contents: list[Content], seen: Counter[int]) -> Iterator[Callable[[int], None]]:
+    """Read the store in another process, which must find only these contents, and never an older one after a newer.
+
+    Yields:
+        A function that waits until this content has been found.
+    """
     ours, theirs = PROCESSES.Pipe()
     reader = PROCESSES.Process(target=_read, args=(path, contents, theirs), daemon=True)
     reader.start()
-    yield
+
+    def wait_for(content: int) -> None:
+        assert ours.recv() == content
+
+    yield wait_for
     ours.send("stop")
     found, fault = ours.recv()
     reader.join()
@@ -200,7 +210,8 @@ def kills(stores: Stores, folder: Path, number: int, seed: int) -> tuple[Counter
     rounds = itertools.count()
     while landed.total() < number:
         path = folder / str(next(rounds))
-        with reading(path, stores.contents, seen):
+        with reading(path, stores.contents, seen) as wait_for:
+            wait_for(0)
             for growing, source, made in ((False, stores.first, stores.built), (True, stores.rest, stores.grown)):
                 old, kept = _inode(path / "manifest.json"), dict[str, int]()
                 while _inode(path / "manifest.json") == old or (path / ".building").exists():
@@ -210,6 +221,7 @@ def kills(stores: Stores, folder: Path, number: int, seed: int) -> tuple[Counter
                         assert named(path).items() >= kept.items(), "each call keeps the shards that are finished"
                         kept = named(path)
                 assert files_of(path) == made
+                wait_for(1 + growing)
         shutil.rmtree(path)
     return landed, seen
 

@@ -33,6 +33,7 @@ from ssl_dist.store.schema import ShardEntry
 from ssl_dist.uris import join_uri, without_secrets
 from tests.helpers import differences, resolved_config, small_config, train
 from tests.store.conftest import ROWS
+from tests.store.held import wait_until
 
 
 def put(folder: Path, uri: str) -> str:
@@ -445,10 +446,8 @@ def test_a_killed_download_leaves_nothing_that_is_taken_for_a_shard(
 ) -> None:
     log = tmp_path / "log"
     with reader(log, uri, cache_path, 600, 0) as process:
-        deadline = time.monotonic() + 60
-        while ".part" not in suffixes(cache_path) or not log.exists():
-            assert time.monotonic() < deadline, "the download never began"
-            time.sleep(0.02)
+        wait_until(lambda: process.poll() is not None or (log.exists() and ".part" in suffixes(cache_path)))
+        assert process.poll() is None
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     parts = suffixes(cache_path)
@@ -472,18 +471,15 @@ def test_shards_are_downloaded_ahead_and_once_an_epoch(
     slow = SlowDownloads(monkeypatch, latency_s=0.01)
     config = windowed(uri, tmp_path, cache_path, data__cache_gb=size_gb(here, 8))
     opened, local = open_store(config.data), ImageStore(here)
-    plan, deadline = SamplePlan(config, opened), time.monotonic() + 60
+    plan = SamplePlan(config, opened)
     batches = Batches(plan, World(), 0, 17)
     assert opened.remote is not None
     for step in range(2 * 51 // 6):
         batch = batches.fetch(step)
         assert np.array_equal(batch.images.numpy(), local.gather(batch.ids.numpy()))
         now, soon = plan.needed_shards(step)
-        while len({*now, *soon}) <= 8 and not all(
-            map(opened.remote.is_open, soon)
-        ):  # otherwise the cache has no room for them yet
-            assert time.monotonic() < deadline, "the next window's shards never came"
-            time.sleep(0.005)
+        if len({*now, *soon}) <= 8:  # otherwise the cache has no room for them yet
+            wait_until(lambda soon=soon: all(map(opened.remote.is_open, soon)))
     assert opened.remote.num_waits <= 3, "after the first window, each shard was there before it was touched"
     assert len(slow.names) <= 2 * 9 + 4, "each once an epoch, and the first ones of the third epoch"
     assert opened.cache_bytes is not None
