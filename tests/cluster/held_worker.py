@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cluster import worker
+from cluster import preemption, worker
 from ssl_dist.training.engine import Engine
 
 _FREE_STEPS = 5
@@ -20,12 +20,14 @@ def let_go(run: Path) -> None:
 
 
 def train(settings: dict[str, Any]) -> dict[str, float]:
-    """Train like ``cluster.worker.train``, but wait after the first five steps until the test lets go."""
-    step, done = Engine.step, 0
+    """Train like ``cluster.worker.train``, but wait after five steps until the test lets go or preempts a worker."""
+    (step, done), run = (Engine.step, 0), Path(settings["directory"])
 
     def held_step(*arguments: Any) -> Any:
         nonlocal done
-        while done == _FREE_STEPS and not (Path(settings["directory"]) / _GO).exists():
+        while done == _FREE_STEPS and not (run / _GO).exists():
+            if preemption.is_preempted():
+                let_go(run)
             time.sleep(0.01)
         done += 1
         return step(*arguments)
