@@ -2,7 +2,7 @@ PYTHON ?= python3
 IMAGES ?= cifar10-train.tar
 BIN := .venv/bin
 
-.PHONY: install docs demo test test-slow test-cluster bench clean
+.PHONY: install docs demo test test-slow test-kernels test-cluster bench clean
 
 install: .venv/.installed
 
@@ -25,6 +25,16 @@ docs: install
 
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
+
+# bit equality under the kernels that other CPUs would choose, and with more threads
+KERNELS := MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \
+	OMP_NUM_THREADS=2 OMP_NUM_THREADS=4
+test-kernels: install
+	set -e; for setting in $(KERNELS); do \
+		echo "== $$setting"; \
+		env OMP_WAIT_POLICY=PASSIVE $$setting $(BIN)/pytest -n 2 --dist loadfile \
+			tests/augment tests/batteries tests/checkpoint tests/methods tests/training; \
+	done
 
 test-cluster: install
 	$(BIN)/pytest -m hosts -rs

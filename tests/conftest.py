@@ -20,7 +20,7 @@ from pyarrow import fs
 from ssl_dist import store
 from tests.gloo import GlooPool
 
-torch.set_num_threads(1)
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # torch's own choice would be every core
 
 
 def write_images(folder: Path, *, num_classes: int, per_class: int, size_px: int = 16, seed: int = 0) -> None:

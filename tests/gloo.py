@@ -7,6 +7,7 @@ instead of six, and has 10 MB of its own instead of 500.
 from __future__ import annotations
 
 import multiprocessing
+import os
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def _serve(rank: int, size: int, meeting: Path, end: Connection) -> None:
     import torch
     import torch.distributed as dist
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
     while (work := end.recv()) is not None:
         function, arguments = work

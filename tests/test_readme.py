@@ -10,8 +10,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import pytest
-
 from tests.conftest import write_images
 
 ROOT = Path(__file__).parent.parent
@@ -24,7 +22,6 @@ COMMANDS = [
 ]
 
 
-@pytest.mark.timeout(600)
 def test_the_commands_of_a_real_run(tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "test")):
         write_images(tmp_path / split, num_classes=4, per_class=30, size_px=32, seed=seed)

@@ -27,6 +27,7 @@ def test_a_view_does_not_depend_on_its_batch(recipe: str, size: int, counts: Seq
     images, ids = pictures(max(counts), size), torch.arange(100, 100 + max(counts))
     order = torch.Generator().manual_seed(0)
     whole = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         for count in counts[:: 1 if threads == 1 else 3]:
@@ -34,7 +35,7 @@ def test_a_view_does_not_depend_on_its_batch(recipe: str, size: int, counts: Seq
             some = augment.crops(images[places], ids[places], seed=1, epoch=2, recipe=recipe)
             assert all(torch.equal(a, b[:, places]) for a, b in zip(some, whole, strict=True)), f"{count} images"
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 4])
@@ -46,11 +47,12 @@ def test_chunk_sizes_change_no_bit(monkeypatch: pytest.MonkeyPatch, threads: int
     monkeypatch.setattr(augment, "_CHUNK_BYTES_PER_CORE", 3 * images[0].numel() * 4)
     monkeypatch.setattr(augment, "_CHUNKS_PER_DRAW", 5)
     monkeypatch.setattr(augment, "_LARGE_PAGE_BYTES", 1)
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
         parts = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
     finally:
-        torch.set_num_threads(1)
+        torch.set_num_threads(before)
     assert all(map(torch.equal, parts, whole))
 
 

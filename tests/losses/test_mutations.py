@@ -48,7 +48,7 @@ FAULTS = {
 
 def _outcome(copy: Path) -> subprocess.CompletedProcess[str]:
     """Run the tests except those of traffic, which need eight workers and see none of these faults."""
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=120"]
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", "--timeout=600"]
     selection = ["-k", "not send", "tests/losses/test_nt_xent.py"]
     return subprocess.run([*command, *selection], cwd=copy, capture_output=True, text=True, check=False)
 
