@@ -21,7 +21,10 @@ POSITIVE = "positive = y[local].view(-1, 2, y.shape[1]).flip(1)"
 # fault -> (right code, faulty code) in ssl_dist/losses/nt_xent.py
 FAULTS = {
     "gradient divided by the number of ranks": [
-        ("grad_loss / len(y)", "grad_loss / len(y) / (dist.get_world_size() if dist.is_initialized() else 1)")
+        (
+            "grad_loss / len(y)",
+            "grad_loss / len(y) / (torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)",
+        )
     ],
     "negatives detached": [(WEIGHT, OWN_LOSS_ONLY), (MIRRORED, MIRRORED_OWN_LOSS_ONLY)],
     "own slice of the gathered rows not put back": [
