@@ -4,7 +4,8 @@
 
 Every case must end in a value or in an error of ssl_dist whose message is one line. It may write nothing on stderr, and
 may take at most LIMIT_S of CPU time and MOST_BYTES more resident memory than there was before the first case. CPU time
-is that of all threads, user and system; wall time would measure the other processes of a shared machine. The kernel
+is that of all threads, user and system; wall time would measure the other processes of a shared machine. On a slower
+CPU than the one that LIMIT_S was chosen on, seconds are as much longer as a fixed calculation takes longer. The kernel
 ends a process that takes more time, wherever it is; RESULT has the number of the case by then.
 """
 
@@ -31,6 +32,7 @@ from ssl_dist.errors import SslDistError
 LIMIT_S = 1.0
 DEADLOCK_S = 60.0  # wall time: threads that wait for one another take no CPU time
 MOST_BYTES = 1 << 30
+_REFERENCE_S = 0.021  # CPU time of ``_calculate`` on a core of an AMD EPYC at 2.6 GHz, for which LIMIT_S was chosen
 _ADDRESS_BYTES = 16 << 30  # a limit that protects the machine; the test is about resident memory
 _MOST_FAULTS, _LONGEST_MESSAGE = 10, 2000
 
@@ -50,6 +52,13 @@ class Case(NamedTuple):
 
 
 Cases = Callable[[Path, int], Iterator[Case]]
+
+
+def _calculate() -> float:
+    """Return the CPU time of a fixed calculation."""
+    start = time.process_time()
+    sum(number * number for number in range(500_000))
+    return time.process_time() - start
 
 
 def _peak_bytes() -> int:
@@ -80,6 +89,7 @@ def run(kind: str, seed: int, count: int, result: Path) -> dict[str, object]:
     endings: dict[str, int] = {}
     faults: list[str] = []
     slowest, number = (0.0, -1), 0
+    second = max(1.0, min(_calculate() for _ in range(5)) / _REFERENCE_S)
     with (result / "number").open("w+b") as file, tempfile.TemporaryDirectory(dir=result) as folder:
         file.truncate(8)
         reached = mmap.mmap(file.fileno(), 8)
@@ -89,10 +99,10 @@ def run(kind: str, seed: int, count: int, result: Path) -> dict[str, object]:
         for number, case in enumerate(itertools.islice(itertools.chain([first], made), count)):
             reached[:] = number.to_bytes(8, "little")
             signal.setitimer(signal.ITIMER_REAL, DEADLOCK_S)
-            signal.setitimer(signal.ITIMER_PROF, LIMIT_S + case.honest_s)
+            signal.setitimer(signal.ITIMER_PROF, (LIMIT_S + case.honest_s) * second)
             start = time.process_time()
             ended, fault = _try(case, result / "stderr")
-            took = time.process_time() - start - case.honest_s
+            took = (time.process_time() - start) / second - case.honest_s
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
             slowest = max(slowest, (took, number))
