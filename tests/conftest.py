@@ -9,6 +9,7 @@ os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from PIL import Image
 from pyarrow import fs
 
 from ssl_dist import store
+from tests.command import Command, run_in_process
 from tests.gloo import GlooPool
 
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # torch's own choice would be every core
@@ -58,6 +60,12 @@ def small_store(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) ->
     path = tmp_path_factory.mktemp("stores") / "small"
     store.build(image_folder, path, workers=1)
     return path
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
+    """Return a function that runs ``ssl-dist`` with its arguments in this process."""
+    return partial(run_in_process, monkeypatch, capfd)
 
 
 @pytest.fixture(scope="session")

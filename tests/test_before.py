@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from ssl_dist.store import ImageStore
+from tests.command import Command
 
 BEFORE = Path(__file__).parent / "before"
 MADE_AT = "/tmp/ssl_dist-before"  # the absolute path in the files
@@ -32,37 +31,6 @@ LABELS = [0] * 8 + [1] * 8 + [2] * 8 + [0] * 4 + [1] * 4 + [2] * 4
 # up to 1.9e-7 of their tensor's length.
 LOSS_TOLERANCE = 1e-5
 WEIGHT_TOLERANCE = 1e-5
-
-
-class Outcome(NamedTuple):
-    """The exit code of a command and its output."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out.splitlines()[-1])
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run ``ssl-dist`` in this process."""
-
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["ssl-dist", *map(str, arguments)])
-        code: Any = 0
-        try:
-            runpy.run_module("ssl_dist", run_name="__main__")
-        except SystemExit as ended:
-            code = ended.code or 0
-        return Outcome(code, *capfd.readouterr())
-
-    return run
 
 
 def in_a_process(*arguments: object) -> Any:

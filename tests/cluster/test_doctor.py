@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,16 @@ def invoke(*arguments: object) -> Any:
 def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     settings = ("--set", f"data.store={small_store}", "--workers", 2, "--storage", tmp_path / "shared")
+    started = time.monotonic()
     result = invoke(tmp_path / "recipe.yaml", *settings, "--exact", "--json")
+    lasted_s = time.monotonic() - started
     assert result.exit_code == 0, result.output
     found = json.loads(result.output.splitlines()[-1])
     assert found["healthy"] is True
     [node] = found["nodes"]
     assert node["versions"]["ssl_dist"] == __version__
     assert node["devices"]["CPU"] == 4
-    assert abs(node["clock_s"]) < 0.5
+    assert abs(node["clock_s"]) < lasted_s, "one machine has one clock, read between the question and the answer"
     assert node["storage_seen"]
     assert min(node["disk_free"], node["shared_memory"]) > 1e6
     assert 0 < min(node["write_rate"], node["read_rate"]) <= max(node["write_rate"], node["read_rate"]) < math.inf

@@ -8,45 +8,17 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import pytest
 from pyarrow import fs
 
 from ssl_dist import __version__, store
-from ssl_dist.commands.main import main
 from ssl_dist.commands.table import COMMANDS
 from ssl_dist.data import resolve
 from ssl_dist.uris import join_uri
+from tests.command import Command, Outcome
 from tests.helpers import RECIPE, save, small_config, train
-
-
-class Outcome(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out.splitlines()[-1])
-
-
-Command = Callable[..., Outcome]
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["ssl-dist", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        captured = capfd.readouterr()
-        code = ended.value.code
-        return Outcome(code if isinstance(code, int) else 0, captured.out, captured.err)
-
-    return run
 
 
 def refused(outcome: Outcome, message: str) -> None:
