@@ -379,23 +379,35 @@ if __name__ == "__main__":
 """
 
 
+def started_build(image_folder: Path, folder: Path, *options: str) -> subprocess.Popen[str]:
+    """Start the build of a store that is held after its second shard, as the leader of a process group."""
+    (folder / "command.py").write_text(COMMAND)
+    build = ["store", "build", str(image_folder), str(folder / "s"), "--size-px", "24", "--encoding", "jpeg"]
+    command = [sys.executable, str(folder / "command.py"), *build, "--workers", "2", *options]
+    environment = {**os.environ, "RAY_ADDRESS": address(), "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+
+
 @pytest.mark.parametrize("where", [[], pytest.param(["--cluster"], marks=pytest.mark.slow)])
 def test_ctrl_c_prints_one_line_and_the_same_command_resumes(
     local_ray: None, image_folder: Path, tmp_path: Path, where: list[str]
 ) -> None:
     """The signal also reaches the writers, which are in the terminal's process group."""
-    (tmp_path / "command.py").write_text(COMMAND)
-    options = ["--size-px", "24", "--encoding", "jpeg", "--workers", "2", *where]
-    command = [sys.executable, str(tmp_path / "command.py"), "store", "build", str(image_folder), str(tmp_path / "s")]
-    environment = {**os.environ, "RAY_ADDRESS": address(), "PYTHONPATH": str(ROOT)}
-    builder = subprocess.Popen(
-        command + options, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+    builder = started_build(image_folder, tmp_path, *where)
     wait_until((tmp_path / "s" / ".shard-00001.json").exists)
     os.killpg(builder.pid, signal.SIGINT)
     _, err = builder.communicate()
     assert (builder.returncode, err) == (130, "error: stopped; the same command goes on where it was\n")
     assert len(list((tmp_path / "s").glob("shard-*.arrow"))) == 2
+    assert not writers_of(tmp_path / "s")
+
+
+def test_writers_do_not_answer_to_ctrl_c(local_ray: None, image_folder: Path, tmp_path: Path) -> None:
+    builder = started_build(image_folder, tmp_path)
+    for writer in wait_until(lambda: writers_of(tmp_path / "s")):
+        os.kill(writer, signal.SIGINT)
+    let_go(tmp_path / "s")
+    assert (builder.wait(), builder.communicate()[1]) == (0, "")
 
 
 def parent_of(pid: int) -> int:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.synchronize import Event
 
 from ssl_dist.errors import ConfigError
 from ssl_dist.store.building.shard_writer import ShardJob, WrittenShard, read_summary, write_shard
@@ -52,31 +53,46 @@ def _write_in_pool(jobs: Iterator[ShardJob], num_processes: int) -> Generator[Wr
     """Write in other processes, with at most two jobs a process in memory."""
     # spawn: forking a process that has threads (torch's, Arrow's) may hang
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context, initializer=_end_with_parent, initargs=(os.getpid(),)) as pool:
+    stopped = context.Event()
+    known = (os.getpid(), stopped)
+    with ProcessPoolExecutor(num_processes, context, initializer=_end_with_parent, initargs=known) as pool:
         running: deque[Future[WrittenShard]] = deque()
         try:
             for job in jobs:
-                running.append(pool.submit(write_missing_shard, job))
+                with _interrupts_blocked():
+                    running.append(pool.submit(write_missing_shard, job))
                 if len(running) > 2 * num_processes:
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
         except BrokenProcessPool as error:
             raise OSError(str(error)) from None
+        except BaseException:
+            stopped.set()
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent(parent: int) -> None:
-    """Let this writer end when its build ends: another build may write to the same folder by then.
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Block SIGINT in this thread and in the processes that it starts meanwhile, which keep it blocked.
 
-    Ctrl-C reaches the build and its writers; a writer ends without a word, since the build prints the message.
+    Ctrl-C reaches the build and its writers. Only the build may answer, since it could take a writer's end for a fault.
     """
-    signal.signal(signal.SIGINT, lambda *_: os._exit(1))
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with_parent(parent: int, stopped: Event) -> None:
+    """Let this writer end when its build ends or is stopped: another build may write to the same folder by then."""
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(_POLL_S)
+        while os.getppid() == parent and not stopped.wait(_POLL_S):
+            pass
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
