@@ -11,14 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from ssl_dist.errors import ConfigError
+from ssl_dist.settings import Section
 
 Beta = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
 
-class OptimConfig(pydantic.BaseModel):
+class OptimConfig(Section):
     """Settings of the optimizer and of the learning rate's schedule."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: Literal["adamw", "sgd", "lars"] = "adamw"
     """Name of the optimizer."""

@@ -10,6 +10,8 @@ import pydantic
 
 from ssl_dist import backbones
 from ssl_dist.augment import OPERATIONS, POLICIES, Policy, View, with_only
+from ssl_dist.errors import ConfigError
+from ssl_dist.reading import settle
 from ssl_dist.store.remote import DEFAULT_CACHE_GB
 
 
@@ -17,6 +19,15 @@ class Section(pydantic.BaseModel):
     """Base of all sections: a section is frozen, and an unknown key is an error."""
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+
+    @pydantic.field_validator("*", mode="before")
+    @classmethod
+    def _settle(cls, value: Any, info: pydantic.ValidationInfo) -> Any:
+        """Interpret a value that stands in a recipe or in ``--set`` by the setting's type."""
+        try:
+            return settle(value, cls.model_fields[str(info.field_name)].annotation)
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
 
 
 class DataConfig(Section):

@@ -30,6 +30,7 @@ FLOORS = [
     "ssl_dist.uris",
     "ssl_dist.files",
     "ssl_dist.hashing",
+    "ssl_dist.reading",
     "ssl_dist.store.decode",
     "ssl_dist.store.schema",
     "ssl_dist.store.remote.cache",

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pydantic
-import yaml
 
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError
+from ssl_dist.reading import read_file, settle
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -111,10 +111,7 @@ def load(path: Path | None) -> Space:
     """
     if path is None:
         return DEFAULT
-    try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"space {path} cannot be read: {' '.join(str(error).split())}") from None
+    tree = settle(read_file(path, f"space {path}"))
     if not isinstance(tree, Mapping) or not tree:
         example = "optim.lr: {log_uniform: [1e-4, 1e-2]}"
         raise ConfigError(f"space {path}: it must map dotted keys to domains, e.g. {example}")

@@ -16,7 +16,11 @@ Settings = Annotated[
 
 
 def overrides_of(settings: list[str] | None) -> dict[str, Any]:
-    """Read ``--set`` options as dotted key -> value."""
+    """Read ``--set`` options as dotted key -> value, in their order; of a key that is given twice, the last counts."""
     from ssl_dist.config.overrides import parse_override
 
-    return dict(parse_override(text) for text in settings or [])
+    found: dict[str, Any] = {}
+    for key, value in map(parse_override, settings or []):
+        found.pop(key, None)  # a section that is given whole between the two would else replace the last
+        found[key] = value
+    return found

@@ -1,23 +1,22 @@
-"""Reading of recipes: YAML files, dotted ``key=value`` overrides, and messages that name the nearest known key."""
+"""Recipes and dotted ``key=value`` overrides as one tree of settings, and messages that name the nearest known key."""
 
 from __future__ import annotations
 
 import difflib
 import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pydantic
-import yaml
 
 from ssl_dist.errors import ConfigError
+from ssl_dist.reading import RECIPE_FOLDER, Written, find_recipe, parse, read_file
 
-RECIPE_FOLDER = Path(__file__).parent / "recipes"
+__all__ = ["RECIPE_FOLDER", "explain", "flatten", "parse_override", "put_override", "read_recipe", "suggest"]
 
 
-def parse_override(text: str) -> tuple[str, Any]:
-    """Parse ``"optim.lr=0.3"`` into ``("optim.lr", 0.3)``; the value is read as YAML.
+def parse_override(text: str) -> tuple[str, Written]:
+    """Split ``"optim.lr=0.3"`` into the dotted key and the value, which the setting's type will interpret.
 
     Raises:
         ConfigError: it is not of this form.
@@ -25,10 +24,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"--set {text}: write it as key=value, e.g. --set optim.lr=0.3")
-    try:
-        return key, yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ConfigError(f"--set {text}: the value is not YAML") from None
+    return key, Written(value)
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -37,14 +33,8 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such recipe, or it is not YAML of sections.
     """
-    shipped = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
-    file = RECIPE_FOLDER / f"{path}.yaml" if str(path) in shipped else Path(path)
-    if not file.is_file():
-        raise ConfigError(f"recipe {path}: no such file; recipes that come with the package: {', '.join(shipped)}")
-    try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"recipe {file} cannot be read: {' '.join(str(error).split())}") from None
+    file = find_recipe(path)
+    tree = read_file(file, f"recipe {file}")
     if not isinstance(tree, dict):
         raise ConfigError(f"recipe {file} is not a mapping of sections")
     return tree
@@ -55,6 +45,8 @@ def put_override(tree: dict[str, Any], key: str, value: Any) -> None:
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.get(section)
+        if isinstance(inner, Written):  # an earlier override gave the section whole
+            inner = parse(inner, f"--set {section}={inner}")
         tree[section] = dict(inner) if isinstance(inner, Mapping) else {}
         tree = tree[section]
     tree[last] = value

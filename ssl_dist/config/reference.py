@@ -22,6 +22,13 @@ All settings of a recipe, section by section: each with its default, the values
 that it takes, and its meaning. On the command line, `--set data.window=1000`
 replaces one, and `ssl-dist settings KEY` prints one or a whole section. This page
 is written by `python -m ssl_dist.config.reference > docs/settings.md`.
+
+Recipes, the values of `--set` and spaces of sweeps are YAML 1.2: numbers are
+decimal (`1e-3`, `010` is ten), and `yes`, `1:30` or a date are text. A setting of
+text takes a value without quotes as it stands: `--set data.store=00012` and
+`--set 'data.store=photos #2'` name these very folders. A setting that may be null
+is null where it is given `null` or nothing. A recipe that has a key twice is
+refused; of a `--set` that is given twice, the last one counts.
 """
 
 

@@ -14,6 +14,7 @@ from ssl_dist.augment import POLICIES
 from ssl_dist.config.overrides import explain, flatten, put_override, read_recipe
 from ssl_dist.errors import ConfigError
 from ssl_dist.optim import OptimConfig
+from ssl_dist.reading import settle
 
 # Facts (see ``resolved.DataFacts``) that older versions wrote into these sections of config.json.
 FACTS_IN_SECTIONS = {
@@ -58,6 +59,7 @@ class RunConfig(settings.Section):
     @pydantic.field_validator("method", mode="before")
     @classmethod
     def _choose_method(cls, value: Any) -> Any:
+        value = settle(value, methods.MethodConfig)
         if isinstance(value, Mapping):
             return methods.load(value.get("name", "simclr")).Config.model_validate({"name": "simclr", **value})
         return value

@@ -8,20 +8,17 @@ from __future__ import annotations
 import abc
 from typing import ClassVar, Literal, NamedTuple
 
-import pydantic
 import torch
 from torch import Tensor, nn
 
 from ssl_dist.augment import Policy
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
-from ssl_dist.settings import BatchConfig
+from ssl_dist.settings import BatchConfig, Section
 
 
-class MethodConfig(pydantic.BaseModel):
+class MethodConfig(Section):
     """Base of all methods' settings."""
-
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     name: str
     """Name of the method."""

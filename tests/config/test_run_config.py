@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from ssl_dist.augment import OPERATIONS, POLICIES
+from ssl_dist.commands.options import overrides_of
 from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import RECIPE_FOLDER, parse_override
 from ssl_dist.errors import ConfigError
@@ -125,25 +126,114 @@ def test_a_missing_recipe_is_answered_with_the_known_ones(tmp_path: Path) -> Non
         RunConfig.load(tmp_path / "torn.yaml")
 
 
+def set_values(*settings: str) -> RunConfig:
+    return RunConfig.load("simclr-cifar10", overrides_of(list(settings)))
+
+
 @pytest.mark.parametrize(
-    ("text", "expected"),
+    "value",
     [
-        ("optim.lr=0.3", ("optim.lr", 0.3)),
-        ("probe=null", ("probe", None)),
-        ("batch={size: 8, micro: 4}", ("batch", {"size": 8, "micro": 4})),
-        ("data.store=a=b", ("data.store", "a=b")),
+        *("photos #2", "00012", "@data", "1:30", "1e-3", "010", "1_000", "yes", "off", "true", "2026-11-27", "a=b"),
+        *("'q'", "null", "{a}", "[1", "*x", "&x", "!x", "%x", "a: b", "- a", ".5", "~", " x "),
     ],
 )
-def test_overrides_are_read_as_yaml(text: str, expected: tuple[str, Any]) -> None:
-    assert parse_override(text) == expected
+def test_a_text_setting_of_the_command_line_is_taken_as_it_stands(value: str) -> None:
+    assert set_values(f"data.store={value}").data.store == value
 
 
-def test_numbers_that_yaml_reads_as_text_are_numbers() -> None:
-    """Read 1e-3 as a number, although YAML 1.1 asks for a point in it."""
-    assert RunConfig.load("simclr-cifar10", dict([parse_override("optim.lr=1e-3")])).optim.lr == 0.001
+@pytest.mark.parametrize(
+    "value", ["00012", "1:30", "1e-3", "1_000", "yes", "true", "2026-11-27", "0x1F", "007.5", "1."]
+)
+def test_a_text_setting_of_a_recipe_is_what_was_written_quoted_or_not(tmp_path: Path, value: str) -> None:
+    for text in (value, f"'{value}'"):
+        (tmp_path / "r.yaml").write_text(f"data: {{store: {text}, label_file: {text}}}\nmonitor: {{hparams: [{text}]}}")
+        config = RunConfig.load(tmp_path / "r.yaml")
+        assert (config.data.store, config.data.label_file, config.monitor.hparams) == (value, value, (value,))
 
 
-@pytest.mark.parametrize("text", ["optim.lr", "=3", "a=[1"])
+@pytest.mark.parametrize(
+    ("setting", "key", "expected"),
+    [
+        ("optim.lr=1e-3", "optim.lr", 0.001),
+        ("optim.lr=1E+0", "optim.lr", 1.0),
+        ("optim.lr=.5", "optim.lr", 0.5),
+        ("optim.lr=5.", "optim.lr", 5.0),
+        ("batch.micro=0128", "batch.micro", 128),
+        ("batch={size: 010, micro: 05}", "batch.size", 10),
+        ("batch.size=1_024", "batch.size", 1024),
+        ("batch.size=1e3", "batch.size", 1000),
+        ("epochs=010", "epochs", 10.0),
+        ("engine.zero_stage=02", "engine.zero_stage", 2),
+        ("engine.precision=fp32", "engine.precision", "fp32"),
+        ("cluster.gpu=true", "cluster.gpu", True),
+        ("cluster.gpu=off", "cluster.gpu", False),
+        ("cluster.workers=03", "cluster.workers.max", 3),
+        ("cluster.workers={min: 1, max: 4}", "cluster.workers.min", 1),
+        ("optim.betas=[.8, 9e-1]", "optim.betas", [0.8, 0.9]),
+        ("probe=null", "probe", None),
+        ("probe=", "probe", None),
+        ("data.label_file=null", "data.label_file", None),
+        ("data.label_file=", "data.label_file", None),
+        ("optim.clip_norm=~", "optim.clip_norm", None),
+        ("monitor.hparams=[epochs, 010]", "monitor.hparams", ["epochs", "010"]),
+        ("method={name: swav, queue: 0}", "method.queue", 0),
+    ],
+)
+def test_other_settings_are_yaml_with_decimal_numbers(setting: str, key: str, expected: Any) -> None:
+    extra = ["batch={size: 1000, micro: 5}"] if setting.startswith("batch.size=1e3") else []
+    assert set_values(*extra, setting).flat()[key] == expected
+
+
+@pytest.mark.parametrize("value", ["1:30", "0x10", "0o17", "0b11", "2026-11-27", "1e", "--1", ".inf", "nan", "yes"])
+def test_what_is_no_decimal_number_is_refused_as_one(value: str) -> None:
+    with pytest.raises(ConfigError, match=r"epochs: "):
+        set_values(f"epochs={value}")
+
+
+def test_the_last_of_several_overrides_counts_in_their_order() -> None:
+    batch = set_values("batch.size=8", "batch={size: 16, micro: 4}", "batch.size=32").batch
+    assert (batch.size, batch.micro) == (32, 4)
+    assert set_values("epochs=2", "epochs=3").epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "epochs: 1\noptim: {lr: 1}\ndata: {store: s}\noptim: {name: sgd}",
+            "optim is given on line 2 and again on line 4",
+        ),
+        ("epochs: 1\nepochs: 2", "epochs is given on line 1 and again on line 2: keep one"),
+        ("data:\n  store: a\n  order: full\n  store: b", "store is given on line 2 and again on line 4"),
+        ("data: {store: a}\nbatch: {size: 8, micro: 4, size: 16}", "size is given on line 2 and again on line 2"),
+        (
+            "data: {store: a}\ncluster:\n  workers:\n    max: 1\n    'max': 2",
+            "max is given on line 4 and again on line 5",
+        ),
+    ],
+)
+def test_a_key_that_a_recipe_has_twice_is_refused_with_both_lines(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"recipe .*r\.yaml cannot be read") as caught:
+        RunConfig.load(tmp_path / "r.yaml")
+    assert message in str(caught.value)
+
+
+def test_a_recipe_may_share_values_by_anchors(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text(
+        "data: {store: a}\nprobe: &p {every_epochs: 2, k: 5}\ncheckpoint: {<<: {keep: 3}, keep: 4}"
+    )
+    config = RunConfig.load(tmp_path / "r.yaml")
+    assert (config.checkpoint.keep, config.probe and config.probe.k) == (4, 5)
+
+
+@pytest.mark.parametrize("setting", ["optim.lr=[1", "batch={size: 8", "batch={size: 8, size: 16}", "probe={k: 1}}"])
+def test_a_value_that_is_not_yaml_is_refused_with_its_key(setting: str) -> None:
+    with pytest.raises(ConfigError, match=rf"{setting.partition('=')[0]}: the value cannot be read as YAML"):
+        set_values(setting)
+
+
+@pytest.mark.parametrize("text", ["optim.lr", "=3"])
 def test_malformed_overrides_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--set"):
         parse_override(text)

@@ -38,6 +38,24 @@ def test_samples_are_within_their_domains_and_the_same_for_the_same_seed(space: 
     assert {sample["epochs"] for sample in samples} == {1, 2, 4}
 
 
+def test_values_are_yaml_with_decimal_numbers_as_in_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "space.yaml"
+    file.write_text(
+        "optim.lr: [1e-3, 1e-2, 3E-3, .5]\nbatch.size: {choice: [010, 16]}\ndata.cache: ['00012', a, null]\n"
+        "method.temperature: {log_uniform: [1e-1, 1]}\ndata.stratified: [true, false]\nprobe: [{k: 05}, null]"
+    )
+    space = spaces.load(file)
+    assert space["optim.lr"].values == (0.001, 0.01, 0.003, 0.5)
+    assert space["batch.size"].values == (10, 16)
+    assert space["data.cache"].values == ("00012", "a", None)
+    assert space["method.temperature"].log_uniform == (0.1, 1)
+    assert space["data.stratified"].values == (True, False)
+    assert space["probe"].values == ({"k": 5}, None)
+    file.write_text("epochs: [1]\noptim.lr: [1]\nepochs: [2]")
+    with pytest.raises(ConfigError, match="epochs is given on line 1 and again on line 3: keep one"):
+        spaces.load(file)
+
+
 def test_fewer_samples_where_there_are_not_so_many() -> None:
     assert len(spaces.draw({"epochs": Domain(choice=(1, 2))}, 16, seed=0)) == 2
 
