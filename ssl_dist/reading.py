@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+from fractions import Fraction
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -141,3 +142,14 @@ def _plain(text: str) -> Any:
     if _FLOAT.fullmatch(text):
         return float(text)
     return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else str(text)
+
+
+def exact(number: float) -> Fraction:
+    """Return the rational number that was written: 0.29 is 29/100, although its float is a little less.
+
+    A float that was computed is the simplest fraction with a denominator up to a million that has this very float, if
+    there is one: 100 / 9 is 100/9.
+    """
+    written = Fraction(str(number))
+    simple = written.limit_denominator(10**6)
+    return simple if float(simple) == number else written

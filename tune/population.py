@@ -26,6 +26,7 @@ from ray.tune.schedulers import PopulationBasedTraining
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints, verify
 from ssl_dist.config import ResolvedConfig
+from ssl_dist.reading import exact
 from tune import trial_files
 from tune.space import Sample
 from tune.sweep import Sweep
@@ -52,7 +53,7 @@ class PopulationScheduler(PopulationBasedTraining):  # type: ignore[misc]  # Ray
 
         super().__init__(
             time_attr="images",
-            perturbation_interval=math.floor(sweep.probe_every_epochs * sweep.num_images),
+            perturbation_interval=math.floor(exact(sweep.probe_every_epochs) * sweep.num_images),
             hyperparam_mutations={"sample": moves},
             custom_explore_fn=clipped,
             log_config=False,

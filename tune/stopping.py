@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from ray.tune import schedulers
 
 from cluster.run_directory import RunDirectory
+from ssl_dist.reading import exact
 from tune.sweep import Sweep
 from tune.trial_files import Curve, Point, begun_trials, path_of, read_curve, read_outcome
 
@@ -88,10 +89,10 @@ def stopping_points(sweep: Sweep, curves: Sequence[Curve]) -> dict[int, Point]:
 def _ray_scheduler(sweep: Sweep) -> Any:
     """Return Ray's scheduler, whose first rung is where the objective is measured first."""
     # rounded down: no rung may lie above the measurement that is meant for it
-    first = math.floor(sweep.probe_every_epochs * sweep.num_images)
+    first = math.floor(exact(sweep.probe_every_epochs) * sweep.num_images)
     common: dict[str, Any] = {"time_attr": "images", "metric": "objective", "mode": "max", "grace_period": first}
     if sweep.scheduler == "asha":
-        max_t = max(math.ceil(sweep.longest_epochs * sweep.num_images), first + 1)
+        max_t = max(math.ceil(exact(sweep.longest_epochs) * sweep.num_images), first + 1)
         return schedulers.ASHAScheduler(max_t=max_t, reduction_factor=sweep.reduction, stop_last_trials=False, **common)
     if sweep.scheduler == "median":
         return schedulers.MedianStoppingRule(min_samples_required=3, **common)

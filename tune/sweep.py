@@ -25,6 +25,7 @@ from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.overrides import explain
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.files import write_text
+from ssl_dist.reading import exact
 from ssl_dist.settings import ProbeConfig
 from ssl_dist.uris import without_secrets
 from tune import space as spaces
@@ -92,11 +93,11 @@ class Sweep(pydantic.BaseModel):
 
     def rung_images(self, number: int) -> int:
         """Return the images that a trial has seen at its ``number``-th measurement."""
-        return round(number * self.probe_every_epochs * self.num_images)
+        return round(number * exact(self.probe_every_epochs) * self.num_images)
 
     def num_rungs(self, images: int) -> int:
         """Return the number of measurements up to this many images."""
-        return round(images / (self.probe_every_epochs * self.num_images))
+        return round(images / (exact(self.probe_every_epochs) * self.num_images))
 
     @property
     def longest_epochs(self) -> float:
@@ -175,7 +176,7 @@ class Sweep(pydantic.BaseModel):
 
     def budget_images(self, config: ResolvedConfig) -> int:
         """Return the number of images that a trial sees if nothing stops it."""
-        return round(config.epochs * self.num_images)
+        return round(exact(config.epochs) * self.num_images)
 
     def expected_images(self, config: ResolvedConfig) -> float:
         """Return the number of images that a trial sees on average, before anything is known of it."""

@@ -81,11 +81,10 @@ def read_points(sweep: Sweep, config: ResolvedConfig, run: Path) -> list[Point]:
     """Read the objective's values from a run's metrics, without that of the random weights."""
     assert config.probe, "every trial has a probe"
     steps = config.plan()
-    every = config.probe.every_epochs * steps.steps_per_epoch  # the same number as in Plan.is_time
     points = []
     for values in MetricsReader(run).read_new():
         if config.probe.tag in values and values["step"]:
-            rungs = math.floor(values["step"] / every)
+            rungs = steps.periods(values["step"], config.probe.every_epochs)
             is_last = values["step"] == steps.total_steps
             images = sweep.budget_images(config) if is_last else sweep.rung_images(rungs)
             points.append(Point(images, values[config.probe.tag], values["step"]))

@@ -15,6 +15,7 @@ from ssl_dist.data import open_store, read_labels
 from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.evaluate.features import expect_same_classes, open_labelled
 from ssl_dist.evaluate.pseudo_labels import most_confident, predict
+from ssl_dist.reading import exact
 from ssl_dist.store import ImageStore
 
 
@@ -108,7 +109,7 @@ class SelfTraining(NamedTuple):
         The first round learns from ``labels``, a later one also from labels that the classifier before it adds. A round
         that has begun keeps its labels: on another machine sums are rounded differently, and others would come out.
         """
-        count = max(1, round(self.share * (labels < 0).sum())) if number else 0
+        count = max(1, round(exact(self.share) * int((labels < 0).sum()))) if number else 0
         file = self.directory / f"labels-{number}.npy"
         if not has_begun(self._run_of(number)):
             save_labels(self._more(number - 1, store, labels, count) if number else labels, file)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import decimal
 import hashlib
 import json
 import math
 
 from ssl_dist.config.run import FACTS_IN_SECTIONS, RunConfig
 from ssl_dist.errors import ConfigError, StoreError
+from ssl_dist.reading import exact
 from ssl_dist.settings import Section
 from ssl_dist.uris import without_secrets
 
@@ -30,17 +32,24 @@ class DataFacts(Section):
 
 
 class Plan(Section):
-    """The length of a run in steps."""
+    """The length of a run in steps; ``images_per_step`` images of an epoch's ``num_samples`` are used in a step."""
 
     num_samples: int
+    images_per_step: int
     total_steps: int
     warmup_steps: int
-    steps_per_epoch: float
+
+    @property
+    def steps_per_epoch(self) -> float:
+        return self.num_samples / self.images_per_step
+
+    def periods(self, step: int, every_epochs: float) -> int:
+        """Return how many times ``every_epochs`` have passed after ``step`` steps, without a rounding error."""
+        return math.floor(step * self.images_per_step / (exact(every_epochs) * self.num_samples))
 
     def is_time(self, step: int, every_epochs: float) -> bool:
         """Tell whether training has just crossed a multiple of ``every_epochs``, after ``step`` steps, or ended."""
-        every = every_epochs * self.steps_per_epoch
-        return step == self.total_steps or math.floor(step / every) > math.floor((step - 1) / every)
+        return step == self.total_steps or self.periods(step, every_epochs) > self.periods(step - 1, every_epochs)
 
 
 class ResolvedConfig(RunConfig):
@@ -76,21 +85,21 @@ class ResolvedConfig(RunConfig):
                 )
 
     def plan(self) -> Plan:
-        """Convert epochs into steps; samples that do not fill a last batch are left out.
+        """Convert epochs into steps, exactly as they were written; samples that do not fill a last batch are left out.
 
         Raises:
             ConfigError: the run has less than one step.
         """
         num_samples, batch = self.facts.num_samples, self.batch.size - self.batch.labelled
-        steps_per_epoch = num_samples / batch
-        total = math.floor(self.epochs * num_samples / batch)
+        total = math.floor(exact(self.epochs) * num_samples / batch)
         if total < 1:
+            enough = decimal.Context(prec=4, rounding=decimal.ROUND_CEILING).divide(batch, num_samples)
             raise ConfigError(
                 f"epochs {self.epochs:g} of {num_samples} images are less than one batch of {batch}:"
-                f" raise epochs to {batch / num_samples:g} or more, or lower batch.size"
+                f" raise epochs to {enough:f} or more, or lower batch.size"
             )
-        warmup = min(round(self.optim.warmup_epochs * steps_per_epoch), total)
-        return Plan(num_samples=num_samples, total_steps=total, warmup_steps=warmup, steps_per_epoch=steps_per_epoch)
+        warmup = min(round(exact(self.optim.warmup_epochs) * num_samples / batch), total)
+        return Plan(num_samples=num_samples, images_per_step=batch, total_steps=total, warmup_steps=warmup)
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits that differ between any two runs that differ.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
+from hypothesis import strategies as st
 
 from ssl_dist.augment import OPERATIONS, POLICIES
 from ssl_dist.commands.options import overrides_of
-from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
+from ssl_dist.config import DataFacts, Plan, ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import RECIPE_FOLDER, parse_override
 from ssl_dist.errors import ConfigError
+from ssl_dist.reading import exact
 from tests.helpers import small_config, with_facts
 
 STORE = Path("/nowhere/store")
@@ -246,6 +251,75 @@ def test_epochs_become_steps_once(tmp_path: Path) -> None:
     assert [step for step in range(1, 11) if plan.is_time(step, 1)] == [5, 9, 10]  # 4.25, 8.5 and the end
     with pytest.raises(ConfigError, match=r"epochs 2\.5 of 4 images are less than one batch of 12: raise epochs to 3"):
         with_facts(config, 4).plan()
+
+
+def plan_of(num_samples: int, batch: int, **overrides: Any) -> Plan:
+    return with_facts(
+        load(batch={"size": batch, "micro": 1}, method={"name": "simclr"}, **overrides), num_samples
+    ).plan()
+
+
+@pytest.mark.parametrize(
+    ("epochs", "num_samples", "batch", "steps"),
+    [
+        (2.3, 100, 10, 23),
+        (0.29, 100, 29, 1),
+        (0.58, 100, 29, 2),
+        (2.01, 1000, 10, 201),
+        (2.28, 100, 12, 19),
+        (3, 100, 7, 42),
+    ],
+)
+def test_no_step_is_lost_to_rounding(epochs: float, num_samples: int, batch: int, steps: int) -> None:
+    assert plan_of(num_samples, batch, epochs=epochs).total_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("every", "num_samples", "batch", "steps"),
+    [
+        (0.14, 100, 10, [2, 3, 5, 6, 7]),
+        (0.17, 1000, 100, [2, 4, 6, 7, 9, 11, 12, 14, 16, 17]),
+        (0.7, 20, 2, [7, 14, 21, 28]),
+        (0.29, 100, 29, [1, 2, 3]),
+        (100 / 9, 9, 10, [10, 20, 30]),
+    ],
+)
+def test_no_probe_and_no_checkpoint_is_late_by_rounding(
+    every: float, num_samples: int, batch: int, steps: list[int]
+) -> None:
+    plan = plan_of(num_samples, batch, epochs=1000)
+    assert [step for step in range(1, steps[-1] + 1) if plan.is_time(step, every)] == steps
+
+
+DECIMALS = st.decimals(min_value=0, max_value=300, places=4).filter(lambda number: number > 0)
+
+
+@hypothesis.settings(max_examples=200, deadline=None)
+@hypothesis.given(DECIMALS, DECIMALS, st.integers(2, 2000), st.integers(2, 64), st.integers(1, 500))
+def test_steps_are_those_of_rational_arithmetic(
+    epochs: Decimal, every: Decimal, num_samples: int, batch: int, step: int
+) -> None:
+    per_epoch = Fraction(num_samples, batch)
+    plan = Plan(num_samples=num_samples, images_per_step=batch, total_steps=10**9, warmup_steps=0)
+    assert math.floor(exact(float(epochs)) * per_epoch) == math.floor(Fraction(epochs) * per_epoch)
+    passed = [math.floor(Fraction(at) / (Fraction(every) * per_epoch)) for at in (step - 1, step)]
+    assert plan.periods(step, float(every)) == passed[1]
+    assert plan.is_time(step, float(every)) == (passed[1] > passed[0])
+
+
+@pytest.mark.parametrize("number", [0.29, 1e-7, 123456.789, 20 / 17, 100 / 9, 1 / 3, 2**-40, 3, 10 * 12 / 51])
+def test_a_float_is_the_number_that_was_written(number: float) -> None:
+    found = exact(number)
+    assert float(found) == number
+    assert found == Fraction(str(number)) or found.denominator < 60
+
+
+def test_the_epochs_that_a_message_asks_for_are_enough() -> None:
+    for num_samples, batch in ((51, 12), (100, 29), (7, 3), (1000, 999), (10**6, 7)):
+        with pytest.raises(ConfigError, match="raise epochs to ") as caught:
+            plan_of(num_samples, batch, epochs=1e-9)
+        enough = str(caught.value).split("raise epochs to ")[1].split()[0]
+        assert plan_of(num_samples, batch, epochs=float(enough)).total_steps == 1
 
 
 def test_the_learning_rate_warms_up_and_falls_along_half_a_cosine() -> None:
