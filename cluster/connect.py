@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from cluster.guards import check_machine, num_cores
 from ssl_dist.errors import ClusterError
 from ssl_dist.settings import ClusterConfig
 
@@ -31,11 +32,12 @@ _REACH_S = 10
 
 @contextlib.contextmanager
 def ray_with_capacity(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool]:
-    """Connect to Ray like ``ray_connection``, and refuse a cluster that has no room for the workers.
+    """Connect to Ray like ``ray_connection``, and refuse a machine or a cluster that has no room for the workers.
 
     Raises:
         ClusterError: Ray cannot be reached or started, or has no room for the workers.
     """
+    check_machine(cluster)
     with ray_connection(cluster, drivers=drivers) as started_here:
         import ray
 
@@ -99,8 +101,8 @@ def _start(cluster: ClusterConfig, drivers: int) -> None:
     _check_port(cluster.dashboard_port)
     ray.init(
         address="local",
-        # logical CPUs: more workers than cores are slow, but they work
-        num_cpus=max(os.cpu_count() or 1, math.ceil(cluster.workers.max * cluster.cpus_per_worker)) + drivers,
+        # logical CPUs: the doctor may try more workers than cores, which are slow, but they work
+        num_cpus=max(num_cores(), math.ceil(cluster.workers.min * cluster.cpus_per_worker)) + drivers,
         # without a dashboard Ray never frees the resources of workers that an actor (a trial) drives
         include_dashboard=cluster.dashboard_port is not None or drivers > 0,
         dashboard_host="127.0.0.1",

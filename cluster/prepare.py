@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from cluster.guards import check_data
 from cluster.run_directory import FREE_ON_RESUME, RunDirectory, may_change_on_resume
-from ssl_dist import data
+from ssl_dist import data, methods
 from ssl_dist.checkpoint import Checkpoints, pretrained
 from ssl_dist.checkpoint.mirror import Mirror
-from ssl_dist.commands.console import say
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError, RunError
@@ -18,16 +18,17 @@ from ssl_dist.uris import split_uri, without_secrets
 
 def resolve(recipe: str, overrides: dict[str, Any]) -> ResolvedConfig:
     """Read a recipe and open its store once: whatever is wrong with it is said before anything starts."""
-    return _resolve(RunConfig.load(recipe, overrides))
+    found = data.resolve(RunConfig.load(recipe, overrides))
+    check_data(found.config, found.store)
+    return _check(found.config)
 
 
-def _resolve(config: RunConfig) -> ResolvedConfig:
-    """Find the facts about the run's data and weights, and check its length and its mirror."""
-    resolved = data.resolve(config).config
-    resolved.plan()
+def _check(config: ResolvedConfig) -> ResolvedConfig:
+    """Check the run's length, its mirror and its initial weights; find the facts about the weights."""
+    config.plan()
     if config.checkpoint.mirror:
         Mirror(config.checkpoint.mirror).expect_writable()
-    return pretrained.resolve(resolved)
+    return pretrained.resolve(config)
 
 
 def restore(uri: str, out: Path) -> Path:
@@ -45,18 +46,59 @@ def restore(uri: str, out: Path) -> Path:
     return directory
 
 
-def reopen(directory: Path, overrides: dict[str, Any]) -> tuple[RunDirectory, ResolvedConfig]:
-    """Open a run to resume it, and write the settings that ``overrides`` changes into its config for later resumes."""
-    if fixed := [key for key in overrides if not may_change_on_resume(key)]:
-        free = ", ".join(FREE_ON_RESUME)
+class Reopened(NamedTuple):
+    """A run that was opened to resume it, after ``step`` of its steps."""
+
+    run: RunDirectory
+    config: ResolvedConfig
+    step: int
+
+    @property
+    def finished(self) -> bool:
+        return self.step >= self.config.plan().total_steps
+
+
+def reopen(directory: Path, overrides: dict[str, Any]) -> Reopened:
+    """Open a run to resume it, and write the settings that ``overrides`` changes into its config for later resumes.
+
+    Raises:
+        ConfigError: a setting must not change, or ``epochs`` to a length with which the past would have been another.
+    """
+    if fixed := [key for key in overrides if key != "epochs" and not may_change_on_resume(key)]:
+        free = ", ".join(("epochs", *FREE_ON_RESUME))
         raise ConfigError(f"--set {fixed[0]}: a resumed run keeps its settings; only {free} may change")
     run, before = RunDirectory.reopen(directory)
     tree = before.model_dump()
     for key, value in overrides.items():
         put_override(tree, key, value)
-    config = _resolve(ResolvedConfig.from_tree(tree, str(directory)))
+    config = _check(data.resolve(ResolvedConfig.from_tree(tree, str(directory))).config)
     before.expect_same_data(config)
     found = Checkpoints.from_config(run.path, config).newest()
-    say(f"continuing from step {found.step}" if found else "no checkpoint yet: starting from step 0")
+    step = found.step if found else 0
+    expect_same_past(before, config, step, directory)
     run.update(config)
-    return run, config
+    return Reopened(run, config, step)
+
+
+def expect_same_past(before: ResolvedConfig, now: ResolvedConfig, step: int, run: Path) -> None:
+    """Refuse another length of a run if some of the ``step`` steps that it has trained would have been other ones.
+
+    Raises:
+        ConfigError: the run is shorter than what it has trained, or its schedule follows its length.
+    """
+    if now.epochs == before.epochs or step == 0:
+        return
+    plan = now.plan()
+    if plan.total_steps < step:
+        raise ConfigError(
+            f"--set epochs={now.epochs:g}: that is {plan.total_steps} steps, and {run} has trained {step}"
+        )
+    follows = [f"method {now.method.name}"] if methods.load(now.method.name).follows_length else []
+    if any(was != would_be for was, would_be in zip(before.rates(step), now.rates(step), strict=True)):
+        follows.append(f"the learning rate (optim.schedule {now.optim.schedule})")
+    if follows:
+        raise ConfigError(
+            f"--set epochs={now.epochs:g}: in {run} {' and '.join(follows)} followed the length of"
+            f" {before.epochs:g} epochs, so its {step} steps would have been other ones. Train on from its weights in a"
+            f" new run: ssl-dist pretrain {run}/config.json --set backbone.weights={run} --set epochs=..."
+        )

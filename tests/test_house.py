@@ -64,6 +64,7 @@ FLOORS = [
     "cluster.run_directory",
     "cluster.preemption",
     "cluster.backend",
+    "cluster.guards",
     "cluster.connect",
     "cluster.build",
     "cluster.worker",

@@ -24,7 +24,7 @@ COMMANDS = [
 
 def test_the_commands_of_a_real_run(tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "test")):
-        write_images(tmp_path / split, num_classes=4, per_class=30, size_px=32, seed=seed)
+        write_images(tmp_path / split, num_classes=4, per_class=130, size_px=32, seed=seed)
         with tarfile.open(tmp_path / f"cifar10-{split}.tar", "w") as archive:
             archive.add(tmp_path / split, arcname=split)
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}

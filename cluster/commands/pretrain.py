@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_dist.commands.console import console, say, show, shown
+from ssl_dist.commands.console import console, print_json, say, show, shown
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
 from ssl_dist.errors import ClusterError, ConfigError
 
@@ -18,8 +19,10 @@ if TYPE_CHECKING:
     from ssl_dist.config import ResolvedConfig
 
 
-# A help text that needs a line of its own.
+# Help texts that need a line of their own.
 _RESUME = "Resume this run from its newest valid checkpoint; s3://.../RUN restores a run from its mirror."
+_PRINT = "Print the run's settings as a recipe, with all defaults, and start nothing."
+_DRY = "Check the store, the settings and this machine, show steps and sizes, and start nothing."
 
 
 def pretrain(
@@ -28,24 +31,63 @@ def pretrain(
     out: Annotated[Path, typer.Option(help="Folder in which the run gets a directory of its own.")] = Path("runs"),
     run_dir: Annotated[Path | None, typer.Option(help="The run's directory itself; must be new or empty.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN_DIR", help=_RESUME)] = None,
+    print_config: Annotated[bool, typer.Option("--print-config", help=_PRINT)] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY)] = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder with Ray Train and DeepSpeed, on this machine or on the cluster of RAY_ADDRESS."""
-    from cluster.prepare import reopen, resolve, restore
+    from cluster.guards import check_machine
+    from cluster.prepare import resolve, restore
     from cluster.run_directory import RunDirectory
 
     overrides = overrides_of(settings)
     if resume is not None and recipe is None:
-        if run_dir:
-            raise ConfigError("--run-dir is for a new run: a resumed one has its directory")
-        run, config = reopen(restore(resume, out) if "://" in resume else Path(resume), overrides)
+        if run_dir or print_config or dry_run:
+            raise ConfigError("--run-dir, --print-config and --dry-run are for a new run: a resumed one has its own")
+        _resume(restore(resume, out) if "://" in resume else Path(resume), overrides, as_json)
     elif recipe is not None and resume is None:
         config = resolve(recipe, overrides)
+        if print_config:
+            typer.echo(json.dumps(config.model_dump(mode="json")) if as_json else config.to_yaml(), nl=as_json)
+            return
+        check_machine(config.cluster)
+        if dry_run:
+            _show_plan(config, as_json)
+            return
         name = f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
-        run = RunDirectory.create(run_dir or out / name, config)
+        train(RunDirectory.create(run_dir or out / name, config), config, as_json)
     else:
         raise ConfigError("give either a recipe, or --resume RUN_DIR")
+
+
+def _resume(directory: Path, overrides: dict[str, Any], as_json: bool) -> None:
+    """Resume a run; of a run that has all its steps, say so."""
+    from cluster.prepare import reopen
+
+    run, config, step = found = reopen(directory, overrides)
+    if found.finished:
+        say(
+            f"{directory} is finished: it has all {step} steps of {config.epochs:g} epochs. For a longer run add"
+            " --set epochs=..."
+        )
+        print_json({"run": str(run.path), "step": step}, as_json)
+        return
+    say(f"continuing from step {step}" if step else "no checkpoint yet: starting from step 0")
     train(run, config, as_json)
+
+
+def _show_plan(config: ResolvedConfig, as_json: bool) -> None:
+    """Show the run's length and the sizes of its batch and its checkpoints."""
+    from ssl_dist.checkpoint.size import expected_bytes
+
+    plan, batch, kept = config.plan(), config.batch, config.checkpoint
+    size, most = expected_bytes(config), kept.keep + kept.keep_best + 1  # one more while it is written
+    values = {"images": plan.num_samples, "epochs": config.epochs, "steps": plan.total_steps}
+    values |= {"warm-up steps": plan.warmup_steps, "batch": batch.size, "micro-batch": batch.micro}
+    values |= {"micro-batches": batch.num_micro, "workers": config.cluster.workers.max}
+    values |= {"MB of a checkpoint": size / 1e6, "checkpoints kept": most, "MB of checkpoints": size * most / 1e6}
+    plain = {name.replace(" ", "_").replace("-", "_"): value for name, value in values.items()}
+    show("dry run: nothing was started", shown(values).items(), plain, as_json)
 
 
 def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:

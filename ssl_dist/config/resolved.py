@@ -6,6 +6,9 @@ import decimal
 import hashlib
 import json
 import math
+from collections.abc import Iterator
+
+import pydantic
 
 from ssl_dist.config.run import FACTS_IN_SECTIONS, RunConfig
 from ssl_dist.errors import ConfigError, StoreError
@@ -61,6 +64,12 @@ class ResolvedConfig(RunConfig):
 
     facts: DataFacts
 
+    @pydantic.model_validator(mode="after")
+    def _expect_classes(self) -> ResolvedConfig:
+        if getattr(self.method, "num_classes", 0) is None:
+            raise ValueError(f"method.num_classes is missing: set the number of classes of method {self.method.name}")
+        return self
+
     @property
     def _stored_px(self) -> int:
         return self.facts.image_shape[0]
@@ -100,6 +109,14 @@ class ResolvedConfig(RunConfig):
             )
         warmup = min(round(exact(self.optim.warmup_epochs) * num_samples / batch), total)
         return Plan(num_samples=num_samples, images_per_step=batch, total_steps=total, warmup_steps=warmup)
+
+    def rates(self, stop: int) -> Iterator[float]:
+        """Yield the learning rates of the steps 0 .. stop - 1."""
+        plan, size = self.plan(), self.batch.size
+        for step in range(stop):
+            yield self.optim.learning_rate(
+                step, batch_size=size, warmup_steps=plan.warmup_steps, total_steps=plan.total_steps
+            )
 
     def fingerprint(self) -> str:
         """Return twelve hexadecimal digits that differ between any two runs that differ.

@@ -8,6 +8,7 @@ from typing import Any, Self, cast
 
 import pydantic
 import torch
+import yaml
 
 from ssl_dist import backbones, methods, settings
 from ssl_dist.augment import POLICIES
@@ -186,6 +187,10 @@ class RunConfig(settings.Section):
         if weights:
             backbone.load_state_dict(weights)
         return methods.load(self.method.name)(backbone, self.method)
+
+    def to_yaml(self) -> str:
+        """Return all settings as a recipe."""
+        return str(yaml.safe_dump(self.model_dump(mode="json", exclude={"facts"}), sort_keys=False))
 
     def flat(self) -> dict[str, Any]:
         """Return all values by dotted key, for tables of hyperparameters."""

@@ -92,6 +92,11 @@ def read_visible_labels(config: RunConfig, store: Images) -> np.ndarray:
             f"{who} needs labels, and {given} has none: build the store from class folders, or name a data.label_file"
         )
     classes = getattr(config.method, "num_classes", None)
+    if config.num_labelled and len(np.unique(labels[labels >= 0])) == 1:
+        raise ConfigError(
+            f"method {config.method.name} learns to tell classes apart, and every label is {largest}: it needs images"
+            " of two classes or more"
+        )
     if classes is not None and largest >= classes:
         raise ConfigError(f"method.num_classes {classes}: there is a label {largest}, so it is {largest + 1} or more")
     return labels

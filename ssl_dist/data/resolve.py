@@ -32,6 +32,8 @@ class Data(NamedTuple):
 def resolve(config: RunConfig) -> Data:
     """Open a run's store, make the paths of its data absolute, and find the facts about its data.
 
+    A classifier's number of classes is taken from the labels, where the settings leave it open.
+
     The digest of initial weights, where ``config`` has one, is kept.
 
     Raises:
@@ -58,6 +60,8 @@ def resolve(config: RunConfig) -> Data:
         _expect_cache_room(config.data, store, store.cache_bytes, sample_plan)
     tree = config.model_dump()
     tree |= {"data": {**tree["data"], **paths}, "facts": facts}
+    if getattr(config.method, "num_classes", 0) is None:
+        tree["method"]["num_classes"] = max(len(store.class_names), int(sample_plan.labels.max()) + 1)
     return Data(ResolvedConfig.from_tree(tree, store.name), store, sample_plan)
 
 

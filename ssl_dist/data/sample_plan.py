@@ -31,6 +31,7 @@ class SamplePlan:
 
     Attributes:
         config, store: as given.
+        labels: int32 ``[n]``, the labels that the method or the order uses, -1: none; empty where neither uses any.
         num_samples: images of an epoch. Where the method sees only some labels, an epoch is one pass over the store.
     """
 
@@ -43,12 +44,12 @@ class SamplePlan:
         self.config, self.store = config, store
         stratified, shard_rows = config.data.stratified, store.shard_rows
         by_label = stratified or config.num_labelled > 0
-        self._labels = read_visible_labels(config, store) if by_label else np.empty(0, np.int32)
-        self._labelled_ids = np.flatnonzero(self._labels >= 0)
+        self.labels = read_visible_labels(config, store) if by_label else np.empty(0, np.int32)
+        self._labelled_ids = np.flatnonzero(self.labels >= 0)
         only_labelled = by_label and config.num_labelled in (0, config.batch.size)
         self.num_samples = len(self._labelled_ids) if only_labelled else len(store)
         self._labelled_seed = derive_seed(config.seed, _LABELLED)
-        self._strata = StratifiedOrder(config.seed, self._labels) if stratified else None
+        self._strata = StratifiedOrder(config.seed, self.labels) if stratified else None
         self._windows: WindowedOrder | None = None
         self._labelled_windows: WindowedOrder | None = None
         if config.data.order == "shards":
@@ -68,7 +69,7 @@ class SamplePlan:
             return ids, epochs, np.full_like(ids, -1)
         seen, seen_epochs = self._stream_labelled(first * num_labelled, last * num_labelled)
         hidden = np.full_like(ids, -1)
-        pairs = ((seen, ids), (seen_epochs, epochs), (self._labels[seen].astype(np.int64), hidden))
+        pairs = ((seen, ids), (seen_epochs, epochs), (self.labels[seen].astype(np.int64), hidden))
         ids, epochs, labels = (_interleave(a, b, num_labelled, num_others) for a, b in pairs)
         return ids, epochs, labels
 

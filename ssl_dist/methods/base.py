@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ssl_dist.augment import Policy
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
+from ssl_dist.errors import ConfigError
 from ssl_dist.settings import BatchConfig, Section
 
 
@@ -77,6 +78,7 @@ class Method(nn.Module, abc.ABC):
         num_targets: how many of the last entries along V are targets. ``embed`` computes them without a gradient, so
             ``loss`` need not give them one.
         collapsed_loss: the loss of outputs that are equal for all images; None: the loss does not show collapse.
+        follows_length: whether a step depends on ``TrainingProgress.total_steps``, so that no run can be made longer.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -85,6 +87,7 @@ class Method(nn.Module, abc.ABC):
     num_views: ClassVar[tuple[int, int | None]] = (2, 2)
     multi_crop: ClassVar[bool] = False
     least_micro: ClassVar[int] = 1
+    follows_length: ClassVar[bool] = False
     num_targets: int = 0
     collapsed_loss: float | None = None
 
@@ -143,6 +146,17 @@ class LossMethod(Method):
 
     def pairs(self, outputs: Tensor) -> None:
         return None
+
+
+def known_classes(num_classes: int | None) -> int:
+    """Return the number of a classifier's classes.
+
+    Raises:
+        ConfigError: it is None, because the config was not resolved with its store.
+    """
+    if num_classes is None:
+        raise ConfigError("method.num_classes is not known: set it, or resolve the settings with their store")
+    return num_classes
 
 
 def embed_views(network: nn.Module, views: Tensor) -> Tensor:

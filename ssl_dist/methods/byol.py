@@ -38,6 +38,7 @@ class BYOL(ProjectionMethod):
     config: Config
     least_micro = 2  # BatchNorm sees each view by itself
     num_targets = 2
+    follows_length = True
 
     def __init__(self, backbone: Backbone, config: BYOL.Config) -> None:
         super().__init__(backbone, config)

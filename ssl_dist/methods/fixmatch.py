@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, sum_over_ranks
-from ssl_dist.methods.base import Method, MethodConfig, Views
+from ssl_dist.methods.base import Method, MethodConfig, Views, known_classes
 
 
 class FixMatch(Method):
@@ -25,8 +25,8 @@ class FixMatch(Method):
         """Settings of FixMatch. Defaults are the paper's, except the threshold (the paper has 0.95)."""
 
         name: Literal["fixmatch"] = "fixmatch"
-        num_classes: int = pydantic.Field(ge=2)
-        """Number of classes, 2 or more."""
+        num_classes: int | None = pydantic.Field(None, ge=2)
+        """Number of classes, 2 or more; `None`: as many as the store and its labels have."""
         threshold: float | None = pydantic.Field(None, gt=0, lt=1)
         """Least probability, between 0 and 1, at which a predicted class becomes a label; `None`: every one does."""
         unlabelled_weight: float = pydantic.Field(1.0, ge=0)
@@ -38,7 +38,7 @@ class FixMatch(Method):
 
     def __init__(self, backbone: Backbone, config: FixMatch.Config) -> None:
         super().__init__(backbone, config)
-        self.classifier = nn.Linear(backbone.dim, config.num_classes)
+        self.classifier = nn.Linear(backbone.dim, known_classes(config.num_classes))
 
     def embed(self, views: Views) -> Tensor:
         """Return ``[N, 2, 1]``: each image's cross-entropy, and 1 if it is labelled or else 0.

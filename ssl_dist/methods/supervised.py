@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.methods.base import LossMethod, MethodConfig, Views, embed_views
+from ssl_dist.methods.base import LossMethod, MethodConfig, Views, embed_views, known_classes
 
 
 class Supervised(LossMethod):
@@ -23,8 +23,8 @@ class Supervised(LossMethod):
         """Settings of supervised learning."""
 
         name: Literal["supervised"] = "supervised"
-        num_classes: int = pydantic.Field(ge=2)
-        """Number of classes, 2 or more."""
+        num_classes: int | None = pydantic.Field(None, ge=2)
+        """Number of classes, 2 or more; `None`: as many as the store and its labels have."""
         label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)
         """Share of a label's probability that is spread evenly over all classes, 0 <= share < 1."""
 
@@ -33,7 +33,7 @@ class Supervised(LossMethod):
 
     def __init__(self, backbone: Backbone, config: Supervised.Config) -> None:
         super().__init__(backbone, config)
-        self.classifier = nn.Linear(backbone.dim, config.num_classes)
+        self.classifier = nn.Linear(backbone.dim, known_classes(config.num_classes))
 
     def embed(self, views: Views) -> Tensor:
         """Return each view's cross-entropy, ``[N, V, 1]``."""

@@ -90,7 +90,6 @@ def test_there_are_no_pairs_for_the_collapse_monitor() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, r"method\.num_classes is missing"),
         ({"num_classes": 1}, r"method\.num_classes: .*greater than or equal to 2"),
         ({"num_classes": 3, "label_smoothing": 1.0}, r"method\.label_smoothing: .*less than 1"),
     ],

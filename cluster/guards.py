@@ -1,0 +1,97 @@
+"""Guards: what would be paid for and could not work is refused in one line before Ray starts."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from ssl_dist.config import ResolvedConfig
+from ssl_dist.errors import ClusterError, ConfigError
+from ssl_dist.methods import load
+from ssl_dist.settings import ClusterConfig
+from ssl_dist.store import ImageStore
+
+
+def check_data(config: ResolvedConfig, store: ImageStore) -> None:
+    """Refuse a batch or a probe for which the store has too few images or classes.
+
+    Only the manifest is read, so that a guard of a large store costs nothing.
+
+    Raises:
+        ConfigError: the message says which setting to change.
+    """
+    _check_batch(config, store.name)
+    _check_probe(config, store)
+
+
+def _check_batch(config: ResolvedConfig, name: str) -> None:
+    """Refuse a batch with one image several times; a classifier may see one of its few labelled images again."""
+    facts, others = config.facts, config.batch.size - config.batch.labelled
+    if facts.num_images < 2:
+        raise ConfigError(f"{name} has {facts.num_images} image, and pretraining needs 2 or more: build a larger store")
+    several = load(config.method.name).uses_labels == "all"
+    images = facts.num_images if several else facts.num_samples
+    if others > images:
+        size = images + config.batch.labelled
+        fitting = size - size % config.batch.micro or size
+        micro = min(config.batch.micro, fitting)
+        raise ConfigError(
+            f"batch.size {config.batch.size} is larger than the {images} images of {name}, so one batch would have an"
+            f" image several times, as its own negative: try --set batch.size={fitting} --set batch.micro={micro}"
+        )
+
+
+def _check_probe(config: ResolvedConfig, store: ImageStore) -> None:
+    """Refuse a probe whose accuracy says nothing, or that has fewer images than neighbours."""
+    probe = config.probe
+    if probe is None or probe.kind not in ("knn", "linear") or not store.class_names:
+        return
+    if len(store.class_names) == 1:
+        raise ConfigError(
+            f"probe.kind {probe.kind}: {store.name} has one class, {store.class_names[0]}, so that every answer is"
+            " right: try --set probe.kind=rankme, which needs no labels, or --set probe=null"
+        )
+    bank = min(probe.bank, len(store) * 4 // 5)
+    if probe.kind == "knn" and probe.k > bank:
+        raise ConfigError(
+            f"probe.k {probe.k}: the probe learns from {bank} images (probe.bank, at most four fifths of"
+            f" {store.name}'s {len(store)}), and has no more neighbours: try --set probe.k={max(1, bank // 2)}"
+        )
+
+
+def check_machine(cluster: ClusterConfig) -> None:
+    """Refuse more workers than this machine has room for, unless RAY_ADDRESS names a cluster or Ray was started before.
+
+    Raises:
+        ClusterError: the message says which setting to change.
+    """
+    ray = sys.modules.get("ray")
+    if os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()):
+        return
+    workers, cores = cluster.workers.min, num_cores()
+    if workers * cluster.cpus_per_worker > cores:
+        raise ClusterError(
+            f"cluster.workers {workers} of {cluster.cpus_per_worker:g} CPU each: this machine has {cores} cores: set"
+            f" cluster.workers={max(1, int(cores / cluster.cpus_per_worker))}, or let workers share a core by"
+            f" cluster.cpus_per_worker={cores / workers:.2g}, or RAY_ADDRESS to a cluster"
+        )
+    gpus = num_gpus() if cluster.gpu else workers
+    if workers > gpus:
+        found = f"this machine has {gpus}" if gpus else "no GPU found on this machine"
+        mend = f"cluster.workers={gpus}" if gpus else "cluster.gpu=false"
+        raise ClusterError(
+            f"cluster.gpu=true with cluster.workers {workers}, one GPU each: {found}: set {mend}, or RAY_ADDRESS to a"
+            " cluster that has them"
+        )
+
+
+def num_cores() -> int:
+    """Return the number of this machine's CPU cores."""
+    return os.cpu_count() or 1
+
+
+def num_gpus() -> int:
+    """Return the number of GPUs that torch can use on this machine."""
+    import torch
+
+    return torch.cuda.device_count()

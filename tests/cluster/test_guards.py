@@ -1,0 +1,212 @@
+"""What cannot work is refused before Ray starts; a finished run says so, and a run is made longer by a rule."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from cluster import guards
+from cluster.prepare import expect_same_past
+from cluster.run_directory import RunDirectory
+from ssl_dist import methods, store
+from ssl_dist.checkpoint import Checkpoints
+from ssl_dist.checkpoint.size import expected_bytes
+from ssl_dist.config import ResolvedConfig, RunConfig
+from ssl_dist.errors import ClusterError, ConfigError
+from ssl_dist.settings import ClusterConfig
+from tests.command import Command
+from tests.conftest import write_images
+from tests.helpers import RECIPE, resolved_config, save, small_config, train, with_facts
+
+CONSTANT = {"name": "sgd", "lr": 0.005, "warmup_epochs": 0, "schedule": "constant"}
+CLASSIFIER = {"augment": {"recipe": "weak"}, "method": {"name": "supervised"}}
+
+
+@pytest.fixture(autouse=True)
+def _no_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(*_: object, **__: object) -> None:
+        raise AssertionError("Ray was started")
+
+    monkeypatch.setattr("cluster.connect.ray_connection", start)
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, small_store: Path) -> Path:
+    """Write a recipe of the store of 51 images in three classes."""
+    file = tmp_path / "mine.yaml"
+    file.write_text(f"{RECIPE}data: {{store: {small_store}}}\n")
+    return file
+
+
+def build(folder: Path, num_classes: int, per_class: int) -> Path:
+    """Build a store; where it has one class, the first image stands above the class's folder and has no label."""
+    write_images(folder / "images", num_classes=num_classes, per_class=per_class)
+    if num_classes == 1 and per_class > 1:
+        (folder / "images" / "class0" / "000.png").rename(folder / "images" / "000.png")
+    store.build(folder / "images", folder / "store", workers=1)
+    return folder / "store"
+
+
+@pytest.mark.parametrize(
+    ("images", "settings", "message"),
+    [
+        ((1, 6), [], "batch.size 12 is larger than the 6 images of"),
+        ((1, 6), ["batch={size: 24, micro: 12}"], "try --set batch.size=6 --set batch.micro=6"),
+        ((2, 5), ["batch={size: 12, micro: 4}"], "try --set batch.size=8 --set batch.micro=4"),
+        ((1, 1), ["batch={size: 2, micro: 2}"], "has 1 image, and pretraining needs 2 or more"),
+        ((1, 20), [], "has one class, class0, so that every answer is right: try --set probe.kind=rankme"),
+        ((1, 20), ["probe.kind=linear"], "probe.kind linear: "),
+        ((1, 20), ["method={name: supervised}", "augment.recipe=weak", "probe=null"], "every label is 0"),
+        ((2, 10), [], "probe.k 20: the probe learns from 16 images"),
+        ((2, 20), ["probe={bank: 8, k: 9}"], "probe.k 9: the probe learns from 8 images"),
+        (None, ["cluster.workers=9999"], "cluster.workers 9999 of 1 CPU each: this machine has"),
+        (None, ["cluster.workers={min: 9998, max: 9999}"], "cluster.workers 9998 of 1 CPU each"),
+        (None, ["cluster.cpus_per_worker=9999"], "cluster.workers 1 of 9999 CPU each"),
+        (None, ["cluster.gpu=true"], "no GPU found on this machine: set cluster.gpu=false"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(
+    command: Command,
+    recipe: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    images: tuple[int, int] | None,
+    settings: list[str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(guards, "num_gpus", lambda: 0)
+    given = [f"data.store={build(tmp_path, *images)}"] if images else []
+    options = [part for setting in [*given, *settings] for part in ("--set", setting)]
+    for more in ([], ["--dry-run"]):
+        outcome = command("pretrain", recipe, *options, "--run-dir", tmp_path / "run", *more)
+        assert (outcome.code, outcome.err.count("\n"), outcome.err[:7]) == (2, 1, "error: "), outcome
+        assert message in outcome.err
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_remote_cluster_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    large = ClusterConfig.model_validate({"workers": 9999, "gpu": True})
+    with pytest.raises(ClusterError):
+        guards.check_machine(large)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    guards.check_machine(large)
+
+
+def test_workers_share_cores_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guards, "num_cores", lambda: 2)
+    with pytest.raises(ClusterError, match=r"set cluster\.workers=2, or let workers share a core by \S+=0\.5, or"):
+        guards.check_machine(ClusterConfig.model_validate({"workers": 4}))
+    guards.check_machine(ClusterConfig.model_validate({"workers": 4, "cpus_per_worker": 0.5}))
+    guards.check_machine(ClusterConfig.model_validate({"workers": {"min": 1, "max": 4}}))
+    monkeypatch.setattr(guards, "num_gpus", lambda: 1)
+    with pytest.raises(ClusterError, match=r"one GPU each: this machine has 1: set cluster\.workers=1"):
+        guards.check_machine(ClusterConfig.model_validate({"workers": 2, "gpu": True}))
+
+
+def test_a_batch_may_hold_a_few_labelled_images_again(small_store: Path, tmp_path: Path) -> None:
+    """A classifier of few labels sees them again and again; they are no negatives of each other."""
+    labels = store.ImageStore(small_store).labels.copy()
+    labels[8:-2] = -1
+    np.save(tmp_path / "few.npy", labels)
+    config = resolved_config(small_store, data__label_file=str(tmp_path / "few.npy"), **CLASSIFIER)
+    assert config.facts.num_samples < config.batch.size
+    guards.check_data(config, store.ImageStore(small_store))
+
+
+def test_the_number_of_classes_comes_from_the_labels(small_store: Path, tmp_path: Path) -> None:
+    def classes(**settings: object) -> object:
+        return getattr(resolved_config(small_store, **CLASSIFIER, **settings).method, "num_classes", None)
+
+    assert classes() == 3
+    assert classes(method__num_classes=7) == 7
+    np.save(tmp_path / "more.npy", np.arange(51) % 5)
+    assert classes(data__label_file=str(tmp_path / "more.npy")) == 5
+    np.save(tmp_path / "fewer.npy", np.arange(51) % 2)
+    assert classes(data__label_file=str(tmp_path / "fewer.npy")) == 3, "class names of the store count too"
+    with pytest.raises(ConfigError, match=r"method\.num_classes is missing"):
+        with_facts(small_config(small_store, **CLASSIFIER), 51)
+
+
+@pytest.fixture
+def two_steps(small_store: Path, tmp_path: Path) -> Path:
+    """Make a finished run of two steps with a constant rate."""
+    config = resolved_config(small_store, epochs=0.5, optim=CONSTANT)
+    run = RunDirectory.create(tmp_path / "run", config)
+    run.release()
+    save(train(0, 1, config, 0, 2).state, run.path, 2, config)
+    return run.path
+
+
+def test_a_finished_run_says_so_at_once(command: Command, two_steps: Path) -> None:
+    outcome = command("pretrain", "--resume", two_steps, "--json")
+    assert (outcome.code, outcome.json) == (0, {"run": str(two_steps), "step": 2})
+    assert "is finished: it has all 2 steps of 0.5 epochs" in outcome.out
+
+
+def test_a_run_of_a_constant_rate_is_made_longer(
+    command: Command, two_steps: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun: list[ResolvedConfig] = []
+    monkeypatch.setattr("cluster.commands.pretrain.train", lambda run, config, as_json: begun.append(config))
+    assert command("pretrain", "--resume", two_steps, "--set", "epochs=1").code == 0
+    assert [config.plan().total_steps for config in begun] == [4]
+    assert json.loads((two_steps / "config.json").read_text())["epochs"] == 1
+    shorter = command("pretrain", "--resume", two_steps, "--set", "epochs=0.25")
+    assert (shorter.code, "that is 1 steps, and" in shorter.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "step", "reason"),
+    [
+        ({}, 2, r"the learning rate \(optim.schedule cosine\)"),
+        ({"optim": {**CONSTANT, "warmup_epochs": 9}}, 30, r"the learning rate \(optim.schedule constant\)"),
+        ({"optim": CONSTANT, "method": {"name": "byol"}}, 1, "method byol"),
+        ({"method": {"name": "byol"}}, 2, r"method byol and the learning rate \(optim.schedule cosine\)"),
+    ],
+)
+def test_a_run_whose_past_would_have_been_another_is_not_made_longer(
+    settings: dict[str, object], step: int, reason: str
+) -> None:
+    before, now = (with_facts(small_config(Path("s"), epochs=epochs, **settings), 51) for epochs in (8, 16))
+    with pytest.raises(ConfigError, match=f"in run {reason} followed the length of 8 epochs") as caught:
+        expect_same_past(before, now, step, Path("run"))
+    assert "ssl-dist pretrain run/config.json --set backbone.weights=run --set epochs=" in str(caught.value)
+    expect_same_past(before, now, 0, Path("run"))
+
+
+def test_in_its_warm_up_any_run_is_made_longer() -> None:
+    optim = {"name": "sgd", "lr": 0.005, "warmup_epochs": 4}
+    before, now = (with_facts(small_config(Path("s"), epochs=epochs, optim=optim), 51) for epochs in (8, 16))
+    assert before.plan().warmup_steps == 17
+    expect_same_past(before, now, 17, Path("run"))
+    with pytest.raises(ConfigError):
+        expect_same_past(before, now, 19, Path("run"))
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_a_method_that_uses_the_length_of_the_run_says_so(name: str) -> None:
+    method = methods.load(name)
+    assert method.follows_length == ("total_steps" in inspect.getsource(inspect.getmodule(method) or method))
+
+
+def test_print_config_is_a_recipe_of_the_same_run(command: Command, recipe: Path, tmp_path: Path) -> None:
+    outcome = command("pretrain", recipe, "--set", "optim.lr=1e-3", "--print-config")
+    (tmp_path / "printed.yaml").write_text(outcome.out)
+    printed = RunConfig.load(tmp_path / "printed.yaml")
+    assert (outcome.code, printed.optim.lr, printed.probe and printed.probe.k) == (0, 0.001, 20)
+    assert printed == RunConfig.load(recipe, {"optim.lr": 0.001, "data.store": printed.data.store})
+    assert "facts" not in yaml.safe_load(outcome.out)
+
+
+def test_a_dry_run_shows_steps_and_sizes(command: Command, recipe: Path, two_steps: Path, small_store: Path) -> None:
+    outcome = command("pretrain", recipe, "--dry-run", "--set", "epochs=2.3", "--json")
+    found = outcome.json
+    assert (outcome.code, found["images"], found["steps"], found["batch"], found["micro_batches"]) == (0, 51, 9, 12, 3)
+    written = Checkpoints(two_steps).describe()[0]["bytes"]
+    # the files have some 11 kB of names and settings beside the tensors
+    assert expected_bytes(resolved_config(small_store, optim=CONSTANT)) == pytest.approx(written - 11_000, rel=0.02)
