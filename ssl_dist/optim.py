@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Annotated, Any, Literal, NamedTuple
 
 import pydantic
@@ -54,28 +54,46 @@ class OptimConfig(Section):
             return peak
         return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
-    def build(self, module: nn.Module) -> torch.optim.Optimizer:
-        """Build the optimizer of the module's trainable parameters; the engine sets its rate before each step."""
-        groups = parameter_groups(module, self.weight_decay)
+    def build(self, module: nn.Module, freezable: Collection[str] = ()) -> torch.optim.Optimizer:
+        """Build the optimizer of the module's trainable parameters; the engine sets its rate before each step.
+
+        Args:
+            freezable: names of parameters that stand in groups of their own. In a step in which the engine sets
+                ``frozen`` of these groups, the parameters and their state (momentum, averages, count of steps) stay.
+        """
+        groups = parameter_groups(module, self.weight_decay, freezable)
+        optimizer: torch.optim.Optimizer
         if self.name == "adamw":
-            return torch.optim.AdamW(groups, lr=0.0, betas=self.betas)
-        if self.name == "sgd":
-            return torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
-        return LARS(groups, momentum=self.momentum, trust_coefficient=self.trust_coefficient)
+            optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas)
+        elif self.name == "sgd":
+            optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
+        else:
+            optimizer = LARS(groups, momentum=self.momentum, trust_coefficient=self.trust_coefficient)
+        optimizer.register_step_pre_hook(_leave_out_frozen)
+        return optimizer
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+def parameter_groups(module: nn.Module, weight_decay: float, freezable: Collection[str] = ()) -> list[dict[str, Any]]:
     """Split trainable parameters into weights (two dimensions or more) and others (biases and norms).
 
-    The others have neither weight decay nor LARS' trust ratio.
+    The others have neither weight decay nor LARS' trust ratio. Those named in ``freezable`` come in further groups.
     """
-    weights = [p for p in module.parameters() if p.requires_grad and p.ndim > 1]
-    others = [p for p in module.parameters() if p.requires_grad and p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": weight_decay, "adapt": True},
-        {"params": others, "weight_decay": 0.0, "adapt": False},
-    ]
+    groups = []
+    for can_freeze in (False, True):
+        trained = [p for name, p in module.named_parameters() if p.requires_grad and (name in freezable) == can_freeze]
+        weights, others = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+        common = {"freezable": can_freeze, "frozen": False}
+        groups.append({"params": weights, "weight_decay": weight_decay, "adapt": True, **common})
+        groups.append({"params": others, "weight_decay": 0.0, "adapt": False, **common})
     return [group for group in groups if group["params"]]
+
+
+def _leave_out_frozen(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    """Drop the gradients of frozen groups: an optimizer leaves a parameter without one, and its state, as they are."""
+    for group in optimizer.param_groups:
+        if group["frozen"]:
+            for parameter in group["params"]:
+                parameter.grad = None
 
 
 class ParameterSlice(NamedTuple):

@@ -1,12 +1,16 @@
-"""Tests of LARS against the paper's formula, and of the parameters without weight decay."""
+"""Tests of LARS against the paper's formula, of the parameters without weight decay, and of frozen parameters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from ssl_dist import methods
 from ssl_dist.optim import LARS, OptimConfig, parameter_groups
+from ssl_dist.training.exactness import config_of
 
 
 def reference_lars(
@@ -54,3 +58,70 @@ def test_biases_and_norms_have_no_weight_decay_and_no_trust_ratio() -> None:
     weights, others = parameter_groups(module, 0.1)
     assert (weights["weight_decay"], weights["adapt"], len(weights["params"])) == (0.1, True, 2)
     assert (others["weight_decay"], others["adapt"], len(others["params"])) == (0.0, False, 4)
+
+
+def reference_sgd(w: Tensor, grads: list[Tensor], rates: list[float], decay: float, adapt: bool) -> Tensor:
+    velocity = torch.zeros_like(w)
+    for grad, rate in zip(grads, rates, strict=True):
+        velocity = 0.9 * velocity + grad + decay * w
+        w = w - rate * velocity
+    return w
+
+
+def reference_adamw(w: Tensor, grads: list[Tensor], rates: list[float], decay: float, adapt: bool) -> Tensor:
+    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    for step, (grad, rate) in enumerate(zip(grads, rates, strict=True), 1):
+        mean, square = 0.9 * mean + 0.1 * grad, 0.999 * square + 0.001 * grad.square()
+        w = w * (1 - rate * decay)
+        w = w - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    return w
+
+
+REFERENCES = {"sgd": reference_sgd, "lars": reference_lars, "adamw": reference_adamw}
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.05])
+@pytest.mark.parametrize("name", REFERENCES)
+@pytest.mark.parametrize("frozen_steps", [range(3), range(2, 5), range(6)], ids=["at first", "between", "always"])
+def test_a_frozen_parameter_and_its_state_stay_under_every_optimizer(
+    name: str, weight_decay: float, frozen_steps: range
+) -> None:
+    """It moves as if the frozen steps were not there; AdamW's correction of its first steps counts its own steps."""
+    torch.manual_seed(0)
+    module = nn.Linear(4, 3).double()
+    before = {key: p.detach().clone() for key, p in module.named_parameters()}
+    grads = {key: [torch.randn_like(p) for _ in range(6)] for key, p in module.named_parameters()}
+    rates = [0.1, 0.2, 0.3, 0.2, 0.1, 0.3]
+    optimizer = OptimConfig(name=name, weight_decay=weight_decay).build(module, ("weight",))
+    for step, rate in enumerate(rates):
+        for group in optimizer.param_groups:
+            group["lr"], group["frozen"] = rate, group["freezable"] and step in frozen_steps
+        for key, p in module.named_parameters():
+            p.grad = grads[key][step].clone()
+        optimizer.step()
+    reference: Callable[..., Tensor] = REFERENCES[name]
+    for key, p in module.named_parameters():
+        steps = [step for step in range(6) if key == "bias" or step not in frozen_steps]
+        chosen = [grads[key][step] for step in steps], [rates[step] for step in steps]
+        decay, adapt = (weight_decay, True) if key == "weight" else (0.0, False)
+        torch.testing.assert_close(p.detach(), reference(before[key], *chosen, decay, adapt), rtol=1e-12, atol=0)
+
+
+def test_freezable_parameters_have_the_settings_of_their_kind() -> None:
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Linear(4, 2))
+    groups = parameter_groups(module, 0.1, ("2.weight", "1.bias"))
+    found = [(group["freezable"], group["weight_decay"], group["adapt"], len(group["params"])) for group in groups]
+    assert found == [(False, 0.1, True, 1), (False, 0.0, False, 3), (True, 0.1, True, 1), (True, 0.0, False, 1)]
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_the_optimizer_has_every_parameter_once_and_no_slow_copy(name: str) -> None:
+    """A slow copy and a queue follow rules of their own: weight decay would shrink them."""
+    config = config_of(name)
+    method = config.initial_method()
+    groups = config.optim.build(method, method.freezable).param_groups
+    optimized = [p for group in groups for p in group["params"]]
+    assert len(optimized) == len(set(optimized))
+    assert set(optimized) == set(method.parameters())
+    assert not {key for key, _ in method.named_parameters()} & {key for key, _ in method.named_buffers()}
+    assert set(method.freezable) <= {key for key, _ in method.named_parameters()}

@@ -79,6 +79,9 @@ class Method(nn.Module, abc.ABC):
             ``loss`` need not give them one.
         collapsed_loss: the loss of outputs that are equal for all images; None: the loss does not show collapse.
         follows_length: whether a step depends on ``TrainingProgress.total_steps``, so that no run can be made longer.
+        freezable: names of parameters that may be frozen.
+        frozen: whether they are in this step, which ``before_step`` tells: they and all that the optimizer keeps of
+            them stay as they are. ``embed`` gives them a gradient of 0, because ZeRO treats a missing one differently.
     """
 
     Config: ClassVar[type[MethodConfig]]
@@ -88,6 +91,8 @@ class Method(nn.Module, abc.ABC):
     multi_crop: ClassVar[bool] = False
     least_micro: ClassVar[int] = 1
     follows_length: ClassVar[bool] = False
+    freezable: ClassVar[tuple[str, ...]] = ()
+    frozen: bool = False
     num_targets: int = 0
     collapsed_loss: float | None = None
 

@@ -73,6 +73,7 @@ class SwAV(ProjectionMethod):
     num_views = (2, None)
     multi_crop = True
     num_targets = _CODED
+    freezable = ("prototypes",)
     queue: Tensor  # [Q, 2, D], embeddings of the two coded views
     taken: Tensor  # number of images whose embeddings the queue has taken so far
     codebook: Tensor  # [K, D], copy of the prototypes at the last update: ``loss`` has them whole under ZeRO-3 too
@@ -89,7 +90,7 @@ class SwAV(ProjectionMethod):
 
     def before_step(self, progress: TrainingProgress) -> None:
         """Freeze or train the prototypes, and use the queue or not, by the epoch."""
-        self._frozen = progress.epoch < self.config.freeze_prototypes_epochs
+        self.frozen = progress.epoch < self.config.freeze_prototypes_epochs
         self._queue_due = progress.epoch >= self.config.queue_from_epoch
 
     def embed(self, views: Views) -> Tensor:
@@ -98,9 +99,7 @@ class SwAV(ProjectionMethod):
         The last two rows of an image repeat the two coded views, without a gradient.
         """
         z = normalize(embed_crops(self.backbone, self.projection_head, views.crops), dim=2)  # [N, V, D]
-        # Frozen prototypes have a gradient of 0, because ZeRO's stages treat a missing gradient differently. After
-        # that AdamW's first steps are longer: 1.6 times the rate after 49 such steps, 6 times after 2,000.
-        prototypes = self.prototypes.detach() + 0 * self.prototypes if self._frozen else self.prototypes
+        prototypes = self.prototypes.detach() + 0 * self.prototypes if self.frozen else self.prototypes
         with torch.autocast(z.device.type, enabled=False):  # bfloat16 would be off by 0.1 in scores / epsilon
             scores = z @ normalize(prototypes, dim=1).T  # [N, V, K]
         rows = torch.cat([scores, z], dim=2)

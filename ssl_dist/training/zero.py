@@ -37,7 +37,7 @@ class Zero:
         deepspeed = _import_deepspeed(world)
         self._method, self._world, self._stage = method, world, config.engine.zero_stage
         self._names = {parameter: name for name, parameter in method.named_parameters()}
-        optimizer, settings = config.optim.build(method), _deepspeed_config(config)
+        optimizer, settings = config.optim.build(method, method.freezable), _deepspeed_config(config)
         self._deepspeed, *_ = deepspeed.initialize(model=method, optimizer=optimizer, config=settings)
         wrapped = self._deepspeed.optimizer
         self._optimizer: torch.optim.Optimizer = wrapped.optimizer if self._stage else wrapped
@@ -78,6 +78,7 @@ class Zero:
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate
+            group["frozen"] = group["freezable"] and self._method.frozen
         norm: float | None = None
         if self._stage == 0:
             grads = [p.grad for p in self._method.parameters() if p.grad is not None]

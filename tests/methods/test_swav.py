@@ -292,6 +292,36 @@ def test_a_run_with_a_queue_is_the_same_with_other_workers_and_after_a_resume(
     assert changed == [False, False, False, True, True, True]
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "stage"),
+    [("adamw", 0), ("adamw", 1), ("adamw", 2), ("adamw", 3), ("lars", 0), ("lars", 1), ("lars", 2), ("sgd", 3)],
+)
+def test_frozen_prototypes_stay_bit_for_bit_at_every_zero_stage(
+    gloo: Pools, small_store: Path, tmp_path: Path, optimizer: str, stage: int
+) -> None:
+    """They are frozen for three steps, over a resume too; AdamW's first step after that has the length of the rate."""
+    optim = {"name": optimizer, "lr": 0.01, "weight_decay": 0.5, "warmup_epochs": 0}
+    config = _config(small_store, freeze_prototypes_epochs=0.6, queue=0)
+    tree = {**config.model_dump(), "optim": optim, "engine": {"precision": "fp32", "zero_stage": stage}}
+    config = RunConfig.from_tree(tree, "")
+    start = config.initial_method().state_dict()["prototypes"]
+    pool = gloo(2)
+    frozen = pool.run(train, config, 0, 2)[0]
+    assert torch.equal(frozen.state.model["prototypes"], start)
+    assert not [name for name in frozen.state.optimizer if name.startswith("prototypes/")]
+    save(frozen.state, tmp_path, 2, config)
+    assert torch.equal(pool.run(train, config, 2, 3, tmp_path)[0].state.model["prototypes"], start)
+    thawed = pool.run(train, config, 2, 4, tmp_path)[0].state
+    moved = thawed.model["prototypes"] - start
+    assert moved.abs().max() > 0
+    if optimizer == "adamw":
+        decayed = start * (1 - 0.01 * 0.5)
+        lengths = (thawed.model["prototypes"] - decayed).abs()
+        assert lengths.max() <= 0.01 * 1.001  # float32
+        assert lengths.median() == pytest.approx(0.01, rel=1e-3)  # g / (|g| + 1e-8) of its first step
+        assert thawed.optimizer["prototypes/step"] == 1
+
+
 def _steps_when_trained(rank: int, size: int) -> list[exactness.Finding]:
     config_of = exactness.config_of
 
