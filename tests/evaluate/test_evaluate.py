@@ -45,7 +45,7 @@ def test_knn_equals_the_formula_written_out(k: int) -> None:
 
 def test_knn_refuses_too_large_a_k_and_no_query() -> None:
     bank, labels = clusters(5, 0)
-    with pytest.raises(ConfigError, match=r"k 6: the bank has 5 images, k is one of 1\.\.5"):
+    with pytest.raises(ConfigError, match=r"k 6: the bank has 5 labelled images, k is one of 1\.\.5"):
         knn_accuracy(bank, labels, bank, labels, k=6)
     with pytest.raises(ConfigError, match="no query image"):
         knn_accuracy(bank, labels, bank[:0], labels[:0], k=1)
