@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -25,6 +26,7 @@ def demo(
     from cluster.run_directory import RunDirectory
     from ssl_dist.commands.evaluate import show_comparison
     from ssl_dist.evaluate import knn_accuracy
+    from ssl_dist.evaluate.classifiers import expect_voters
     from ssl_dist.store import build
 
     out = out / f"{datetime.now():%Y%m%d-%H%M%S}"
@@ -36,6 +38,7 @@ def demo(
     config = resolve("simclr-digits", {"data.store": str(stores["train"]), **overrides_of(settings)})
     run = RunDirectory.create(out / "run", config)
     train(run, config, as_json=False)
-    result = show_comparison("kNN, k = 20", knn_accuracy, run.path, stores["train"], stores["test"], needs=20)
+    check = partial(expect_voters, k=20)
+    result = show_comparison("kNN, k = 20", knn_accuracy, check, run.path, stores["train"], stores["test"])
     say(f"TensorBoard's logs: {run.path / 'tensorboard'}")
     print_json({"run": str(run.path), **result._asdict()}, as_json)

@@ -13,7 +13,7 @@ from ssl_dist import methods
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import open_store, read_labels
 from ssl_dist.errors import ConfigError, StoreError
-from ssl_dist.evaluate.features import expect_same_classes, open_labelled
+from ssl_dist.evaluate.features import labels_by_name, open_labelled
 from ssl_dist.evaluate.pseudo_labels import most_confident, predict
 from ssl_dist.reading import exact
 from ssl_dist.store import ImageStore
@@ -66,7 +66,7 @@ class SelfTraining(NamedTuple):
         expect_all_images(self.config.data)
         store = open_store(self.config.data)
         labels, found = read_labels(self.config, store), list[Round]()
-        test = self._open_test_store(store, labels)
+        test, truth = self._open_test_store(store, labels)
         for number in range(self.rounds + 1):
             if number and (labels >= 0).all():
                 break
@@ -74,14 +74,14 @@ class SelfTraining(NamedTuple):
             labels = read_labels(config, store)
             complete(self._run_of(number), config, console)
             added = np.flatnonzero(labels != before)
-            accuracy = self._accuracy(number, test)
+            accuracy = self._accuracy(number, test, truth)
             found.append(Round(int((labels >= 0).sum()), len(added), _right(labels, store.labels, added), accuracy))
             if number and found[-1].accuracy - found[-2].accuracy < self.margin:
                 break
         return found
 
-    def _open_test_store(self, store: ImageStore, labels: np.ndarray) -> ImageStore:
-        """Open the test store, and refuse it or the settings if they do not fit."""
+    def _open_test_store(self, store: ImageStore, labels: np.ndarray) -> tuple[ImageStore, np.ndarray]:
+        """Return the test store and its labels, int32 [n]; refuse it, or the settings, if they do not fit."""
         method = self.config.method
         num_classes: int | None = getattr(method, "num_classes", None)
         if num_classes is None:
@@ -92,13 +92,12 @@ class SelfTraining(NamedTuple):
         if (labels >= 0).all():
             raise ConfigError(f"{store.name}: every image has a label; name the few in a data.label_file")
         test = open_labelled(self.test, self.config.data, store.image_shape)
-        if store.class_names:
-            expect_same_classes(store, test)
-        if (largest := int(test.labels.max())) >= num_classes:
+        truth = labels_by_name(store, test) if store.class_names else test.labels
+        if (largest := int(truth.max())) >= num_classes:
             raise StoreError(
                 f"{test.name} has a label {largest}, which a classifier of method.num_classes {num_classes} never gives"
             )
-        return test
+        return test, truth
 
     def _run_of(self, number: int) -> Path:
         return self.directory / f"round-{number}"
@@ -131,10 +130,10 @@ class SelfTraining(NamedTuple):
         more[without[rows]] = classes
         return more
 
-    def _accuracy(self, number: int, test: ImageStore) -> float:
-        rows = np.flatnonzero(test.labels >= 0)
+    def _accuracy(self, number: int, test: ImageStore, truth: np.ndarray) -> float:
+        rows = np.flatnonzero(truth >= 0)
         classes = predict(self._run_of(number), test, rows).argmax(1).numpy()
-        return float((classes == test.labels[rows]).mean())
+        return float((classes == truth[rows]).mean())
 
 
 def _right(labels: np.ndarray, truth: np.ndarray, rows: np.ndarray) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ from ssl_dist.commands.console import image_bar, print_json, show
 from ssl_dist.commands.options import Json, Run
 
 if TYPE_CHECKING:
-    from ssl_dist.evaluate.compare import Comparison, Score
+    from ssl_dist.evaluate.compare import Check, Comparison, Score
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure a run's frozen features beside random weights."
@@ -31,8 +32,10 @@ def knn(
 ) -> None:
     """Let k nearest neighbours by cosine similarity s vote, with weights exp(s / 0.1)."""
     from ssl_dist.evaluate import knn_accuracy
+    from ssl_dist.evaluate.classifiers import expect_voters
 
-    _evaluate(f"kNN, k = {k}", lambda *features: knn_accuracy(*features, k=k), run, train, test, as_json, needs=k)
+    score, check = partial(knn_accuracy, k=k), partial(expect_voters, k=k)
+    _evaluate(f"kNN, k = {k}", score, check, run, train, test, as_json)
 
 
 @app.command()
@@ -45,23 +48,25 @@ def linear(
 ) -> None:
     """Fit multinomial logistic regression on standardised features."""
     from ssl_dist.evaluate import linear_accuracy
+    from ssl_dist.evaluate.classifiers import expect_two_classes
 
-    _evaluate("linear probe", lambda *features: linear_accuracy(*features, l2=l2), run, train, test, as_json)
+    score, check = partial(linear_accuracy, l2=l2), partial(expect_two_classes, l2=l2)
+    _evaluate("linear probe", score, check, run, train, test, as_json)
 
 
-def _evaluate(name: str, score: Score, run: Path, train: str, test: str, as_json: bool, needs: int = 1) -> None:
-    result = show_comparison(name, score, run, train, test, needs=needs)
+def _evaluate(name: str, score: Score, check: Check, run: Path, train: str, test: str, as_json: bool) -> None:
+    result = show_comparison(name, score, check, run, train, test)
     print_json({"evaluation": name, **result._asdict()}, as_json)
 
 
 def show_comparison(
-    name: str, score: Score, run: Path, train: str | Path, test: str | Path, *, needs: int
+    name: str, score: Score, check: Check, run: Path, train: str | Path, test: str | Path
 ) -> Comparison:
     """Compare a run's encoder with random weights: a bar while features are computed, then a table."""
     from ssl_dist.evaluate import compare
 
     with image_bar("embedding") as bar:
-        result = compare(run, train, test, score, needs=needs, progress=bar)
+        result = compare(run, train, test, score, check=check, progress=bar)
     rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
     title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"
     show(title, rows.items(), {}, as_json=False)

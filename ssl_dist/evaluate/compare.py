@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_dist.errors import StoreError
-from ssl_dist.evaluate.features import encoder_of, expect_same_classes, extract, fastest_device, open_labelled
+from ssl_dist.evaluate.features import encoder_of, extract, fastest_device, labels_by_name, open_labelled
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], float]
 """(training features, their labels, test features, their labels) -> accuracy."""
 ProgressCallback = Callable[[int, int], None]
 """(images done, images in all) -> None."""
+Check = Callable[[Tensor], None]
+"""Labels of the training images -> None; it raises ConfigError where a score cannot be computed with them."""
 
 
 class Comparison(NamedTuple):
@@ -35,28 +36,28 @@ def compare(
     test: str | Path,
     score: Score,
     *,
-    needs: int = 1,
+    check: Check = lambda labels: None,
     progress: ProgressCallback | None = None,
 ) -> Comparison:
     """Score a run's newest encoder, and the weights it started from, on the labelled images of two stores.
 
     Args:
-        needs: labelled images of ``train`` that the score needs at least.
+        check: called before anything is embedded.
         progress: called with (images embedded, images in all).
 
     Raises:
         RunError: no usable checkpoint.
-        StoreError: no labels or too few, class names that differ, or images of another size than the run's.
+        StoreError: no labels, different classes (see ``labels_by_name``), or images of another size than the run's.
+        ConfigError: of ``check``.
     """
     backbone, config, step = encoder_of(run)
     train_store = open_labelled(train, config.data, config.facts.image_shape)
     test_store = open_labelled(test, config.data, train_store.image_shape)
-    expect_same_classes(train_store, test_store)
     stores = (train_store, test_store)
-    ids = [np.flatnonzero(store.labels >= 0) for store in stores]
-    labels = [torch.from_numpy(store.labels[rows]).long() for store, rows in zip(stores, ids, strict=True)]
-    if len(ids[0]) < needs:
-        raise StoreError(f"{train_store.name} has {len(ids[0])} labelled images, {needs} are needed")
+    stored_labels = (train_store.labels, labels_by_name(train_store, test_store))
+    ids = [np.flatnonzero(stored >= 0) for stored in stored_labels]
+    labels = [torch.from_numpy(stored[rows]).long() for stored, rows in zip(stored_labels, ids, strict=True)]
+    check(labels[0])
     device, done, accuracies = fastest_device(), 0, []
 
     def count(images: int) -> None:

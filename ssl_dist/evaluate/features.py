@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from ssl_dist.errors import RunError, StoreError
 from ssl_dist.methods import Method
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
+
+log = logging.getLogger(__name__)
 
 CHUNK = 256
 ChunkCallback = Callable[[int], None]
@@ -112,13 +115,36 @@ def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, in
     return store
 
 
-def expect_same_classes(train: ImageStore, test: ImageStore) -> None:
-    """Refuse two stores whose labels mean different classes.
+def labels_by_name(train: ImageStore, test: ImageStore) -> np.ndarray:
+    """Return the test store's labels as numbers of the training store's classes, which are matched by name.
+
+    A class that the training store lacks gets a number that it has for no class. So its images count, and no classifier
+    is right about them: an accuracy is of the whole test store. A warning says how many they are.
+
+    Returns:
+        int32 ``[n]``, -1 for an image without a label.
 
     Raises:
-        StoreError: their class names differ.
+        StoreError: each of the stores has classes that the other lacks.
     """
-    if train.class_names != test.class_names:
+    missing = [name for name in test.class_names if name not in train.class_names]
+    unused = [name for name in train.class_names if name not in test.class_names]
+    if missing and unused:
         raise StoreError(
-            f"{train.name} and {test.name} have different classes: {train.class_names} and {test.class_names}"
+            f"{train.name} and {test.name} have different classes: only the first has {_some(unused)}, only the second"
+            f" has {_some(missing)}: name the class folders of both alike, or leave out the classes that one lacks"
         )
+    numbers = {name: number for number, name in enumerate([*train.class_names, *missing])}
+    table = np.array([*(numbers[name] for name in test.class_names), -1], dtype=np.int32)
+    labels: np.ndarray = table[test.labels]  # -1 takes the last entry
+    if count := int((labels >= len(train.class_names)).sum()):
+        log.warning(
+            "%s has no class %s, so %d images of %s count as wrong", train.name, _some(missing), count, test.name
+        )
+    return labels
+
+
+def _some(names: Sequence[str]) -> str:
+    """Quote at most three names, and say how many others there are."""
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"

@@ -21,7 +21,7 @@ from tests.conftest import write_images
     ("arguments", "error", "message"),
     [
         (["--test", "nowhere"], UsageError, "nowhere"),
-        (["--test", "other"], StoreError, "different classes"),
+        (["--test", "other"], StoreError, "a label 3, which a classifier of method.num_classes 3 never gives"),
         (["--test", "large"], StoreError, r"large holds \(20, 20, 3\) images"),
         (["--share", 0], ConfigError, "--share 0: it must be more than 0 and at most 1"),
         (["--share", 1.5], ConfigError, r"--share 1\.5: it must be more than 0 and at most 1"),

@@ -164,7 +164,7 @@ def test_evaluate_mistakes(
     refused(command(*ask, tmp_path / "flat"), "has no labels")
     refused(command(*ask, tmp_path / "other-size"), "holds (24, 24, 3) images where (16, 16, 3) is needed")
     refused(command(*ask, tmp_path / "nothing"), "is not a store")
-    refused(command(*ask, small_store, "--k", 99), "has 51 labelled images, 99 are needed")
+    refused(command(*ask, small_store, "--k", 99), "k 99: the bank has 51 labelled images, k is one of 1..51")
     refused(
         command("evaluate", "linear", tmp_path / "run", "--train", small_store, "--test", small_store),
         "is not a run directory",
