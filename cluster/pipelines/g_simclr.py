@@ -100,5 +100,5 @@ class GSimCLR(NamedTuple):
 
         encoder, config, _ = encoder_of(self.directory / "autoencoder")
         store, device = open_store(self.simclr.data), fastest_device()
-        features = extract(encoder.to(device), store, np.arange(len(store)), device)
+        features = extract(encoder.to(device), store, np.arange(len(store)), device, config)
         return cluster_labels(features, self.num_clusters, config.seed)

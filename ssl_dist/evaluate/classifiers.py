@@ -12,7 +12,8 @@ from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate.logistic_regression import LogisticRegression
 
 _KNN_TEMPERATURE = 0.1
-_KNN_CHUNK = 512
+_KNN_CHUNK = 512  # queries at once
+_KNN_LARGEST = 1 << 27  # similarities at once
 
 
 def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20) -> float:
@@ -40,7 +41,8 @@ def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_label
     bank = normalize(bank.float(), dim=1)
     num_classes = int(bank_labels.max()) + 1
     right = 0
-    for part, truth in zip(queries.split(_KNN_CHUNK), query_labels.split(_KNN_CHUNK), strict=True):
+    chunk = max(1, min(_KNN_CHUNK, _KNN_LARGEST // len(bank)))
+    for part, truth in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         similarity, nearest = (normalize(part.float(), dim=1) @ bank.T).topk(k, dim=1)  # [q, k]
         weight = ((similarity - 1) / _KNN_TEMPERATURE).exp()
         votes = torch.zeros(len(part), num_classes, device=part.device).scatter_add_(1, bank_labels[nearest], weight)

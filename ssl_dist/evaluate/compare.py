@@ -67,6 +67,8 @@ def compare(
             progress(done, 2 * sum(map(len, ids)))
 
     for encoder in (backbone.to(device), config.initial_method().backbone.to(device)):
-        features = [extract(encoder, store, rows, device, count).cpu() for store, rows in zip(stores, ids, strict=True)]
+        features = [
+            extract(encoder, store, rows, device, config, count).cpu() for store, rows in zip(stores, ids, strict=True)
+        ]
         accuracies.append(score(features[0], labels[0], features[1], labels[1]))
     return Comparison(accuracies[0], accuracies[1], step, len(ids[0]), len(ids[1]))

@@ -12,16 +12,17 @@ from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import Checkpoints
-from ssl_dist.config import ResolvedConfig
+from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.data import open_store
 from ssl_dist.errors import RunError, StoreError
 from ssl_dist.methods import Method
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
+from ssl_dist.store.decode import resize
 
 log = logging.getLogger(__name__)
 
-CHUNK = 256
+_MOST_TOGETHER = 256  # images of a forward pass
 ChunkCallback = Callable[[int], None]
 """(images of a chunk that is done) -> None."""
 
@@ -32,37 +33,55 @@ def fastest_device() -> torch.device:
 
 
 def extract(
-    backbone: nn.Module, store: ImageStore, ids: np.ndarray, device: torch.device, count: ChunkCallback | None = None
+    backbone: nn.Module,
+    store: ImageStore,
+    ids: np.ndarray,
+    device: torch.device,
+    config: RunConfig,
+    count: ChunkCallback | None = None,
 ) -> Tensor:
     """Compute features of whole images, without augmentation, in evaluation mode.
 
+    Images have the size of the run's largest view, for which the backbone was trained. Those of another size are
+    resized, and their centre is cut out, as in the building of a store. They are embedded in micro-batches.
+
     Args:
-        backbone: ``[N, 3, H, W]`` in [0, 1] -> ``[N, D]``; its training mode is restored afterwards.
+        backbone: ``[N, 3, S, S]`` in [0, 1] -> ``[N, D]``; its training mode is restored afterwards.
         ids: int64 ``[n]``.
+        config: of the run whose backbone it is.
         count: called after each chunk.
 
     Returns:
         float32 ``[n, D]`` on ``device``.
     """
+    size_px = max(view.size_px or store.image_shape[0] for view in config.augment.views())
 
     def whole(ids: np.ndarray) -> Tensor:
-        return torch.from_numpy(store.gather(ids)).to(device).permute(0, 3, 1, 2).float() / 255
+        pixels = store.gather(ids)
+        if pixels.shape[1:3] != (size_px, size_px):
+            pixels = np.stack([resize(image, size_px) for image in pixels])
+        return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
 
-    features = embed(backbone, ids, whole, count)
+    features = embed(backbone, ids, whole, config, count)
     store.release()  # the next store may need the room in the cache
     return features
 
 
 @torch.no_grad()
 def embed(
-    backbone: nn.Module, ids: np.ndarray, images: Callable[[np.ndarray], Tensor], count: ChunkCallback | None = None
+    backbone: nn.Module,
+    ids: np.ndarray,
+    images: Callable[[np.ndarray], Tensor],
+    config: RunConfig,
+    count: ChunkCallback | None = None,
 ) -> Tensor:
     """Compute features, as ``extract`` does, of the pixels that ``images`` makes of sample ids, a chunk at a time."""
+    chunk = min(config.batch.micro, _MOST_TOGETHER)
     was_training = backbone.training
     backbone.eval()
     found = torch.empty(0)
-    for start in range(0, len(ids), CHUNK):
-        part = ids[start : start + CHUNK]
+    for start in range(0, len(ids), chunk):
+        part = ids[start : start + chunk]
         rows = backbone(images(part)).float()
         if not start:
             found = rows.new_empty((len(ids), *rows.shape[1:]))

@@ -35,7 +35,7 @@ class Probe:
     def __init__(self, config: RunConfig, store: ImageStore) -> None:
         assert config.probe, "a run without a probe has none"
         self.kind = config.probe.kind
-        self._store, self._seed, self._recipe = store, config.seed, config.augment.views()
+        self._store, self._config = store, config
         with_labels = self.kind in ("knn", "linear")
         rows = _rows(config, store, with_labels)
         self.num_bank = min(config.probe.bank, len(rows) * 4 // 5 if with_labels else len(rows))
@@ -82,15 +82,16 @@ class Probe:
         padded = np.pad(self.ids, (0, share * world.size - len(self.ids)), mode="wrap")
         mine = padded[world.rank * share : (world.rank + 1) * share]
         if view is None:
-            features = extract(backbone, self._store, mine, world.device)
+            features = extract(backbone, self._store, mine, world.device, self._config)
         else:
-            features = embed(backbone, mine, lambda ids: self._view(ids, view, world.device))
+            features = embed(backbone, mine, lambda ids: self._view(ids, view, world.device), self._config)
         return RowCounts.of(features).gather(features)[: len(self.ids)]
 
     def _view(self, ids: np.ndarray, view: int, device: torch.device) -> Tensor:
         pixels = torch.from_numpy(self._store.gather(ids)).to(device)
         numbers = torch.from_numpy(ids).to(device)
-        return augment.views(pixels, numbers, seed=self._seed, epoch=view, recipe=self._recipe[:1])[0]
+        policy = self._config.augment.views()[:1]
+        return augment.views(pixels, numbers, seed=self._config.seed, epoch=view, recipe=policy)[0]
 
 
 def _rows(config: RunConfig, store: ImageStore, with_labels: bool) -> np.ndarray:

@@ -49,7 +49,7 @@ def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
         raise RunError(f"{run} is a run of {config.method.name}, which does not classify: give a run of supervised")
     device = fastest_device()
     network = nn.Sequential(method.backbone, classifier, nn.Softmax(dim=1)).to(device)
-    return extract(network, store, ids, device).cpu()
+    return extract(network, store, ids, device, config).cpu()
 
 
 def most_confident(probabilities: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:

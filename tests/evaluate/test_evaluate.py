@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
@@ -20,6 +23,8 @@ from ssl_dist.store import ImageStore, build
 from tests.conftest import write_images
 from tests.gloo import GlooPool
 from tests.helpers import small_config
+
+CPU = torch.device("cpu")
 
 
 def clusters(n: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -82,12 +87,66 @@ def test_the_linear_probe_refuses_one_class() -> None:
 
 
 def test_features_are_of_whole_images_in_evaluation_mode(small_store: Path) -> None:
-    backbone = small_config(small_store).initial_method().backbone.train()
+    config = small_config(small_store)
+    backbone = config.initial_method().backbone.train()
     store, ids = ImageStore(small_store), np.array([3, 50, 3])
-    features = extract(backbone, store, ids, torch.device("cpu"))
+    features = extract(backbone, store, ids, CPU, config)
     assert backbone.training
-    pixels = torch.from_numpy(store.gather(ids)).permute(0, 3, 1, 2) / 255
-    torch.testing.assert_close(features, backbone.eval()(pixels))
+    pixels = torch.from_numpy(store.gather(ids)).permute(0, 3, 1, 2).float() / 255
+    assert torch.equal(features, backbone.eval()(pixels)), "images of the views' size are not touched"
+
+
+class Recorder(nn.Module):
+    """Stands in for a backbone, and keeps the shapes of its inputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shapes: list[tuple[int, ...]] = []
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        self.shapes.append(tuple(images.shape))
+        return images.flatten(1)[:, :8]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size_px", "chunks"),
+    [
+        ({}, 16, [4, 4, 2]),
+        ({"batch": {"size": 12, "micro": 6}}, 16, [6, 4]),
+        ({"batch": {"size": 1024, "micro": 512}}, 16, [10]),
+        ({"augment__size_px": 8}, 8, [4, 4, 2]),
+        ({"augment__size_px": 24}, 24, [4, 4, 2]),
+        ({"augment__recipe": "swav-small", "method": {"name": "swav"}}, 32, [4, 4, 2]),
+    ],
+)
+def test_images_are_embedded_in_micro_batches_at_the_size_of_the_largest_view(
+    small_store: Path, overrides: dict[str, Any], size_px: int, chunks: list[int]
+) -> None:
+    recorder, config = Recorder(), small_config(small_store, **overrides)
+    done: list[int] = []
+    found = extract(recorder, ImageStore(small_store), np.arange(10), CPU, config, done.append)
+    assert found.shape == (10, 8)
+    assert recorder.shapes == [(count, 3, size_px, size_px) for count in chunks]
+    assert done == chunks
+
+
+@pytest.mark.parametrize("kind", ["knn", "rankme", "lidar"])
+def test_the_online_probe_embeds_no_more_than_a_micro_batch_at_once(small_store: Path, kind: str) -> None:
+    """Otherwise a run that fits in memory would end at its first probe."""
+    probe = {"kind": kind, "bank": 30, "queries": 12, "k": 3}
+    recorder, config = Recorder(), small_config(small_store, probe=probe, augment__size_px=8)
+    Probe(config, ImageStore(small_store)).score(cast(Backbone, recorder), World())
+    assert max(recorder.shapes) == (4, 3, 8, 8)
+
+
+def test_large_images_are_made_smaller_as_in_the_building_of_a_store(
+    image_folder: Path, small_store: Path, tmp_path: Path
+) -> None:
+    build(image_folder, tmp_path / "small", size_px=11, workers=1)
+    config = small_config(small_store, augment__size_px=11)
+    backbone, ids = config.initial_method().backbone, np.arange(51)
+    found = extract(backbone, ImageStore(small_store), ids, CPU, config)
+    assert torch.equal(found, extract(backbone, ImageStore(tmp_path / "small"), ids, CPU, config))
 
 
 def _probe(rank: int, size: int, config: RunConfig) -> float | None:

@@ -24,6 +24,7 @@ from ssl_dist.store import ImageStore, shard_reader
 from ssl_dist.store.remote import fetcher
 from ssl_dist.store.remote.prefetch import Prefetcher
 from ssl_dist.store.shard_reader import ShardReader, local_opener
+from tests.helpers import small_config
 from tests.store.conftest import ROWS
 from tests.store.held import wait_until
 
@@ -37,18 +38,20 @@ def cached(here: Path, cache_path: Path, shards: float) -> ImageStore:
 @pytest.mark.parametrize(
     "passes",
     [
-        lambda opened: opened.labels,
-        lambda opened: deque(opened.rows(), maxlen=0),
-        lambda opened: extract(torch.nn.Flatten(), opened, np.arange(51), torch.device("cpu")),
+        lambda opened, here: opened.labels,
+        lambda opened, here: deque(opened.rows(), maxlen=0),
+        lambda opened, here: extract(
+            torch.nn.Flatten(), opened, np.arange(51), torch.device("cpu"), small_config(here)
+        ),
     ],
     ids=["labels", "rows", "features"],
 )
 def test_a_finished_pass_over_a_store_releases_its_room_in_the_cache(
-    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Callable[[ImageStore], Any]
+    here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, passes: Callable[[ImageStore, Path], Any]
 ) -> None:
     monkeypatch.setattr(fetcher, "_ROOM_S", 0.2)
     opened, other = cached(here, tmp_path, 2.5), cached(here, tmp_path, 2.5)
-    passes(opened)
+    passes(opened, here)
     assert other.gather(np.array([0, ROWS])).shape == (2, 16, 16, 3)
 
 
