@@ -31,6 +31,7 @@ FLOORS = [
     "ssl_dist.files",
     "ssl_dist.hashing",
     "ssl_dist.reading",
+    "ssl_dist.store.image_files",
     "ssl_dist.store.decode",
     "ssl_dist.store.schema",
     "ssl_dist.store.remote.cache",

@@ -26,6 +26,7 @@ _SOURCE = (
 )
 _SIZE = "Resize the shorter side, cut out the centre. Default: keep the size that all images share."
 _ENCODING = "raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."
+_ALPHA = "Ground under transparent pixels: white, black, a colour as #rrggbb; drop shows the colours under them."
 _HELD_OUT = "Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out."
 _WORKERS = "Writers at once. Default: one for each core; with --cluster, for each CPU of the cluster."
 _CLUSTER = "Write on all nodes of the Ray cluster of RAY_ADDRESS. They see source and destination at the same path."
@@ -43,6 +44,7 @@ def build(
     size_px: Annotated[int | None, typer.Option(help=_SIZE)] = None,
     split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
     encoding: Annotated[str, typer.Option(help=_ENCODING)] = "raw",
+    alpha: Annotated[str, typer.Option(help=_ALPHA)] = "white",
     split_by_hash: Annotated[float, typer.Option(metavar="SHARE", help=_HELD_OUT)] = 0.0,
     workers: Workers = None,
     cluster: OnCluster = False,
@@ -67,6 +69,7 @@ def build(
                 split=name,
                 size_px=size_px,
                 encoding=encoding,
+                alpha=alpha,
                 share=share,
                 keep=bool(split_by_hash),
                 workers=writers,
@@ -138,6 +141,8 @@ def verify(store: Store, as_json: Json = False) -> None:
 
 def show_manifest(store: str, manifest: Manifest, as_json: bool) -> None:
     """Print the table of a store's contents."""
+    from ssl_dist.store.decode import describe_alpha
+
     height, width, _ = manifest.image_shape
     names = manifest.class_names
     rows = {
@@ -146,7 +151,10 @@ def show_manifest(store: str, manifest: Manifest, as_json: bool) -> None:
         "resize": manifest.resize,
         "size": f"{manifest.bytes / 1e6:,.1f} MB, {manifest.encoding}",
         "skipped": f"{manifest.skipped} files",
+        "transparency": describe_alpha(manifest.alpha),
     }
+    if manifest.one_colour:
+        rows["of one colour"] = f"{manifest.one_colour:,}"
     result = {"store": store, **manifest.model_dump(exclude={"shards"})}
     show(f"{store} ({manifest.split})", rows.items(), result, as_json)
 

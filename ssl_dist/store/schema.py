@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import operator
 import struct
 from pathlib import Path
 from typing import Literal
@@ -26,7 +27,7 @@ import xxhash
 
 from ssl_dist.errors import StoreError
 from ssl_dist.files import write_text
-from ssl_dist.store.decode import MAX_PIXELS, MAX_SIDE_PX
+from ssl_dist.store.decode import ALPHA_PATTERN, MAX_PIXELS, MAX_SIDE_PX
 
 MANIFEST = "manifest.json"
 BATCH_ROWS = 512
@@ -61,17 +62,24 @@ class ShardEntry(_Record):
 
 
 class Manifest(_Record):
-    """The contents of manifest.json. ``image_shape`` is (H, W, 3); ``skipped`` counts files that were not images."""
+    """The contents of manifest.json.
+
+    ``image_shape`` is (H, W, 3). ``alpha`` says what was done with transparency (see ``decode``); None, in old stores
+    and those made of them: it was dropped. ``skipped`` counts files that were not images, ``one_colour`` images whose
+    pixels are all the same. None and 0 are left out of the file, so that old stores keep their checksum.
+    """
 
     format: Literal["ssl_dist.store/1"] = "ssl_dist.store/1"
     split: str
     encoding: Encoding
     image_shape: tuple[int, int, int]
     resize: str
+    alpha: str | None = pydantic.Field(None, pattern=ALPHA_PATTERN, exclude_if=operator.not_)
     class_names: tuple[str, ...]
     rows: int = pydantic.Field(gt=0)
     bytes: int = pydantic.Field(gt=0)
     skipped: int = pydantic.Field(ge=0)
+    one_colour: int = pydantic.Field(0, ge=0, exclude_if=operator.not_)
     shards: tuple[ShardEntry, ...] = pydantic.Field(min_length=1)
     made_of: str | None = None  # digest of the source and settings of the last build or append; None in old stores
     xxh3: str | None = None  # checksum of all other fields; None in old stores

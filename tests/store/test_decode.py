@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 def test_a_jpeg_of_too_many_scans_is_refused(between: bytes) -> None:
     """Each scan is a pass over all blocks: a file of 4 MB with 1000 scans over 64 million pixels took 8 s."""
     assert decode(images.jpeg_of_scans(32, 99, between), None).shape == (32, 32, 3)
-    with pytest.raises(Unreadable, match="a progressive JPEG of more than 100 scans"):
+    with pytest.raises(Unreadable, match="a JPEG of more than 100 scans"):
         decode(images.jpeg_of_scans(32, 100, between), None)
 
 
@@ -36,11 +36,11 @@ def test_scans_of_embedded_thumbnails_do_not_count() -> None:
 def test_a_too_large_size_is_refused_in_every_format(size: tuple[int, int]) -> None:
     for content in images.seeds():
         with pytest.raises(Unreadable):
-            decode(images.resized(content, *size), 24)
+            decode(images.resized(content, *size), None)
 
 
 def test_a_too_long_side_is_refused() -> None:
-    with pytest.raises(Unreadable, match="70000 x 1 pixels, the most is 65536 a side"):
+    with pytest.raises(Unreadable, match="more than 65,536 pixels a side: 70000 x 1"):
         decode(images.png_of(70000, 1, 8, 2), None)
 
 

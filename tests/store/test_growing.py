@@ -83,7 +83,7 @@ def test_a_build_that_died_is_resumed_after_its_shards(
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("change", ["a file", "the size", "a shard", "a note"])
+@pytest.mark.parametrize("change", ["a file", "the size", "the ground", "a shard", "a note"])
 def test_shards_of_an_unfinished_build_are_checked_before_they_are_reused(
     change: str, image_folder: Path, tmp_path: Path
 ) -> None:
@@ -91,19 +91,21 @@ def test_shards_of_an_unfinished_build_are_checked_before_they_are_reused(
     shutil.copytree(image_folder, folder)
     with pytest.raises(Stop):
         store.build(folder, tmp_path / "s", workers=1, progress=stop_after(3))
-    options: dict[str, int] = {}
+    options: dict[str, Any] = {}
     if change == "a file":
         next(folder.rglob("*.png")).write_bytes(next(iter(sorted(folder.rglob("*.png"))[-1:])).read_bytes())
     elif change == "the size":
         options["size_px"] = 8
+    elif change == "the ground":
+        options["alpha"] = "black"
     elif change == "a shard":
         content = bytearray((tmp_path / "s" / "shard-00001.arrow").read_bytes())
         content[len(content) // 2] ^= 1
         (tmp_path / "s" / "shard-00001.arrow").write_bytes(content)
     else:
         (tmp_path / "s" / ".shard-00001.json").write_text("{}")
-    store.build(folder, tmp_path / "s", workers=1, **options)  # type: ignore[arg-type]
-    store.build(folder, tmp_path / "whole", workers=1, **options)  # type: ignore[arg-type]
+    store.build(folder, tmp_path / "s", workers=1, **options)
+    store.build(folder, tmp_path / "whole", workers=1, **options)
     assert files_of(tmp_path / "s") == files_of(tmp_path / "whole")
 
 

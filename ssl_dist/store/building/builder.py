@@ -24,7 +24,7 @@ from ssl_dist.store.building.lock import BuildJob, lock_store, refuse_other_file
 from ssl_dist.store.building.shard_writer import ShardFormat, ShardJob, decode_member, publish_shard
 from ssl_dist.store.building.sources import HashRange, Member, Source, list_source, list_stores
 from ssl_dist.store.building.writer_pool import Writers, make_writers
-from ssl_dist.store.decode import MAX_PIXELS, describe_resize
+from ssl_dist.store.decode import ALPHA, MAX_PIXELS, combine_alpha, describe_resize, parse_alpha
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 from ssl_dist.uris import is_remote
 
@@ -51,6 +51,7 @@ def build(
     split: str = "train",
     size_px: int | None = None,
     encoding: str = "raw",
+    alpha: str = ALPHA,
     share: HashRange = (0, 1),
     keep: bool = False,
     workers: int | Writers | None = None,
@@ -66,6 +67,8 @@ def build(
         size_px: side of the square images (see ``decode``); None: keep the size that all images have.
         encoding: "raw", uint8 pixels, or "jpeg", which is smaller and slower to read: JPEG files of the right size
             are kept as they are, other images are encoded with quality 90.
+        alpha: the ground that transparent pixels are composited onto, "white", "black" or "#rrggbb"; "drop" shows the
+            colours under the transparency (see ``decode``). Images of a store are as that store has them.
         share: take only images whose key, hashed to a number in [0, 1), lies in [low, high).
         keep: return a store that is there already if it was built from the same source with the same settings.
         workers: number of writer processes; None: one a core; or other writers, such as those of ``cluster.build``.
@@ -81,7 +84,7 @@ def build(
         raise ConfigError(f"share {share}: two numbers, 0 <= low < high <= 1")
     execution = _Execution(make_writers(workers), strict, progress, keep)
     listed = list_source(source).select(share)
-    return _build(listed, _local_folder(destination), split, _shard_format(listed, size_px, encoding), execution)
+    return _build(listed, _local_folder(destination), split, _shard_format(listed, size_px, encoding, alpha), execution)
 
 
 def merge(
@@ -93,6 +96,10 @@ def merge(
 ) -> Manifest:
     """Build a store of all images of several stores, in their order; classes with the same name become one class.
 
+    The store goes on with what its parts had: images that are appended are resized where a part resized its images,
+    and composited as the parts did. Where the parts differ in that, the manifest says "mixed", a warning is logged, and
+    appended images are composited onto white.
+
     Raises:
         StoreError: one of them is no store or is damaged, their images differ in size or encoding, or the destination
             holds a store already or cannot be written.
@@ -103,7 +110,7 @@ def merge(
     execution = _Execution(make_writers(workers), True, progress)
     first = Manifest.read(paths[0])
     listed = list_stores(", ".join(map(str, paths)), paths)
-    shard_format = _shard_format(listed, None, first.encoding)
+    shard_format = _shard_format(listed, None, first.encoding, ALPHA)
     return _build(listed, _local_folder(destination), first.split, shard_format, execution)
 
 
@@ -129,14 +136,19 @@ def append(
         old = Manifest.read(path)  # again: now no other process can change it
         shape = old.image_shape
         side = None if old.resize == describe_resize(None) else shape[0]
-        shard_format = ShardFormat(encoding=old.encoding, image_shape=shape, size_px=side, batch_rows=BATCH_ROWS)
+        shard_format = ShardFormat(
+            encoding=old.encoding, image_shape=shape, size_px=side, batch_rows=BATCH_ROWS, alpha=old.alpha
+        )
         job = BuildJob(_digest(listed, shard_format), old_shards=len(old.shards))
         if (died := lock.job) and died.digest == job.digest and old.made_of == died.identity:
             return old  # an earlier call died after it had written the manifest
         lock.begin(job, old)
         names = (*old.class_names, *(name for name in listed.class_names if name not in old.class_names))
-        shards, skipped = _write_shards(listed.with_class_names(names), path, shard_format, old, execution)
-        kept = old.model_dump(exclude={"shards", "xxh3"}) | {"class_names": names, "skipped": old.skipped + skipped}
+        shards, counts = _write_shards(listed.with_class_names(names), path, shard_format, old, execution)
+        kept = old.model_dump(exclude={"shards", "xxh3"}) | {"class_names": names}
+        kept |= {name: getattr(old, name) + number for name, number in counts.items()}
+        if listed.treatment:
+            kept["alpha"] = combine_alpha([old.alpha, listed.treatment.alpha])
         return _write_manifest(path, job, kept, [*old.shards, *shards])
 
 
@@ -149,8 +161,9 @@ def _local_folder(path: str | os.PathLike[str]) -> Path:
     return Path(path)
 
 
-def _shard_format(listed: Source, size_px: int | None, encoding: str) -> ShardFormat:
+def _shard_format(listed: Source, size_px: int | None, encoding: str, alpha: str) -> ShardFormat:
     """Return the format of a new store, which has the size of its first readable image if ``size_px`` is None."""
+    asked = parse_alpha(alpha)
     if encoding not in get_args(Encoding):
         raise ConfigError(f"encoding {encoding!r}: it is one of {', '.join(get_args(Encoding))}")
     max_px = math.isqrt(MAX_PIXELS)
@@ -158,18 +171,23 @@ def _shard_format(listed: Source, size_px: int | None, encoding: str) -> ShardFo
         raise ConfigError(f"size_px {size_px}: it is a number of pixels from 1 to {max_px}")
     shape = _first_shape(listed) if size_px is None else (size_px, size_px, 3)
     fields = {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
-    return ShardFormat.model_validate(fields)
+    return ShardFormat.model_validate({**fields, "alpha": listed.treatment.alpha if listed.treatment else asked})
 
 
 def _first_shape(listed: Source) -> tuple[int, ...]:
+    first = None
     for member in listed.members():
-        with contextlib.suppress(Unreadable):
+        try:
             return decode_member(member, None).shape
-    raise _no_image(listed)
+        except Unreadable as error:
+            first = first or (member.key, str(error))
+    raise _no_image(listed, first)
 
 
-def _no_image(listed: Source) -> SourceError:
-    return SourceError(f"{listed.name}: none of its {listed.num_images} image files could be read")
+def _no_image(listed: Source, first: tuple[str, str] | None) -> SourceError:
+    """Return the error of a source without a readable image, with the key of the first file and its reason."""
+    why = f" ({first[0]}: {first[1]})" if first else ""
+    return SourceError(f"{listed.name}: none of its {listed.num_images} image files could be read{why}")
 
 
 def _build(listed: Source, store: Path, split: str, shard_format: ShardFormat, execution: _Execution) -> Manifest:
@@ -183,10 +201,12 @@ def _build(listed: Source, store: Path, split: str, shard_format: ShardFormat, e
         if existing := _existing_store(store, job, execution.keep or lock.job == job):
             return existing
         lock.begin(job, None)
-        shards, skipped = _write_shards(listed, store, shard_format, None, execution)
-        about = shard_format.model_dump(include={"encoding", "image_shape"})
+        shards, counts = _write_shards(listed, store, shard_format, None, execution)
+        about = shard_format.model_dump(include={"encoding", "image_shape", "alpha"})
         about |= {"split": split, "resize": describe_resize(shard_format.size_px)}
-        about |= {"class_names": listed.class_names, "skipped": skipped}
+        if listed.treatment and shard_format.size_px is None:
+            about["resize"] = listed.treatment.resize
+        about |= {"class_names": listed.class_names, **counts}
         return _write_manifest(store, job, about, shards)
 
 
@@ -228,13 +248,14 @@ def _digest(listed: Source, shard_format: ShardFormat, *more: object) -> str:
 
 def _write_shards(
     listed: Source, store: Path, shard_format: ShardFormat, old: Manifest | None, execution: _Execution
-) -> tuple[list[ShardEntry], int]:
-    """Write all shards of a source; return their entries, and how many files of the source were skipped."""
+) -> tuple[list[ShardEntry], dict[str, int]]:
+    """Write all shards of a source; return their entries, and the manifest's counts of images."""
     writers, strict, progress, _ = execution
     report = progress or (lambda done, total: None)
     for key in listed.non_images:
         _skip_file(key, "not an image file", strict)
     entries, skipped, done = list[ShardEntry](), len(listed.non_images), 0
+    one_colour = list[str]()
     first = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
     split = enumerate(_split_into_shards(listed), first)
     jobs = (ShardJob(members, store / f"shard-{number:05d}.arrow", shard_format) for number, members in split)
@@ -244,11 +265,21 @@ def _write_shards(
                 _skip_file(key, reason, strict)
             skipped, done = skipped + len(summary.skipped), done + summary.members
             entries += [summary.entry] if summary.entry else []
+            one_colour += summary.one_colour
             report(done, max(done, listed.num_images))
     report(done, done)
     if not entries:
-        raise _no_image(listed)
-    return entries, skipped
+        raise _no_image(listed, None)
+    _warn_of_one_colour(one_colour)
+    return entries, {"skipped": skipped, "one_colour": len(one_colour)}
+
+
+def _warn_of_one_colour(keys: Sequence[str]) -> None:
+    """Warn of images whose pixels are all the same: a drawing may have the colour of the ground under it."""
+    if keys:
+        names, more = ", ".join(map(printable, keys[:3])), ", ..." if len(keys) > 3 else ""
+        which = "1 image is" if len(keys) == 1 else f"{len(keys):,} images are"
+        log.warning("%s of one colour: %s%s (of drawings on a transparent ground? see --alpha)", which, names, more)
 
 
 def _split_into_shards(listed: Source) -> Iterator[list[Member]]:

@@ -9,6 +9,7 @@ of it, so that a build that was killed can resume after the shards that are comp
 from __future__ import annotations
 
 import io
+import operator
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from ssl_dist.errors import SourceError, Unreadable
 from ssl_dist.files import write_text
 from ssl_dist.store.building.sources import File, Member
 from ssl_dist.store.building.sources.base import to_unicode
-from ssl_dist.store.decode import decode, is_plain_jpeg, resize
+from ssl_dist.store.decode import ALPHA, decode, is_one_colour, is_plain_jpeg, resize
 from ssl_dist.store.schema import NO_LABEL, BatchEntry, Encoding, ShardEntry, checksum, shard_schema
 
 JPEG_QUALITY = 90
@@ -43,11 +44,13 @@ class ShardSummary(pydantic.BaseModel):
         members: number of images that the writer was given.
         entry: the shard's entry in the manifest; None: no image was readable, and there is no file.
         skipped: (key, reason) of each image that was left out.
+        one_colour: key of each image whose pixels are all the same.
     """
 
     members: int
     entry: ShardEntry | None = None
     skipped: list[tuple[str, str]] = []
+    one_colour: list[str] = []
 
 
 class ShardFormat(pydantic.BaseModel):
@@ -58,12 +61,14 @@ class ShardFormat(pydantic.BaseModel):
         image_shape: (H, W, 3).
         size_px: side that images are resized to; None: they have ``image_shape`` already.
         batch_rows: the most rows of a record batch.
+        alpha: what is done with transparency; see ``decode``.
     """
 
     encoding: Encoding
     image_shape: tuple[int, int, int]
     size_px: int | None
     batch_rows: int
+    alpha: str | None = pydantic.Field(None, exclude_if=operator.not_)  # builds of earlier versions have no such field
 
 
 class ShardJob(NamedTuple):
@@ -138,6 +143,8 @@ def _fill_batches(job: ShardJob, summary: ShardSummary) -> Iterator[list[_Row]]:
         except Unreadable as error:
             summary.skipped.append((to_unicode(member.key), str(error)))
             continue
+        if rows[-1].is_one_colour:
+            summary.one_colour.append(rows[-1].key)
         image = rows[-1].image
         num_bytes += len(image) if isinstance(image, bytes) else image.nbytes
         if len(rows) == job.format.batch_rows or num_bytes >= BATCH_BYTES:
@@ -177,15 +184,15 @@ def read_summary(shard: Path, num_members: int) -> ShardSummary | None:
         return None
 
 
-def decode_member(member: Member, size_px: int | None) -> np.ndarray:
-    """Return a member's pixels, uint8 ``[H, W, 3]``.
+def decode_member(member: Member, size_px: int | None, alpha: str | None = ALPHA) -> np.ndarray:
+    """Return a member's pixels, uint8 ``[H, W, 3]``; see ``decode``.
 
     Raises:
         Unreadable: the member is not an image that a store takes.
         SourceError: its file cannot be read now, but perhaps later.
     """
     content = _read_member(member)
-    return resize(content, size_px) if isinstance(content, np.ndarray) else decode(content, size_px)
+    return resize(content, size_px) if isinstance(content, np.ndarray) else decode(content, size_px, alpha)
 
 
 def _read_member(member: Member) -> bytes | np.ndarray:
@@ -195,17 +202,18 @@ def _read_member(member: Member) -> bytes | np.ndarray:
     try:
         return member.content.read()
     except (FileNotFoundError, PermissionError, IsADirectoryError) as error:
-        raise Unreadable(str(error)) from None
+        raise Unreadable(error.strerror or str(error)) from None
     except OSError as error:  # a fault of the network or the disk must not leave an image out for good
         raise SourceError(f"{member.key} cannot be read ({error}): call again to continue") from None
 
 
 class _Row(NamedTuple):
-    """A row of a shard: pixels or a JPEG file, its label, and its key."""
+    """A row of a shard: pixels or a JPEG file, its label, its key, and whether its pixels are all the same."""
 
     image: np.ndarray | bytes
     label: int | None
     key: str
+    is_one_colour: bool
 
 
 def _make_row(member: Member, shard_format: ShardFormat) -> _Row:
@@ -215,18 +223,19 @@ def _make_row(member: Member, shard_format: ShardFormat) -> _Row:
         Unreadable, SourceError: the image cannot be read (see ``decode_member``), or has another size.
     """
     member = member._replace(content=_read_member(member))
-    pixels, shape = decode_member(member, shard_format.size_px), shard_format.image_shape
+    pixels, shape = decode_member(member, shard_format.size_px, shard_format.alpha), shard_format.image_shape
     if pixels.shape != shape:
         raise SourceError(
             f"{member.key} is {pixels.shape[1]} x {pixels.shape[0]} px where the images before it are"
             f" {shape[1]} x {shape[0]}: give the store one size with --size-px {min(shape[:2])}"
         )
     image = pixels if shard_format.encoding == "raw" else _to_jpeg(member.content, pixels)
-    return _Row(image, None if member.label == NO_LABEL else member.label, to_unicode(member.key))
+    label = None if member.label == NO_LABEL else member.label
+    return _Row(image, label, to_unicode(member.key), is_one_colour(pixels))
 
 
 def _to_record_batch(rows: list[_Row], schema: pa.Schema) -> pa.RecordBatch:
-    images, labels, keys = zip(*rows, strict=True)
+    images, labels, keys, _ = zip(*rows, strict=True)
     is_jpeg = pa.types.is_binary(schema.field("image").type)
     column = pa.array(images) if is_jpeg else pa.FixedShapeTensorArray.from_numpy_ndarray(np.stack(images))
     columns = [column, pa.array(labels, pa.int32()), pa.array(keys, pa.string())]

@@ -56,6 +56,13 @@ def array_members(file: File, images: np.ndarray, labels: Sequence[int], first: 
         yield Member(f"{file.key}/{number}", label, np.ascontiguousarray(image))
 
 
+class Treatment(NamedTuple):
+    """What was done to the pixels of a store's images: ``resize`` and ``alpha`` of its manifest."""
+
+    resize: str
+    alpha: str | None
+
+
 @dataclass(frozen=True)
 class Source:
     """A listed source.
@@ -67,6 +74,7 @@ class Source:
         class_names: the names that labels are indices into; empty if no image has a label.
         fingerprint: a text that changes when anything in the source changes.
         members: a function that yields all images, in the same order at each call.
+        treatment: what was done to the pixels, where the images are those of stores; else None.
     """
 
     name: str
@@ -75,6 +83,7 @@ class Source:
     class_names: tuple[str, ...]
     fingerprint: str
     members: Callable[[], Iterator[Member]]
+    treatment: Treatment | None = None
 
     def select(self, hash_range: HashRange) -> Source:
         """Select the images whose key, hashed to a number in [0, 1), lies in a range; ``num_images`` is then estimated.

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import xxhash
 
-from ssl_dist.errors import StoreError
-from ssl_dist.store.building.sources.base import Member, Source
+from ssl_dist.errors import StoreError, printable
+from ssl_dist.store.building.sources.base import Member, Source, Treatment
+from ssl_dist.store.decode import MIXED, combine_alpha, describe_alpha, describe_resize
 from ssl_dist.store.image_store import ImageStore
 from ssl_dist.store.schema import MANIFEST, NO_LABEL
+
+log = logging.getLogger(__name__)
 
 
 def list_stores(name: str, paths: Sequence[Path]) -> Source:
     """List the images of stores, in the order of the stores; classes with the same name become one class.
+
+    Where some stores resized their images and others kept them at the same size, all are as the resizing leaves them.
+    Where the stores treated transparency in different ways, the listing says "mixed", and a warning which did what.
 
     Raises:
         StoreError: one of them is no store, or their images differ in size or encoding.
@@ -35,4 +42,10 @@ def list_stores(name: str, paths: Sequence[Path]) -> Source:
                 yield Member(key, numbers.get(label, NO_LABEL), content)
 
     digest = xxhash.xxh3_64_hexdigest(b"".join((path / MANIFEST).read_bytes() for path in paths))
-    return Source(name, sum(map(len, stores)), (), names, digest, members)
+    kept = describe_resize(None)
+    resize = next((store.manifest.resize for store in stores if store.manifest.resize != kept), kept)
+    treatment = Treatment(resize, combine_alpha([store.manifest.alpha for store in stores]))
+    if treatment.alpha == MIXED:
+        found = ", ".join(f"{store.name}: {describe_alpha(store.manifest.alpha)}" for store in stores)
+        log.warning("transparency differs (%s): appended images will be composited onto white", printable(found))
+    return Source(name, sum(map(len, stores)), (), names, digest, members, treatment)
