@@ -48,8 +48,8 @@ def list_source(source: str | os.PathLike[str]) -> Source:
     if os.path.isfile(folder / MANIFEST):  # these two take any text, unlike the functions of Path
         return list_stores(name, [folder])
     files = images.files_below(folder) if os.path.isdir(name) else expand_pattern(name)
-    if any(file.is_regular and images.is_image(file.key) for file in files):
-        return images.list_images(name, files)
+    if found := images.find_images(files):
+        return images.list_images(name, files, found)
     by_kind: dict[str, list[File]] = {}
     for file in files:
         by_kind.setdefault(_kind_of(file), []).append(file)
@@ -60,7 +60,7 @@ def list_source(source: str | os.PathLike[str]) -> Source:
         raise SourceError(f"{name}: files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern")
     if not by_kind:
         raise SourceError(
-            f"{name}: no image file ({', '.join(sorted(images.IMAGE_SUFFIXES))}) among {len(files)} files, and no tar,"
+            f"{name}: no image file ({images.FORMATS}) among {len(files)} files, and no tar,"
             " Parquet or Arrow file, nor any of STL-10 or CIFAR"
         )
     [(kind, alike)] = by_kind.items()

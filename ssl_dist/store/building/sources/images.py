@@ -8,6 +8,7 @@ skipped, and once for the images, in the same order. Nothing is extracted, and n
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
@@ -16,17 +17,70 @@ from ssl_dist.store.building.sources.base import MAX_CLASSES, Member, Source, to
 from ssl_dist.store.building.sources.files import File, fingerprint, local_file, open_source_file
 from ssl_dist.store.building.sources.tars import regular_files
 from ssl_dist.store.decode import MAX_FILE_BYTES
+from ssl_dist.store.image_files import HEAD_BYTES, WEB_PAGE, format_of
 from ssl_dist.store.schema import NO_LABEL
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp"})
+FORMATS = "JPEG, PNG, WebP, BMP"
+# suffixes of images, also in formats that are not read: ``decode`` goes by the first bytes, and names such a format
+_IMAGE_SUFFIX = re.compile(
+    r"\.(jpe?g|jpe|jfif|jif|jfi|pjp(eg)?|a?png|webp|bmp|dib|gif|tiff?|avif|hei[cf]|hif|jp2|j2k|jp[cfx]|jxl|psd|ico|svg)",
+    re.IGNORECASE,
+)
+# suffixes of files that are no images; files with neither are opened and their first bytes read, which takes time
+_OTHER_SUFFIX = re.compile(
+    r"\.(txt|md|rst|log|[ct]sv|jsonl?|xml|ya?ml|toml|ini|cfg|conf|html?|css|js|url|cls|id|py|sh|ipynb|c|cpp|h|np[yz]|pkl"
+    r"|pickle|pt|pth|safetensors|mat|h5|hdf5|parquet|arrow|feather|tfrecord|[lm]db|db|sqlite|zip|tar|t?gz|bz2|xz|zst|7z"
+    r"|rar|pdf|docx?|xlsx?|pptx?|mp[34]|m4v|mov|avi|mkv|webm|wav|flac|ogg|lnk|exe|dll|so|tmp|part|crdownload|md5|sha256)",
+    re.IGNORECASE,
+)
 _CLASS_SUFFIX = ".cls"  # of the file in a WebDataset sample that contains the number of its class
 _MAX_DIGITS = 9  # of that number
 
 
 def is_image(name: str) -> bool:
     """Return whether a file's name is that of an image, and not hidden."""
-    path = PurePosixPath(name)
-    return path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return bool(_IMAGE_SUFFIX.fullmatch(_suffix(name)))
+
+
+def may_be_image(name: str) -> bool:
+    """Return whether only its first bytes tell if a file is an image: its name has no suffix that is known."""
+    is_hidden = name.rpartition("/")[2].startswith(".")
+    return not (is_hidden or _IMAGE_SUFFIX.fullmatch(_suffix(name)) or _OTHER_SUFFIX.fullmatch(_suffix(name)))
+
+
+def _suffix(name: str) -> str:
+    """Return the suffix of a file's name with its dot; that of a hidden file is empty."""
+    name = name.rpartition("/")[2]
+    return "" if name.startswith(".") else os.path.splitext(name)[1]
+
+
+def begins_as_image(start: bytes) -> bool:
+    """Return whether a file begins as an image of any format does, also of one that is not read."""
+    return format_of(start) not in (None, WEB_PAGE)
+
+
+def find_images(files: Sequence[File]) -> list[File]:
+    """Return the files that are images by their names, or by their first bytes if the name does not tell."""
+    return [
+        file
+        for file in files
+        if file.is_regular and (is_image(file.key) or (may_be_image(file.key) and begins_as_image(_read_start(file))))
+    ]
+
+
+def _read_start(file: File) -> bytes:
+    """Return the first bytes of a file; those of one that is not there or not readable are none.
+
+    Raises:
+        SourceError: the file cannot be read now, but perhaps later.
+    """
+    try:
+        with file.open() as content:
+            return content.read(HEAD_BYTES)
+    except (FileNotFoundError, PermissionError):
+        return b""
+    except OSError as error:
+        raise SourceError(f"{file.key} cannot be read ({error}): call again") from None
 
 
 def files_below(folder: Path) -> list[File]:
@@ -47,20 +101,21 @@ def files_below(folder: Path) -> list[File]:
     return [local_file(str(folder / key), key) for key in sorted(keys)]
 
 
-def list_images(name: str, files: Sequence[File]) -> Source:
-    """List image files.
+def list_images(name: str, files: Sequence[File], images: Sequence[File]) -> Source:
+    """List the images among files.
 
     Raises:
-        SourceError: none of the files is an image.
+        SourceError: there is no image.
     """
-    images = [file for file in files if file.is_regular and is_image(file.key)]
-    non_images = tuple(file.key for file in files if not (file.is_regular and is_image(file.key)))
+    paths = {file.path for file in images}
+    non_images = tuple(file.key for file in files if file.path not in paths)
     names, label = _find_classes(name, [file.key for file in images], len(files))
 
     def members() -> Iterator[Member]:
         return (Member(file.key, label(file.key), file) for file in images)
 
-    return Source(name, len(images), non_images, names, fingerprint(files), members)
+    # earlier versions found fewer images in the same files
+    return Source(name, len(images), non_images, names, f"{fingerprint(files)} {len(images)}", members)
 
 
 def list_tars(name: str, tars: Sequence[File]) -> Source:
@@ -72,10 +127,10 @@ def list_tars(name: str, tars: Sequence[File]) -> Source:
     keys, non_images = list[str](), list[str]()
     labels: dict[str, int] = {}
     for tar in tars:
-        for key, content in _read_tar(tar, lambda name: name.endswith(_CLASS_SUFFIX)):
-            if is_image(key):
+        for key, content in _read_tar(tar, lambda name: name.endswith(_CLASS_SUFFIX) or may_be_image(name)):
+            if is_image(key) or (may_be_image(key) and begins_as_image(content or b"")):
                 keys.append(key)
-            elif content is not None:
+            elif key.endswith(_CLASS_SUFFIX) and content is not None:
                 labels[_sample_name(tar, key)] = _parse_class(tar, key, content)
             else:
                 non_images.append(key)
@@ -85,12 +140,13 @@ def list_tars(name: str, tars: Sequence[File]) -> Source:
 
     def members() -> Iterator[Member]:
         for tar in tars:
-            for key, content in _read_tar(tar, is_image):
-                if content is not None:
+            for key, content in _read_tar(tar, lambda name: is_image(name) or may_be_image(name)):
+                if content is not None and (is_image(key) or begins_as_image(content)):
                     label = labels.get(_sample_name(tar, key), NO_LABEL) if labels else folder_label(key)
                     yield Member(key, label, content)
 
-    return Source(name, len(keys), () if labels else tuple(non_images), names, fingerprint(tars), members)
+    ignored = () if labels else tuple(non_images)
+    return Source(name, len(keys), ignored, names, f"{fingerprint(tars)} {len(keys)}", members)
 
 
 def _find_classes(name: str, keys: Sequence[str], num_files: int) -> tuple[tuple[str, ...], Callable[[str], int]]:
@@ -99,7 +155,7 @@ def _find_classes(name: str, keys: Sequence[str], num_files: int) -> tuple[tuple
     The function returns NO_LABEL for an image above the class folders.
     """
     if not keys:
-        raise SourceError(f"{name}: no image file ({', '.join(sorted(IMAGE_SUFFIXES))}) among {num_files} files")
+        raise SourceError(f"{name}: no image file ({FORMATS}) among {num_files} files")
     parents = {PurePosixPath(key).parts[:-1] for key in keys}
     depth = len(os.path.commonprefix(list(parents)))  # noqa: RUF071  (these are tuples: it compares folders)
     folders = sorted({parent[depth] for parent in parents if len(parent) > depth})
