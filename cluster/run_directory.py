@@ -20,6 +20,7 @@ from typing import IO
 
 from ssl_dist import errors
 from ssl_dist.config import ResolvedConfig
+from ssl_dist.config.resolved import DIGESTS_OF_STORE
 from ssl_dist.errors import RunError, SslDistError
 from ssl_dist.files import write_text
 
@@ -44,9 +45,13 @@ def may_change_on_resume(key: str) -> bool:
 
 
 def forbidden_changes(before: ResolvedConfig, now: ResolvedConfig) -> list[str]:
-    """List the changed settings that must not change on resume, each as ``key value (began with value)``."""
+    """List the changed settings that must not change on resume, each as ``key value (began with value)``.
+
+    The content of the store is left to ``ResolvedConfig.expect_same_data``.
+    """
     began, asked = before.flat(), now.flat()
-    keys = [key for key in {**began, **asked} if not may_change_on_resume(key) and began.get(key) != asked.get(key)]
+    free = {f"facts.{name}" for name in DIGESTS_OF_STORE} | set(filter(may_change_on_resume, {**began, **asked}))
+    keys = [key for key in {**began, **asked} if key not in free and began.get(key) != asked.get(key)]
     return [f"{key} {asked.get(key)} (began with {began.get(key)})" for key in keys]
 
 

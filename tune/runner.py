@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from cluster.connect import Background, last_line, ray_with_capacity, worker_capacity, worker_resources
 from ssl_dist.commands.console import say
+from ssl_dist.data import resolve
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from tune import trial_files
 from tune.sweep import Sweep
@@ -77,6 +78,7 @@ def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
     search, failures = _search(sweep, directory), {}
     if search is None:
         return {}
+    sweep.recipe.expect_same_data(resolve(sweep.recipe).config)  # here, so that no trial counts as failed
     for result in _tuner(sweep, directory, at_once, *search).fit():
         if result.error and result.config:
             failures[_run_of(sweep, directory, result)] = last_line(result.error)

@@ -14,7 +14,7 @@ from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.commands.console import say
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import resolve
-from ssl_dist.errors import ClusterError, ConfigError, RunError
+from ssl_dist.errors import ClusterError, ConfigError, RunError, UsageError
 from ssl_dist.files import replacing
 from ssl_dist.settings import DataConfig
 from ssl_dist.uris import join_uri
@@ -29,7 +29,7 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
         ``step`` and, unless the run was finished before, the last metrics.
 
     Raises:
-        ConfigError: the directory holds a run of other settings.
+        ConfigError, StoreError: the directory holds a run of other settings, or of other images.
         RunError: the run was stopped before its last step.
         Interrupted: Ctrl-C.
     """
@@ -56,16 +56,20 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
 
 
 def _claim(directory: Path, config: ResolvedConfig) -> RunDirectory:
-    """Create or reopen a run, and refuse one of other settings."""
+    """Create or reopen a run, and refuse one of other settings or images."""
     if not has_begun(directory):
         return RunDirectory.create(directory, config)
     run, before = RunDirectory.reopen(directory)
-    if differing := forbidden_changes(before, config):
+    try:
+        if differing := forbidden_changes(before, config):
+            raise ConfigError(
+                f"{directory} holds a run of other settings, {', '.join(differing)}: use the settings that it began"
+                " with, or choose another --run-dir"
+            )
+        before.expect_same_data(config)
+    except UsageError:
         run.release()
-        raise ConfigError(
-            f"{directory} holds a run of other settings, {', '.join(differing)}: use the settings that it began with,"
-            " or choose another --run-dir"
-        )
+        raise
     run.update(config)
     return run
 

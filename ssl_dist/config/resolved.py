@@ -16,6 +16,12 @@ from ssl_dist.reading import exact
 from ssl_dist.settings import Section
 from ssl_dist.uris import without_secrets
 
+# Facts that runs of older versions do not have, and what differs where one differs.
+DIGESTS_OF_STORE = {
+    "store_digest": "other images, of the same number and size,",
+    "store_labels_digest": "other labels",
+}
+
 
 class DataFacts(Section):
     """Facts about a run's data and initial weights: found when the run starts, and checked whenever it resumes."""
@@ -32,6 +38,10 @@ class DataFacts(Section):
     """Digest of the shards' sizes, on which ``data.order`` shards depends; None for the order full."""
     weights_digest: str | None = None
     """Digest of the file ``backbone.weights``; None where training starts from random weights."""
+    store_digest: str | None = None
+    """Digest of the checksums of the store's record batches; None in runs of versions that did not note it."""
+    store_labels_digest: str | None = None
+    """Digest of the store's labels; None where the run does not learn from them, and as above."""
 
 
 class Plan(Section):
@@ -81,16 +91,21 @@ class ResolvedConfig(RunConfig):
             found: the config as it was resolved now.
 
         Raises:
-            StoreError: number or size of the images differs, or the labels' digest, or (with ``order: shards``) how
-                they are cut into shards.
+            StoreError: number, size or content of the images differs, or a label that the run learns from, or (with
+                ``order: shards``) how they are cut into shards.
         """
+        store = without_secrets(found.data.store)
         for name in FACTS_IN_SECTIONS["data"]:
             began, now = getattr(self.facts, name), getattr(found.facts, name)
             if began != now:
                 key = "data.label_file" if name == "label_digest" else "data.store"
+                raise StoreError(f"{store} has {name} {now} where the run began with {began}: set {key} to what it was")
+        for name, other in DIGESTS_OF_STORE.items():
+            began, now = getattr(self.facts, name), getattr(found.facts, name)
+            if began != now and None not in (began, now):
                 raise StoreError(
-                    f"{without_secrets(found.data.store)} has {name} {now} where the run began with {began}: set {key}"
-                    " to what it was"
+                    f"{store} has {other} than the run began with: set data.store to the store that it began with, or"
+                    " to a copy of it; to train on this one, start a new run"
                 )
 
     def plan(self) -> Plan:
@@ -128,4 +143,5 @@ class ResolvedConfig(RunConfig):
         facts = tree.pop("facts")
         for section, keys in FACTS_IN_SECTIONS.items():
             tree[section] |= {key: facts[key] for key in keys}
+        tree["data"] |= {key: facts[key] for key in DIGESTS_OF_STORE if facts[key] is not None}
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

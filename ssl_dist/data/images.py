@@ -113,3 +113,23 @@ def label_digest(config: RunConfig) -> str | None:
         return xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) if file else None
     except OSError as error:
         raise ConfigError(f"data.label_file {file} cannot be read: {error.strerror}") from None
+
+
+def store_digest(store: ImageStore) -> str:
+    """Return a digest of the checksums of all record batches, in their order.
+
+    It is that of the images, labels and keys, wherever the store lies and however the batches are cut into shards.
+    """
+    checksums = " ".join(f"{batch.rows}:{batch.xxh3}" for shard in store.manifest.shards for batch in shard.batches)
+    return xxhash.xxh3_64_hexdigest(checksums.encode())
+
+
+def store_labels_digest(config: RunConfig, store: ImageStore) -> str | None:
+    """Return a digest of the store's labels where the run learns from them, else None.
+
+    Labels can change without the record batches. Those of damaged images that are skipped change with the damage.
+    """
+    learnt = config.num_labelled or config.data.stratified
+    if not learnt or config.data.label_file or config.data.damaged == "skip":
+        return None
+    return xxhash.xxh3_64_hexdigest(store.labels.tobytes())

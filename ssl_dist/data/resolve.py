@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 
 from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
-from ssl_dist.data.images import label_digest, open_store
+from ssl_dist.data.images import label_digest, open_store, store_digest, store_labels_digest
 from ssl_dist.data.sample_plan import SamplePlan
 from ssl_dist.errors import ConfigError
 from ssl_dist.settings import DataConfig
@@ -50,6 +50,8 @@ def resolve(config: RunConfig) -> Data:
         label_digest=label_digest(config),
         shards_digest=shards_digest,
         weights_digest=config.facts.weights_digest if isinstance(config, ResolvedConfig) else None,
+        store_digest=store_digest(store),
+        store_labels_digest=store_labels_digest(config, store),
     )
     paths = {"store": store.location}
     if cache := config.data.cache:
