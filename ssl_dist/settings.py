@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pydantic
 
@@ -13,6 +13,9 @@ from ssl_dist.augment import OPERATIONS, POLICIES, Policy, View, with_only
 from ssl_dist.errors import ConfigError
 from ssl_dist.reading import settle
 from ssl_dist.store.remote import DEFAULT_CACHE_GB
+
+CheckpointChoice = Literal["newest", "best"] | Annotated[int, pydantic.Field(ge=0)]
+"""Which of a run's checkpoints: the newest, the one with the best online probe, or that of a step."""
 
 
 class Section(pydantic.BaseModel):
@@ -125,6 +128,19 @@ class AugmentConfig(Section):
         return views if self.only is None else with_only(views, self.only)
 
 
+Channels = tuple[float, float, float]
+Deviations = tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat]
+
+
+class Normalisation(Section):
+    """Mean and standard deviation of each channel, for pixels in [0, 1]."""
+
+    mean: Channels
+    """Means that are subtracted from red, green and blue, for pixels in [0, 1]."""
+    std: Deviations
+    """Standard deviations by which these are divided, each greater than 0."""
+
+
 class BackboneConfig(Section):
     """The network that is pretrained, and the weights it starts from."""
 
@@ -138,12 +154,28 @@ class BackboneConfig(Section):
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     """Dropout after each ReLU of the convnet; other backbones take none."""
     weights: str | None = None
-    """Weights to start from: the directory of a run (its newest checkpoint) or of a checkpoint, or a `.safetensors`
-    file; `None`: random weights."""
+    """Weights to start from: the directory of a run, of its checkpoints or of one checkpoint, or a `.safetensors` file;
+    `None`: random weights."""
+    checkpoint: CheckpointChoice = "newest"
+    """The checkpoint of the run that `weights` names: the newest, the one with the best online probe, or that of a
+    step."""
+    normalisation: Literal["none", "imagenet", "inception"] | Normalisation | None = None
+    """Normalisation of images before the first layer, by ImageNet's mean and standard deviation, to [-1, 1]
+    (inception), by others, or none: pixels in [0, 1]. Weights need the one that they learned with. `None`: the one of
+    the run or of torchvision's weights that training starts from, and none for random weights."""
 
     def build(self, image_size: int | None = None) -> backbones.Backbone:
         """Build the backbone with random weights."""
-        return backbones.build(image_size=image_size, **self.model_dump(exclude={"weights"}))
+        backbone = backbones.build(image_size=image_size, **self._network)
+        if isinstance(self.normalisation, Normalisation):
+            backbone.normalisation = (self.normalisation.mean, self.normalisation.std)
+        else:
+            backbone.normalisation = backbones.KNOWN_INPUTS.get(self.normalisation or "none")
+        return backbone
+
+    @property
+    def _network(self) -> dict[str, Any]:
+        return self.model_dump(include={"name", "stem", "width", "dropout"})
 
     def check(self, image_sizes: Collection[int]) -> None:
         """Check that the backbone exists and takes images of these sizes.
@@ -151,7 +183,7 @@ class BackboneConfig(Section):
         Raises:
             ConfigError: it does not.
         """
-        backbones.check(image_sizes=image_sizes, **self.model_dump(exclude={"weights"}))
+        backbones.check(image_sizes=image_sizes, **self._network)
 
 
 class BatchConfig(Section):

@@ -13,12 +13,24 @@ import difflib
 from collections.abc import Collection
 
 from ssl_dist.backbones import built_in, torchvision_models
-from ssl_dist.backbones.base import Backbone, ConvolutionalBackbone, Stem
+from ssl_dist.backbones.base import KNOWN_INPUTS, Backbone, ConvolutionalBackbone, MeanStd, Stem
+from ssl_dist.backbones.torchvision_models import imagenet_input
 from ssl_dist.errors import ConfigError
 
 Sizes = Collection[int]  # pixels a side
 
-__all__ = ["Backbone", "ConvolutionalBackbone", "Stem", "build", "check", "names", "with_map"]
+__all__ = [
+    "KNOWN_INPUTS",
+    "Backbone",
+    "ConvolutionalBackbone",
+    "MeanStd",
+    "Stem",
+    "build",
+    "check",
+    "imagenet_input",
+    "names",
+    "with_map",
+]
 
 
 def names() -> list[str]:

@@ -10,6 +10,12 @@ from torch import Tensor, nn
 from ssl_dist.errors import ConfigError
 
 Stem = Literal["standard", "small", "half"]
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, standard deviation) of each of the three channels, for pixels in [0, 1]."""
+KNOWN_INPUTS: dict[str, MeanStd] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # pixels in [-1, 1]
+}
 
 
 class Backbone(nn.Module):
@@ -18,13 +24,18 @@ class Backbone(nn.Module):
     Attributes:
         dim: number of features.
         image_size: the only size of images that the network takes, pixels a side; None: it takes any.
+        normalisation: mean and standard deviation by which ``forward`` and ``map`` normalise images before the first
+            layer, because the weights learned from such; None: the first layer gets pixels in [0, 1].
+        classifier: torchvision's name of the layer that was removed from ``body``; None: none was.
     """
 
-    def __init__(self, body: nn.Module, dim: int, image_size: int | None = None) -> None:
+    def __init__(self, body: nn.Module, dim: int, image_size: int | None = None, classifier: str | None = None) -> None:
         super().__init__()
         self.body = body
         self.dim = dim
         self.image_size = image_size
+        self.classifier = classifier
+        self.normalisation: MeanStd | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
@@ -33,8 +44,15 @@ class Backbone(nn.Module):
                 f"a backbone made for images of {self.image_size} px was given {height} x {width}: give views"
                 " (augment.size_px) and stored images (store build --size-px) one size"
             )
-        features: Tensor = self.body(_channels_last(images))
+        features: Tensor = self.body(_channels_last(self._normalise(images)))
         return features
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        if self.normalisation is None:
+            return images
+        # made anew: in the images' own precision, and not in the state, which weights of other sources must fit
+        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in self.normalisation)
+        return (images - mean) / std
 
 
 class ConvolutionalBackbone(Backbone):
@@ -51,7 +69,7 @@ class ConvolutionalBackbone(Backbone):
 
     def map(self, images: Tensor) -> Tensor:
         """Return the last map before pooling, ``[N, channels, h, w]``; h = H / stride if that is a whole number."""
-        features = _channels_last(images)
+        features = _channels_last(self._normalise(images))
         for layer in list(self.body.children())[:-2]:
             features = layer(features)
         return features

@@ -14,6 +14,7 @@ from ssl_dist.errors import ConfigError
 
 _ONE_SIZE = ("vit", "maxvit")  # made for images of one size
 _ANY_SIZE = ("swin", "efficientnet_v2")  # take smaller images than their weights' min_size says (measured)
+_INCEPTIONS = ("googlenet", "inception_v3")
 _MAXVIT_STEP = 224  # sides are halved five times, and the last map has windows of 7
 
 
@@ -50,23 +51,32 @@ def build(name: str, *, stem: Stem, image_size: int | None) -> Backbone:
     fixed = (image_size or 224) if name.startswith(_ONE_SIZE) else None
     if fixed:
         options = {"input_size": (fixed, fixed)} if name.startswith("maxvit") else {"image_size": fixed}
-    if name in ("googlenet", "inception_v3"):
+    if name in _INCEPTIONS:
         options = {"aux_logits": False, "init_weights": True}  # one output; their own initial weights
     network = torchvision.models.get_model(name, weights=None, **options)
-    dim = _remove_classifier(network)
+    dim, classifier = _remove_classifier(network)
     if stem != "standard":
         network.conv1, _ = stem_layers(stem, 64)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
         network.maxpool = nn.Identity()
-    return Backbone(network, dim, fixed)
+    return Backbone(network, dim, fixed, classifier)
+
+
+def imagenet_input(name: str) -> str:
+    """Return the normalisation, one of ``KNOWN_INPUTS``, of the images that torchvision's weights learned from.
+
+    Source: torchvision's ``WeightsEnum.transforms``; with weights, its GoogLeNet and Inception v3 convert what these
+    give to [-1, 1] (``transform_input``), since the weights were ported from TensorFlow.
+    """
+    return "inception" if name in _INCEPTIONS else "imagenet"
 
 
 def _is_resnet(name: str) -> bool:
     return name.startswith(("resnet", "resnext", "wide_resnet"))
 
 
-def _remove_classifier(network: nn.Module) -> int:
-    """Replace the last linear layer by the identity, and return its number of inputs.
+def _remove_classifier(network: nn.Module) -> tuple[int, str]:
+    """Replace the last linear layer by the identity, and return its number of inputs and its name.
 
     SqueezeNet has a 1 x 1 convolution in its place.
     """
@@ -74,4 +84,4 @@ def _remove_classifier(network: nn.Module) -> int:
     name = linear[-1] if linear else [name for name, m in network.named_modules() if isinstance(m, nn.Conv2d)][-1]
     last: Any = network.get_submodule(name)
     network.set_submodule(name, nn.Identity())
-    return int(last.in_features if linear else last.in_channels)
+    return int(last.in_features if linear else last.in_channels), name

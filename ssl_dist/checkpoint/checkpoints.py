@@ -19,8 +19,10 @@ from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, RunError
 from ssl_dist.files import replacing
-from ssl_dist.settings import CheckpointConfig
+from ssl_dist.settings import CheckpointChoice, CheckpointConfig
 from ssl_dist.uris import join_uri
+
+FOLDER = "checkpoints"
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,7 @@ class Checkpoints:
     """
 
     def __init__(self, run: Path, mirror: Mirror | None = None) -> None:
-        self.folder = run / "checkpoints"
+        self.folder = run / FOLDER
         self.mirror = mirror
 
     @classmethod
@@ -100,6 +102,38 @@ class Checkpoints:
                 " or delete them to start the run over"
             )
         return None
+
+    def best(self) -> Checkpoint:
+        """Return the checkpoint with the best online probe among those that verify here; of equal ones, the newest.
+
+        Raises:
+            RunError: no checkpoint has a score.
+            CheckpointError: none that has one verifies.
+        """
+        scored = [(score, path) for path in self.list() if (score := _score(path)) is not None]
+        for _, path in sorted(scored, reverse=True):
+            try:
+                return verify(path)
+            except CheckpointError as error:
+                log.warning("%s: passed over", error)
+        if scored:
+            raise CheckpointError(f"none of the {len(scored)} checkpoints with a score in {self.folder} verifies")
+        raise RunError(
+            f"no checkpoint in {self.folder} has the online probe's score, so none is the best: choose newest or a step"
+        )
+
+    def at(self, step: int) -> Checkpoint:
+        """Return the checkpoint of a step.
+
+        Raises:
+            RunError: there is none.
+            CheckpointError: it is damaged.
+        """
+        path = self.path(step)
+        if not path.is_dir():
+            there = ", ".join(str(row["step"]) for row in self.describe()) or "none"
+            raise RunError(f"{self.folder} has no checkpoint of step {step}; the steps are: {there}")
+        return self.fetch(path.name)
 
     def fetch(self, name: str) -> Checkpoint:
         """Return the checkpoint of this name, copied from the mirror where the run directory has it not whole.
@@ -169,6 +203,34 @@ class Checkpoints:
         """Delete the temporary directories that a killed process left."""
         for torn in self.folder.glob(".step-*.tmp"):
             shutil.rmtree(torn, ignore_errors=True)
+
+
+def locate(path: Path, choice: CheckpointChoice = "newest") -> Checkpoint:
+    """Return one checkpoint of a run.
+
+    Args:
+        path: the run's directory, its folder of checkpoints, or one checkpoint.
+        choice: which one, where ``path`` has several.
+
+    Raises:
+        RunError: there is no such checkpoint, or ``path`` is one and another is chosen.
+        CheckpointError: it is damaged.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path} is not a run directory: give the directory that `ssl-dist pretrain` printed")
+    if (path / META).exists() or path.absolute().name.startswith("step-"):
+        if choice != "newest":
+            raise RunError(f"{path} is one checkpoint, and {choice} chooses among a run's: give the run's directory")
+        return verify(path)
+    folder = path.absolute()
+    run = folder.parent if folder.name == FOLDER and not (folder / FOLDER).is_dir() else path
+    checkpoints = Checkpoints(run)
+    if isinstance(choice, int):
+        return checkpoints.at(choice)
+    found = checkpoints.best() if choice == "best" else checkpoints.newest()
+    if found is None:
+        raise RunError(f"{path} holds no checkpoint that verifies")
+    return found
 
 
 def _superfluous(written: str, scores: Mapping[str, float | None], kept: CheckpointConfig) -> Sequence[str]:

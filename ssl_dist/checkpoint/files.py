@@ -1,7 +1,7 @@
 """The files of one checkpoint: how they are written, checked and read.
 
     step-00000500/
-      model.safetensors       parameters and buffers
+      model.safetensors       parameters and buffers; its metadata name the backbone's normalisation, if it has one
       optimizer.safetensors   optimizer state, by "parameter/key"
       checkpoint.json         step, config, the online probe's score, checksums of the two files and of itself
 
@@ -27,6 +27,7 @@ from ssl_dist.files import replacing
 
 MODEL = "model.safetensors"
 META = "checkpoint.json"
+NORMALISATION = "normalisation"  # key of a model's metadata, and of the setting in its config
 _TENSORS = (MODEL, "optimizer.safetensors")
 
 
@@ -84,9 +85,15 @@ def write(path: Path, step: int, config: ResolvedConfig, state: State, score: fl
         aside.mkdir(parents=True)
         meta: dict[str, Any] = {"step": step, "score": score, "config": config.model_dump(mode="json"), "xxh3": {}}
         for name, tensors in zip(_TENSORS, state, strict=True):
-            save_file(tensors, aside / name)
+            save_file(tensors, aside / name, _metadata(config) if name == MODEL else None)
             meta["xxh3"][name] = checksum(aside / name)
         (aside / META).write_text(json.dumps({**meta, "self": _digest(meta)}, indent=1), encoding="utf-8")
+
+
+def _metadata(config: ResolvedConfig) -> dict[str, str] | None:
+    """Return the metadata of a model's file: what its weights need to be used, wherever the file goes."""
+    given = config.model_dump(mode="json")["backbone"][NORMALISATION]
+    return {NORMALISATION: json.dumps(given)} if given not in (None, "none") else None
 
 
 def verify(path: Path) -> Checkpoint:

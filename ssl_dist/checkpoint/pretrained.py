@@ -2,39 +2,78 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import safetensors
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ssl_dist.checkpoint.checkpoints import Checkpoints
-from ssl_dist.checkpoint.files import MODEL, checksum
+from ssl_dist.backbones import imagenet_input
+from ssl_dist.checkpoint.checkpoints import locate
+from ssl_dist.checkpoint.files import META, MODEL, NORMALISATION, checksum
 from ssl_dist.config import ResolvedConfig
-from ssl_dist.errors import ConfigError
+from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.settings import BackboneConfig
 
 _BACKBONE = "backbone."  # prefix of the backbone's tensors in a checkpoint
 _BODY = "body."  # prefix, within the backbone, of the tensors of a torchvision network
+_IMAGENET_CLASSES = 1000
 
 log = logging.getLogger(__name__)
 
 
 def resolve(config: ResolvedConfig) -> ResolvedConfig:
-    """Replace ``backbone.weights`` by the path of one file, and add its digest to the facts unless it is there.
+    """Replace ``backbone.weights`` by the path of one file, and find its digest and its normalisation of images.
+
+    A config whose facts have the digest is returned as it is: its run began with what its settings say.
 
     Raises:
-        ConfigError: there are no such weights, or they are of another backbone.
+        ConfigError: there are no such weights, they are of another backbone, or nothing tells their normalisation.
     """
     backbone = config.backbone
     if backbone.weights is None or config.facts.weights_digest is not None:
         return config
-    file = _file(Path(backbone.weights).absolute())
+    file = _file(backbone)
     facts = config.facts.model_copy(update={"weights_digest": checksum(file)})
-    backbone = backbone.model_copy(update={"weights": str(file)})
-    resolved = config.model_copy(update={"backbone": backbone, "facts": facts})
+    found = {"weights": str(file), "checkpoint": "newest"}
+    resolved = config.model_copy(update={"backbone": backbone.model_copy(update=found), "facts": facts})
     read(resolved)
-    return resolved
+    if backbone.normalisation is not None:
+        return resolved
+    tree = resolved.model_dump()
+    tree["backbone"][NORMALISATION] = _normalisation(file, resolved)
+    return ResolvedConfig.from_tree(tree, str(file))
+
+
+def _normalisation(file: Path, config: ResolvedConfig) -> Any:
+    """Return the setting ``backbone.normalisation`` that belongs to weights; None: they learned from [0, 1] pixels.
+
+    Raises:
+        ConfigError: they are neither a run's nor torchvision's.
+    """
+    tensors = _tensors(file)
+    if _is_checkpoint(tensors):
+        with safetensors.safe_open(file, "pt") as content:
+            return json.loads((content.metadata() or {}).get(NORMALISATION, "null"))
+    name, classifier = config.backbone.name, config.initial_backbone().classifier
+    weight = tensors.get(f"{classifier}.weight")
+    if weight is None or len(weight) != _IMAGENET_CLASSES:
+        raise ConfigError(
+            f"backbone.weights {file}: nothing in it tells how the images were normalised that it learned from: set"
+            " backbone.normalisation to imagenet (its mean and standard deviation), inception ([-1, 1]), none ([0, 1])"
+            " or {mean: [R, G, B], std: [R, G, B]}"
+        )
+    found = imagenet_input(name)
+    log.warning(
+        "%s has the tensors of torchvision's %s with ImageNet's classes: backbone.normalisation is set to %s (if it"
+        " learned from other pixels, set it to none, or to their mean and std)",
+        *(file, name, found),
+    )
+    return found
 
 
 def read(config: ResolvedConfig) -> dict[str, Tensor]:
@@ -49,15 +88,12 @@ def read(config: ResolvedConfig) -> dict[str, Tensor]:
     backbone = config.backbone
     if backbone.weights is None:
         return {}
-    file = _file(Path(backbone.weights))
-    try:
-        tensors, digest = load_file(file), checksum(file)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ConfigError(f"backbone.weights {file} cannot be read as safetensors ({error})") from None
+    file = _file(backbone)
+    tensors, digest = _tensors(file), checksum(file)
     if config.facts.weights_digest not in (None, digest):
         raise ConfigError(f"backbone.weights {file} has changed since this run was begun: start a new run")
     wanted = config.initial_backbone().state_dict()
-    prefix = "" if any(name.startswith(_BACKBONE) for name in tensors) else _BODY
+    prefix = "" if _is_checkpoint(tensors) else _BODY
     named = {f"{prefix}{name.removeprefix(_BACKBONE)}": tensor for name, tensor in tensors.items()}
     for name, tensor in wanted.items():
         if name not in named or named[name].shape != tensor.shape:
@@ -71,14 +107,29 @@ def read(config: ResolvedConfig) -> dict[str, Tensor]:
     return {name: named[name].to(tensor.dtype) for name, tensor in wanted.items()}
 
 
-def _file(path: Path) -> Path:
-    """Return the model file of a run's newest checkpoint, or of a checkpoint; ``path`` itself if it is a file."""
-    if Checkpoints(path).folder.is_dir():
-        found = Checkpoints(path).newest()
-        if found is None:
-            raise ConfigError(f"backbone.weights {path} holds no checkpoint that verifies")
-        path = found.path
-    file = path / MODEL if path.is_dir() else path
-    if not file.is_file():
-        raise ConfigError(f"backbone.weights {path}: give a run's directory, a checkpoint's, or a .safetensors file")
-    return file
+def _is_checkpoint(tensors: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(_BACKBONE) for name in tensors)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ConfigError(f"backbone.weights {file} cannot be read as safetensors ({error})") from None
+
+
+def _file(backbone: BackboneConfig) -> Path:
+    """Return the file of ``weights``: itself, or the model's of the chosen checkpoint."""
+    path = Path(backbone.weights or "").absolute()
+    try:
+        bare = path.is_dir() and not (path / META).exists() and (path / MODEL).is_file()
+        if not path.is_dir() or bare:
+            file = path / MODEL if bare else path
+            if backbone.checkpoint != "newest":
+                raise RunError(f"{path} is no run: backbone.checkpoint chooses among a run's checkpoints")
+            if not file.is_file():
+                raise RunError(f"{path}: give a run's directory, a checkpoint's, or a .safetensors file")
+            return file
+        return locate(path, backbone.checkpoint).model_file
+    except RunError as error:
+        raise ConfigError(f"backbone.weights: {error}") from None

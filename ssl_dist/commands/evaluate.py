@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ssl_dist.commands.console import image_bar, print_json, show
-from ssl_dist.commands.options import Json, Run
+from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
 
 if TYPE_CHECKING:
     from ssl_dist.evaluate.compare import Check, Comparison, Score
+    from ssl_dist.settings import CheckpointChoice
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Measure a run's frozen features beside random weights."
@@ -24,10 +25,11 @@ TestStore = Annotated[str, typer.Option("--test", help="Labelled store to classi
 
 @app.command()
 def knn(
-    run: Run,
+    run: RunOrCheckpoint,
     train: TrainStore,
     test: TestStore,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    checkpoint: WhichCheckpoint = "newest",
     as_json: Json = False,
 ) -> None:
     """Let k nearest neighbours by cosine similarity s vote, with weights exp(s / 0.1)."""
@@ -35,15 +37,16 @@ def knn(
     from ssl_dist.evaluate.classifiers import expect_voters
 
     score, check = partial(knn_accuracy, k=k), partial(expect_voters, k=k)
-    _evaluate(f"kNN, k = {k}", score, check, run, train, test, as_json)
+    _evaluate(f"kNN, k = {k}", score, check, run, train, test, as_json, checkpoint)
 
 
 @app.command()
 def linear(
-    run: Run,
+    run: RunOrCheckpoint,
     train: TrainStore,
     test: TestStore,
     l2: Annotated[float, typer.Option(help="Penalty: the mean cross-entropy + l2/2 |weights|² is minimised.")] = 1e-3,
+    checkpoint: WhichCheckpoint = "newest",
     as_json: Json = False,
 ) -> None:
     """Fit multinomial logistic regression on standardised features."""
@@ -51,22 +54,37 @@ def linear(
     from ssl_dist.evaluate.classifiers import expect_two_classes
 
     score, check = partial(linear_accuracy, l2=l2), partial(expect_two_classes, l2=l2)
-    _evaluate("linear probe", score, check, run, train, test, as_json)
+    _evaluate("linear probe", score, check, run, train, test, as_json, checkpoint)
 
 
-def _evaluate(name: str, score: Score, check: Check, run: Path, train: str, test: str, as_json: bool) -> None:
-    result = show_comparison(name, score, check, run, train, test)
+def _evaluate(
+    name: str,
+    score: Score,
+    check: Check,
+    run: Path,
+    train: str,
+    test: str,
+    as_json: bool,
+    checkpoint: CheckpointChoice,
+) -> None:
+    result = show_comparison(name, score, check, run, train, test, checkpoint)
     print_json({"evaluation": name, **result._asdict()}, as_json)
 
 
 def show_comparison(
-    name: str, score: Score, check: Check, run: Path, train: str | Path, test: str | Path
+    name: str,
+    score: Score,
+    check: Check,
+    run: Path,
+    train: str | Path,
+    test: str | Path,
+    checkpoint: CheckpointChoice = "newest",
 ) -> Comparison:
     """Compare a run's encoder with random weights: a bar while features are computed, then a table."""
     from ssl_dist.evaluate import compare
 
     with image_bar("embedding") as bar:
-        result = compare(run, train, test, score, check=check, progress=bar)
+        result = compare(run, train, test, score, check=check, checkpoint=checkpoint, progress=bar)
     rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
     title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"
     show(title, rows.items(), {}, as_json=False)

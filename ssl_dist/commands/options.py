@@ -3,12 +3,43 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ssl_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ssl_dist.settings import CheckpointChoice
+
+
+def _checkpoint_choice(text: str) -> CheckpointChoice:
+    """Read ``--checkpoint``.
+
+    Raises:
+        ConfigError: it is none of its choices.
+    """
+    if text in ("newest", "best"):
+        return cast("CheckpointChoice", text)
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise ConfigError(f"--checkpoint {text}: it is newest, best, or a step such as 500")
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of output.")]
 Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
+RunOrCheckpoint = Annotated[
+    Path, typer.Argument(metavar="RUN", help="Run directory, its folder of checkpoints, or one checkpoint.")
+]
+WhichCheckpoint = Annotated[
+    Any,  # a settings.CheckpointChoice
+    typer.Option(
+        "--checkpoint",
+        parser=_checkpoint_choice,
+        metavar="newest|best|STEP",
+        help="The newest checkpoint, the one with the best online probe, or that of a step.",
+    ),
+]
 Recipe = Annotated[str | None, typer.Argument(help="Recipe file, or the name of one that comes with the package.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Replace one setting, e.g. optim.lr=0.3.")

@@ -93,7 +93,8 @@ def _values(kind: dict[str, Any]) -> str:
     if "enum" in kind:
         return ", ".join(map(str, kind["enum"]))
     if "prefixItems" in kind:
-        return f"pair of {_values(kind['prefixItems'][0])}"
+        size = {2: "pair", 3: "triple"}[len(kind["prefixItems"])]
+        return f"{size} of {_values(kind['prefixItems'][0])}"
     if "items" in kind:
         return f"list of {_values(kind['items'])}"
     limits = [f"{sign} {kind[name]:g}" for name, sign in _LIMITS.items() if kind.get(name, 2**63) < 2**63]

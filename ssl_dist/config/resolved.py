@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import pydantic
 
@@ -21,6 +22,9 @@ DIGESTS_OF_STORE = {
     "store_digest": "other images, of the same number and size,",
     "store_labels_digest": "other labels",
 }
+
+# Settings that older versions did not have, and their defaults, which leave a run what it was.
+_LATER_SETTINGS: dict[str, dict[str, Any]] = {"backbone": {"checkpoint": "newest", "normalisation": None}}
 
 
 class DataFacts(Section):
@@ -144,4 +148,8 @@ class ResolvedConfig(RunConfig):
         for section, keys in FACTS_IN_SECTIONS.items():
             tree[section] |= {key: facts[key] for key in keys}
         tree["data"] |= {key: facts[key] for key in DIGESTS_OF_STORE if facts[key] is not None}
+        for section, later in _LATER_SETTINGS.items():
+            for key, default in later.items():
+                if tree[section][key] == default:
+                    del tree[section][key]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

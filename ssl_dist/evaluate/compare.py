@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ssl_dist.evaluate.features import encoder_of, extract, fastest_device, labels_by_name, open_labelled
+from ssl_dist.settings import CheckpointChoice
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], float]
 """(training features, their labels, test features, their labels) -> accuracy."""
@@ -37,11 +38,13 @@ def compare(
     score: Score,
     *,
     check: Check = lambda labels: None,
+    checkpoint: CheckpointChoice = "newest",
     progress: ProgressCallback | None = None,
 ) -> Comparison:
-    """Score a run's newest encoder, and the weights it started from, on the labelled images of two stores.
+    """Score a run's encoder, and the random weights of its seed, on the labelled images of two stores.
 
     Args:
+        run, checkpoint: as ``trained_method`` takes them.
         check: called before anything is embedded.
         progress: called with (images embedded, images in all).
 
@@ -50,7 +53,7 @@ def compare(
         StoreError: no labels, different classes (see ``labels_by_name``), or images of another size than the run's.
         ConfigError: of ``check``.
     """
-    backbone, config, step = encoder_of(run)
+    backbone, config, step = encoder_of(run, checkpoint)
     train_store = open_labelled(train, config.data, config.facts.image_shape)
     test_store = open_labelled(test, config.data, train_store.image_shape)
     stores = (train_store, test_store)

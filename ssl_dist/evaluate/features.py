@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.checkpoint import Checkpoints
+from ssl_dist.checkpoint import locate
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.data import open_store
-from ssl_dist.errors import RunError, StoreError
+from ssl_dist.errors import StoreError
 from ssl_dist.methods import Method
-from ssl_dist.settings import DataConfig
+from ssl_dist.settings import CheckpointChoice, DataConfig
 from ssl_dist.store import ImageStore
 from ssl_dist.store.decode import resize
 
@@ -92,26 +92,27 @@ def embed(
     return found
 
 
-def encoder_of(run: Path) -> tuple[Backbone, ResolvedConfig, int]:
+def encoder_of(run: Path, checkpoint: CheckpointChoice = "newest") -> tuple[Backbone, ResolvedConfig, int]:
     """Load the trained backbone of a run, as ``trained_method`` loads its method."""
-    method, config, step = trained_method(run)
+    method, config, step = trained_method(run, checkpoint)
     return method.backbone, config, step
 
 
-def trained_method(run: Path) -> tuple[Method, ResolvedConfig, int]:
-    """Load the method with the weights of a run's newest checkpoint that verifies.
+def trained_method(run: Path, checkpoint: CheckpointChoice = "newest") -> tuple[Method, ResolvedConfig, int]:
+    """Load the method with the weights of one of a run's checkpoints that verifies.
+
+    Args:
+        run: the run's directory, its folder of checkpoints, or one checkpoint.
+        checkpoint: which one, where ``run`` has several.
 
     Returns:
         (method on the CPU, the run's config, steps it was trained for).
 
     Raises:
-        RunError: no such run, or no checkpoint of it verifies.
+        RunError: no such run or checkpoint.
+        CheckpointError: it is damaged.
     """
-    if not run.is_dir():
-        raise RunError(f"{run} is not a run directory: give the directory that `ssl-dist pretrain` printed")
-    found = Checkpoints(run).newest()
-    if found is None:
-        raise RunError(f"{run} holds no checkpoint that verifies")
+    found = locate(run, checkpoint)
     method = found.config.initial_method()
     method.load_state_dict(found.load().model)
     return method, found.config, found.step

@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_older_checkpoints(
 ) -> None:
     save(tmp_path, 5, config)
 
-    def full(tensors: object, file: Path) -> None:
+    def full(tensors: object, file: Path, metadata: object) -> None:
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
@@ -179,9 +179,9 @@ def test_a_writer_writes_in_the_background_and_says_when_it_failed(
     )
     assert not torn.exists()
 
-    def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    def slow(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None) -> None:
         assert go.wait(60)
-        save_file(tensors, file)
+        save_file(tensors, file, metadata)
 
     monkeypatch.setattr(files, "save_file", slow)
     writer.write(5, lambda _: state(5), 0.5)
@@ -191,7 +191,7 @@ def test_a_writer_writes_in_the_background_and_says_when_it_failed(
     writer.wait()
     assert verify(Checkpoints(tmp_path).path(5)).score == 0.5
 
-    def full(tensors: object, file: Path) -> None:
+    def full(tensors: object, file: Path, metadata: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
@@ -209,9 +209,9 @@ def test_a_snapshot_is_reused_only_once_it_is_on_disk(
 ) -> None:
     writer, save_file = Writer(Checkpoints.from_config(tmp_path, config), config), files.save_file
 
-    def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
+    def slow(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None) -> None:
         time.sleep(0.2)
-        save_file(tensors, file)
+        save_file(tensors, file, metadata)
 
     def over(into: State | None) -> State:
         assert into is not None

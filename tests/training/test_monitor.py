@@ -192,7 +192,7 @@ def test_a_checkpoint_is_written_when_it_is_asked_for(config: ResolvedConfig, tm
 def test_a_full_disk_behind_the_steps_ends_the_run_with_its_reason(
     config: ResolvedConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(tensors: object, file: Path) -> None:
+    def full(tensors: object, file: Path, metadata: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(files, "save_file", full)
