@@ -15,6 +15,7 @@ import ray
 from ray.train.torch import TorchConfig
 
 from cluster.preemption import handle_sigterm, is_training, preempt
+from ssl_dist.training.launchers import forget_launcher
 
 _HEALTHY_ANSWER_S = 10  # a worker that takes longer is not waited for
 _PREEMPT_S = 330  # enough for a step and a checkpoint
@@ -23,6 +24,11 @@ _TorchBackend: Any = TorchConfig().backend_cls
 
 
 class _Backend(_TorchBackend):  # type: ignore[misc]
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Make the process group, with Ray's ranks and no others."""
+        worker_group.execute(forget_launcher)
+        super().on_start(worker_group, backend_config)
+
     def on_training_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
         super().on_training_start(worker_group, backend_config)
         worker_group.execute(handle_sigterm)

@@ -6,12 +6,14 @@ import contextlib
 import logging
 import math
 import os
+import site
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import ssl_dist
 from cluster.guards import check_machine, num_cores
 from ssl_dist.errors import ClusterError
 from ssl_dist.settings import ClusterConfig
@@ -92,7 +94,24 @@ def _connect_to(address: str) -> None:
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host, int(port)), timeout=_REACH_S).close()
-    ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    config = None if address.startswith("ray://") else _job_config()  # a Ray client gives workers no folder
+    ray.init(address=address, job_config=config, log_to_driver=False, logging_level=logging.ERROR)
+
+
+def _job_config() -> Any:
+    """Return a job's config with which workers import these packages, and nothing of the caller's working directory.
+
+    Ray would put that directory and the script's before all others: a file ``tune.py`` there would be executed.
+    """
+    import ray.job_config
+
+    class JobConfig(ray.job_config.JobConfig):  # type: ignore[misc]
+        def _runtime_env_has_working_dir(self) -> bool:
+            return True  # as if the job had a working directory of its own: Ray adds no other
+
+    packages = str(Path(ssl_dist.__file__).parents[1])
+    installed = packages in (*site.getsitepackages(), site.getusersitepackages())
+    return JobConfig(_py_driver_sys_path=[] if installed else [packages])
 
 
 def _start(cluster: ClusterConfig, drivers: int) -> None:
@@ -107,6 +126,7 @@ def _start(cluster: ClusterConfig, drivers: int) -> None:
         include_dashboard=cluster.dashboard_port is not None or drivers > 0,
         dashboard_host="127.0.0.1",
         dashboard_port=cluster.dashboard_port,
+        job_config=_job_config(),
         log_to_driver=False,
         logging_level=logging.ERROR,
     )

@@ -28,6 +28,7 @@ Command = Callable[..., Outcome]
 
 def run_in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """Run ``python -m ssl_dist`` with these arguments; a command that returns without an exit code succeeded."""
+    monkeypatch.setenv("PYTHONSAFEPATH", "")  # which the command sets: set back after the test
     monkeypatch.setattr(sys, "argv", ["ssl-dist", *map(str, arguments)])
     code: Any = 0
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from typing import Annotated, Any
 
@@ -58,6 +59,7 @@ def _root(version: Annotated[bool, _VERSION] = False) -> None:
 def main() -> None:
     """Run the command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
     handler = RichHandler(console=errors, show_path=False, show_time=False)
+    os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     try:
         app()

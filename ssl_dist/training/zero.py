@@ -23,6 +23,7 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
 from ssl_dist.methods import Method, Views
 from ssl_dist.optim import LARS, ParameterSlice
+from ssl_dist.training.launchers import forget_launcher
 
 
 class Zero:
@@ -186,6 +187,8 @@ def _slice(whole: Tensor, parameter: Any, world: World) -> Tensor:
 def _import_deepspeed(world: World) -> Any:
     if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if not dist.is_initialized():  # alone; whoever made a process group has numbered its workers
+        forget_launcher()
     os.environ.setdefault("LOCAL_RANK", "0")
     import deepspeed
     import deepspeed.ops
