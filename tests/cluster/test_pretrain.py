@@ -28,6 +28,7 @@ from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import permutation
 from ssl_dist.errors import ClusterError, Diverged, RunError, StoreDamaged
 from ssl_dist.store import ImageStore
+from ssl_dist.store.building import builder
 from ssl_dist.uris import join_uri
 from tests.cluster import held_worker
 from tests.conftest import write_images
@@ -184,10 +185,13 @@ def _first_to_meet_batch_1(seed: int) -> int | None:
     raise AssertionError("an epoch holds every sample")
 
 
-def test_damage_that_only_one_worker_finds_ends_the_run_with_its_reason(local_ray: None, tmp_path: Path) -> None:
+def test_damage_that_only_one_worker_finds_ends_the_run_with_its_reason(
+    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One of two record batches is damaged, and worker 1 alone reads it first: worker 0 must not wait for ever."""
     write_images(tmp_path / "images", num_classes=2, per_class=300, size_px=8)
     path = tmp_path / "store"
+    monkeypatch.setattr(builder, "SMALLEST_SHARD", 600)  # both in one shard
     store.build(tmp_path / "images", path, workers=1)
     config = resolved_config(path, cluster__workers=2, batch={"size": 8, "micro": 4}, probe=None, epochs=1)
     seed = next(seed for seed in range(100) if _first_to_meet_batch_1(seed) == 1)

@@ -75,7 +75,7 @@ def test_a_build_that_died_is_resumed_after_its_shards(
     first = (tmp_path / "s" / "shard-00000.arrow").stat().st_ino
     written = []
     monkeypatch.setattr(
-        writer_pool, "write_shard", lambda job: written.append(job.path.name) or shard_writer.write_shard(job)
+        writer_pool, "write_shard", lambda job, _: written.append(job.path.name) or shard_writer.write_shard(job)
     )
     store.build(image_folder, tmp_path / "s", workers=1)
     assert written == ["shard-00003.arrow", "shard-00004.arrow", "shard-00005.arrow"]

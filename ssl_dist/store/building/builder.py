@@ -1,7 +1,8 @@
 """Build, merge and extend stores: list the images of a source, have shards written, then write the manifest.
 
 A source is split into shards of SHARD_IMAGES images (or SHARD_MEMORY_BYTES) before any is written, so the shards do not
-depend on the number of writers. The manifest is written when every shard is on disk. A ``build`` that dies leaves no
+depend on the number of writers. A shard is what one writer makes at a time and what a killed build keeps: a source of
+fewer images has smaller shards. The manifest is written when every shard is on disk. A ``build`` that dies leaves no
 store, and the same call resumes it after the shards that are complete; an ``append`` that dies leaves the store as it
 was.
 """
@@ -29,6 +30,8 @@ from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, Shar
 from ssl_dist.uris import is_remote
 
 SHARD_IMAGES = 16 * BATCH_ROWS
+SMALLEST_SHARD = 64  # images
+_SHARDS = 32  # at least so many, where each has more images than SMALLEST_SHARD
 SHARD_MEMORY_BYTES = 256 << 20  # a shard also ends when its images take this much memory before they are written
 
 log = logging.getLogger(__name__)
@@ -139,12 +142,14 @@ def append(
         shard_format = ShardFormat(
             encoding=old.encoding, image_shape=shape, size_px=side, batch_rows=BATCH_ROWS, alpha=old.alpha
         )
-        job = BuildJob(_digest(listed, shard_format), old_shards=len(old.shards))
+        jobs = _jobs(listed, shard_format, len(old.shards))
+        job = _begun(jobs, lock.job.digest if lock.job else "")
         if (died := lock.job) and died.digest == job.digest and old.made_of == died.identity:
             return old  # an earlier call died after it had written the manifest
         lock.begin(job, old)
         names = (*old.class_names, *(name for name in listed.class_names if name not in old.class_names))
-        shards, counts = _write_shards(listed.with_class_names(names), path, shard_format, old, execution)
+        renumbered = listed.with_class_names(names)
+        shards, counts = _write_shards(renumbered, path, shard_format, old, execution, jobs[job])
         kept = old.model_dump(exclude={"shards", "xxh3"}) | {"class_names": names}
         kept |= {name: getattr(old, name) + number for name, number in counts.items()}
         if listed.treatment:
@@ -192,8 +197,10 @@ def _no_image(listed: Source, first: tuple[str, str] | None) -> SourceError:
 
 def _build(listed: Source, store: Path, split: str, shard_format: ShardFormat, execution: _Execution) -> Manifest:
     """Build a store of a listed source, resume an unfinished build of it, or ``keep`` the store that is there."""
-    job = BuildJob(_digest(listed, shard_format, split), old_shards=0)
-    if unfinished_job(store) != job and (existing := _existing_store(store, job, execution.keep)):
+    jobs, begun = _jobs(listed, shard_format, 0, split), unfinished_job(store)
+    made = Manifest.read(store).made_of if (store / MANIFEST).exists() else None
+    job = _begun(jobs, begun.digest if begun else "", made or "")
+    if begun != job and (existing := _existing_store(store, job, execution.keep)):
         return existing
     refuse_other_files(store)
     with lock_store(store) as lock:
@@ -201,7 +208,7 @@ def _build(listed: Source, store: Path, split: str, shard_format: ShardFormat, e
         if existing := _existing_store(store, job, execution.keep or lock.job == job):
             return existing
         lock.begin(job, None)
-        shards, counts = _write_shards(listed, store, shard_format, None, execution)
+        shards, counts = _write_shards(listed, store, shard_format, None, execution, jobs[job])
         about = shard_format.model_dump(include={"encoding", "image_shape", "alpha"})
         about |= {"split": split, "resize": describe_resize(shard_format.size_px)}
         if listed.treatment and shard_format.size_px is None:
@@ -240,14 +247,32 @@ def _skip_file(key: str, reason: str, strict: bool) -> None:
     log.warning("skipped %s: %s", printable(key), printable(reason))
 
 
-def _digest(listed: Source, shard_format: ShardFormat, *more: object) -> str:
-    """Return a digest of everything that the store depends on; only a build with the same digest is resumed."""
-    parts = [listed.fingerprint, listed.class_names, shard_format.model_dump(), SHARD_IMAGES, SHARD_MEMORY_BYTES, *more]
-    return xxhash.xxh3_64_hexdigest(json.dumps(parts).encode())
+def _jobs(listed: Source, shard_format: ShardFormat, old_shards: int, *more: object) -> dict[BuildJob, int]:
+    """Return the job of a build with the images of its shards, then as earlier versions would split the source.
+
+    A job has a digest of everything that the store depends on; only a build with the same digest is resumed.
+    """
+    size = 1 << max(1, -(-listed.num_images // _SHARDS) - 1).bit_length()
+    size = min(SHARD_IMAGES, max(SMALLEST_SHARD, size)) if listed.num_images > SMALLEST_SHARD else SHARD_IMAGES
+    jobs = {}
+    for images in (size, SHARD_IMAGES):
+        parts = [listed.fingerprint, listed.class_names, shard_format.model_dump(), images, SHARD_MEMORY_BYTES, *more]
+        jobs[BuildJob(xxhash.xxh3_64_hexdigest(json.dumps(parts).encode()), old_shards)] = images
+    return jobs
+
+
+def _begun(jobs: dict[BuildJob, int], *known: str) -> BuildJob:
+    """Return the job that one of these texts names: a build that died, or a manifest; otherwise the first."""
+    return next((job for job in jobs if any(text.startswith(job.digest) for text in known)), next(iter(jobs)))
 
 
 def _write_shards(
-    listed: Source, store: Path, shard_format: ShardFormat, old: Manifest | None, execution: _Execution
+    listed: Source,
+    store: Path,
+    shard_format: ShardFormat,
+    old: Manifest | None,
+    execution: _Execution,
+    shard_images: int,
 ) -> tuple[list[ShardEntry], dict[str, int]]:
     """Write all shards of a source; return their entries, and the manifest's counts of images."""
     writers, strict, progress, _ = execution
@@ -257,10 +282,14 @@ def _write_shards(
     entries, skipped, done = list[ShardEntry](), len(listed.non_images), 0
     one_colour = list[str]()
     first = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
-    split = enumerate(_split_into_shards(listed), first)
+    split = enumerate(_split_into_shards(listed, shard_images), first)
     jobs = (ShardJob(members, store / f"shard-{number:05d}.arrow", shard_format) for number, members in split)
     with contextlib.closing(writers(jobs)) as results:
-        for summary in map(publish_shard, results):  # each when those before it are published
+        for result in results:
+            if isinstance(result, int):  # images of shards that are not complete
+                report(max(done, result), max(result, listed.num_images))
+                continue
+            summary = publish_shard(result)  # when those before it are published
             for key, reason in summary.skipped:
                 _skip_file(key, reason, strict)
             skipped, done = skipped + len(summary.skipped), done + summary.members
@@ -282,12 +311,12 @@ def _warn_of_one_colour(keys: Sequence[str]) -> None:
         log.warning("%s of one colour: %s%s (of drawings on a transparent ground? see --alpha)", which, names, more)
 
 
-def _split_into_shards(listed: Source) -> Iterator[list[Member]]:
+def _split_into_shards(listed: Source, shard_images: int) -> Iterator[list[Member]]:
     members, num_bytes = list[Member](), 0
     for member in listed.members():
         members.append(member)
         num_bytes += member.memory_bytes
-        if len(members) == SHARD_IMAGES or num_bytes >= SHARD_MEMORY_BYTES:
+        if len(members) == shard_images or num_bytes >= SHARD_MEMORY_BYTES:
             yield members
             members, num_bytes = [], 0
     if members:

@@ -12,7 +12,7 @@ import io
 import operator
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, NamedTuple
 
@@ -98,8 +98,11 @@ class WrittenShard(NamedTuple):
     temporary: Path | None
 
 
-def write_shard(job: ShardJob) -> WrittenShard:
+def write_shard(job: ShardJob, count: Callable[[int], None] = lambda images: None) -> WrittenShard:
     """Write a shard to a temporary file, which ``publish_shard`` renames.
+
+    Args:
+        count: called with 1 after each image, so that others see how far this shard is.
 
     Raises:
         SourceError: an image has another size than the store's, or its file cannot be read now.
@@ -108,7 +111,7 @@ def write_shard(job: ShardJob) -> WrittenShard:
     temporary = job.path.with_name(f".{job.path.stem}.{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("wb", buffering=_WRITE_BYTES) as file:
-            summary, batches = _write_members(file, job)
+            summary, batches = _write_members(file, job, count)
             file.flush()
             os.fsync(file.fileno())
         if batches:
@@ -121,12 +124,14 @@ def write_shard(job: ShardJob) -> WrittenShard:
     return WrittenShard(job.path, summary, None)
 
 
-def _write_members(file: IO[bytes], job: ShardJob) -> tuple[ShardSummary, list[BatchEntry]]:
+def _write_members(
+    file: IO[bytes], job: ShardJob, count: Callable[[int], None]
+) -> tuple[ShardSummary, list[BatchEntry]]:
     """Write the Arrow file; return its summary without the entry, and its record batches without their checksums."""
     summary, batches = ShardSummary(members=len(job.members)), list[BatchEntry]()
     schema, sink = shard_schema(job.format.encoding, job.format.image_shape), pa.PythonFile(file, mode="w")
     writer = pa.ipc.new_file(sink, schema)
-    for rows in _fill_batches(job, summary):
+    for rows in _fill_batches(job, summary, count):
         start = sink.tell() or len(_MAGIC) + schema.serialize().size  # the first write puts the file's header before
         writer.write_batch(_to_record_batch(rows, schema))
         batches.append(BatchEntry(rows=len(rows), offset=start, length=sink.tell() - start, xxh3=""))
@@ -134,10 +139,11 @@ def _write_members(file: IO[bytes], job: ShardJob) -> tuple[ShardSummary, list[B
     return summary, batches
 
 
-def _fill_batches(job: ShardJob, summary: ShardSummary) -> Iterator[list[_Row]]:
+def _fill_batches(job: ShardJob, summary: ShardSummary, count: Callable[[int], None]) -> Iterator[list[_Row]]:
     """Yield the rows of each record batch of a shard, and add the images that cannot be read to its summary."""
     rows, num_bytes = list[_Row](), 0
     for member in job.members:
+        count(1)
         try:
             rows.append(_make_row(member, job.format))
         except Unreadable as error:
