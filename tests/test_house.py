@@ -32,6 +32,7 @@ FLOORS = [
     "ssl_dist.hashing",
     "ssl_dist.reading",
     "ssl_dist.store.image_files",
+    "ssl_dist.progress",
     "ssl_dist.store.decode",
     "ssl_dist.store.schema",
     "ssl_dist.store.remote.cache",

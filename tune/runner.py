@@ -19,6 +19,7 @@ from cluster.connect import Background, last_line, ray_with_capacity, worker_cap
 from ssl_dist.commands.console import say
 from ssl_dist.data import resolve
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
+from ssl_dist.progress import Pace, ProgressLines
 from tune import trial_files
 from tune.sweep import Sweep
 from tune.trial import run_trial
@@ -31,6 +32,7 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
 }
 _POLL_S = 2.0
+_WAITING = "waiting for a worker"
 _DRIVER_CPUS = 0.01  # for a trial of several workers: its driver only waits, and they have the accelerators
 _RETRIES = 2  # when the node of a trial's driver dies; lost workers are Ray Train's to restart
 _KEPT_CHECKPOINTS = 4  # Ray Tune keeps this many of each member of a population
@@ -195,15 +197,23 @@ def _show_progress(fit: Background, sweep: Sweep, directory: Path, console: Cons
     columns = (TextColumn("images"), BarColumn(), TextColumn("{task.fields[numbers]}"))
     known = [sweep.expected_images(sweep.config(sample)) for sample in sweep.known_samples]
     usual = sum(known) / len(known) if known else sweep.expected_images(sweep.recipe)
-    with Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console) as bar:
-        task = bar.add_task("images", total=None, numbers="starting")
+    lines, pace = ProgressLines(console, _WAITING), Pace()
+    reached: tuple[int, float | None] = (0, None)
+    clocks = (TimeElapsedColumn(), TimeRemainingColumn())
+    with lines, Progress(*columns, *clocks, console=console, disable=lines.wanted) as bar:
+        task = bar.add_task("images", total=None, numbers=_WAITING)
         while fit.is_alive():
             fit.join(timeout=_POLL_S)
             seen, expected, ended, best = _progress(sweep, directory, usual)
             numbers = f"{seen:,.0f} of about {expected:,.0f}  {ended} of {sweep.num_trials} trials ended"
+            numbers += "" if seen else f", {_WAITING}"
             if best is not None:
                 numbers += f"  best {sweep.objective} {best:.4f}"
             bar.update(task, total=expected, completed=seen, numbers=numbers)
+            before, reached = reached, (ended, best)
+            lines.update(
+                ", ".join(filter(None, (f"images {numbers}", pace(seen, expected)[1]))), reached=reached != before
+            )
 
 
 def _progress(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float, int, float | None]:

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ssl_dist.commands.console import console, print_json
+from ssl_dist.commands.console import console, errors, print_json, waiting
 from ssl_dist.commands.options import Json, Settings, overrides_of
 
 # Help texts that need a line of their own.
@@ -38,8 +38,8 @@ def doctor(
     config = resolve(recipe, overrides) if recipe else None
     cluster = config.cluster if config else ClusterConfig.model_validate({"workers": workers or 2, "gpu": gpu})
     expected = [host for host in hosts.split(",") if host]
-    with console.status("reaching Ray") as status:
-        found = check(cluster, storage.absolute(), expected, exact=exact, config=config, say=status.update)
+    with waiting("reaching Ray", errors) as now:
+        found = check(cluster, storage.absolute(), expected, exact=exact, config=config, say=now)
     show_report(console, found)
     plain = {key: _plain(value) for key, value in found._asdict().items()}
     print_json({"healthy": found.healthy, **plain}, as_json)

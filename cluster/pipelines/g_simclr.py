@@ -11,7 +11,7 @@ from rich.console import Console
 
 from cluster.pipelines.completion import complete, expect_all_images, has_begun, save_labels, with_data_settings
 from ssl_dist.checkpoint import Checkpoints, checksum
-from ssl_dist.commands.console import say
+from ssl_dist.commands.console import say, waiting
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError
 from ssl_dist.files import write_text
@@ -86,7 +86,8 @@ class GSimCLR(NamedTuple):
                 f"{self.label_file} has other clusters, and simclr/ has begun with them: {', '.join(differing)}; use"
                 " the settings that it began with, or choose another --run-dir"
             )
-        labels = self._labels()
+        with waiting(f"finding {self.num_clusters} clusters of {self.simclr.facts.num_images:,} images", console):
+            labels = self._labels()
         record.unlink(missing_ok=True)  # it must never lie beside other clusters
         save_labels(labels, self.label_file)
         write_text(record, json.dumps(wanted, indent=1))

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from cluster.pipelines.completion import complete, expect_all_images, has_begun, save_labels, with_data_settings
 from ssl_dist import methods
+from ssl_dist.commands.console import waiting
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import open_store, read_labels
 from ssl_dist.errors import ConfigError, StoreError
@@ -70,11 +71,13 @@ class SelfTraining(NamedTuple):
         for number in range(self.rounds + 1):
             if number and (labels >= 0).all():
                 break
-            before, config = labels, self._config_of(number, store, labels)
+            with waiting(f"round {number}: choosing its labels", console):
+                before, config = labels, self._config_of(number, store, labels)
             labels = read_labels(config, store)
             complete(self._run_of(number), config, console)
             added = np.flatnonzero(labels != before)
-            accuracy = self._accuracy(number, test, truth)
+            with waiting(f"round {number}: classifying {test.name}", console):
+                accuracy = self._accuracy(number, test, truth)
             found.append(Round(int((labels >= 0).sum()), len(added), _right(labels, store.labels, added), accuracy))
             if number and found[-1].accuracy - found[-2].accuracy < self.margin:
                 break

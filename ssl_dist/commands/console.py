@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import typer
@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
+
+from ssl_dist.progress import Pace, ProgressLines
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True)
@@ -55,22 +57,43 @@ def _finite(value: Any) -> Any:
 class ImageBar:
     """A progress bar over images with rate and time left; call it with (images done, images in all)."""
 
-    def __init__(self, progress: Progress, title: str) -> None:
-        self._progress, self._title = progress, title
-        self._task = progress.add_task(title, total=None, rate="")
+    def __init__(self, progress: Progress, lines: ProgressLines, title: str, waiting: str) -> None:
+        self._progress, self._lines, self._title, self._pace = progress, lines, title, Pace()
+        self._task = progress.add_task(f"{title}: {waiting}", total=None, rate="")
 
     def __call__(self, done: int, total: int) -> None:
-        rate = f"{done / (self._progress.tasks[0].elapsed or 1):,.0f} images/s"
-        self._progress.update(self._task, completed=done, total=total, rate=rate)
+        images_per_s, left = self._pace(done, total)
+        rate = f"{images_per_s:,.0f} images/s"
+        self._progress.update(self._task, description=self._title, completed=done, total=total, rate=rate)
+        self._lines.update(", ".join([f"{self._title}: {done:,} of {total:,} images", *([rate, left] if left else [])]))
 
     def add_note(self, text: str) -> None:
         """Show a note behind the bar's title."""
-        self._progress.update(self._task, description=f"{self._title}, {text}")
+        self._title = f"{self._title.partition(',')[0]}, {text}"
+        self._progress.update(self._task, description=self._title)
 
 
 @contextlib.contextmanager
-def image_bar(title: str) -> Iterator[ImageBar]:
-    """Show a bar while many images are worked on; nothing where standard error is no terminal."""
+def waiting(text: str, to: Console) -> Iterator[Callable[[str], None]]:
+    """Show what is waited for; yield a function that replaces it."""
+    with ProgressLines(to, text) as lines, to.status(text) as status:
+
+        def replace(text: str) -> None:
+            status.update(text)
+            lines.update(text, reached=True)
+
+        yield replace
+
+
+@contextlib.contextmanager
+def image_bar(title: str, waiting: str) -> Iterator[ImageBar]:
+    """Show a bar while many images are worked on; plain lines where standard error is no terminal.
+
+    Args:
+        waiting: what is waited for until the number of images is known.
+    """
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=errors, disable=not errors.is_terminal) as progress:
-        yield ImageBar(progress, title)
+    lines = ProgressLines(errors, f"{title}: {waiting}")
+    bar = Progress(*columns, TimeRemainingColumn(), console=errors, disable=lines.wanted)
+    with lines, bar as progress:
+        yield ImageBar(progress, lines, title, waiting)

@@ -127,7 +127,8 @@ def verify(store: Store, as_json: Json = False) -> None:
     from ssl_dist.store import ImageStore
 
     opened = ImageStore(store, verify="off")
-    damaged = opened.verify()
+    with image_bar("verifying", "reading the first shard") as bar:
+        damaged = opened.verify(bar)
     for damage in damaged:
         first, stop = damage.rows
         rows = f"record batch {damage.batch}, samples {first}..{stop - 1}"
@@ -166,7 +167,7 @@ def _writing(title: str, workers: int | None, cluster: bool) -> Iterator[tuple[i
     On Ctrl-C, say what to do next.
     """
     try:
-        with image_bar(title) as bar:
+        with image_bar(title, "listing files") as bar:
             yield load(CLUSTER_WRITERS)(workers, bar.add_note) if cluster else workers, bar
     except KeyboardInterrupt:
         raise Interrupted("stopped; the same command goes on where it was") from None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -215,9 +215,13 @@ class ImageStore:
         """
         return self._batches.intact(self._batches.locate_samples(ids)[1])
 
-    def verify(self) -> list[Damage]:
-        """Check every byte of every shard, in the bucket if the store is remote; return what is damaged."""
-        return self._batches.verify()
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+        """Check every byte of every shard, in the bucket if the store is remote; return what is damaged.
+
+        Args:
+            progress: called with (images checked, images in all) after each shard.
+        """
+        return self._batches.verify(progress)
 
     def _decode_jpegs(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
         images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)

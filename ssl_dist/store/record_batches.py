@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -128,14 +128,20 @@ class RecordBatches:
         ids = self.sample_range(number)
         return Damage(shard.entry.file, index, (ids.start, ids.stop))
 
-    def verify(self) -> list[Damage]:
-        """Check every byte of every shard, in the bucket if the store is remote; return what is damaged."""
+    def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
+        """Check every byte of every shard, in the bucket if the store is remote; return what is damaged.
+
+        Args:
+            progress: called with (images checked, images in all) after each shard.
+        """
         damaged, first = list[Damage](), 0
         for number, shard in enumerate(self._shards):
             found = self._remote.damaged_batches(number) if self._remote else shard.damaged_batches()
             damaged += [self.describe(first + index) for index in found if index != NO_BATCH]
             damaged += [Damage(shard.entry.file, NO_BATCH, (0, 0))] if NO_BATCH in found else []
             first += len(shard.entry.batches)
+            if progress:
+                progress(int(self.starts[first]), int(self.starts[-1]))
         return damaged
 
     def _read_message(self, number: int) -> np.ndarray:

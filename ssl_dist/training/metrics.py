@@ -49,3 +49,8 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     if not lines:
         raise RunError(f"{run} is not a run directory with metrics: {METRICS} is missing, or no step is done yet")
     return lines
+
+
+def newest_checkpoint(run: Path) -> str:
+    """Return the name of a run's newest checkpoint, whole or damaged; "" where there is none."""
+    return max((path.name for path in (run / "checkpoints").glob("step-*")), default="")

@@ -23,10 +23,13 @@ from torch.utils.tensorboard.summary import hparams
 
 from ssl_dist.config import Plan, RunConfig
 from ssl_dist.files import write_text
-from ssl_dist.training.metrics import METRICS, MetricsReader
+from ssl_dist.progress import Pace, ProgressLines
+from ssl_dist.training.metrics import METRICS, MetricsReader, newest_checkpoint
 from ssl_dist.uris import without_secrets
 
 TENSORBOARD = "tensorboard"
+FIRST_LOG = "worker-0.log"
+_WAITING, _STARTING = "waiting for a worker", "waiting for the first step"
 _PICTURED = 8  # images whose views are drawn
 
 
@@ -109,35 +112,53 @@ def peak_mb() -> float:
 
 
 class ProgressBar:
-    """Draws a run's progress from its metrics; the run may be another process."""
+    """Shows a run's progress by its files, as a bar or as lines of text; the run may be another process."""
 
     def __init__(self, run: Path, console: Console) -> None:
-        self._metrics = MetricsReader(run)
+        self._run, self._metrics, self._pace = run, MetricsReader(run), Pace()
+        self._logged, self._checkpoint = _bytes(run / FIRST_LOG), newest_checkpoint(run)
         self.last: dict[str, Any] = {}
         numbers = TextColumn("{task.fields[numbers]}")
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers)
-        self._progress = Progress(*columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console)
-        self._task = self._progress.add_task("starting", total=None, numbers="")
+        self._lines = ProgressLines(console, _WAITING)
+        clocks = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._progress = Progress(*columns, *clocks, console=console, disable=self._lines.wanted)
+        self._task = self._progress.add_task(_WAITING, total=None, numbers="")
 
     def __enter__(self) -> ProgressBar:
+        self._lines.__enter__()
         self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.update()
         self._progress.stop()
+        self._lines.__exit__()
 
     def update(self) -> None:
-        """Read new metrics and redraw."""
+        """Read new metrics and redraw; print a line of text at each new probe and checkpoint."""
+        probed = False
         for line in self._metrics.read_new():
             self.last.update(line)
+            probed |= any(tag.startswith("probe/") for tag in line)
         if "plan/total_steps" not in self.last:
+            if _bytes(self._run / FIRST_LOG) > self._logged:
+                self._progress.update(self._task, description=_STARTING)
+                self._lines.update(_STARTING)
             return
         probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
         shown = {"loss": "train/loss", **probes, "img/s": "speed/images_per_s"}
         numbers = "  ".join(f"{name} {self.last[tag]:.4g}" for name, tag in shown.items() if tag in self.last)
         done, total = self.last["step"], self.last["plan/total_steps"]
         self._progress.update(self._task, description="steps", total=total, completed=done, numbers=numbers)
+        before, self._checkpoint = self._checkpoint, newest_checkpoint(self._run)
+        saved = f"checkpoint {self._checkpoint}" if self._checkpoint != before else ""
+        words = (f"step {done:,} of {total:,}", numbers, self._pace(done, total)[1], saved)
+        self._lines.update(", ".join(filter(None, words)), reached=probed or bool(saved))
+
+
+def _bytes(file: Path) -> int:
+    return file.stat().st_size if file.exists() else 0
 
 
 def _shown(value: Any) -> bool | int | float | str:

@@ -1,0 +1,66 @@
+"""Progress in words: how fast something long goes and how long it will take, as lines where no bar can be drawn."""
+
+from __future__ import annotations
+
+import threading
+import time
+from datetime import timedelta
+
+from rich.console import Console
+
+_EVERY_S = 30
+
+
+class ProgressLines:
+    """Prints the newest text every 30 s, and at once where something was reached; in a terminal, nothing.
+
+    Args:
+        to: where the lines go.
+        text: what is waited for before the first update.
+    """
+
+    def __init__(self, to: Console, text: str) -> None:
+        self._to, self._text, self._ended = to, text, threading.Event()
+        self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
+        self.wanted = not (to.is_terminal or to.is_jupyter)
+
+    def __enter__(self) -> ProgressLines:
+        if self.wanted:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        if self.wanted:
+            self._thread.join()
+
+    def update(self, text: str, *, reached: bool = False) -> None:
+        """Replace the text; print it at once where something was ``reached``."""
+        self._text = text
+        if reached and self.wanted:
+            self._print()
+
+    def _repeat(self) -> None:
+        while not self._ended.wait(_EVERY_S):
+            self._print()
+
+    def _print(self) -> None:
+        self._to.print(self._text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Pace:
+    """The pace of work, from what was done since the first call."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def __call__(self, done: float, total: float) -> tuple[float, str]:
+        """Return the rate in 1/s, and the time left as text; "" where nothing was done yet."""
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now, done
+        elapsed, gained = now - self._first[0], done - self._first[1]
+        if gained <= 0 or elapsed <= 0:
+            return 0.0, ""
+        rate = gained / elapsed
+        return rate, f"{timedelta(seconds=round(max(0.0, total - done) / rate))} left"
