@@ -206,7 +206,7 @@ def test_a_finished_sweep_has_the_same_table(command: Command, tmp_path: Path) -
     for trial in (found["best"], then["best"], *then["trials"]):
         del trial["run"]
     assert {**found, "sweep": ""} == {**then, "sweep": ""}
-    assert (sweep / "best").resolve() == trial_of(sweep, 0.004).resolve()
+    assert (sweep / "best" / "config.json").resolve() == trial_of(sweep, 0.004).resolve() / "config.json"
 
 
 @pytest.mark.timeout(400)
@@ -224,7 +224,7 @@ def test_a_killed_sweep_goes_on_with_its_trials_and_finds_the_same_winner(tmp_pa
     assert curve_of(lines_of(begun), "train/loss") == pytest.approx(
         curve_of(undisturbed, "train/loss"), rel=LOSS_TOLERANCE
     )
-    assert (sweep / "best").resolve() == begun.resolve()
+    assert (sweep / "best" / "config.json").resolve() == begun.resolve() / "config.json"
     keys = ("sample", "status", "images")
     assert [[one[key] for key in keys] for one in found["trials"]] == [
         [one[key] for key in keys] for one in then["trials"]

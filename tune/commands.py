@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 from typer.core import TyperGroup
 
 from ssl_dist.commands.console import console, print_json, say
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
-from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from tune.results import Trial
@@ -92,8 +94,6 @@ def _create(
 
     sweep = Sweep.make(recipe=resolve(recipe, overrides_of(settings)), space=spaces.load(space), **options)
     sweep.check()
-    if directory.exists() and any(directory.iterdir()):
-        raise RunError(f"{directory} is not empty: resume it by --resume {directory}, or choose another")
     sweep.write(directory)
     return sweep
 
@@ -114,7 +114,10 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
     from tune.results import importances, winner, write_results
 
     trials = write_results(sweep, directory)
-    console.print(_table(sweep, trials))
+    if trials:
+        console.print(_table(sweep, trials))
+    else:
+        say("no trial has begun")
     weights = importances(sweep, trials)
     if weights:
         say("importance: " + ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items()))
@@ -130,12 +133,22 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
 
 
 def _table(sweep: Sweep, trials: list[Trial]) -> Table:
-    """Lay out one row a trial; in a population, also the trial whose checkpoint it started from."""
-    names = [key.rpartition(".")[2] for key in sweep.space]
-    last = ["started from"] if sweep.scheduler == "pbt" else []
-    table = Table("trial", *names, "images", sweep.objective, "", *last)
-    for one in trials:
-        values = [f"{value:.4g}" if isinstance(value, float) else str(value) for value in one.sample.values()]
-        parent = [f"{one.parent} at step {one.parent_step}"] if one.parent else []
-        table.add_row(one.run.name, *values, f"{one.images:,}", f"{one.objective:.4f}", one.status, *parent)
-    return table
+    """Lay out one row a trial; in a population, also the trial whose checkpoint it started from.
+
+    The settings have a column each where that fits the console, or else one column together.
+    """
+    from tune.space import names, show, show_value
+
+    def rows(headings: list[str], settings: Callable[[Trial], list[str]]) -> Table:
+        last = ["started from"] if sweep.scheduler == "pbt" else []
+        table = Table(Column("trial", no_wrap=True), *headings, "images", sweep.objective, "", *last)
+        for one in trials:
+            parent = [f"{one.parent} at step {one.parent_step}"] if one.parent else []
+            cells = [*settings(one), f"{one.images:,}", f"{one.objective:.4f}", one.status, *parent]
+            table.add_row(one.run.name, *map(Text, cells))
+        return table
+
+    apart = rows([*names(sweep.space).values()], lambda one: [show_value(value) for value in one.sample.values()])
+    if console.measure(apart).maximum <= console.width:
+        return apart
+    return rows(["settings"], lambda one: [show(one.sample)])

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import itertools
+import logging
+import shlex
 import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
 
-from ssl_dist.files import write_text
+from ssl_dist.files import replacing, write_text
 from tune import space as spaces
 from tune import trial_files
+from tune.space import Domain
 from tune.sweep import Sweep
 
 _MIN_TRIALS = 4  # fewer say nothing about the importance of a setting
+_LABEL = 24  # letters of a value in the picture
+
+log = logging.getLogger(__name__)
 
 
 class Trial(NamedTuple):
@@ -70,34 +76,53 @@ def winner(trials: list[Trial]) -> Trial | None:
 
 
 def write_results(sweep: Sweep, directory: Path) -> list[Trial]:
-    """Write ``best`` (a link to the winner's run), ``best.yaml`` and ``parallel.png``; nothing without a winner.
+    """Write ``best`` (links to the winner's files), ``best.yaml`` and ``parallel.png``; nothing without a winner.
+
+    Where the directory cannot be written, a warning says so.
 
     Returns:
         The trials, as ``read_trials`` does.
     """
     trials = read_trials(sweep, directory)
-    best = winner(trials)
-    if best is None:
-        return trials
-    link = directory / "best"
-    link.unlink(missing_ok=True)
-    link.symlink_to(best.run.relative_to(directory))
+    if best := winner(trials):
+        try:
+            _link(best.run, directory / "best")
+            write_text(directory / "best.yaml", _recipe_of(sweep, directory, trials, best))
+            draw(sweep, trials, directory / "parallel.png")
+        except OSError as error:
+            log.warning("%s cannot be written (%s): its best, best.yaml and parallel.png are old", directory, error)
+    return trials
+
+
+def _link(run: Path, best: Path) -> None:
+    """Make ``best`` a run directory of links.
+
+    There is none to TensorBoard's files: TensorBoard follows links, and would show the run twice.
+    """
+    if best.is_symlink():  # older versions linked the whole run
+        best.unlink()
+    with replacing(best) as aside:
+        aside.mkdir()
+        for entry in run.iterdir():
+            if entry.name not in ("tensorboard", "lock", "stop"):
+                (aside / entry.name).symlink_to(Path("..") / run.relative_to(best.parent) / entry.name)
+
+
+def _recipe_of(sweep: Sweep, directory: Path, trials: list[Trial], best: Trial) -> str:
     config = spaces.apply(sweep.recipe, best.sample)
     header = [
-        f"# Command:  ssl-dist pretrain {directory / 'best.yaml'}",
+        f"# Command:  ssl-dist pretrain {shlex.quote(str(directory / 'best.yaml'))}",
         f"# Found:    {sweep.search} search with {sweep.scheduler}, {len(trials)} trials: {_overrides(best)}",
         f"# Result:   {sweep.objective} {best.objective:.4f} on images of the pretraining store",
     ]
     for one, following in itertools.pairwise(lineage(trials, best)):
         header.append(f"#           that run had {_overrides(one)} until step {following.parent_step}")
     tree = yaml.safe_dump(config.model_dump(mode="json", exclude={"facts"}), sort_keys=False)
-    write_text(directory / "best.yaml", "\n".join(header) + "\n" + tree)
-    draw(sweep, trials, directory / "parallel.png")
-    return trials
+    return "\n".join(header) + "\n" + tree
 
 
 def _overrides(trial: Trial) -> str:
-    return "  ".join(f"{key}={value}" for key, value in trial.sample.items())
+    return "  ".join(f"{key}={spaces.show_value(value)}" for key, value in trial.sample.items())
 
 
 def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
@@ -116,7 +141,8 @@ def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
     study = optuna.create_study(direction="maximize")
     space = {key: domain.distribution() for key, domain in sweep.space.items()}
     for one, value in zip(shown, values, strict=True):
-        study.add_trial(optuna.trial.create_trial(params=one.sample, distributions=space, value=value))
+        params = spaces.encode(sweep.space, one.sample)
+        study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         found: dict[str, float] = optuna.importance.get_param_importances(
@@ -142,8 +168,8 @@ def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
 
     shown = [one for one in trials if one.status in ("finished", "stopped")]
     keys = [*sweep.space, sweep.objective]
-    scales = [_scale([one.sample[key] for one in shown], bool(sweep.space[key].log_uniform)) for key in sweep.space]
-    scales.append(_scale([one.objective for one in shown], False))
+    scales = [_scale([one.sample[key] for one in shown], domain) for key, domain in sweep.space.items()]
+    scales.append(_scale([one.objective for one in shown], Domain(uniform=(0, 1))))
     figure = Figure(figsize=(1.2 + 1.8 * len(keys), 3.6), layout="constrained")
     axis = figure.subplots()
     colours = matplotlib.colormaps["viridis"](np.asarray(scales[-1].heights) * 0.9)
@@ -154,11 +180,15 @@ def draw(sweep: Sweep, trials: list[Trial], picture: Path) -> None:
     for place, scale in enumerate(scales):
         axis.axvline(place, color="0.7", lw=0.8, zorder=0)
         for height, text in scale.ticks:
-            axis.annotate(text, (place, height), (4, 0), textcoords="offset points", fontsize=8, va="center")
+            label = text if len(text) <= _LABEL else f"{text[:_LABEL]}..."
+            near: dict[str, Any] = {"textcoords": "offset points", "fontsize": 8, "va": "center"}
+            axis.annotate(label, (place, height), (4, 0), parse_math=False, **near)
     axis.set(xticks=range(len(keys)), xticklabels=keys, yticks=[], ylim=(-0.05, 1.05), xlim=(-0.1, len(keys) - 0.6))
     axis.spines[:].set_visible(False)
     axis.set_title("solid: finished, dotted: stopped by the scheduler", fontsize=9, loc="left")
-    figure.savefig(picture, dpi=110)
+    with warnings.catch_warnings(), replacing(picture) as aside:
+        warnings.simplefilter("ignore")  # letters that the font lacks
+        figure.savefig(aside, dpi=110, format="png")
 
 
 class _Scale(NamedTuple):
@@ -168,14 +198,17 @@ class _Scale(NamedTuple):
     ticks: list[tuple[float, str]]
 
 
-def _scale(values: list[Any], logarithmic: bool) -> _Scale:
+def _scale(values: list[Any], domain: Domain) -> _Scale:
+    """Place values on an axis: many numbers by their size, other values equally far apart."""
     import numpy as np
 
-    distinct = sorted(set(values), key=lambda value: (str(type(value)), value))
-    if len(distinct) <= 6 or not all(isinstance(value, (int, float)) for value in distinct):
-        places = {value: number / max(1, len(distinct) - 1) for number, value in enumerate(distinct)}
-        ticks = [(place, spaces.show_value(value)) for value, place in places.items()]
-        return _Scale([places[value] for value in values], ticks)
+    numeric = all(isinstance(value, (int, float)) for value in values)
+    distinct = sorted(set(values)) if numeric else [one for one in domain.values or () if one in values]
+    if len(distinct) <= 6 or not numeric:
+        places = [number / max(1, len(distinct) - 1) for number in range(len(distinct))]
+        ticks = [(place, spaces.show_value(value)) for place, value in zip(places, distinct, strict=True)]
+        return _Scale([places[distinct.index(value)] for value in values], ticks)
+    logarithmic = domain.log_uniform or domain.powers_of_two
     numbers = np.log(np.asarray(values, float)) if logarithmic else np.asarray(values, float)
     low, high = numbers.min(), numbers.max()
     heights = ((numbers - low) / (high - low)).tolist()

@@ -21,6 +21,7 @@ from ssl_dist.data import resolve
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from ssl_dist.progress import Pace, ProgressLines
 from tune import trial_files
+from tune.space import encode
 from tune.sweep import Sweep
 from tune.trial import run_trial
 
@@ -36,6 +37,8 @@ _WAITING = "waiting for a worker"
 _DRIVER_CPUS = 0.01  # for a trial of several workers: its driver only waits, and they have the accelerators
 _RETRIES = 2  # when the node of a trial's driver dies; lost workers are Ray Train's to restart
 _KEPT_CHECKPOINTS = 4  # Ray Tune keeps this many of each member of a population
+
+log = logging.getLogger(__name__)
 
 
 def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: int | None = None) -> None:
@@ -81,19 +84,21 @@ def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
     if search is None:
         return {}
     sweep.recipe.expect_same_data(resolve(sweep.recipe).config)  # here, so that no trial counts as failed
-    for result in _tuner(sweep, directory, at_once, *search).fit():
-        if result.error and result.config:
-            failures[_run_of(sweep, directory, result)] = last_line(result.error)
+    found = _tuner(sweep, directory, at_once, *search).fit()
+    trials = found._experiment_analysis.trials  # a result has no settings where its trial ended before the first report
+    for result, trial in zip(found, trials, strict=True):
+        if result.error:
+            failures[_run_of(sweep, directory, trial)] = last_line(result.error)
     return failures
 
 
-def _run_of(sweep: Sweep, directory: Path, result: Any) -> str:
+def _run_of(sweep: Sweep, directory: Path, trial: Any) -> str:
     """Return the name of the run in which a trial ended; in a population, the last that its member has begun."""
     for run, _ in trial_files.begun_trials(directory):
         origin = trial_files.read_origin(run)
-        if origin and origin["trial"] in result.path and trial_files.read_outcome(run) is None:
+        if origin and origin["trial"] == trial.trial_id and trial_files.read_outcome(run) is None:
             return run.name
-    return trial_files.path_of(directory, sweep.config(result.config.get("sample", result.config))).name
+    return trial_files.path_of(directory, sweep.config(sweep.sample_from(trial.config))).name
 
 
 def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[str, Any]] | None:
@@ -126,11 +131,12 @@ def _optuna(sweep: Sweep, directory: Path) -> Any:
         metric="objective",
         mode="max",
         seed=sweep.seed + len(trials),  # the first start's seed would draw the first samples again
-        points_to_evaluate=[sample for sample, outcome in trials if outcome is None],
+        points_to_evaluate=[encode(sweep.space, sample) for sample, outcome in trials if outcome is None],
     )
     for sample, outcome in trials:
         if outcome:
-            search.add_evaluated_point(sample, outcome["objective"], error=outcome["status"] == "failed")
+            point, failed = encode(sweep.space, sample), outcome["status"] == "failed"
+            search.add_evaluated_point(point, outcome["objective"], error=failed)
     return search
 
 
@@ -250,14 +256,17 @@ def _write_missing_outcomes(sweep: Sweep, directory: Path, failures: dict[str, s
         SslDistError: every trial failed.
     """
     trials = trial_files.begun_trials(directory)
+    if unbegun := failures.keys() - {run.name for run, _ in trials}:
+        log.warning("%d trials failed before they began: %s", len(unbegun), failures[min(unbegun)])
     for run, config in trials:
         if run.name in failures:
             trial_files.write_outcome(run, "failed", trial_files.NO_POINT, failures[run.name])
         elif trial_files.read_outcome(run) is None:
             trial_files.write_outcome(run, "stopped", trial_files.last_point(sweep, config, run))
-    if failures and len(failures) == len(trials):
+    outcomes = [trial_files.read_outcome(run) for run, _ in trials]
+    if failures and all(outcome is None or outcome["status"] == "failed" for outcome in outcomes):
         name, reason = next(iter(failures.items()))
-        raise SslDistError(f"all {len(failures)} trials failed, {directory / 'trials' / name}: {reason}")
+        raise SslDistError(f"all {len(failures)} trials failed, the first, {directory / 'trials' / name}: {reason}")
     if sweep.scheduler in ("asha", "median"):
         from tune.stopping import StoppingScheduler
 

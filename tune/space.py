@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +14,7 @@ import pydantic
 
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.overrides import put_override
-from ssl_dist.errors import ConfigError
+from ssl_dist.errors import ConfigError, printable
 from ssl_dist.reading import read_file, settle
 
 if TYPE_CHECKING:
@@ -27,14 +28,14 @@ class Domain(pydantic.BaseModel):
     """The values that one setting can take: exactly one of the four fields is given.
 
     Attributes:
-        choice: the values themselves; in YAML, a plain list is a choice.
+        choice: the values themselves: numbers, text, lists, or whole sections; in YAML, a plain list is a choice.
         uniform, log_uniform: two bounds.
         powers_of_two: two bounds, which may be powers themselves.
     """
 
     model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    choice: Annotated[tuple[Any, ...], pydantic.Field(min_length=1)] | None = None
+    choice: Annotated[tuple[pydantic.JsonValue, ...], pydantic.Field(min_length=1)] | None = None
     uniform: Interval | None = None
     log_uniform: Interval | None = None
     powers_of_two: tuple[int, int] | None = None
@@ -82,15 +83,24 @@ class Domain(pydantic.BaseModel):
         return _rounded(min(max(value, bounds[0]), bounds[1])) if bounds else value
 
     def distribution(self) -> BaseDistribution:
-        """Return the same domain as a distribution of Optuna."""
+        """Return the same domain as a distribution of Optuna, over what ``encode`` returns."""
         from optuna.distributions import CategoricalDistribution, FloatDistribution
 
         if self.values is not None:
-            return CategoricalDistribution(self.values)
-        if self.log_uniform:
-            return FloatDistribution(*self.log_uniform, log=True)
-        assert self.uniform, "a domain has one of four kinds"
-        return FloatDistribution(*self.uniform)
+            return CategoricalDistribution([self.encode(value) for value in self.values])
+        bounds = self.log_uniform or self.uniform
+        assert bounds, "a domain has one of four kinds"
+        low, high = bounds  # a drawn value is rounded, perhaps beyond a bound that has more digits
+        low, high = min(low, _rounded(low)), max(high, _rounded(high))
+        return FloatDistribution(low, high, log=self.log_uniform is not None)
+
+    def encode(self, value: Any) -> Any:
+        """Return a value as Optuna takes it: a list or a section as JSON text."""
+        return json.dumps(value) if isinstance(value, (list, dict)) else value
+
+    def decode(self, value: Any) -> Any:
+        """Return the value of which ``encode`` made this one."""
+        return next((known for known in self.values or () if self.encode(known) == value), value)
 
 
 Space = dict[str, Domain]
@@ -122,7 +132,20 @@ def load(path: Path | None) -> Space:
         except pydantic.ValidationError as error:
             reason = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise ConfigError(f"space {path}: {key}: {reason}") from None
+    for outer, inner in itertools.permutations(space, 2):
+        if inner.startswith(f"{outer}."):
+            raise ConfigError(f"space {path}: {outer} holds {inner}: search the section or the setting, not both")
     return space
+
+
+def encode(space: Space, sample: Sample) -> Sample:
+    """Return a sample as Optuna takes it."""
+    return {key: space[key].encode(value) for key, value in sample.items()}
+
+
+def decode(space: Space, sample: Sample) -> Sample:
+    """Return the sample of which ``encode`` made this one."""
+    return {key: space[key].decode(value) for key, value in sample.items()}
 
 
 def draw(space: Space, number: int, seed: int) -> list[Sample]:
@@ -171,14 +194,26 @@ def apply(recipe: ResolvedConfig, sample: Sample) -> ResolvedConfig:
     return ResolvedConfig.from_tree(tree, f"sample {show(sample)}")
 
 
+def names(keys: Iterable[str]) -> dict[str, str]:
+    """Map dotted keys to their last parts, or to themselves where two end in the same."""
+    last = {key: key.rpartition(".")[2] for key in keys}
+    return {key: name if list(last.values()).count(name) == 1 else key for key, name in last.items()}
+
+
 def show(sample: Sample) -> str:
-    """Format a sample as one line, with keys shortened to their last part."""
-    return " ".join(f"{key.rpartition('.')[2]}={show_value(value)}" for key, value in sample.items())
+    """Format a sample as one line, with the keys of ``names``."""
+    return " ".join(f"{name}={show_value(sample[key])}" for key, name in names(sample).items())
 
 
 def show_value(value: Any) -> str:
-    """Format a value, a float with three digits."""
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    """Format a value as it is written in YAML; a float with four digits, which are all that a drawn one has."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{key}: {show_value(inner)}' for key, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(show_value, value))}]"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return printable(value) if isinstance(value, str) else json.dumps(value)
 
 
 def _rounded(value: float) -> float:

@@ -10,7 +10,7 @@ SWEEP/
   trials/         a run directory for each trial, named by the fingerprint of its whole config, with outcome.json when
                   it has ended (and origin.json in a population)
   ray/            Ray Tune's working files, which every start makes anew
-  best            link to the winner's run directory;   best.yaml  its recipe
+  best/           links to what the winner's run directory holds;   best.yaml  its recipe
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ssl_dist.uris import without_secrets
 from tune import space as spaces
 from tune.space import Sample, Space
 
-_FIXED_IN_POPULATION = ("optim.name", "method.name")  # the optimizer's state must fit
+_FIXED_IN_POPULATION = ("optim", "optim.name", "method", "method.name")  # the optimizer's state must fit
 
 
 class Sweep(pydantic.BaseModel):
@@ -116,7 +116,9 @@ class Sweep(pydantic.BaseModel):
         Raises:
             ConfigError: the settings do not fit together.
         """
-        config = spaces.apply(self.recipe, sample)
+        return self._measured(spaces.apply(self.recipe, sample))
+
+    def _measured(self, config: ResolvedConfig) -> ResolvedConfig:
         measured = {"kind": self.objective, "every_epochs": self.probe_every_epochs}
         probe = (config.probe or ProbeConfig()).model_copy(update=measured)
         often = min(config.checkpoint.every_epochs, self.probe_every_epochs)
@@ -129,9 +131,26 @@ class Sweep(pydantic.BaseModel):
         return config
 
     def sample_of(self, config: ResolvedConfig) -> Sample:
-        """Return the searched settings of a trial's config."""
-        flat = config.flat()
-        return {key: flat[key] for key in self.space}
+        """Return the searched settings of a trial's config, each as its domain has it."""
+        tree = config.model_dump(mode="json")
+        return {key: self._value_of(key, config, tree) for key in self.space}
+
+    def _value_of(self, key: str, config: ResolvedConfig, tree: dict[str, Any]) -> Any:
+        found, choices = _at(tree, key), self.space[key].values or ()
+        # the config completes sections, turns text into numbers and sorts names
+        return next((one for one in choices if one == found or self._gives(config, key, one, found)), found)
+
+    def _gives(self, config: ResolvedConfig, key: str, choice: Any, found: Any) -> bool:
+        """Return whether a choice of one setting becomes this value in a trial's config."""
+        try:
+            made = self._measured(spaces.apply(config, {key: choice}))
+        except ConfigError:
+            return False
+        return bool(_at(made.model_dump(mode="json"), key) == found)
+
+    def sample_from(self, values: dict[str, Any]) -> Sample:
+        """Return the sample in the values that Ray Tune hands to a trial."""
+        return values["sample"] if "sample" in values else spaces.decode(self.space, values)
 
     @property
     def num_images(self) -> int:
@@ -142,14 +161,17 @@ class Sweep(pydantic.BaseModel):
         """Refuse a sweep of which some trial could not run, before any trial starts.
 
         Raises:
-            ConfigError: some sample's settings do not fit together (with Optuna, one of a hundred drawn samples), the
-                number of workers is not fixed, or the objective needs labels that the store does not have.
+            ConfigError: some sample's settings do not fit together, or give another sample's run or other data (with
+                Optuna, one of a hundred drawn samples), the number of workers is not fixed, or the objective needs
+                labels that the store does not have.
         """
         from ssl_dist.data import open_store
 
-        configs = [self.config(sample) for sample in self.known_samples or spaces.draw(self.space, 100, self.seed)]
+        samples = self.known_samples or spaces.draw(self.space, 100, self.seed)
+        configs = [self.config(sample) for sample in samples]
         if self.recipe.cluster.workers.min < self.recipe.cluster.workers.max:
             raise ConfigError("the trials of a sweep share the cluster evenly: set cluster.workers to a number")
+        self._expect_comparable_trials(samples, configs)
         if self.scheduler == "pbt":
             self._check_population(configs)
         if self.objective in ("knn", "linear") and (open_store(self.recipe.data).labels < 0).all():
@@ -157,6 +179,31 @@ class Sweep(pydantic.BaseModel):
                 f"--objective {self.objective} needs labels, and {without_secrets(self.recipe.data.store)} has none:"
                 " choose rankme or lidar, or a store built from class folders"
             )
+
+    def _expect_comparable_trials(self, samples: list[Sample], configs: list[ResolvedConfig]) -> None:
+        """Refuse samples that are the same run, and settings that all trials share."""
+        from ssl_dist.data import resolve
+
+        runs: dict[str, Sample] = {}
+        data: dict[str, bool] = {}
+        for sample, config in zip(samples, configs, strict=True):
+            other = runs.setdefault(config.fingerprint(), sample)
+            if other is not sample:
+                pair = f"{spaces.show(other)} and {spaces.show(sample)}"
+                raise ConfigError(f"space: {pair} are the same run: give each value once, and in one way")
+            if (config.cluster, config.backbone.weights) != (self.recipe.cluster, self.recipe.backbone.weights):
+                raise ConfigError(
+                    f"space: {spaces.show(sample)}: all trials share the recipe's cluster and backbone.weights: set"
+                    " them by --set"
+                )
+            decisive = repr((config.data, config.batch.labelled, config.method.name))
+            if decisive not in data:
+                data[decisive] = resolve(config).config.facts == self.recipe.facts
+            if not data[decisive]:
+                raise ConfigError(
+                    f"space: {spaces.show(sample)}: this trial would have other images or labels than the recipe, and"
+                    " trials are compared on the same: make a sweep for each"
+                )
 
     def _check_population(self, configs: list[ResolvedConfig]) -> None:
         """Refuse a population in which a member could not continue from every other's checkpoint."""
@@ -190,9 +237,18 @@ class Sweep(pydantic.BaseModel):
         return seen + share * (budget - last)
 
     def write(self, directory: Path) -> None:
-        """Write ``directory``/sweep.json."""
-        directory.mkdir(parents=True, exist_ok=True)
-        write_text(directory / "sweep.json", self.model_dump_json(indent=1))
+        """Write ``directory``/sweep.json.
+
+        Raises:
+            RunError: the directory cannot be written, or is not empty.
+        """
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            if any(directory.iterdir()):
+                raise RunError(f"{directory} is not empty: resume it by --resume {directory}, or choose another")
+            write_text(directory / "sweep.json", self.model_dump_json(indent=1))
+        except OSError as error:
+            raise RunError(f"sweep directory {directory} cannot be written: {error.strerror}") from None
 
     @classmethod
     def read(cls, directory: Path) -> Sweep:
@@ -205,10 +261,17 @@ class Sweep(pydantic.BaseModel):
             tree: dict[str, Any] = json.loads((directory / "sweep.json").read_text(encoding="utf-8"))
             tree["recipe"] = ResolvedConfig.from_tree(tree["recipe"], str(directory / "sweep.json"))
             return cls.model_validate(tree)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise RunError(
                 f"{directory} is not a sweep ({error}): give the directory that `ssl-dist tune` printed"
             ) from None
+
+
+def _at(tree: Any, key: str) -> Any:
+    """Return the value of a dotted key; None in a section that is null."""
+    for name in key.split("."):
+        tree = tree[name] if isinstance(tree, dict) else None
+    return tree
 
 
 def _shapes(config: ResolvedConfig) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def run_trial(values: dict[str, Any], *, sweep: dict[str, Any], directory: str) 
         directory: the sweep's directory.
     """
     plan = Sweep.model_validate(sweep)
-    config = plan.config(values.get("sample", values))
+    config = plan.config(plan.sample_from(values))
     run = _claim(plan, config, Path(directory))
     workers = None if read_outcome(run.path) else start_workers(config, run, here=config.cluster.workers.max == 1)
     point: Point | None = None

@@ -110,6 +110,7 @@ def test_settings_move_within_their_domains(small_store: Path) -> None:
         ("batch.size", Domain(powers_of_two=(4, 8)), "cannot search batch.size"),
         ("epochs", Domain(choice=(2, 4)), "cannot search epochs"),
         ("optim.name", Domain(choice=("sgd", "adamw")), "cannot search optim.name"),
+        ("optim", Domain(choice=({"name": "sgd"}, {"name": "adamw"})), "cannot search optim"),
         ("method.projection_dim", Domain(choice=(8, 16)), "differ in their weights' shapes"),
     ],
 )

@@ -87,13 +87,14 @@ def test_the_winner_is_ready_for_use(undisturbed: tuple[Path, dict[str, Any]], t
     trials = read_trials(sweep, directory)
     best = winner(trials)
     assert best is not None
-    assert (directory / "best").resolve() == best.run.resolve() == Path(result["best"]["run"]).resolve()
+    assert (directory / "best" / "checkpoints").resolve().parent == best.run.resolve()
+    assert best.run.resolve() == Path(result["best"]["run"]).resolve()
     recipe = RunConfig.load(directory / "best.yaml")
     assert recipe.method.temperature == best.sample["method.temperature"]  # type: ignore[attr-defined]
     assert (directory / "best.yaml").read_text().startswith("# Command:  ssl-dist pretrain ")
     assert (directory / "parallel.png").stat().st_size > 10_000
     assert sum(importances(sweep, trials).values()) == pytest.approx(1)
-    events = EventAccumulator(str(directory / "best" / "tensorboard")).Reload()
+    events = EventAccumulator(str(best.run / "tensorboard")).Reload()
     assert "probe/knn" in events.Tags()["scalars"]
     shown = HParamsPluginData.FromString(events.summary_metadata["_hparams_/session_start_info"].plugin_data.content)
     assert set(shown.session_start_info.hparams) == {"method.temperature", "optim.lr"}
