@@ -20,7 +20,7 @@ class Outcome(NamedTuple):
 
     @property
     def json(self) -> Any:
-        return json.loads(self.out.splitlines()[-1])
+        return json.loads(self.out)
 
 
 Command = Callable[..., Outcome]

@@ -34,11 +34,11 @@ WEIGHT_TOLERANCE = 1e-5
 
 
 def in_a_process(*arguments: object) -> Any:
-    """Run ``ssl-dist`` in a process that starts Ray; return its last line, which is JSON."""
+    """Run ``ssl-dist`` in a process that starts Ray; return its JSON."""
     line = [sys.executable, "-m", "ssl_dist", *map(str, arguments)]
     done = subprocess.run(line, capture_output=True, text=True, check=False, timeout=280)
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(done.stdout)
 
 
 def copied(name: str, folder: Path) -> Path:

@@ -55,5 +55,5 @@ def test_the_demo_runs_from_a_wheel_in_a_clean_environment(wheel: Path, tmp_path
     where = run(python, "-c", "import ssl_dist, cluster, tune; print(ssl_dist.__file__)", env=environment, cwd=tmp_path)
     assert Path(where.strip()).is_relative_to(tmp_path)
     command = (python.with_name("ssl-dist"), "demo", "--out", tmp_path / "demo", "--json")
-    result = json.loads(run(*command, env=environment, cwd=tmp_path).splitlines()[-1])
+    result = json.loads(run(*command, env=environment, cwd=tmp_path))
     assert result["trained"] > result["random"]

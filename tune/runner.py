@@ -200,7 +200,7 @@ def _announcement(sweep: Sweep, directory: Path, at_once: int) -> str:
 
 def _show_progress(fit: Background, sweep: Sweep, directory: Path, console: Console) -> None:
     """Show a bar over images until the fit ends; the number still to come is estimated anew as trials end."""
-    columns = (TextColumn("images"), BarColumn(), TextColumn("{task.fields[numbers]}"))
+    columns = (TextColumn("images"), BarColumn(None), TextColumn("{task.fields[numbers]}"))
     known = [sweep.expected_images(sweep.config(sample)) for sample in sweep.known_samples]
     usual = sum(known) / len(known) if known else sweep.expected_images(sweep.recipe)
     lines, pace = ProgressLines(console, _WAITING), Pace()
@@ -211,15 +211,20 @@ def _show_progress(fit: Background, sweep: Sweep, directory: Path, console: Cons
         while fit.is_alive():
             fit.join(timeout=_POLL_S)
             seen, expected, ended, best = _progress(sweep, directory, usual)
-            numbers = f"{seen:,.0f} of about {expected:,.0f}  {ended} of {sweep.num_trials} trials ended"
+            numbers = f"{_short(seen)} of {_short(expected)}  {ended} of {sweep.num_trials} trials"
             numbers += "" if seen else f", {_WAITING}"
             if best is not None:
-                numbers += f"  best {sweep.objective} {best:.4f}"
+                numbers += f"  {sweep.objective} {best:.4g}"
             bar.update(task, total=expected, completed=seen, numbers=numbers)
             before, reached = reached, (ended, best)
             lines.update(
                 ", ".join(filter(None, (f"images {numbers}", pace(seen, expected)[1]))), reached=reached != before
             )
+
+
+def _short(images: float) -> str:
+    """Format a number of images, a large one in thousands (k)."""
+    return f"{images:,.0f}" if images < 10_000 else f"{images / 1000:,.0f}k"
 
 
 def _progress(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float, int, float | None]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from cluster.doctor.checks import Report
 from cluster.doctor.complaints import Complaint
@@ -31,23 +33,23 @@ def show_report(console: Console, report: Report) -> None:
 
 
 def _nodes(console: Console, nodes: Sequence[Node]) -> None:
-    table = Table(
-        "node", "address", "devices", "Ray", "torch", "clock", "disk free", "/dev/shm", "storage write / read", "token"
-    )
+    """Print two lines a node, which fit 80 columns."""
+    headings = ("devices", "Ray\ntorch", "clock\ntoken", "GB free\nin shm", "MB/s written\nand read")
+    table = Table(Column("node\naddress", no_wrap=True, overflow="fold"), *headings, box=box.SIMPLE)
     for node in nodes:
-        rates = node.storage_error or f"{node.write_rate / 1e6:,.0f} / {node.read_rate / 1e6:,.0f} MB/s"
-        clock, token = f"{node.clock_s:+.2f} s", "on" if node.token else "off"
-        sizes = (f"{node.disk_free / 1e9:,.0f} GB", f"{node.shared_memory / 1e9:,.1f} GB")
-        versions = (node.versions.get("ray", "none"), node.versions.get("torch", "none"))
-        devices = ", ".join(f"{number:g} {kind}" for kind, number in node.devices.items()) or "none"
-        table.add_row(node.name, node.address, devices, *versions, clock, *sizes, rates, token)
+        devices = "\n".join(f"{number:g} {kind}" for kind, number in node.devices.items()) or "none"
+        versions = f"{node.versions.get('ray', 'none')}\n{node.versions.get('torch', 'none')}"
+        clock = f"{node.clock_s:+.2f} s\n{'on' if node.token else 'off'}"
+        sizes = f"{node.disk_free / 1e9:,.0f}\n{node.shared_memory / 1e9:,.1f}"
+        rates = node.storage_error or f"{node.write_rate / 1e6:,.0f}\n{node.read_rate / 1e6:,.0f}"
+        table.add_row(*map(Text, (f"{node.name}\n{node.address}", devices, versions, clock, sizes, rates)))
     console.print(table)
 
 
 def _findings(console: Console, findings: Sequence[Finding]) -> None:
-    table = Table("method", "gradient of", "workers", "ratio", "error", "", title="beside one process")
+    table = Table("method", "gradient of", "workers", "ratio", "error", "", title="beside one process", box=box.SIMPLE)
     for one in findings:
-        verdict = "exact" if one.exact else f"[bold red]over {one.tolerance:g}[/]"
+        verdict = Text("exact") if one.exact else Text(f"over {one.tolerance:g}", style="bold red")
         table.add_row(one.method, one.part, str(one.workers), f"{one.ratio:.9f}", f"{one.error:.1e}", verdict)
     console.print(table)
 

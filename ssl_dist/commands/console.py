@@ -1,23 +1,46 @@
-"""How commands talk: tables, bars and plain lines for a person, one JSON object for a machine."""
+"""How commands talk: tables, bars and plain lines for a person, one JSON object for a machine.
+
+With --json the object is all that stands on standard output; everything else goes to standard error.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ssl_dist.progress import Pace, ProgressLines
 
 console = Console()
 errors = Console(stderr=True, soft_wrap=True)
+_json_file: ContextVar[TextIO | None] = ContextVar("standard output while --json keeps it", default=None)
+
+
+def escape_unprintable() -> None:
+    """Print characters that the terminal's encoding lacks as escapes; by default, a command would end in the middle."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def keep_stdout(ctx: typer.Context, wanted: bool) -> bool:
+    """Keep standard output for the JSON object while a command runs: the callback of --json."""
+    if wanted and not ctx.resilient_parsing:
+        before = _json_file.set(sys.stdout)
+        ctx.call_on_close(lambda: _json_file.reset(before))
+        ctx.with_resource(contextlib.redirect_stdout(sys.stderr))
+    return wanted
 
 
 def say(text: str, to: Console = console) -> None:
@@ -26,7 +49,7 @@ def say(text: str, to: Console = console) -> None:
 
 
 def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:
-    """Print a two-column table, and with --json ``result`` as the last line."""
+    """Print a two-column table, and with --json ``result``."""
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     table = Table(show_header=False)
     for name, value in rows:
@@ -36,9 +59,9 @@ def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any],
 
 
 def print_json(result: dict[str, Any], as_json: bool) -> None:
-    """Print one JSON object on a line of its own where --json asks for it; numbers that are not finite become null."""
+    """Print the command's JSON object where --json asks for it; numbers that are not finite become null."""
     if as_json:
-        typer.echo(json.dumps(_finite(result)))
+        print(json.dumps(_finite(result)), file=_json_file.get(), flush=True)
 
 
 def shown(values: dict[str, Any]) -> dict[str, str]:
@@ -92,8 +115,8 @@ def image_bar(title: str, waiting: str) -> Iterator[ImageBar]:
     Args:
         waiting: what is waited for until the number of images is known.
     """
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    bar, done = BarColumn(None), MofNCompleteColumn(table_column=Column(no_wrap=True))  # the bar takes the room left
+    columns = (TextColumn("{task.description}"), bar, done, TextColumn("{task.fields[rate]}"))
     lines = ProgressLines(errors, f"{title}: {waiting}")
-    bar = Progress(*columns, TimeRemainingColumn(), console=errors, disable=lines.wanted)
-    with lines, bar as progress:
+    with lines, Progress(*columns, TimeRemainingColumn(), console=errors, disable=lines.wanted) as progress:
         yield ImageBar(progress, lines, title, waiting)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
@@ -13,7 +14,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from ssl_dist import __version__
-from ssl_dist.commands.console import console, errors
+from ssl_dist.commands.console import console, errors, escape_unprintable
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.errors import SslDistError
 
@@ -39,7 +40,7 @@ def command_of(name: str) -> Any:
     return typer.main.get_command(found)
 
 
-app = typer.Typer(cls=_TableGroup, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app = typer.Typer(cls=_TableGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def _print_version(wanted: bool) -> None:
@@ -58,11 +59,13 @@ def _root(version: Annotated[bool, _VERSION] = False) -> None:
 
 def main() -> None:
     """Run the command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
+    escape_unprintable()
     handler = RichHandler(console=errors, show_path=False, show_time=False)
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     try:
-        app()
+        with contextlib.redirect_stdout(sys.stdout):  # --json replaces it, for good where a later option is wrong
+            app()
     except SslDistError as error:
         errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
         sys.exit(error.exit_code)

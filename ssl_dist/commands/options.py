@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+from ssl_dist.commands.console import keep_stdout
 from ssl_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ def _checkpoint_choice(text: str) -> CheckpointChoice:
     raise ConfigError(f"--checkpoint {text}: it is newest, best, or a step such as 500")
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of output.")]
+_JSON = "Print one JSON object on standard output; tables, bars and other lines go to standard error."
+Json = Annotated[bool, typer.Option("--json", callback=keep_stdout, help=_JSON)]
 Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
 RunOrCheckpoint = Annotated[
     Path, typer.Argument(metavar="RUN", help="Run directory, its folder of checkpoints, or one checkpoint.")

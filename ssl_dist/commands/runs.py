@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
+from rich.text import Text
 
 from ssl_dist.commands.console import console, print_json, show, shown
 from ssl_dist.commands.options import Json, Run
@@ -39,11 +40,11 @@ def _show_checkpoints(run: Path, as_json: bool, *, verified: bool) -> Sequence[d
     if not rows:
         raise RunError(f"{run} has no checkpoints: give the directory of a run that has written one")
     checked = ["state"] if verified else []
-    table = Table("checkpoint", "score", "MB", "written", *checked)
+    table = Table(Column("checkpoint", no_wrap=True), "score", "MB", "written", *checked)
     for row in rows:
         score = "" if row["score"] is None else f"{row['score']:.4f}"
         written = datetime.fromtimestamp(row["written"]).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(row["name"], score, f"{row['bytes'] / 1e6:,.1f}", written, *(row[key] for key in checked))
+        table.add_row(row["name"], score, f"{row['bytes'] / 1e6:,.1f}", written, *(Text(row[key]) for key in checked))
     console.print(table)
     print_json({"run": str(run), "checkpoints": rows}, as_json)
     return rows

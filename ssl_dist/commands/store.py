@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -58,6 +58,7 @@ def build(
         raise ConfigError(f"--split-by-hash {split_by_hash:g}: it is a share, 0 or more and less than 1")
     # the held-out part first: where a small source leaves nothing for it, nothing has been built in vain
     parts = {destination: (split, (split_by_hash, 1.0))}
+    results: list[dict[str, Any]] = []
     if split_by_hash:
         held_out = f"{destination.rstrip('/')}-held-out"
         parts = {held_out: ("held-out", (0.0, split_by_hash)), **parts}
@@ -76,7 +77,9 @@ def build(
                 strict=strict,
                 progress=bar,
             )
-        show_manifest(path, manifest, as_json)
+        results.append(show_manifest(path, manifest))
+    *held, built = results
+    print_json({**built, **({"held_out": held[0]} if held else {})}, as_json)
 
 
 @app.command()
@@ -93,7 +96,7 @@ def append(
 
     with _writing("appending", workers, cluster) as (writers, bar):
         manifest = stores.append(source, store, workers=writers, strict=strict, progress=bar)
-    show_manifest(store, manifest, as_json)
+    print_json(show_manifest(store, manifest), as_json)
 
 
 @app.command()
@@ -109,7 +112,7 @@ def merge(
 
     with _writing("merging", workers, cluster) as (writers, bar):
         manifest = store.merge(stores, destination, workers=writers, progress=bar)
-    show_manifest(destination, manifest, as_json)
+    print_json(show_manifest(destination, manifest), as_json)
 
 
 @app.command()
@@ -118,7 +121,7 @@ def info(store: Store, as_json: Json = False) -> None:
     from ssl_dist.store import manifest_at
     from ssl_dist.uris import without_secrets
 
-    show_manifest(without_secrets(store), manifest_at(store), as_json)
+    print_json(show_manifest(without_secrets(store), manifest_at(store)), as_json)
 
 
 @app.command()
@@ -140,8 +143,8 @@ def verify(store: Store, as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def show_manifest(store: str, manifest: Manifest, as_json: bool) -> None:
-    """Print the table of a store's contents."""
+def show_manifest(store: str, manifest: Manifest) -> dict[str, Any]:
+    """Print the table of a store's contents, and return them for JSON."""
     from ssl_dist.store.decode import describe_alpha
 
     height, width, _ = manifest.image_shape
@@ -157,7 +160,8 @@ def show_manifest(store: str, manifest: Manifest, as_json: bool) -> None:
     if manifest.one_colour:
         rows["of one colour"] = f"{manifest.one_colour:,}"
     result = {"store": store, **manifest.model_dump(exclude={"shards"})}
-    show(f"{store} ({manifest.split})", rows.items(), result, as_json)
+    show(f"{store} ({manifest.split})", rows.items(), result, as_json=False)
+    return result
 
 
 @contextlib.contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -119,7 +120,8 @@ class ProgressBar:
         self._logged, self._checkpoint = _bytes(run / FIRST_LOG), newest_checkpoint(run)
         self.last: dict[str, Any] = {}
         numbers = TextColumn("{task.fields[numbers]}")
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), numbers)
+        done = MofNCompleteColumn(table_column=Column(no_wrap=True))
+        columns = (TextColumn("{task.description}"), BarColumn(None), done, numbers)
         self._lines = ProgressLines(console, _WAITING)
         clocks = (TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, *clocks, console=console, disable=self._lines.wanted)
@@ -148,7 +150,7 @@ class ProgressBar:
             return
         probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
         shown = {"loss": "train/loss", **probes, "img/s": "speed/images_per_s"}
-        numbers = "  ".join(f"{name} {self.last[tag]:.4g}" for name, tag in shown.items() if tag in self.last)
+        numbers = "  ".join(f"{name} {_rounded(self.last[tag])}" for name, tag in shown.items() if tag in self.last)
         done, total = self.last["step"], self.last["plan/total_steps"]
         self._progress.update(self._task, description="steps", total=total, completed=done, numbers=numbers)
         before, self._checkpoint = self._checkpoint, newest_checkpoint(self._run)
@@ -159,6 +161,11 @@ class ProgressBar:
 
 def _bytes(file: Path) -> int:
     return file.stat().st_size if file.exists() else 0
+
+
+def _rounded(value: float) -> str:
+    """Format a number of a bar with four digits, a large one with all before the point."""
+    return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def _shown(value: Any) -> bool | int | float | str:

@@ -104,7 +104,7 @@ def test_the_command_builds_appends_and_merges(
     built = invoke("build", image_folder, tmp_path / "s", *options)
     assert built.exit_code == 0, built.output
     assert files_of(tmp_path / "s") == files_of(whole)
-    assert json.loads(built.output.splitlines()[-1])["rows"] == 51
+    assert json.loads(built.stdout)["rows"] == 51
     assert invoke("append", image_folder, tmp_path / "s", *options).exit_code == 0
     assert invoke("merge", tmp_path / "s", whole, tmp_path / "m", *options).exit_code == 0
     assert everything(tmp_path / "m") == everything(whole) * 3

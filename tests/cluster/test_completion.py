@@ -59,14 +59,14 @@ def test_self_training_adds_confident_labels_until_they_no_longer_help(
     longer = [*sets("--set", "epochs=100", "optim.lr=0.01"), "--share", 0.5]
     result = self_train(small_store, few_labels, tmp_path / "rounds", *longer)
     assert result.exit_code == 0, result.output
-    rounds = json.loads(result.output.splitlines()[-1])["rounds"]
+    rounds = json.loads(result.stdout)["rounds"]
     assert [one["labelled"] for one in rounds] == [12, 12 + 20]
     assert [one["added"] for one in rounds] == [0, 20]
     assert rounds[1]["right"] > 0.5, "by chance it is a third"
     kept = np.load(tmp_path / "rounds" / "labels-1.npy")
     assert np.array_equal(kept[chosen], few[chosen])
     again = self_train(small_store, few_labels, tmp_path / "rounds", *longer, "--rounds", 3, "--margin", 1)
-    assert json.loads(again.output.splitlines()[-1])["rounds"] == rounds, "no round gains everything"
+    assert json.loads(again.stdout)["rounds"] == rounds, "no round gains everything"
 
 
 def test_a_stage_that_was_stopped_is_not_built_upon(

@@ -32,7 +32,7 @@ def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp
     result = invoke(tmp_path / "recipe.yaml", *settings, "--exact", "--json")
     lasted_s = time.monotonic() - started
     assert result.exit_code == 0, result.output
-    found = json.loads(result.output.splitlines()[-1])
+    found = json.loads(result.stdout)
     assert found["healthy"] is True
     [node] = found["nodes"]
     assert node["versions"]["ssl_dist"] == __version__
@@ -62,7 +62,7 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
     result = invoke("--exact", "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     assert "over 0.0001" in result.output
-    found = json.loads(result.output.splitlines()[-1])
+    found = json.loads(result.stdout)
     assert found["healthy"] is False
     assert found["findings"][0]["error"] == (None if math.isnan(error) else error)
 
@@ -73,7 +73,7 @@ def test_a_worker_that_fails_is_named_beside_what_the_nodes_said(
     monkeypatch.setattr(workers, "_time_all_reduce", _fail)
     result = invoke("--workers", 1, "--storage", tmp_path, "--json")
     assert result.exit_code == 1
-    found = json.loads(result.output.splitlines()[-1])
+    found = json.loads(result.stdout)
     assert len(found["nodes"]) == 1
     assert found["link"] is None
     [grave] = [one for one in found["complaints"] if one["grave"]]

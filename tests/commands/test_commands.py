@@ -61,7 +61,7 @@ def test_store_build_info_and_verify(command: Command, image_folder: Path, tmp_p
     assert (built.code, built.json["rows"], built.json["image_shape"]) == (0, 51, [8, 8, 3])
     info = command("store", "info", tmp_path / "s", "--json")
     assert info.json == built.json
-    assert "51 of 8 x 8 px" in info.out
+    assert "51 of 8 x 8 px" in info.err
     whole = command("store", "verify", tmp_path / "s", "--json")
     assert (whole.code, whole.json["damaged"]) == (0, [])
     shard = tmp_path / "s" / "shard-00000.arrow"
@@ -70,7 +70,7 @@ def test_store_build_info_and_verify(command: Command, image_folder: Path, tmp_p
     shard.write_bytes(content)
     torn = command("store", "verify", tmp_path / "s", "--json")
     assert (torn.code, torn.json["damaged"]) == (1, [{"shard": "shard-00000.arrow", "batch": 0, "rows": [0, 51]}])
-    assert "damaged: shard-00000.arrow, record batch 0, samples 0..50" in torn.out
+    assert "damaged: shard-00000.arrow, record batch 0, samples 0..50" in torn.err
 
 
 def test_a_store_in_a_bucket_goes_wherever_a_store_does(
@@ -108,7 +108,7 @@ def test_stores_are_split_added_to_and_merged(command: Command, image_folder: Pa
     held = json.loads((tmp_path / "s-held-out" / "manifest.json").read_text())
     rest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert (built.code, built.json["split"], built.json["rows"]) == (0, "train", rest["rows"])
-    assert held["split"] == "held-out"
+    assert held["split"] == built.json["held_out"]["split"] == "held-out"
     (tmp_path / "s" / "manifest.json").unlink()
     (tmp_path / "s" / ".building").touch()  # as a kill in the second part leaves it
     again = command("store", "build", image_folder, tmp_path / "s", "--split-by-hash", 0.3, *options)
@@ -147,7 +147,7 @@ def test_evaluate_prints_trained_beside_random(command: Command, finished: Path,
     assert (done.json["step"], done.json["num_test"]) == (2, 51)
     assert 0.3 < done.json["trained"] <= 1
     assert 0.3 < done.json["random"] <= 1
-    assert "random weights" in done.out
+    assert "random weights" in done.err
 
 
 def test_one_neighbour_of_itself_is_itself(command: Command, finished: Path, small_store: Path) -> None:
@@ -267,7 +267,7 @@ def test_python_m_is_the_same_command_line() -> None:
 def test_settings_are_explained_by_key_section_and_all_at_once(command: Command) -> None:
     one = command("settings", "data.window", "--json")
     assert [row["key"] for row in one.json["settings"]] == ["data.window"]
-    assert "262144" in one.out
+    assert "262144" in one.err
     assert {row["key"] for row in command("settings", "batch", "--json").json["settings"]} == {
         "batch.size",
         "batch.micro",

@@ -53,7 +53,7 @@ def sweep_command(store: Path, folder: Path, sweep: Path, space: str = SPACE, ep
 def run(arguments: list[str]) -> dict[str, Any]:
     done = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    result: dict[str, Any] = json.loads(done.stdout)
     return result
 
 
@@ -165,7 +165,7 @@ def test_a_sweep_killed_at_three_random_moments(small_store: Path, tmp_path: Pat
     os.kill(newest_process(sweep), signal.SIGKILL)
     output, _ = driver.communicate()
     assert driver.returncode == 0
-    expect_the_same(sweep, json.loads(output.splitlines()[-1]), calm)
+    expect_the_same(sweep, json.loads(output), calm)
     assert ended(sweep).items() >= before.items()
 
 
