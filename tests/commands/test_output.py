@@ -160,7 +160,7 @@ def test_bars_fit_80_columns(small_store: Path, tmp_path: Path, monkeypatch: pyt
     fit.start()
     runner._show_progress(fit, sweep, tmp_path, console)
     monkeypatch.setattr(streams, "errors", console)
-    with streams.image_bar("embedding") as bar:
+    with streams.image_bar("embedding", "reading the checkpoint") as bar:
         bar.add_note("3 nodes write")
         bar(1_234_567, 1_300_000)
     drawn = [re.sub(r"\x1b\[\??\d*[A-Za-z]|\r", "", line) for line in lines(console)]
