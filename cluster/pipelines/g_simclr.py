@@ -21,7 +21,8 @@ from ssl_dist.uris import without_secrets
 class GSimCLR(NamedTuple):
     """The two runs of G-SimCLR; a batch of SimCLR has two images of one cluster only where it must.
 
-    The same command resumes it where it was stopped.
+    The same command resumes it where it was stopped. The clusters are of all latents of an image (2,048 for CIFAR-10),
+    where the authors pool each channel (128): see docs/differences.md.
 
     Source: Chakraborty et al., "G-SimCLR: Self-Supervised Contrastive Learning with Guided Projection via Pseudo
     Labelling", arXiv 2009.12007.

@@ -30,13 +30,15 @@ def knn(
     test: TestStore,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     checkpoint: WhichCheckpoint = "newest",
+    temperature: Annotated[float, typer.Option(help="The smaller, the more the nearest of them weigh.")] = 0.1,
     as_json: Json = False,
 ) -> None:
-    """Let k nearest neighbours by cosine similarity s vote, with weights exp(s / 0.1)."""
+    """Let k nearest neighbours by cosine similarity s vote, with weights exp(s / temperature)."""
     from ssl_dist.evaluate import knn_accuracy
     from ssl_dist.evaluate.classifiers import expect_voters
 
-    score, check = partial(knn_accuracy, k=k), partial(expect_voters, k=k)
+    score = partial(knn_accuracy, k=k, temperature=temperature)
+    check = partial(expect_voters, k=k, temperature=temperature)
     _evaluate(f"kNN, k = {k}", score, check, run, train, test, as_json, checkpoint)
 
 

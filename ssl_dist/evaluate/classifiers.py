@@ -11,31 +11,40 @@ from torch.nn.functional import normalize
 from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate.logistic_regression import LogisticRegression
 
-_KNN_TEMPERATURE = 0.1
 _KNN_CHUNK = 512  # queries at once
 _KNN_LARGEST = 1 << 27  # similarities at once
 
 
-def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20) -> float:
+def knn_accuracy(
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    query_labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.1,
+) -> float:
     """Return the share of queries whose label wins the vote of their k nearest bank features.
 
-    Similarity s is the cosine, and votes are weighted by exp(s / 0.1).
+    Similarity s is the cosine, and votes are weighted by exp(s / temperature).
 
     Args:
         bank: ``[n, D]``; bank_labels: int64 ``[n]`` in [0, K).
         queries: ``[q, D]``; query_labels: int64 ``[q]``.
         k: voters, 1 .. n.
+        temperature: greater than 0.
 
     Returns:
         Accuracy in [0, 1]; a tie goes to the class of the lower number.
 
     Raises:
-        ConfigError: k is out of range, or there is no query.
+        ConfigError: k or the temperature is out of range, or there is no query.
 
     Source: Wu et al., "Unsupervised Feature Learning via Non-Parametric Instance Discrimination", arXiv 1805.01978,
-        section 3.4.
+        section 3.4, which has 200 voters and a temperature of 0.07. Its code, zhirongw/lemniscate.pytorch, has 0.1 for
+        CIFAR-10 (cifar.py), the default here.
     """
-    expect_voters(bank_labels, k)
+    expect_voters(bank_labels, k, temperature)
     if not len(queries):
         raise ConfigError("kNN: there is no query image")
     bank = normalize(bank.float(), dim=1)
@@ -44,7 +53,7 @@ def knn_accuracy(bank: Tensor, bank_labels: Tensor, queries: Tensor, query_label
     chunk = max(1, min(_KNN_CHUNK, _KNN_LARGEST // len(bank)))
     for part, truth in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         similarity, nearest = (normalize(part.float(), dim=1) @ bank.T).topk(k, dim=1)  # [q, k]
-        weight = ((similarity - 1) / _KNN_TEMPERATURE).exp()
+        weight = ((similarity - 1) / temperature).exp()
         votes = torch.zeros(len(part), num_classes, device=part.device).scatter_add_(1, bank_labels[nearest], weight)
         right += int((votes.argmax(1) == truth).sum())
     return right / len(queries)
@@ -75,12 +84,14 @@ def linear_accuracy(
     return float((predicted == test_labels.cpu().numpy()).mean())
 
 
-def expect_voters(bank_labels: Tensor, k: int) -> None:
-    """Refuse a kNN of more voters than the bank ``[n]`` has images.
+def expect_voters(bank_labels: Tensor, k: int, temperature: float = 0.1) -> None:
+    """Refuse a kNN of more voters than the bank ``[n]`` has images, or of no temperature.
 
     Raises:
-        ConfigError: k is out of range.
+        ConfigError: k or the temperature is out of range.
     """
+    if not temperature > 0:
+        raise ConfigError(f"temperature {temperature}: it must be greater than 0")
     if not 1 <= k <= len(bank_labels):
         raise ConfigError(f"k {k}: the bank has {len(bank_labels)} labelled images, k is one of 1..{len(bank_labels)}")
 

@@ -31,7 +31,9 @@ def lidar(features: Tensor) -> float:
         S_b = covariance of the images' means,    LiDAR = exp entropy of the eigenvalues of S_w^-1/2 S_b S_w^-1/2
 
     Args:
-        features: ``[n, q, D]``, q >= 2 augmented views of each of n images.
+        features: ``[n, q, D]``, q >= 2 augmented views of each of n images. The paper has about 1,000 images of 50
+            views; the online probe takes more images and 10 views, which makes as many differences n (q - 1) for
+            S_w (docs/differences.md).
 
     Source: Thilak et al., "LiDAR", arXiv 2312.04000, section 3.
     """

@@ -28,7 +28,9 @@ class MoCo(ProjectionMethod):
     they share. The paper shuffles images between GPUs; here groups of a micro-batch stand in for GPUs. Queries form
     ``batch_norm_groups`` groups of neighbouring images, keys as many groups of images far apart, and each group has its
     own statistics. With ``batch_norm_groups``^2 images in a micro-batch, a query's group and its key's group share one
-    image. As in the authors' code, the head has no BatchNorm.
+    image. As in the authors' code, the head has no BatchNorm. The symmetric loss is the mean over both directions, and
+    the keys of one view join the queue; in the authors' demonstration for CIFAR-10 it is the sum, and the keys of both
+    views join (docs/differences.md).
     """
 
     class Config(ProjectionConfig):

@@ -31,7 +31,9 @@ class SelfClassifier(ProjectionMethod):
 
     Left out of the authors' code: the nearest neighbour of an earlier batch in place of a view, the learnt length of
     classifiers (its initial 1 is kept), LeakyReLU (ReLU here) and the 1e-8 under the logarithm, which logarithms of
-    softmaxes do not need.
+    softmaxes do not need. The head always has BatchNorm, as the authors' scripts for ImageNet have it. So its hidden
+    layers need no bias, and the scale of its initial weights (torch's; the authors have a deviation of 0.02) does not
+    change its outputs. docs/differences.md says more.
     """
 
     class Config(ProjectionConfig):

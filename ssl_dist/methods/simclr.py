@@ -17,7 +17,10 @@ from ssl_dist.methods.projection import ProjectionConfig, ProjectionMethod
 
 
 class SimCLR(ProjectionMethod):
-    """Backbone, projection head, NT-Xent."""
+    """Backbone, projection head, NT-Xent.
+
+    The head's last layer is linear, as in the paper. Google's code has BatchNorm after it too (docs/differences.md).
+    """
 
     class Config(ProjectionConfig):
         """Settings of SimCLR.

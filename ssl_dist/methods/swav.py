@@ -28,7 +28,8 @@ class SwAV(ProjectionMethod):
 
     A view's *code* is the soft assignment of its embedding to the prototypes. The paper sets the prototypes back to
     length 1 before each step. Here they are divided by their length wherever they are used, which leaves the
-    optimizer's (and ZeRO's) copies alone.
+    optimizer's (and ZeRO's) copies alone. In the authors' code the head's last layer has a bias, and the queue begins
+    to fill in the epoch from which on it is used; here it fills from the first step (docs/differences.md).
 
     A loss that stays at ln K (8.006 for 3,000) means collapse: all images have one embedding, so every code is uniform
     and trivial to predict. Known remedies are a smaller ``epsilon`` (0.03), prototypes that stay frozen for longer, and

@@ -137,6 +137,12 @@ def test_a_store_without_labels_is_refused(run: Path, stores: Stores, tmp_path: 
     [
         (partial(expect_voters, k=9), partial(knn_accuracy, k=9), ("apple", "fig"), "k 9: the bank has 8 labelled"),
         (partial(expect_voters, k=0), partial(knn_accuracy, k=0), ("apple", "fig"), "k 0: the bank has 8 labelled"),
+        (
+            partial(expect_voters, k=3, temperature=0.0),
+            partial(knn_accuracy, k=3, temperature=0.0),
+            ("apple", "fig"),
+            "temperature 0.0: it must be",
+        ),
         (partial(expect_two_classes, l2=0.0), partial(linear_accuracy, l2=0.0), ("apple", "fig"), "l2 0.0: it must be"),
     ],
 )

@@ -34,18 +34,20 @@ def clusters(n: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torc
     return centres[labels] + spread * torch.randn(n, 8, generator=generator), labels
 
 
-@pytest.mark.parametrize("k", [1, 5, 20])
-def test_knn_equals_the_formula_written_out(k: int) -> None:
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (5, 0.1), (20, 0.1), (20, 0.02), (20, 1.0)])
+def test_knn_equals_the_formula_written_out(k: int, temperature: float) -> None:
     bank, bank_labels = clusters(60, 0)
     queries, query_labels = clusters(700, 1)
     right = 0
     for query, truth in zip(queries, query_labels, strict=True):
         similarity = [float(torch.dot(query, row) / (query.norm() * row.norm())) for row in bank]
         nearest = sorted(range(60), key=lambda row: -similarity[row])[:k]
-        votes = [sum(math.exp(similarity[row] / 0.1) for row in nearest if bank_labels[row] == c) for c in range(4)]
+        votes = [
+            sum(math.exp(similarity[row] / temperature) for row in nearest if bank_labels[row] == c) for c in range(4)
+        ]
         right += int(np.argmax(votes)) == int(truth)
     assert 0.3 < right / 700 < 0.95
-    assert knn_accuracy(bank, bank_labels, queries, query_labels, k=k) == right / 700
+    assert knn_accuracy(bank, bank_labels, queries, query_labels, k=k, temperature=temperature) == right / 700
 
 
 def test_knn_refuses_too_large_a_k_and_no_query() -> None:
