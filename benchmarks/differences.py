@@ -16,19 +16,24 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, cast
 from unittest import mock
 
+import numpy as np
 import typer
 
 from benchmarks import originals
 from ssl_dist import augment
 from ssl_dist.augment import operations
+from ssl_dist.backbones import ConvolutionalBackbone
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data import resolve
 from ssl_dist.data.batches import Batches
+from ssl_dist.data.resolve import Data
+from ssl_dist.evaluate import extract
 from ssl_dist.evaluate.probe import Probe
+from ssl_dist.evaluate.pseudo_labels import cluster_labels
 from ssl_dist.methods import Method
 from ssl_dist.store import build
 from ssl_dist.training.engine import Engine
@@ -51,6 +56,7 @@ class Difference(NamedTuple):
         theirs: further overrides of the authors' way.
         change: changes a new method into the authors'.
         patch: (object, name of its attribute, what stands there in the authors' way).
+        clusters: whether batches are spread over clusters of an autoencoder's latents, which the authors pool.
     """
 
     recipe: str
@@ -58,6 +64,7 @@ class Difference(NamedTuple):
     theirs: Mapping[str, Any] = MappingProxyType({})
     change: Callable[[Method], object] = lambda method: None
     patch: tuple[Any, str, Any] | None = None
+    clusters: bool = False
 
 
 _STRONG = {"augment.jitter_strength": 1.0}
@@ -73,6 +80,7 @@ DIFFERENCES = {
     "self-classifier-head": Difference("self-classifier-cifar10", change=originals.use_self_classifier_head),
     "moco-symmetric": Difference("moco-cifar10", {"method.symmetric": True}, change=originals.use_symmetric_moco),
     "swav-queue": Difference("swav-cifar10", _QUEUE, change=originals.fill_queue_late),
+    "g-simclr-latents": Difference("gsimclr-cifar10", clusters=True),
     "denoising-noise": Difference("denoising-cifar10", {"backbone.width": None}, {"method.noise": 0.01}),
 }
 
@@ -106,25 +114,41 @@ def main(
 def train(difference: Difference, store: Path, seed: int, epochs: float, theirs: bool) -> float:
     """Train one way on all images of a store, in this process; return the online probe's accuracy."""
     settings = {"data.store": str(store), "seed": seed, "epochs": epochs, **SMALL, **difference.settings}
-    config, images, sample_plan = resolve(
-        RunConfig.load(difference.recipe, {**settings, **(difference.theirs if theirs else {})})
-    )
-    method, world, plan = config.initial_method(), World.current(), config.plan()
+    if difference.clusters:
+        settings |= {"data.stratified": True, "data.label_file": _cluster(settings, pooled=theirs)}
+    data = resolve(RunConfig.load(difference.recipe, {**settings, **(difference.theirs if theirs else {})}))
+    method = data.config.initial_method()
     with _patched(difference.patch if theirs else None):
         if theirs:
             difference.change(method)
-        engine = Engine(method, config, world)
-        for batch in Batches(sample_plan, world, 0, plan.total_steps):
-            rate = config.optim.learning_rate(
-                batch.step,
-                batch_size=config.batch.size,
-                warmup_steps=plan.warmup_steps,
-                total_steps=plan.total_steps,
-            )
-            engine.step(batch, rate)
-    score = Probe(config, images).score(engine.method.backbone, world)
+        _fit(method, data)
+    score = Probe(data.config, data.store).score(method.backbone, World.current())
     assert score is not None, "the source has labels"
     return score
+
+
+def _fit(method: Method, data: Data) -> None:
+    """Train a method for the whole length of its run."""
+    config, plan, world = data.config, data.config.plan(), World.current()
+    engine = Engine(method, config, world)
+    length = {"warmup_steps": plan.warmup_steps, "total_steps": plan.total_steps}
+    for batch in Batches(data.sample_plan, world, 0, plan.total_steps):
+        engine.step(batch, config.optim.learning_rate(batch.step, batch_size=config.batch.size, **length))
+
+
+def _cluster(settings: Mapping[str, Any], pooled: bool) -> str:
+    """Train G-SimCLR's autoencoder, cluster its latents, all or the means of channels; return the file of clusters."""
+    data = resolve(RunConfig.load("denoising-cifar10", {**settings, "backbone.width": None}))
+    method = data.config.initial_method()
+    _fit(method, data)
+    backbone = cast(ConvolutionalBackbone, method.backbone)
+    ids = np.arange(len(data.store))
+    latents = extract(backbone, data.store, ids, World.current().device, data.config)
+    if pooled:
+        latents = latents.unflatten(1, (backbone.channels, -1)).mean(2)
+    file = Path(settings["data.store"]).with_name("clusters.npy")
+    np.save(file, cluster_labels(latents, data.config.batch.size, data.config.seed))
+    return str(file)
 
 
 @contextlib.contextmanager
