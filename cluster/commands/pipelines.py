@@ -8,8 +8,9 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ssl_dist.commands.console import console, print_json, show, shown
+from ssl_dist.commands.console import console, print_json
 from ssl_dist.commands.options import Json, Settings, overrides_of
+from ssl_dist.commands.runs import show_summary
 
 # Help texts that need a line of their own.
 _CLUSTERS = "Clusters of the autoencoder's latents. Default: batch.size, so that a batch has one image of each."
@@ -37,7 +38,8 @@ def g_simclr(
     later = resolve(recipe, {**overrides_of(settings), "data.stratified": False, "data.label_file": None})
     first = resolve(autoencoder, {"data.store": later.data.store, **overrides_of(autoencoder_settings)})
     last = GSimCLR(run_dir.absolute(), first, later, clusters or later.batch.size).run(console)
-    show("g-simclr", shown(last).items(), {"run": str(run_dir.absolute() / "simclr"), **last}, as_json)
+    run = run_dir.absolute() / "simclr"
+    show_summary("g-simclr", run, {"run": str(run), **last}, as_json)
 
 
 def self_train(

@@ -64,11 +64,6 @@ def print_json(result: dict[str, Any], as_json: bool) -> None:
         print(json.dumps(_finite(result)), file=_json_file.get(), flush=True)
 
 
-def shown(values: dict[str, Any]) -> dict[str, str]:
-    """Round numbers to six digits, as tables of a run's metrics show them."""
-    return {name: f"{value:.6g}" if isinstance(value, float) else str(value) for name, value in values.items()}
-
-
 def _finite(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}

@@ -11,7 +11,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from ssl_dist.commands.console import console, print_json, show, shown
+from ssl_dist.commands.console import console, print_json, say, show
 from ssl_dist.commands.options import Json, Run
 from ssl_dist.errors import RunError
 
@@ -57,11 +57,29 @@ def report(
 ) -> None:
     """Draw a run's loss, probe, embedding and speed; print its last numbers."""
     from ssl_dist.report.curves import draw
-    from ssl_dist.training.metrics import read_metrics
 
     picture = out or run / "report.png"
     draw(run, picture)
-    last: dict[str, Any] = {}
-    for line in read_metrics(run):
+    show_summary(f"{run}: {picture}", run, {"run": str(run), "picture": str(picture)}, as_json)
+
+
+def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, then: Sequence[str] = ()) -> None:
+    """Print the table of what a run has reached, and say so where its probe is no better than at step 0.
+
+    Args:
+        result: printed with --json, beside the last value of each tag and ``probe_at_step_0``.
+        then: lines that follow, each to copy.
+    """
+    from ssl_dist.report.summary import ProbeCurve, summary
+    from ssl_dist.training.metrics import read_metrics
+
+    lines, last = read_metrics(run), dict[str, Any]()
+    for line in lines:
         last |= line
-    show(f"{run}: {picture}", shown(last).items(), {"run": str(run), "picture": str(picture), **last}, as_json)
+    probe = ProbeCurve.of(lines)
+    show(title, summary(lines).items(), {}, as_json=False)
+    if probe and (verdict := probe.verdict()):
+        say(verdict)
+    for command in then:
+        say(command)
+    print_json({**result, **last, "probe_at_step_0": probe and probe.start}, as_json)

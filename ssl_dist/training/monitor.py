@@ -119,6 +119,7 @@ class ProgressBar:
         self._run, self._metrics, self._pace = run, MetricsReader(run), Pace()
         self._logged, self._checkpoint = _bytes(run / FIRST_LOG), newest_checkpoint(run)
         self.last: dict[str, Any] = {}
+        self._start: dict[str, Any] = {}  # the values of step 0
         numbers = TextColumn("{task.fields[numbers]}")
         done = MofNCompleteColumn(table_column=Column(no_wrap=True))
         columns = (TextColumn("{task.description}"), BarColumn(None), done, numbers)
@@ -143,6 +144,8 @@ class ProgressBar:
         for line in self._metrics.read_new():
             self.last.update(line)
             probed |= any(tag.startswith("probe/") for tag in line)
+            if line["step"] == 0:
+                self._start.update(line)
         if "plan/total_steps" not in self.last:
             if _bytes(self._run / FIRST_LOG) > self._logged:
                 self._progress.update(self._task, description=_STARTING)
@@ -150,8 +153,10 @@ class ProgressBar:
             return
         probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
         shown = {"loss": "train/loss", **probes, "img/s": "speed/images_per_s"}
-        numbers = "  ".join(f"{name} {_rounded(self.last[tag])}" for name, tag in shown.items() if tag in self.last)
         done, total = self.last["step"], self.last["plan/total_steps"]
+        beside = {tag: f" (from {self._start[tag]:.3g})" for tag in probes.values() if done and tag in self._start}
+        present = {name: tag for name, tag in shown.items() if tag in self.last}
+        numbers = "  ".join(f"{name} {_rounded(self.last[tag])}{beside.get(tag, '')}" for name, tag in present.items())
         self._progress.update(self._task, description="steps", total=total, completed=done, numbers=numbers)
         before, self._checkpoint = self._checkpoint, newest_checkpoint(self._run)
         saved = f"checkpoint {self._checkpoint}" if self._checkpoint != before else ""
