@@ -18,7 +18,12 @@ from ssl_dist.uris import split_uri, without_secrets
 
 def resolve(recipe: str, overrides: dict[str, Any]) -> ResolvedConfig:
     """Read a recipe and open its store once: whatever is wrong with it is said before anything starts."""
-    found = data.resolve(RunConfig.load(recipe, overrides))
+    return resolve_settings(RunConfig.load(recipe, overrides))
+
+
+def resolve_settings(config: RunConfig) -> ResolvedConfig:
+    """Resolve the settings of a new run, and refuse what cannot work with its store."""
+    found = data.resolve(config)
     check_data(found.config, found.store)
     return _check(found.config)
 

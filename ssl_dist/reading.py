@@ -6,6 +6,7 @@ other one reads it by YAML 1.2's core schema, with decimal numbers. So ``00012``
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
 from fractions import Fraction
@@ -93,8 +94,23 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
     shipped = sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
     file = RECIPE_FOLDER / f"{recipe}.yaml" if str(recipe) in shipped else Path(recipe)
     if not file.is_file():
-        raise ConfigError(f"recipe {recipe}: no such file; recipes that come with the package: {', '.join(shipped)}")
+        near = [f"did you mean {name}? " for name in difflib.get_close_matches(str(recipe), shipped, 1)]
+        raise ConfigError(
+            f"recipe {recipe}: no such file; {''.join(near)}Recipes that come with the package: {', '.join(shipped)}"
+        )
     return file
+
+
+def parse_override(text: str) -> tuple[str, Written]:
+    """Split ``"optim.lr=0.3"`` into the dotted key and the value, which the setting's type will interpret.
+
+    Raises:
+        ConfigError: it is not of this form.
+    """
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"--set {text}: write it as key=value, e.g. --set optim.lr=0.3")
+    return key, Written(value)
 
 
 def settle(value: Any, kind: Any = Any) -> Any:

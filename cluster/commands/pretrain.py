@@ -14,6 +14,7 @@ from ssl_dist.commands.console import console, print_json, say, show, shown
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
 from ssl_dist.commands.runs import show_summary
 from ssl_dist.errors import ClusterError, ConfigError
+from ssl_dist.reading import find_recipe
 from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
@@ -38,11 +39,13 @@ def pretrain(
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder with Ray Train and DeepSpeed, on this machine or on the cluster of RAY_ADDRESS."""
+    overrides = overrides_of(settings)
+    if recipe is not None:
+        find_recipe(recipe)  # a typo is answered before torch is imported
     from cluster.guards import check_machine
     from cluster.prepare import resolve, restore
     from cluster.run_directory import RunDirectory
 
-    overrides = overrides_of(settings)
     if resume is not None and recipe is None:
         if run_dir or print_config or dry_run:
             raise ConfigError("--run-dir, --print-config and --dry-run are for a new run: a resumed one has its own")
@@ -87,7 +90,8 @@ def _show_plan(config: ResolvedConfig, as_json: bool) -> None:
     values = {"images": plan.num_samples, "epochs": config.epochs, "steps": plan.total_steps}
     values |= {"warm-up steps": plan.warmup_steps, "batch": batch.size, "micro-batch": batch.micro}
     values |= {"micro-batches": batch.num_micro, "workers": config.cluster.workers.max}
-    values |= {"MB of a checkpoint": size / 1e6, "checkpoints kept": most, "MB of checkpoints": size * most / 1e6}
+    megabytes = {"MB of a checkpoint": round(size / 1e6, 1), "MB of checkpoints": round(size * most / 1e6, 1)}
+    values |= {"checkpoints kept": most, **megabytes}
     plain = {name.replace(" ", "_").replace("-", "_"): value for name, value in values.items()}
     show("dry run: nothing was started", shown(values).items(), plain, as_json)
 

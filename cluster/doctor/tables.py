@@ -25,7 +25,7 @@ def show_report(console: Console, report: Report) -> None:
         say(f"{link.workers} workers: {latency}", console)
     if trial := report.dry_run:
         speed = f"{trial.images_per_s:,.0f} images/s, {trial.peak_mb:,.0f} MB in worker 0"
-        whole = f"the whole run would take {_duration(trial.whole_run_s)}, without probes and checkpoints"
+        whole = f"the whole run would take {duration(trial.whole_run_s)}, without probes and checkpoints"
         say(f"dry run: {speed}; {whole}", console)
     if report.findings:
         _findings(console, report.findings)
@@ -63,6 +63,7 @@ def _complaints(console: Console, complaints: Sequence[Complaint]) -> None:
         console.print("nothing is wrong", style="green")
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Format seconds as hours and minutes, or as minutes and seconds."""
     hours, rest = divmod(round(seconds), 3600)
     return f"{hours} h {rest // 60} min" if hours else f"{rest // 60} min {rest % 60} s"

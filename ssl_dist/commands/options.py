@@ -50,7 +50,7 @@ Settings = Annotated[
 
 def overrides_of(settings: list[str] | None) -> dict[str, Any]:
     """Read ``--set`` options as dotted key -> value, in their order; of a key that is given twice, the last counts."""
-    from ssl_dist.config.overrides import parse_override
+    from ssl_dist.reading import parse_override
 
     found: dict[str, Any] = {}
     for key, value in map(parse_override, settings or []):

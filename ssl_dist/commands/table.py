@@ -26,6 +26,8 @@ COMMANDS: dict[str, Entry] = {
     ),
     "store": Entry("ssl_dist.commands.store:app", "Build, inspect and check image stores."),
     "pretrain": Entry("cluster.commands.pretrain:pretrain", "Pretrain an encoder with Ray Train and DeepSpeed."),
+    "recipes": Entry("ssl_dist.commands.recipes:recipes", "List the recipes that come with the package, or print one."),
+    "init": Entry("cluster.commands.init:init", "Write a recipe for a store and this machine."),
     "settings": Entry("ssl_dist.commands.settings:settings", "Explain every setting of a run, with its default."),
     "checkpoint": Entry("ssl_dist.commands.runs:checkpoint", "List and check a run's checkpoints."),
     "evaluate": Entry("ssl_dist.commands.evaluate:app", "Measure a run's frozen features beside random weights."),

@@ -10,21 +10,7 @@ from typing import Any
 import pydantic
 
 from ssl_dist.errors import ConfigError
-from ssl_dist.reading import RECIPE_FOLDER, Written, find_recipe, parse, read_file
-
-__all__ = ["RECIPE_FOLDER", "explain", "flatten", "parse_override", "put_override", "read_recipe", "suggest"]
-
-
-def parse_override(text: str) -> tuple[str, Written]:
-    """Split ``"optim.lr=0.3"`` into the dotted key and the value, which the setting's type will interpret.
-
-    Raises:
-        ConfigError: it is not of this form.
-    """
-    key, equals, value = text.partition("=")
-    if not equals or not key:
-        raise ConfigError(f"--set {text}: write it as key=value, e.g. --set optim.lr=0.3")
-    return key, Written(value)
+from ssl_dist.reading import Written, find_recipe, parse, read_file
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -20,9 +20,9 @@ from ssl_dist import methods, store
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.config.overrides import RECIPE_FOLDER
 from ssl_dist.data import SamplePlan
 from ssl_dist.data.batches import Batch, Batches
+from ssl_dist.reading import RECIPE_FOLDER
 from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
 from ssl_dist.training.exactness import config_of

@@ -19,8 +19,8 @@ from cluster.pipelines.completion import complete
 from cluster.prepare import resolve
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.config import RunConfig
-from ssl_dist.config.overrides import parse_override
 from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
+from ssl_dist.reading import parse_override
 from tests.cluster.pipeline_commands import SMALL, g_simclr, invoke, self_train, sets, settings_of
 
 

@@ -17,7 +17,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from cluster.launch import command_on_head
 from ssl_dist.commands.main import command_of
 from ssl_dist.config import RunConfig
-from ssl_dist.config.overrides import parse_override
+from ssl_dist.reading import parse_override
 from tests.cluster.kuberay_schema import RESOURCE
 
 ROOT = Path(__file__).parents[2]

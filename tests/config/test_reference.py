@@ -8,8 +8,9 @@ from pathlib import Path
 from ssl_dist import methods
 from ssl_dist.augment import OPERATIONS, POLICIES
 from ssl_dist.config import RunConfig
-from ssl_dist.config.overrides import RECIPE_FOLDER, flatten, read_recipe
+from ssl_dist.config.overrides import flatten, read_recipe
 from ssl_dist.config.reference import markdown, settings_rows
+from ssl_dist.reading import RECIPE_FOLDER
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "settings.md"
 

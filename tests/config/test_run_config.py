@@ -15,9 +15,8 @@ from hypothesis import strategies as st
 from ssl_dist.augment import OPERATIONS, POLICIES
 from ssl_dist.commands.options import overrides_of
 from ssl_dist.config import DataFacts, Plan, ResolvedConfig, RunConfig
-from ssl_dist.config.overrides import RECIPE_FOLDER, parse_override
 from ssl_dist.errors import ConfigError
-from ssl_dist.reading import exact
+from ssl_dist.reading import RECIPE_FOLDER, exact, parse_override
 from tests.helpers import small_config, with_facts
 
 STORE = Path("/nowhere/store")
