@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import decimal
+import logging
 import os
 import sys
 
@@ -10,6 +12,8 @@ from ssl_dist.errors import ClusterError, ConfigError
 from ssl_dist.methods import load
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.store import ImageStore
+
+log = logging.getLogger(__name__)
 
 
 def check_data(config: ResolvedConfig, store: ImageStore) -> None:
@@ -44,7 +48,10 @@ def _check_batch(config: ResolvedConfig, name: str) -> None:
 def _check_probe(config: ResolvedConfig, store: ImageStore) -> None:
     """Refuse a probe whose accuracy says nothing, or that has fewer images than neighbours."""
     probe = config.probe
-    if probe is None or probe.kind not in ("knn", "linear") or not store.class_names:
+    if probe is None or probe.kind not in ("knn", "linear"):
+        return
+    if not store.class_names:
+        log.warning("%s has no labels: no probe is shown; --set probe.kind=rankme needs none", store.name)
         return
     if len(store.class_names) == 1:
         raise ConfigError(
@@ -69,12 +76,6 @@ def check_machine(cluster: ClusterConfig) -> None:
     if os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()):
         return
     workers, cores = cluster.workers.min, num_cores()
-    if workers * cluster.cpus_per_worker > cores:
-        raise ClusterError(
-            f"cluster.workers {workers} of {cluster.cpus_per_worker:g} CPU each: this machine has {cores} cores: set"
-            f" cluster.workers={max(1, int(cores / cluster.cpus_per_worker))}, or let workers share a core by"
-            f" cluster.cpus_per_worker={cores / workers:.2g}, or RAY_ADDRESS to a cluster"
-        )
     gpus = num_gpus() if cluster.gpu else workers
     if workers > gpus:
         found = f"this machine has {gpus}" if gpus else "no GPU found on this machine"
@@ -82,6 +83,13 @@ def check_machine(cluster: ClusterConfig) -> None:
         raise ClusterError(
             f"cluster.gpu=true with cluster.workers {workers}, one GPU each: {found}: set {mend}, or RAY_ADDRESS to a"
             " cluster that has them"
+        )
+    if workers * cluster.cpus_per_worker > cores:
+        share = decimal.Context(prec=2, rounding=decimal.ROUND_FLOOR).divide(cores, workers)
+        raise ClusterError(
+            f"cluster.workers {workers} of {cluster.cpus_per_worker:g} CPU each: this machine has {cores} cores: set"
+            f" cluster.workers={max(1, int(cores / cluster.cpus_per_worker))}, or let workers share a core by"
+            f" cluster.cpus_per_worker={share:f}, or RAY_ADDRESS to a cluster"
         )
 
 

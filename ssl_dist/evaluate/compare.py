@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ssl_dist.errors import StoreError
 from ssl_dist.evaluate.features import encoder_of, extract, fastest_device, labels_by_name, open_labelled
 from ssl_dist.settings import CheckpointChoice
 
@@ -50,7 +51,8 @@ def compare(
 
     Raises:
         RunError: no usable checkpoint.
-        StoreError: no labels, different classes (see ``labels_by_name``), or images of another size than the run's.
+        StoreError: no labels or of one class only, different classes (see ``labels_by_name``), or images of another
+            size than the run's.
         ConfigError: of ``check``.
     """
     backbone, config, step = encoder_of(run, checkpoint)
@@ -61,6 +63,8 @@ def compare(
     ids = [np.flatnonzero(stored >= 0) for stored in stored_labels]
     labels = [torch.from_numpy(stored[rows]).long() for stored, rows in zip(stored_labels, ids, strict=True)]
     check(labels[0])
+    if len(labels[0].unique()) < 2:
+        raise StoreError(f"{train_store.name} has labelled images of one class only, and every answer would be right")
     device, done, accuracies = fastest_device(), 0, []
 
     def count(images: int) -> None:

@@ -17,7 +17,8 @@ from ssl_dist import methods, store
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.checkpoint.size import expected_bytes
 from ssl_dist.config import ResolvedConfig, RunConfig
-from ssl_dist.errors import ClusterError, ConfigError
+from ssl_dist.errors import ClusterError, ConfigError, StoreError
+from ssl_dist.evaluate import compare
 from ssl_dist.settings import ClusterConfig
 from tests.command import Command
 from tests.conftest import write_images
@@ -67,7 +68,7 @@ def build(folder: Path, num_classes: int, per_class: int) -> Path:
         (None, ["cluster.workers=9999"], "cluster.workers 9999 of 1 CPU each: this machine has"),
         (None, ["cluster.workers={min: 9998, max: 9999}"], "cluster.workers 9998 of 1 CPU each"),
         (None, ["cluster.cpus_per_worker=9999"], "cluster.workers 1 of 9999 CPU each"),
-        (None, ["cluster.gpu=true"], "no GPU found on this machine: set cluster.gpu=false"),
+        (None, ["cluster.gpu=true", "cluster.workers=9999"], "no GPU found on this machine: set cluster.gpu=false"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
@@ -89,6 +90,21 @@ def test_what_cannot_work_is_refused_in_one_line(
         assert not (tmp_path / "run").exists()
 
 
+def test_a_store_without_labels_is_said_to_have_no_probe(
+    command: Command, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_images(tmp_path / "images", num_classes=1, per_class=20)
+    store.build(tmp_path / "images", tmp_path / "flat", workers=1)
+    assert command("pretrain", recipe, "--set", f"data.store={tmp_path / 'flat'}", "--dry-run").code == 0
+    assert "has no labels: no probe is shown; --set probe.kind=rankme needs none" in caplog.text
+
+
+def test_an_evaluation_of_one_class_is_refused(two_steps: Path, tmp_path: Path) -> None:
+    path = build(tmp_path / "one", 1, 6)
+    with pytest.raises(StoreError, match="has labelled images of one class only"):
+        compare(two_steps, path, path, lambda *_: 1.0)
+
+
 def test_a_remote_cluster_is_not_measured_by_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     large = ClusterConfig.model_validate({"workers": 9999, "gpu": True})
     with pytest.raises(ClusterError):
@@ -101,7 +117,11 @@ def test_workers_share_cores_where_that_is_asked_for(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(guards, "num_cores", lambda: 2)
     with pytest.raises(ClusterError, match=r"set cluster\.workers=2, or let workers share a core by \S+=0\.5, or"):
         guards.check_machine(ClusterConfig.model_validate({"workers": 4}))
-    guards.check_machine(ClusterConfig.model_validate({"workers": 4, "cpus_per_worker": 0.5}))
+    for workers in (3, 4, 7, 9999):
+        with pytest.raises(ClusterError, match="let workers share a core by ") as caught:
+            guards.check_machine(ClusterConfig.model_validate({"workers": workers}))
+        share = float(str(caught.value).split("cpus_per_worker=")[1].split(",")[0])
+        guards.check_machine(ClusterConfig.model_validate({"workers": workers, "cpus_per_worker": share}))
     guards.check_machine(ClusterConfig.model_validate({"workers": {"min": 1, "max": 4}}))
     monkeypatch.setattr(guards, "num_gpus", lambda: 1)
     with pytest.raises(ClusterError, match=r"one GPU each: this machine has 1: set cluster\.workers=1"):
@@ -145,7 +165,7 @@ def two_steps(small_store: Path, tmp_path: Path) -> Path:
 def test_a_finished_run_says_so_at_once(command: Command, two_steps: Path) -> None:
     outcome = command("pretrain", "--resume", two_steps, "--json")
     assert (outcome.code, outcome.json) == (0, {"run": str(two_steps), "step": 2})
-    assert "is finished: it has all 2 steps of 0.5 epochs" in outcome.out
+    assert "is finished: it has all 2 steps of 0.5 epochs" in outcome.out + outcome.err
 
 
 def test_a_run_of_a_constant_rate_is_made_longer(

@@ -156,6 +156,15 @@ def test_a_text_setting_of_a_recipe_is_what_was_written_quoted_or_not(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    "text", ["1e-3", "00012", "yes", "null", "~", "photos #2", "a: b", "1:30", "2026-11-27", "1_000"]
+)
+def test_a_config_printed_as_a_recipe_is_read_back(tmp_path: Path, text: str) -> None:
+    config = load(data={"store": text, "label_file": text}, monitor__hparams=[text], optim__lr=1e-5)
+    (tmp_path / "r.yaml").write_text(config.to_yaml())
+    assert RunConfig.load(tmp_path / "r.yaml") == config
+
+
+@pytest.mark.parametrize(
     ("setting", "key", "expected"),
     [
         ("optim.lr=1e-3", "optim.lr", 0.001),
