@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import signal
 import site
 import socket
 import threading
@@ -30,6 +31,10 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _REACH_S = 10
+
+_DIED = "worker process has died"  # in Ray's text on a worker that raised nothing
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -71,20 +76,46 @@ def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool
     import ray
 
     logging.getLogger("ray").setLevel(logging.ERROR)
+    # Ray prints texts of its daemons to standard output, such as guesses at why a worker died.
+    ray._private.worker.print_to_stdstream = lambda data, **_: log.info("%s", data["lines"])
     if ray.is_initialized():
         yield False
         return
     address = os.environ.get("RAY_ADDRESS")
     try:
-        _connect_to(address) if address else _start(cluster, drivers)
+        with _signals_kept():
+            _connect_to(address) if address else _start(cluster, drivers)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = next(iter(str(error).splitlines()), repr(error))
+        if "AF_UNIX" in reason:
+            name = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+            reason = (
+                f"{name}={os.environ.get(name)} is too long for its sockets: set RAY_TMPDIR to a short one, as /tmp"
+            )
         failed = f"the Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot start here"
         raise ClusterError(f"{failed}: {reason}") from None
     try:
         yield not address
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Keep this process' handlers, of which Ray replaces that of SIGTERM; Ray's processes shall outlive a terminal.
+
+    They inherit that SIGHUP is ignored, so that the workers of a run whose terminal closes can write a checkpoint.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    terminate, hang_up = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, hang_up)
+        if callable(terminate):  # otherwise Ray's, which ends the processes that it has started
+            signal.signal(signal.SIGTERM, terminate)
 
 
 def _connect_to(address: str) -> None:
@@ -182,7 +213,9 @@ def failure_reason(error: BaseException) -> str:
     """Say in one line why a fit failed: name the first worker that did more than lose its connection to another."""
     failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
     lines = [(rank, last_line(reason)) for rank, reason in failures]
-    rank, line = next((one for one in lines if "onnection" not in one[1]), lines[0])
+    rank, line = min(lines, key=lambda one: 1 if _DIED in one[1] else 2 if "onnection" in one[1] else 0)
+    if _DIED in line:  # a crash would stand in the worker's log
+        return f"worker {rank} was killed without a word, most often because its machine's memory ran out"
     return f"worker {rank} failed ({line})"
 
 

@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
@@ -23,6 +21,7 @@ from cluster.connect import Background, failure_reason, ray_with_capacity, torch
 from cluster.preemption import DrainedNodes
 from cluster.run_directory import RunDirectory
 from ssl_dist.commands.console import say
+from ssl_dist.commands.signals import handled
 from ssl_dist.commands.table import COMMANDS
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Interrupted, SslDistError
@@ -86,7 +85,7 @@ def training_error(workers: Background, run: RunDirectory, resume: str | None = 
     if error := run.read_error():
         return error
     if workers.error:
-        reason = failure_reason(workers.error)
+        reason = run.read_crash() or failure_reason(workers.error)
         return SslDistError(f"{reason}: see {run.path}/worker-*.log, then {resume or resume_command(run)}")
     return None
 
@@ -106,7 +105,7 @@ def _show_progress(workers: Background, run: RunDirectory, console: Console) -> 
 
 
 class _Interrupts:
-    """The handler of Ctrl-C and SIGTERM: the first asks the workers to stop, the second kills them."""
+    """The handler of Ctrl-C, SIGTERM and SIGHUP: the first asks the workers to stop, the second kills them."""
 
     def __init__(self, run: RunDirectory, console: Console) -> None:
         self.asked = False
@@ -123,17 +122,11 @@ class _Interrupts:
 @contextlib.contextmanager
 def _interrupts(run: RunDirectory, console: Console, resume: str) -> Iterator[_Interrupts]:
     handler = _Interrupts(run, console)
-    if threading.current_thread() is not threading.main_thread():
-        yield handler  # only the main thread receives signals
-        return
-    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield handler
+        with handled(handler):
+            yield handler
     except KeyboardInterrupt:
         raise Interrupted(f"stopped at once; resume from the newest checkpoint with: {resume}") from None
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
 
 
 def command_on_head(arguments: list[str]) -> list[str]:

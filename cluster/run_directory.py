@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import fcntl
 import json
+import re
+import signal
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
@@ -37,6 +39,9 @@ FREE_ON_RESUME = (
     "data.cache_gb",
     "backbone.weights",
 )
+
+
+_FAULT = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)  # what a worker's log has of a crash
 
 
 def may_change_on_resume(key: str) -> bool:
@@ -167,3 +172,14 @@ class RunDirectory:
             return None
         error: SslDistError = getattr(errors, found["kind"])(found["message"])
         return error
+
+    def read_crash(self) -> str | None:
+        """Return which worker crashed since its last start and by which signal; None where no log has that."""
+        names = {signal.strsignal(number): number.value for number in signal.Signals}
+        for file in sorted(self.path.glob("worker-*.log")):
+            _, _, text = file.read_text(encoding="utf-8", errors="replace").rpartition(": process ")
+            if found := _FAULT.search(text):
+                name = found[1].replace("-", " ")
+                number = f"signal {names[name]}, " if name in names else ""
+                return f"worker {file.stem.rpartition('-')[2]} crashed ({number}{found[1]})"
+        return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import logging
 import os
 import socket
@@ -77,14 +78,19 @@ def current_world(gpu: bool, *, here: bool = False) -> World:
 
 @contextlib.contextmanager
 def _logging_to(file: Path) -> Iterator[None]:
+    """Log to a file, into which a fault of the process is written too: see ``RunDirectory.read_crash``."""
     handler = logging.FileHandler(file)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.addFilter(lambda record: record.levelno >= logging.WARNING or record.name.partition(".")[0] in _OURS)
     logging.getLogger().addHandler(handler)
     for package in _OURS:
         logging.getLogger(package).setLevel(logging.INFO)
+    faulthandler.disable()  # it writes to the log that Ray keeps of this process
     try:
-        yield
+        with file.open("a") as faults:
+            faulthandler.enable(faults, all_threads=False)
+            yield
     finally:
+        faulthandler.enable(2)
         logging.getLogger().removeHandler(handler)
         handler.close()

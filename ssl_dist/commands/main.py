@@ -15,6 +15,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from ssl_dist import __version__
 from ssl_dist.commands.console import console, errors, escape_unprintable
+from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.errors import SslDistError
 
@@ -64,7 +65,8 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     try:
-        with contextlib.redirect_stdout(sys.stdout):  # --json replaces it, for good where a later option is wrong
+        # --json replaces standard output, for good where a later option is wrong
+        with handled(interrupt), contextlib.redirect_stdout(sys.stdout):
             app()
     except SslDistError as error:
         errors.print(Text.assemble(("error:", "bold red"), f" {error}"))

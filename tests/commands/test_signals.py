@@ -1,0 +1,107 @@
+"""Ctrl-C, SIGTERM and SIGHUP end a command in the same way, also where the terminal is gone."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+from typing import IO
+
+import pytest
+from rich.console import Console
+
+from cluster import launch
+from cluster.connect import _signals_kept
+from cluster.run_directory import RunDirectory
+from ssl_dist.commands.signals import ENDING, handled, interrupt
+from ssl_dist.errors import Interrupted
+
+# A build that lasts until it is told to end, and says so by a file.
+_CODE = """
+import pathlib, sys, time
+from ssl_dist import store
+from ssl_dist.commands.main import main
+
+def build(*_, **__):
+    pathlib.Path("began").touch()
+    time.sleep(100)
+
+store.build = build
+sys.argv[1:] = ["store", "build", "images", "store"]
+try:
+    main()
+finally:
+    pathlib.Path("ended").touch()
+"""
+
+
+def begun(folder: Path, output: int | IO[bytes], **options: object) -> subprocess.Popen[bytes]:
+    code = [sys.executable, "-c", _CODE]
+    child = subprocess.Popen(code, cwd=folder, stdin=output, stdout=output, stderr=output, **options)  # type: ignore[call-overload]
+    while not (folder / "began").exists():
+        assert child.poll() is None
+    return child  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_a_signal_ends_a_build_with_a_word(number: signal.Signals, tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+b") as log:
+        child = begun(tmp_path, log)
+        child.send_signal(number)
+        assert child.wait() == 130
+    assert "stopped; the same command goes on where it was" in (tmp_path / "log").read_text()
+
+
+def test_a_command_under_nohup_outlives_its_terminal(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("w+b") as log:
+        child = begun(tmp_path, log, preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_IGN))
+        child.send_signal(signal.SIGHUP)
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.3)
+        child.send_signal(signal.SIGTERM)
+        assert child.wait() == 130
+
+
+def test_a_closed_terminal_ends_a_command_that_writes_to_it(tmp_path: Path) -> None:
+    """Its last words would be an error of the terminal, which is gone."""
+    master, terminal = os.openpty()
+
+    def own_terminal() -> None:
+        os.setsid()
+        fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+    child = begun(tmp_path, terminal, preexec_fn=own_terminal)
+    os.close(terminal)
+    os.close(master)
+    assert child.wait() == 130
+    assert (tmp_path / "ended").exists()
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_a_signal_asks_a_run_to_stop_and_a_second_one_ends_it(number: signal.Signals, tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+
+    def two_signals() -> None:
+        with launch._interrupts(run, Console(quiet=True), "the same again") as interrupts:
+            assert not run.stop_asked()
+            os.kill(os.getpid(), number)
+            assert interrupts.asked
+            assert run.stop_asked()
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGINT if number == signal.SIGHUP else 0)
+
+    with pytest.raises(Interrupted, match="stopped at once; resume from the newest checkpoint with: the same again"):
+        two_signals()
+
+
+def test_rays_processes_do_not_hear_that_a_terminal_closes() -> None:
+    with handled(interrupt):
+        ours = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+        with _signals_kept():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "which processes inherit"
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does, with a handler of its own
+        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == ours
