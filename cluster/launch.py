@@ -30,7 +30,7 @@ _POLL_S = 0.25
 
 
 def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: str | None = None) -> dict[str, Any]:
-    """Train a run to its end, or until Ctrl-C.
+    """Train a run to its end, until Ctrl-C, or until ``ssl-dist stop`` asks it to end.
 
     Args:
         resume: the command that resumes the run, for messages. Default: the one of ``resume_command``.
@@ -39,7 +39,7 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
         Rank 0's last metrics and ``step``.
 
     Raises:
-        Interrupted: Ctrl-C stopped the run, with a checkpoint.
+        Interrupted: the run was stopped, with a checkpoint.
         ClusterError: Ray cannot be reached, or has no room for the workers of ``config.cluster``.
         SslDistError: an error ended the workers.
     """
@@ -51,9 +51,9 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
         _show_progress(workers, run, console)
     if error := training_error(workers, run, resume):
         raise error
-    if interrupts.asked:
-        raise Interrupted(f"stopped; resume with: {resume}")
     metrics: dict[str, Any] = workers.result
+    if interrupts.asked or (run.stop_asked() and metrics.get("step", 0) < config.plan().total_steps):
+        raise Interrupted(f"stopped; resume with: {resume}")
     return metrics
 
 
@@ -99,6 +99,7 @@ def _show_progress(workers: Background, run: RunDirectory, console: Console) -> 
         while workers.is_alive():
             workers.join(timeout=_POLL_S)
             bar.update()
+            run.give_sign_of_life()
             if nodes := drained.new():
                 run.ask_to_save()
                 say(f"node {', '.join(nodes)} is about to go: a checkpoint is written", console)

@@ -7,19 +7,22 @@ RUN/
   error.json      the last error raised on purpose; deleted when the run resumes
   stop            asks the workers to end after this step, with a checkpoint
   save            asks them for a checkpoint after this step
-  lock            held by the process that drives the run
+  lock            held by the process that drives the run, which it names; its time is the last sign of life
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 import signal
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
+from cluster.run_status import CONFIG, ERROR, LOCK, SIGN_EVERY_S, STOP, driver_of_this_process
 from ssl_dist import errors
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.resolved import DIGESTS_OF_STORE
@@ -66,6 +69,7 @@ class RunDirectory:
 
     path: Path
     _lock: IO[str] | None = field(default=None, repr=False)
+    _next_sign: float = field(default=0.0, repr=False)
 
     @classmethod
     def create(cls, path: Path, config: ResolvedConfig) -> RunDirectory:
@@ -115,38 +119,47 @@ class RunDirectory:
         """
         run = cls(path.absolute())
         try:
-            tree = json.loads((run.path / "config.json").read_text(encoding="utf-8"))
+            tree = json.loads((run.path / CONFIG).read_text(encoding="utf-8"))
             run._acquire_lock()
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a run that can resume ({error})") from None
-        return run, ResolvedConfig.from_tree(tree, str(run.path / "config.json"))
+        return run, ResolvedConfig.from_tree(tree, str(run.path / CONFIG))
 
     def update(self, config: ResolvedConfig) -> None:
         """Write the config, so that the next resume starts from the settings of this one."""
-        write_text(self.path / "config.json", config.model_dump_json(indent=1))
+        write_text(self.path / CONFIG, config.model_dump_json(indent=1))
 
     def discard(self) -> None:
         """Delete the directory if nothing has run in it."""
-        if self._lock and sorted(path.name for path in self.path.iterdir()) == ["config.json", "lock"]:
-            for name in ("config.json", "lock"):
+        if self._lock and sorted(path.name for path in self.path.iterdir()) == [CONFIG, LOCK]:
+            for name in (CONFIG, LOCK):
                 (self.path / name).unlink()
             self.path.rmdir()
 
     def _acquire_lock(self) -> None:
         """Lock the directory, and delete what an earlier start may have left there."""
-        self._lock = (self.path / "lock").open("w")
+        self._lock = (self.path / LOCK).open("a")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunError(f"{self.path} is being run by another process: wait for it, or start a new run") from None
-        for name in ("stop", "save", "error.json"):
+        self._lock.truncate(0)
+        self._lock.write(driver_of_this_process())
+        self._lock.flush()
+        for name in (STOP, "save", ERROR):
             (self.path / name).unlink(missing_ok=True)
 
+    def give_sign_of_life(self) -> None:
+        """Touch the lock, at most every ten seconds; the process that drives the run calls this often."""
+        if time.monotonic() >= self._next_sign:
+            self._next_sign = time.monotonic() + SIGN_EVERY_S
+            os.utime(self.path / LOCK)
+
     def ask_to_stop(self) -> None:
-        (self.path / "stop").touch()
+        (self.path / STOP).touch()
 
     def stop_asked(self) -> bool:
-        return (self.path / "stop").exists()
+        return (self.path / STOP).exists()
 
     def ask_to_save(self) -> None:
         (self.path / "save").touch()
@@ -161,13 +174,13 @@ class RunDirectory:
 
     def write_error(self, error: SslDistError, *, final: bool) -> None:
         """Write an error for the driver to read; only a ``final`` error replaces an earlier one."""
-        target = self.path / "error.json"
+        target = self.path / ERROR
         if final or not target.exists():
             write_text(target, json.dumps({"kind": type(error).__name__, "message": str(error)}))
 
     def read_error(self) -> SslDistError | None:
         try:
-            found = json.loads((self.path / "error.json").read_text(encoding="utf-8"))
+            found = json.loads((self.path / ERROR).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         error: SslDistError = getattr(errors, found["kind"])(found["message"])

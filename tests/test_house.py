@@ -63,6 +63,7 @@ FLOORS = [
     "ssl_dist.commands",
     "ssl_dist.__main__",
     "cluster",
+    "cluster.run_status",
     "cluster.run_directory",
     "cluster.preemption",
     "cluster.backend",

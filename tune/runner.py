@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.connect import Background, last_line, ray_with_capacity, worker_capacity, worker_resources
+from cluster.run_status import STOP
 from ssl_dist.commands.console import say
 from ssl_dist.data import resolve
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
@@ -64,6 +65,7 @@ def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: i
                 f"--scheduler pbt with trials of {cluster.workers.max} workers runs all of them at once, and there is"
                 f" room for {at_once}: set --samples {at_once}, or cluster.workers=1, whose trials take turns"
             )
+        (directory / STOP).unlink(missing_ok=True)
         say(_announcement(sweep, directory, at_once), console)
         fit = Background(lambda: _fit(sweep, directory, at_once))
         fit.start()
@@ -210,6 +212,8 @@ def _show_progress(fit: Background, sweep: Sweep, directory: Path, console: Cons
         task = bar.add_task("images", total=None, numbers=_WAITING)
         while fit.is_alive():
             fit.join(timeout=_POLL_S)
+            if (directory / STOP).exists():
+                raise KeyboardInterrupt  # `ssl-dist stop`, in another terminal
             seen, expected, ended, best = _progress(sweep, directory, usual)
             numbers = f"{_short(seen)} of {_short(expected)}  {ended} of {sweep.num_trials} trials"
             numbers += "" if seen else f", {_WAITING}"

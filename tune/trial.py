@@ -84,6 +84,7 @@ def _points(plan: Sweep, config: ResolvedConfig, run: RunDirectory, workers: Bac
     if workers:
         while workers.is_alive():
             workers.join(timeout=_POLL_S)
+            run.give_sign_of_life()
             for point in read_points(plan, config, run.path):
                 if reported < point.images < budget and _is_saved(run.path, point):
                     reported = point.images

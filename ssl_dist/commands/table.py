@@ -28,6 +28,10 @@ COMMANDS: dict[str, Entry] = {
     "pretrain": Entry("cluster.commands.pretrain:pretrain", "Pretrain an encoder with Ray Train and DeepSpeed."),
     "recipes": Entry("ssl_dist.commands.recipes:recipes", "List the recipes that come with the package, or print one."),
     "init": Entry("cluster.commands.init:init", "Write a recipe for a store and this machine."),
+    "status": Entry(
+        "cluster.commands.status:status", "Show what a run or a sweep is doing, from any terminal or host."
+    ),
+    "stop": Entry("cluster.commands.status:stop", "End a run after its current step, from any terminal or host."),
     "settings": Entry("ssl_dist.commands.settings:settings", "Explain every setting of a run, with its default."),
     "checkpoint": Entry("ssl_dist.commands.runs:checkpoint", "List and check a run's checkpoints."),
     "evaluate": Entry("ssl_dist.commands.evaluate:app", "Measure a run's frozen features beside random weights."),

@@ -1,0 +1,78 @@
+"""The commands that look at a run or a sweep from another terminal or machine, and end it."""
+
+from __future__ import annotations
+
+import shlex
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from cluster.run_status import CONFIG, STOP, RunStatus, is_driven, read_status
+from ssl_dist.commands.console import console, print_json, say, show
+from ssl_dist.commands.options import Json
+from ssl_dist.errors import RunError
+
+Place = Annotated[Path, typer.Argument(help="Directory of a run or a sweep.")]
+
+
+def status(run: Place, as_json: Json = False) -> None:
+    """Show whether a run is running and where, its step, speed, time left and last probe; of a sweep, all trials."""
+    if trials := _trials(run):
+        _show_trials(run, [(trial.name, read_status(trial)) for trial in trials], as_json)
+        return
+    found = read_status(run)
+    show(str(run), _rows(run, found), {"run": str(run), **found._asdict()}, as_json)
+
+
+def stop(run: Place, as_json: Json = False) -> None:
+    """End a run after its current step, with a checkpoint, from any machine that sees its directory; or end a sweep."""
+    trials = _trials(run)
+    if not trials:
+        read_status(run)
+    if not any(map(is_driven, trials or [run])):
+        raise RunError(f"{run} is not running: `ssl-dist status {shlex.quote(str(run))}` says how it ended")
+    (run / STOP).touch()
+    resume = f"ssl-dist {'tune' if trials else 'pretrain'} --resume {shlex.quote(str(run))}"
+    say("asked to end its trials" if trials else "asked to end after its current step, with a checkpoint")
+    say(f"resume with: {resume}")
+    print_json({"run": str(run), "resume": resume}, as_json)
+
+
+def _trials(directory: Path) -> list[Path]:
+    """Return the run directories of a sweep's trials; [] where the directory is no sweep with trials."""
+    return sorted(file.parent for file in (directory / "trials").glob(f"*/{CONFIG}"))
+
+
+def _rows(run: Path, found: RunStatus) -> list[tuple[str, str]]:
+    place = f" on {found.host} (process {found.process})" if found.host else ""
+    sign = f", last sign of life {timedelta(seconds=round(found.silent_s))} ago" if found.host else ""
+    rows = [("state", f"{found.state}{place}{sign}")]
+    if found.message:
+        rows.append(("reason", found.message))
+    share = f" of {found.total_steps:,} ({found.step / found.total_steps:.0%})" if found.total_steps else ""
+    rows.append(("step", f"{found.step:,}{share}"))
+    if found.images_per_s:
+        rows.append(("speed", f"{found.images_per_s:,.0f} images/s"))
+    is_running = found.state in ("running", "stopping")
+    if is_running and found.left_s is not None:
+        rows.append(("time left", str(timedelta(seconds=round(found.left_s)))))
+    rows += [(name, f"{value:.4g} ({found.first_probe[name]:.4g} at first)") for name, value in found.probe.items()]
+    rows.append(("checkpoint", found.checkpoint or "none yet"))
+    if found.state == "running":
+        rows.append(("end it", f"ssl-dist stop {shlex.quote(str(run))}"))
+    elif found.state not in ("stopping", "finished"):
+        rows.append(("resume it", f"ssl-dist pretrain --resume {shlex.quote(str(run))}"))
+    return rows
+
+
+def _show_trials(sweep: Path, trials: list[tuple[str, RunStatus]], as_json: bool) -> None:
+    table = Table("trial", "state", "step", "of", "probe")
+    for name, one in trials:
+        probe = ", ".join(f"{key} {value:.4g}" for key, value in one.probe.items())
+        table.add_row(name, one.state, f"{one.step:,}", f"{one.total_steps:,}", probe)
+    console.print(table)
+    result: dict[str, Any] = {"sweep": str(sweep), "trials": [{"trial": name, **one._asdict()} for name, one in trials]}
+    print_json(result, as_json)

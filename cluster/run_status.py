@@ -1,0 +1,127 @@
+"""What a run is doing, as its files tell any process on any machine that sees them; nothing heavy is imported here.
+
+The process that drives a run holds a lock on RUN/lock and names itself in it. Other machines may not see the lock, so
+the process also touches the file: its time is the run's last sign of life.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ssl_dist.errors import RunError
+from ssl_dist.training.metrics import MetricsReader, newest_checkpoint
+
+LOCK, STOP, ERROR, CONFIG = "lock", "stop", "error.json", "config.json"
+SIGN_EVERY_S = 10
+_SILENT_S = 60  # so long without a sign, on another machine, and a run is not running
+
+
+class RunStatus(NamedTuple):
+    """The state of a run.
+
+    Attributes:
+        state: "running", "stopping", "finished", "stopped", "failed" (its ``message`` says why), or "killed": it was
+            driven by a process that is gone.
+        host, process: where the process that drives it runs, or ran; "" and 0 where it is not known.
+        silent_s: seconds since its last sign of life.
+        step, total_steps: total_steps is 0 before the first step.
+        images_per_s, left_s: None where they are not known.
+        probe: the newest value by name; ``first_probe`` is the value at the run's beginning.
+        checkpoint: name of the newest one; "" where there is none.
+    """
+
+    state: str
+    message: str
+    host: str
+    process: int
+    silent_s: float
+    step: int
+    total_steps: int
+    images_per_s: float | None
+    left_s: float | None
+    probe: dict[str, float]
+    first_probe: dict[str, float]
+    checkpoint: str
+
+
+def read_status(run: Path) -> RunStatus:
+    """Read what a run is doing.
+
+    Raises:
+        RunError: the directory holds no run.
+    """
+    config = _read_json(run / CONFIG)
+    if not config:
+        raise RunError(f"{run} is no run: give the directory that `ssl-dist pretrain` printed")
+    last: dict[str, Any] = {}
+    first_probe: dict[str, float] = {}
+    for line in MetricsReader(run).read_new():
+        last |= line
+        first_probe = {name.partition("/")[2]: v for name, v in line.items() if name.startswith("probe/")} | first_probe
+    step, total = int(last.get("step", 0)), int(last.get("plan/total_steps", 0))
+    rate = last.get("speed/images_per_s")
+    left_s = (total - step) * config["batch"]["size"] / rate if rate and total else None
+    host, process, silent_s = _driver(run)
+    error = _read_json(run / ERROR)
+    state = "running"
+    if (run / STOP).exists():
+        state = "stopping"
+    if not is_driven(run):
+        finished = total and step >= total
+        state = "finished" if finished else "failed" if error else "stopped" if state == "stopping" else "killed"
+    return RunStatus(
+        state=state,
+        message=str(error.get("message", "")),
+        host=host,
+        process=process,
+        silent_s=silent_s,
+        step=step,
+        total_steps=total,
+        images_per_s=rate,
+        left_s=left_s,
+        probe={name.partition("/")[2]: value for name, value in last.items() if name.startswith("probe/")},
+        first_probe=first_probe,
+        checkpoint=newest_checkpoint(run),
+    )
+
+
+def is_driven(run: Path) -> bool:
+    """Return whether a process drives the run: it holds the lock or, on another machine, has given a sign of life."""
+    host, _, silent_s = _driver(run)
+    with contextlib.suppress(OSError), (run / LOCK).open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return bool(host) and host != socket.gethostname() and silent_s < _SILENT_S
+
+
+def driver_of_this_process() -> str:
+    """Return what the process that drives a run writes into its lock file."""
+    return json.dumps({"host": socket.gethostname(), "process": os.getpid()})
+
+
+def _driver(run: Path) -> tuple[str, int, float]:
+    """Return host, process and silence of the process that drives a run, or did."""
+    try:
+        silent_s = time.time() - (run / LOCK).stat().st_mtime
+    except OSError:
+        return "", 0, 0.0
+    found = _read_json(run / LOCK)
+    return found.get("host", ""), found.get("process", 0), max(0.0, silent_s)
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    """Return a file's object; {} where there is none, or a part of one."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
