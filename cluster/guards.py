@@ -9,7 +9,6 @@ import sys
 
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ClusterError, ConfigError
-from ssl_dist.methods import load
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.store import ImageStore
 
@@ -33,7 +32,7 @@ def _check_batch(config: ResolvedConfig, name: str) -> None:
     facts, others = config.facts, config.batch.size - config.batch.labelled
     if facts.num_images < 2:
         raise ConfigError(f"{name} has {facts.num_images} image, and pretraining needs 2 or more: build a larger store")
-    several = load(config.method.name).uses_labels == "all"
+    several = config.method.uses_labels == "all"
     images = facts.num_images if several else facts.num_samples
     if others > images:
         size = images + config.batch.labelled

@@ -1,17 +1,18 @@
-"""Optimizers (AdamW, SGD, LARS), their settings, and the learning rate as a function of the step."""
+"""The optimizer's settings, the learning rate as a function of the step, and the optimizer that they make."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable
-from typing import Annotated, Any, Literal, NamedTuple
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pydantic
-import torch
-from torch import Tensor, nn
 
-from ssl_dist.errors import ConfigError
 from ssl_dist.settings import Section
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 Beta = Annotated[float, pydantic.Field(ge=0, lt=1)]
 
@@ -61,6 +62,10 @@ class OptimConfig(Section):
             freezable: names of parameters that stand in groups of their own. In a step in which the engine sets
                 ``frozen`` of these groups, the parameters and their state (momentum, averages, count of steps) stay.
         """
+        import torch
+
+        from ssl_dist.lars import LARS
+
         groups = parameter_groups(module, self.weight_decay, freezable)
         optimizer: torch.optim.Optimizer
         if self.name == "adamw":
@@ -94,79 +99,3 @@ def _leave_out_frozen(optimizer: torch.optim.Optimizer, args: object, kwargs: ob
         if group["frozen"]:
             for parameter in group["params"]:
                 parameter.grad = None
-
-
-class ParameterSlice(NamedTuple):
-    """Elements [start, start + length) of a flat ZeRO tensor, which belong to parameter ``parameter`` of the group."""
-
-    parameter: int
-    start: int
-    length: int
-
-
-class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling.
-
-        g' = g + weight_decay w      v <- momentum v + lr trust g'      w <- w - v
-        trust = trust_coefficient |w| / |g'|, or 1 where either norm is 0 or the group has ``adapt`` False
-
-    The trust ratio applies with weight decay 0 too. Norms are those of whole parameters. ZeRO 1 and 2 put flat tensors
-    in the parameters' place, of which each worker has a part: ``shard`` says which slice belongs to which parameter,
-    and squared norms are summed over workers, in one collective a group and step.
-
-    Source: You et al., arXiv 1708.03888, algorithm 1, with weight decay inside the norm as google-research/simclr's
-    lars_optimizer.py has it.
-    """
-
-    def __init__(self, groups: Iterable[dict[str, Any]], *, momentum: float, trust_coefficient: float) -> None:
-        if not 0 <= momentum < 1:
-            raise ConfigError(f"momentum {momentum}: it must be at least 0 and less than 1")
-        defaults = {"lr": 0.0, "momentum": momentum, "trust_coefficient": trust_coefficient, "adapt": True}
-        super().__init__(groups, {**defaults, "weight_decay": 0.0})
-        for group in self.param_groups:
-            group["num_parameters"] = len(group["params"])
-        self._slices: dict[Tensor, list[ParameterSlice]] = {}
-        self._sum_over_workers: Callable[[Tensor], Tensor] = lambda values: values
-
-    def use_flat_tensors(
-        self, slices: dict[Tensor, list[ParameterSlice]], sum_over_workers: Callable[[Tensor], Tensor]
-    ) -> None:
-        """Learn that ZeRO has replaced the parameters in the groups by flat tensors, of which each worker holds a part.
-
-        Args:
-            slices: for each flat tensor, the parameters' slices of it; elements outside any slice are padding.
-            sum_over_workers: adds a tensor up, in place, over the workers that share the parameters.
-        """
-        self._slices, self._sum_over_workers = slices, sum_over_workers
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update the parameters once from their ``.grad``."""
-        assert closure is None, "LARS does not evaluate the loss again"
-        for group in self.param_groups:
-            grads = {p: p.grad.add(p, alpha=group["weight_decay"]) for p in group["params"] if p.grad is not None}
-            if group["adapt"]:
-                self._scale(grads, group)
-            for parameter, grad in grads.items():
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                velocity: Tensor = state["momentum_buffer"].mul_(group["momentum"]).add_(grad, alpha=group["lr"])
-                parameter.sub_(velocity)
-
-    def _scale(self, grads: dict[Tensor, Tensor], group: dict[str, Any]) -> None:
-        """Multiply each parameter's gradient by the parameter's trust ratio, in place."""
-        slices: list[tuple[int, Tensor, Tensor]] = []  # parameter's number, weight, gradient
-        for number, (tensor, grad) in enumerate(grads.items()):
-            for parameter, start, length in self._slices.get(tensor, [ParameterSlice(number, 0, tensor.numel())]):
-                elements = slice(start, start + length)
-                slices.append((parameter, tensor.view(-1)[elements], grad.view(-1)[elements]))
-        squares = group["params"][0].new_zeros(2, group["num_parameters"])
-        for number, weight, grad in slices:
-            squares[0, number] += weight.square().sum()
-            squares[1, number] += grad.square().sum()
-        weight_norm, grad_norm = self._sum_over_workers(squares).sqrt()
-        ratio = group["trust_coefficient"] * weight_norm / grad_norm
-        trust = torch.where((weight_norm > 0) & (grad_norm > 0), ratio, 1.0)
-        for number, _, grad in slices:
-            grad.mul_(trust[number])

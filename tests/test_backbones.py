@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
 from ssl_dist import backbones
-from ssl_dist.backbones import Backbone, ConvolutionalBackbone, Stem, built_in
+from ssl_dist.backbones import Backbone, ConvolutionalBackbone, Stem, built_in, catalogue
 from ssl_dist.backbones.built_in import PreActivationBlock
+from ssl_dist.backbones.catalogue import BUILT_IN
 from ssl_dist.errors import ConfigError
 
 # One of each kind that torchvision has, and a size of images that it takes.
@@ -37,7 +38,7 @@ TORCHVISION = {
     "inception_v3": 75,
     "maxvit_t": 224,
 }
-SIZES = {**dict.fromkeys(built_in.NAMES, 32), **TORCHVISION}
+SIZES = {**dict.fromkeys(BUILT_IN, 32), **TORCHVISION}
 
 
 @pytest.fixture(autouse=True)
@@ -149,7 +150,7 @@ def test_the_stem_sets_the_size_of_the_first_maps(name: str, stem: Stem, stride:
         assert network.map(images).shape[-1] == 32 // network.stride
 
 
-@pytest.mark.parametrize("name", built_in.NAMES)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_networks_pool_their_map(name: str) -> None:
     network, images = made(name).eval(), torch.rand(2, 3, 64, 64)
     assert isinstance(network, ConvolutionalBackbone)
@@ -218,3 +219,21 @@ def test_a_shortcut_is_a_strided_convolution(width: int) -> None:
 
     expected = [one.float() for one in results(strided.double(), images.double())]  # which oneDNN leaves to torch
     torch.testing.assert_close(results(shortcut, images), expected, rtol=1e-4, atol=1e-4)  # sums of 131,072 in float32
+
+
+def test_what_is_known_without_torch_is_what_torchvision_and_the_networks_say() -> None:
+    assert list(catalogue.torchvision_names()) == torchvision.models.list_models(module=torchvision.models)
+    for name in catalogue.torchvision_names():
+        if name.startswith((*catalogue.ONE_SIZE, "swin", "efficientnet_v2")):
+            continue
+        smallest = torchvision.models.get_model_weights(name).DEFAULT.meta["min_size"][0]
+        catalogue.check(name, image_sizes=(smallest,))
+        if smallest > 1:
+            with pytest.raises(ConfigError, match=f"takes images of {smallest} px or more"):
+                catalogue.check(name, image_sizes=(smallest - 1,))
+    for name in BUILT_IN:
+        for stem in ("standard", *(("small", "half") if name.startswith(("resnet", "wrn")) else ())):
+            with torch.device("meta"):
+                network = backbones.build(name, stem=stem)
+            assert isinstance(network, ConvolutionalBackbone)
+            assert network.stride == backbones.map_stride(name, stem)

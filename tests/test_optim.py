@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ssl_dist import methods
-from ssl_dist.optim import LARS, OptimConfig, parameter_groups
+from ssl_dist.lars import LARS
+from ssl_dist.optim import OptimConfig, parameter_groups
 from ssl_dist.training.exactness import config_of
 
 

@@ -65,7 +65,6 @@ def run(
 
     Each trial is a pretraining of its own; trials are ranked by a probe, at equal numbers of images seen.
     """
-    from tune.runner import run_sweep
     from tune.sweep import Sweep
 
     if (recipe is None) == (resume is None):
@@ -78,6 +77,8 @@ def run(
         rule = {"rung_epochs": rung_epochs, "reduction": reduction, "seed": seed}
         directory = sweep_dir or out / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         sweep = _create(recipe, space, settings, directory, {**options, **rule})
+    from tune.runner import run_sweep  # imports Ray: a mistake above is told before
+
     say(f"sweep directory {directory}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(directory))}")
     run_sweep(sweep, directory, console, concurrency=concurrency)
@@ -111,14 +112,13 @@ def results(
 
 def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
     """Write the results beside the trials, and show them."""
-    from tune.results import importances, winner, write_results
+    from tune.results import winner, write_results
 
-    trials = write_results(sweep, directory)
+    trials, weights = write_results(sweep, directory)
     if trials:
         console.print(_table(sweep, trials))
     else:
         say("no trial has begun")
-    weights = importances(sweep, trials)
     if weights:
         say("importance: " + ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items()))
     best = winner(trials)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
+import json
 import logging
 import shlex
 import warnings
@@ -17,6 +19,7 @@ from tune import trial_files
 from tune.space import Domain
 from tune.sweep import Sweep
 
+RESULTS = "results.json"  # the importances, and a digest of the trials of which all results are
 _MIN_TRIALS = 4  # fewer say nothing about the importance of a setting
 _LABEL = 24  # letters of a value in the picture
 
@@ -75,23 +78,40 @@ def winner(trials: list[Trial]) -> Trial | None:
     return trials[0] if trials and trials[0].status == "finished" else None
 
 
-def write_results(sweep: Sweep, directory: Path) -> list[Trial]:
+def write_results(sweep: Sweep, directory: Path) -> tuple[list[Trial], dict[str, float]]:
     """Write ``best`` (links to the winner's files), ``best.yaml`` and ``parallel.png``; nothing without a winner.
 
-    Where the directory cannot be written, a warning says so.
+    What was written for the same trials before is left as it is. Where the directory cannot be written, a warning says
+    so.
 
     Returns:
-        The trials, as ``read_trials`` does.
+        The trials, as ``read_trials`` does, and ``importances``.
     """
     trials = read_trials(sweep, directory)
-    if best := winner(trials):
-        try:
-            _link(best.run, directory / "best")
-            write_text(directory / "best.yaml", _recipe_of(sweep, directory, trials, best))
-            draw(sweep, trials, directory / "parallel.png")
-        except OSError as error:
-            log.warning("%s cannot be written (%s): its best, best.yaml and parallel.png are old", directory, error)
-    return trials
+    best = winner(trials)
+    if best is None:
+        return trials, importances(sweep, trials)
+    digest = hashlib.sha256(json.dumps([one.plain() for one in trials]).encode()).hexdigest()
+    known = _read(directory / RESULTS)
+    if known.get("digest") == digest:
+        return trials, known["importance"]
+    weights = importances(sweep, trials)
+    try:
+        _link(best.run, directory / "best")
+        write_text(directory / "best.yaml", _recipe_of(sweep, directory, trials, best))
+        draw(sweep, trials, directory / "parallel.png")
+        write_text(directory / RESULTS, json.dumps({"digest": digest, "importance": weights}))
+    except OSError as error:
+        log.warning("%s cannot be written (%s): its best, best.yaml and parallel.png are old", directory, error)
+    return trials, weights
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found
 
 
 def _link(run: Path, best: Path) -> None:

@@ -11,6 +11,7 @@ SWEEP/
                   it has ended (and origin.json in a population)
   ray/            Ray Tune's working files, which every start makes anew
   best/           links to what the winner's run directory holds;   best.yaml  its recipe
+  parallel.png    a picture of all trials;   results.json  the importance of each setting
 """
 
 from __future__ import annotations

@@ -20,6 +20,13 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Pretrain on scikit-learn's 1,797 digits with 2 workers; downloads nothing. Shows kNN before and after."""
+    from ssl_dist.config import RunConfig
+
+    out = out / f"{datetime.now():%Y%m%d-%H%M%S}"
+    stores = {split: out / f"store-{split}" for split in ("train", "test")}
+    overrides = {"data.store": str(stores["train"]), **overrides_of(settings)}
+    RunConfig.load("simclr-digits", overrides)  # a mistake is told before anything is built or imported
+
     from cluster.commands import digits
     from cluster.commands.pretrain import train
     from cluster.prepare import resolve
@@ -29,13 +36,11 @@ def demo(
     from ssl_dist.evaluate.classifiers import expect_voters
     from ssl_dist.store import build
 
-    out = out / f"{datetime.now():%Y%m%d-%H%M%S}"
-    stores = {split: out / f"store-{split}" for split in ("train", "test")}
     with tempfile.TemporaryDirectory() as folder:
         digits.write_folders(Path(folder))
         for split, store in stores.items():
             build(Path(folder) / split, store, split=split, workers=1)
-    config = resolve("simclr-digits", {"data.store": str(stores["train"]), **overrides_of(settings)})
+    config = resolve("simclr-digits", overrides)
     run = RunDirectory.create(out / "run", config)
     train(run, config, as_json=False)
     check = partial(expect_voters, k=20)

@@ -26,7 +26,6 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Check this machine, or the cluster of RAY_ADDRESS, before it costs money; exit code 1 where it is not well."""
-    from cluster.doctor import check, show_report
     from cluster.prepare import resolve
     from ssl_dist.settings import ClusterConfig
 
@@ -37,6 +36,8 @@ def doctor(
         overrides["cluster.gpu"] = True
     config = resolve(recipe, overrides) if recipe else None
     cluster = config.cluster if config else ClusterConfig.model_validate({"workers": workers or 2, "gpu": gpu})
+    from cluster.doctor import check, show_report  # imports torch: a mistake above is told before
+
     expected = [host for host in hosts.split(",") if host]
     with waiting("reaching Ray", errors) as now:
         found = check(cluster, storage.absolute(), expected, exact=exact, config=config, say=now)

@@ -32,11 +32,12 @@ def g_simclr(
     as_json: Json = False,
 ) -> None:
     """Train an autoencoder, cluster its latents, then train SimCLR on batches spread over the clusters."""
-    from cluster.pipelines.g_simclr import GSimCLR
     from cluster.prepare import resolve
 
     later = resolve(recipe, {**overrides_of(settings), "data.stratified": False, "data.label_file": None})
     first = resolve(autoencoder, {"data.store": later.data.store, **overrides_of(autoencoder_settings)})
+    from cluster.pipelines.g_simclr import GSimCLR  # imports torch: a mistake above is told before
+
     last = GSimCLR(run_dir.absolute(), first, later, clusters or later.batch.size).run(console)
     run = run_dir.absolute() / "simclr"
     show_summary("g-simclr", run, {"run": str(run), **last}, as_json)
@@ -53,10 +54,11 @@ def self_train(
     as_json: Json = False,
 ) -> None:
     """Train, label the images that the model is surest of, train again, in rounds."""
-    from cluster.pipelines.self_training import SelfTraining
     from cluster.prepare import resolve
 
     config = resolve(recipe, overrides_of(settings))
+    from cluster.pipelines.self_training import SelfTraining  # imports torch: a mistake above is told before
+
     found = SelfTraining(run_dir.absolute(), config, test, share, margin, rounds).run(console)
     table = Table("round", "labels", "added", "right of these", "accuracy")
     for number, one in enumerate(found):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_dist.commands.console import console, print_json, say, show, shown
+from ssl_dist.commands.console import console, print_json, say, show
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
 from ssl_dist.commands.runs import show_summary
 from ssl_dist.errors import ClusterError, ConfigError
@@ -93,7 +93,8 @@ def _show_plan(config: ResolvedConfig, as_json: bool) -> None:
     megabytes = {"MB of a checkpoint": round(size / 1e6, 1), "MB of checkpoints": round(size * most / 1e6, 1)}
     values |= {"checkpoints kept": most, **megabytes}
     plain = {name.replace(" ", "_").replace("-", "_"): value for name, value in values.items()}
-    show("dry run: nothing was started", shown(values).items(), plain, as_json)
+    rows = [(name, f"{value:,}") for name, value in values.items()]
+    show("dry run: nothing was started", rows, plain, as_json)
 
 
 def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:

@@ -88,7 +88,7 @@ class SelfTraining(NamedTuple):
         method = self.config.method
         num_classes: int | None = getattr(method, "num_classes", None)
         if num_classes is None:
-            fitting = [name for name in methods.names() if "num_classes" in methods.load(name).Config.model_fields]
+            fitting = [name for name in methods.names() if "num_classes" in methods.config_of(name).model_fields]
             raise ConfigError(f"method {method.name} does not classify: self-train takes {' or '.join(fitting)}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"--share {self.share:g}: it must be more than 0 and at most 1")

@@ -9,15 +9,23 @@ The stem of a ResNet comes before its stages:
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from ssl_dist.backbones import built_in, torchvision_models
-from ssl_dist.backbones.base import KNOWN_INPUTS, Backbone, ConvolutionalBackbone, MeanStd, Stem
-from ssl_dist.backbones.torchvision_models import imagenet_input
-from ssl_dist.errors import ConfigError
+from ssl_dist.backbones import catalogue
+from ssl_dist.backbones.catalogue import (
+    KNOWN_INPUTS,
+    MeanStd,
+    Stem,
+    check,
+    imagenet_input,
+    map_stride,
+    names,
+    with_map,
+)
+from ssl_dist.lazy import importer
 
-Sizes = Collection[int]  # pixels a side
+if TYPE_CHECKING:
+    from ssl_dist.backbones.base import Backbone, ConvolutionalBackbone
 
 __all__ = [
     "KNOWN_INPUTS",
@@ -28,19 +36,11 @@ __all__ = [
     "build",
     "check",
     "imagenet_input",
+    "map_stride",
     "names",
     "with_map",
 ]
-
-
-def names() -> list[str]:
-    """Return all backbones' names: built-in ones, then torchvision's."""
-    return [*built_in.NAMES, *torchvision_models.names()]
-
-
-def with_map() -> list[str]:
-    """Return the names for which ``build`` makes a ``ConvolutionalBackbone``."""
-    return [*built_in.NAMES]
+__getattr__ = importer(__name__, "ssl_dist.backbones.base", ("Backbone", "ConvolutionalBackbone"))
 
 
 def build(
@@ -64,31 +64,9 @@ def build(
     Raises:
         ConfigError: there is no such name, or the backbone does not have the option or take the size.
     """
+    from ssl_dist.backbones import built_in, torchvision_models
+
     check(name, stem=stem, width=width, dropout=dropout, image_sizes=() if image_size is None else (image_size,))
-    if name in built_in.NAMES:
+    if name in catalogue.BUILT_IN:
         return built_in.build(name, stem=stem, width=width, dropout=dropout)
     return torchvision_models.build(name, stem=stem, image_size=image_size)
-
-
-def check(
-    name: str, *, stem: Stem = "standard", width: int | None = None, dropout: float = 0.0, image_sizes: Sizes = ()
-) -> None:
-    """Check the options of ``build``, for images of several sizes, without making weights.
-
-    Raises:
-        ConfigError: ``build`` would refuse the options, or the backbone one of the sizes.
-    """
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
-        raise ConfigError(
-            f"backbone {name!r}: it is one of {', '.join(built_in.NAMES)}, or the name of a classification model of"
-            " torchvision" + (f"; did you mean {near[0]}?" if near else "")
-        )
-    if dropout and name != "convnet":
-        raise ConfigError(f"backbone {name} has no dropout (given {dropout}): only convnet has")
-    if width is not None and name not in ("resnet8", "resnet20"):
-        raise ConfigError(f"backbone {name} has one width (given {width}): only resnet8 and resnet20 take another")
-    if name in ("convnet", "autoencoder") and stem != "standard":
-        raise ConfigError(f"backbone {name} has no stem to choose (given {stem!r}): ResNets have")
-    if name not in built_in.NAMES:
-        torchvision_models.check(name, stem, image_sizes)

@@ -2,20 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor, nn
 
+from ssl_dist.backbones.catalogue import MeanStd
 from ssl_dist.errors import ConfigError
-
-Stem = Literal["standard", "small", "half"]
-MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
-"""(mean, standard deviation) of each of the three channels, for pixels in [0, 1]."""
-KNOWN_INPUTS: dict[str, MeanStd] = {
-    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # pixels in [-1, 1]
-}
 
 
 class Backbone(nn.Module):

@@ -5,16 +5,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from ssl_dist.backbones.base import ConvolutionalBackbone, Stem
+from ssl_dist.backbones.base import ConvolutionalBackbone
+from ssl_dist.backbones.catalogue import STEM_STRIDES, Stem
 
-NAMES = ("convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder")
-_STEM_STRIDES = {"standard": 4, "small": 1, "half": 2}
 _ONEDNN_BLOCK = 16  # channels that oneDNN computes at once with AVX-512
 _SLOPE = 0.1  # slope below 0 of the wide ResNet's LeakyReLU
 
 
 def build(name: str, *, stem: Stem, width: int | None, dropout: float) -> ConvolutionalBackbone:
-    """Build one of NAMES; options are those of ``backbones.build``."""
+    """Build one of ``catalogue.BUILT_IN``; options are those of ``backbones.build``."""
     if name == "convnet":
         return _convnet(dropout)
     if name == "autoencoder":
@@ -43,7 +42,7 @@ def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
                 shortcut = nn.Sequential(_shortcut(channels, out, stride), nn.BatchNorm2d(out))
             layers.append(BasicBlock(channels, out, stride, shortcut))
             channels = out
-    return _initialised(ConvolutionalBackbone(layers, channels, 4 * _STEM_STRIDES[stem]))
+    return _initialised(ConvolutionalBackbone(layers, channels, 4 * STEM_STRIDES[stem]))
 
 
 def _shortcut(channels: int, out: int, stride: int) -> nn.Conv2d:
@@ -80,7 +79,7 @@ def _wide_resnet(stem: Stem) -> ConvolutionalBackbone:
             layers.append(PreActivationBlock(channels, out, stride, convolved_skip=is_first))
             channels = out
     layers += _activation(channels)
-    return _initialised(ConvolutionalBackbone(layers, channels, 8 * _STEM_STRIDES[stem]), _SLOPE)
+    return _initialised(ConvolutionalBackbone(layers, channels, 8 * STEM_STRIDES[stem]), _SLOPE)
 
 
 class PreActivationBlock(nn.Module):

@@ -14,16 +14,17 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import safetensors
 import xxhash
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError
 from ssl_dist.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 MODEL = "model.safetensors"
 META = "checkpoint.json"
@@ -68,6 +69,8 @@ class Checkpoint(NamedTuple):
         Raises:
             CheckpointError: the files cannot be read.
         """
+        from safetensors.torch import load_file
+
         try:
             model, optimizer = (load_file(self.path / name) for name in _TENSORS)
         except (OSError, safetensors.SafetensorError) as error:
@@ -81,6 +84,8 @@ def write(path: Path, step: int, config: ResolvedConfig, state: State, score: fl
     Raises:
         OSError, SafetensorError: it cannot be written, and the older one is as it was.
     """
+    from safetensors.torch import save_file
+
     with replacing(path, durable=True) as aside:
         aside.mkdir(parents=True)
         meta: dict[str, Any] = {"step": step, "score": score, "config": config.model_dump(mode="json"), "xxh3": {}}

@@ -6,11 +6,9 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import safetensors
-from safetensors.torch import load_file
-from torch import Tensor
 
 from ssl_dist.backbones import imagenet_input
 from ssl_dist.checkpoint.checkpoints import locate
@@ -18,6 +16,9 @@ from ssl_dist.checkpoint.files import META, MODEL, NORMALISATION, checksum
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.settings import BackboneConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _BACKBONE = "backbone."  # prefix of the backbone's tensors in a checkpoint
 _BODY = "body."  # prefix, within the backbone, of the tensors of a torchvision network
@@ -85,6 +86,7 @@ def read(config: ResolvedConfig) -> dict[str, Tensor]:
     Raises:
         ConfigError: the file cannot be read, has changed since the run began, or has tensors of another backbone.
     """
+
     backbone = config.backbone
     if backbone.weights is None:
         return {}
@@ -112,10 +114,13 @@ def _is_checkpoint(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:
+    from safetensors.torch import load_file
+
     try:
-        return load_file(file)
+        tensors: dict[str, Tensor] = load_file(file)
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"backbone.weights {file} cannot be read as safetensors ({error})") from None
+    return tensors
 
 
 def _file(backbone: BackboneConfig) -> Path:

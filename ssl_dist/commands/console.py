@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -46,6 +47,13 @@ def keep_stdout(ctx: typer.Context, wanted: bool) -> bool:
 def say(text: str, to: Console = console) -> None:
     """Print a line as it is: no markup, no colours for numbers, no wrapping of paths that a person copies."""
     to.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+class LogLines(logging.Handler):
+    """Prints each log record on one line, unwrapped: it may hold a path or a command that a person copies."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        errors.print(Text.assemble((f"{record.levelname.lower()}:", "yellow"), f" {self.format(record)}"))
 
 
 def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:

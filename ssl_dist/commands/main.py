@@ -9,12 +9,11 @@ import sys
 from typing import Annotated, Any
 
 import typer
-from rich.logging import RichHandler
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from ssl_dist import __version__
-from ssl_dist.commands.console import console, errors, escape_unprintable
+from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.errors import SslDistError
@@ -61,9 +60,8 @@ def _root(version: Annotated[bool, _VERSION] = False) -> None:
 def main() -> None:
     """Run the command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
     escape_unprintable()
-    handler = RichHandler(console=errors, show_path=False, show_time=False)
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogLines()])
     try:
         # --json replaces standard output, for good where a later option is wrong
         with handled(interrupt), contextlib.redirect_stdout(sys.stdout):

@@ -64,7 +64,7 @@ def settings_rows(key_prefix: str = "") -> list[Setting]:
 def _method_rows() -> list[Setting]:
     found: dict[Setting, tuple[str, ...]] = {}
     for method in methods.names():
-        for row in _walk(methods.load(method).Config.model_json_schema(), "method."):
+        for row in _walk(methods.config_of(method).model_json_schema(), "method."):
             if row.key != "method.name":
                 found[row] = (*found.get(row, ()), method)
     text = "Name of the pretraining method, which decides the other settings of this section."

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
 
 import pydantic
-import torch
 import yaml
 
 from ssl_dist import backbones, methods, settings
@@ -16,6 +15,9 @@ from ssl_dist.config.overrides import explain, flatten, put_override, read_recip
 from ssl_dist.errors import ConfigError
 from ssl_dist.optim import OptimConfig
 from ssl_dist.reading import settle
+
+if TYPE_CHECKING:
+    import torch
 
 # Facts (see ``resolved.DataFacts``) that older versions wrote into these sections of config.json.
 FACTS_IN_SECTIONS = {
@@ -34,7 +36,7 @@ class RunConfig(settings.Section):
     data: settings.DataConfig
     augment: settings.AugmentConfig = settings.AugmentConfig()
     backbone: settings.BackboneConfig = settings.BackboneConfig()
-    method: pydantic.SerializeAsAny[methods.MethodConfig] = methods.load("simclr").Config(name="simclr")
+    method: pydantic.SerializeAsAny[methods.MethodConfig] = methods.config_of("simclr")(name="simclr")
     batch: settings.BatchConfig = settings.BatchConfig()
     optim: OptimConfig = OptimConfig()
     engine: settings.EngineConfig = settings.EngineConfig()
@@ -62,7 +64,7 @@ class RunConfig(settings.Section):
     def _choose_method(cls, value: Any) -> Any:
         value = settle(value, methods.MethodConfig)
         if isinstance(value, Mapping):
-            return methods.load(value.get("name", "simclr")).Config.model_validate({"name": "simclr", **value})
+            return methods.config_of(value.get("name", "simclr")).model_validate({"name": "simclr", **value})
         return value
 
     @pydantic.model_validator(mode="after")
@@ -80,7 +82,7 @@ class RunConfig(settings.Section):
         return self
 
     def _expect_labelled(self) -> None:
-        some = methods.load(self.method.name).uses_labels == "some"
+        some = self.method.uses_labels == "some"
         if some and not 0 < self.batch.labelled < self.batch.size:
             raise ValueError(
                 f"batch.labelled {self.batch.labelled}: method {self.method.name} learns from some labelled images of"
@@ -93,7 +95,7 @@ class RunConfig(settings.Section):
             )
 
     def _expect_views(self) -> None:
-        method, name = methods.load(self.method.name), self.method.name
+        method, name = self.method, self.method.name
         if self.batch.micro < method.least_micro:
             raise ValueError(
                 f"batch.micro {self.batch.micro}: method {name} needs {method.least_micro} images for BatchNorm's"
@@ -110,15 +112,14 @@ class RunConfig(settings.Section):
 
     def _expect_map(self) -> None:
         name, known = self.backbone.name, backbones.with_map()
-        if not methods.load(self.method.name).needs_map:
+        if not self.method.needs_map:
             return
         if name not in known:
             raise ValueError(
                 f"method {self.method.name} decodes the backbone's map, which backbone {name} does not give: set"
                 f" backbone.name to one of {', '.join(known)}"
             )
-        with torch.device("meta"):
-            stride = cast(backbones.ConvolutionalBackbone, self.backbone.build()).stride
+        stride = backbones.map_stride(name, self.backbone.stem)
         if wrong := [size for size in self.view_sizes if size % stride]:
             raise ValueError(
                 f"method {self.method.name} with backbone {name} needs views whose side is a multiple of {stride} px,"
@@ -138,7 +139,7 @@ class RunConfig(settings.Section):
     @property
     def num_labelled(self) -> int:
         """Number of images of a step whose labels the method sees."""
-        every = methods.load(self.method.name).uses_labels == "all"
+        every = self.method.uses_labels == "all"
         return self.batch.size if every else self.batch.labelled
 
     @classmethod
@@ -174,6 +175,8 @@ class RunConfig(settings.Section):
 
     def initial_backbone(self) -> backbones.Backbone:
         """Build the backbone with random weights, which depend on the seed alone."""
+        import torch
+
         torch.manual_seed(self.seed)
         return self.backbone.build(next(iter(self.view_sizes), None))
 
@@ -202,6 +205,6 @@ def _known_keys(model: type[pydantic.BaseModel], prefix: str, method: str) -> It
     for name, info in model.model_fields.items():
         yield f"{prefix}{name}"
         kinds = (info.annotation, *getattr(info.annotation, "__args__", ()))
-        for kind in kinds if name != "method" else (methods.load(method).Config,):
+        for kind in kinds if name != "method" else (methods.config_of(method),):
             if isinstance(kind, type) and issubclass(kind, pydantic.BaseModel):
                 yield from _known_keys(kind, f"{prefix}{name}.", method)

@@ -5,15 +5,13 @@ Source: Zbontar et al., "Barlow Twins: Self-Supervised Learning via Redundancy R
 
 from __future__ import annotations
 
-from typing import Literal
-
-import pydantic
 import torch
 from torch import Tensor
 
 from ssl_dist.collectives import Group, RowCounts, subtract_global_mean, sum_over_ranks
 from ssl_dist.methods.base import Views, embed_views_apart
-from ssl_dist.methods.projection import HeadDim, HeadHidden, HeadLayers, ProjectionConfig, ProjectionMethod
+from ssl_dist.methods.projection import ProjectionMethod
+from ssl_dist.methods.settings import BarlowTwinsConfig
 
 EPSILON = 1e-5  # added to a variance, as the authors' BatchNorm does: a constant feature then correlates with none
 
@@ -21,21 +19,8 @@ EPSILON = 1e-5  # added to a variance, as the authors' BatchNorm does: a constan
 class BarlowTwins(ProjectionMethod):
     """Backbone and projection head; features are standardised over the global batch, then correlated."""
 
-    class Config(ProjectionConfig):
-        """Settings of Barlow Twins.
-
-        Defaults are those of the authors' code for ImageNet (the paper, section 2.2, rounds the weight to 5e-3).
-        """
-
-        name: Literal["barlow_twins"] = "barlow_twins"
-        redundancy_weight: float = pydantic.Field(0.0051, ge=0)
-        """Weight of the correlations between different features (lambda), 0 or more."""
-        projection_layers: HeadLayers = 3
-        projection_hidden: HeadHidden = 8192
-        projection_dim: HeadDim = 8192
-
-    config: Config
-    least_micro = 2  # BatchNorm sees each view by itself
+    Config = BarlowTwinsConfig
+    config: BarlowTwinsConfig
 
     def embed(self, views: Views) -> Tensor:
         """Return embeddings ``[N, 2, D]``; each view has its own BatchNorm statistics, as in the authors' code."""

@@ -6,30 +6,15 @@ N images of a micro-batch (in ``embed``) or of this worker (in ``loss``), V view
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ssl_dist.augment import Policy
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
 from ssl_dist.errors import ConfigError
-from ssl_dist.settings import BatchConfig, Section
-
-
-class MethodConfig(Section):
-    """Base of all methods' settings."""
-
-    name: str
-    """Name of the method."""
-
-    def check(self, epochs: float, batch: BatchConfig) -> None:
-        """Check the settings against the run's length and batch.
-
-        Raises:
-            ValueError: a setting makes no sense in such a run.
-        """
+from ssl_dist.methods.settings import MethodConfig
 
 
 class Views(NamedTuple):
@@ -70,11 +55,6 @@ class Method(nn.Module, abc.ABC):
     ``after_step`` changes.
 
     Attributes:
-        uses_labels: which images' labels the method sees: none, all, or those of ``batch.labelled`` images ("some").
-        needs_map: whether the backbone must be a ``ConvolutionalBackbone``.
-        num_views: fewest and most views of an image that ``embed`` takes; None: no upper bound.
-        multi_crop: whether views may differ in size.
-        least_micro: fewest images of a micro-batch; BatchNorm needs two values or more.
         num_targets: how many of the last entries along V are targets. ``embed`` computes them without a gradient, so
             ``loss`` need not give them one.
         collapsed_loss: the loss of outputs that are equal for all images; None: the loss does not show collapse.
@@ -85,11 +65,6 @@ class Method(nn.Module, abc.ABC):
     """
 
     Config: ClassVar[type[MethodConfig]]
-    uses_labels: ClassVar[Literal["none", "some", "all"]] = "none"
-    needs_map: ClassVar[bool] = False
-    num_views: ClassVar[tuple[int, int | None]] = (2, 2)
-    multi_crop: ClassVar[bool] = False
-    least_micro: ClassVar[int] = 1
     follows_length: ClassVar[bool] = False
     freezable: ClassVar[tuple[str, ...]] = ()
     frozen: bool = False
@@ -119,13 +94,6 @@ class Method(nn.Module, abc.ABC):
         A parameter that only ``loss`` uses gets no gradient: ``embed`` must use whatever is learnt (a temperature too).
         """
 
-    @classmethod
-    def takes(cls, policy: Policy) -> bool:
-        """Tell whether ``embed`` takes the policy's views, by their number and sizes."""
-        fewest, most = cls.num_views
-        one_size = len({view.size_px for view in policy}) == 1
-        return (cls.multi_crop or one_size) and fewest <= len(policy) <= (most or len(policy))
-
     def before_step(self, progress: TrainingProgress) -> None:
         """Set what depends on the step; called before each step."""
 
@@ -142,8 +110,6 @@ class Method(nn.Module, abc.ABC):
 
 class LossMethod(Method):
     """Method whose ``embed`` returns the loss of each view, ``[N, V, 1]``, for any number of views."""
-
-    num_views = (1, None)
 
     def loss(self, outputs: Tensor, group: Group = None) -> Tensor:
         """Return the mean over the views of the global batch."""

@@ -6,9 +6,7 @@ Source: Grill et al., "Bootstrap Your Own Latent: A New Approach to Self-Supervi
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -17,7 +15,8 @@ from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
 from ssl_dist.methods.base import TrainingProgress, Views, embed_views_apart, projection_head
-from ssl_dist.methods.projection import HeadDim, HeadHidden, ProjectionConfig, ProjectionMethod
+from ssl_dist.methods.projection import ProjectionMethod
+from ssl_dist.methods.settings import BYOLConfig
 
 
 class BYOL(ProjectionMethod):
@@ -26,21 +25,12 @@ class BYOL(ProjectionMethod):
     Only the predictor and the copy's slowness keep the network from giving all images one embedding.
     """
 
-    class Config(ProjectionConfig):
-        """Settings of BYOL. Defaults are the paper's for ImageNet (section 3, "Implementation details")."""
-
-        name: Literal["byol"] = "byol"
-        momentum: float = pydantic.Field(0.996, ge=0, le=1)
-        """Share of its weights that the slow copy keeps in the first step, 0 to 1; it rises to 1 over the run."""
-        projection_hidden: HeadHidden = 4096
-        projection_dim: HeadDim = 256
-
-    config: Config
-    least_micro = 2  # BatchNorm sees each view by itself
+    Config = BYOLConfig
+    config: BYOLConfig
     num_targets = 2
     follows_length = True
 
-    def __init__(self, backbone: Backbone, config: BYOL.Config) -> None:
+    def __init__(self, backbone: Backbone, config: BYOLConfig) -> None:
         super().__init__(backbone, config)
         hidden = config.projection_hidden or backbone.dim
         self.predictor = projection_head(config.projection_dim, hidden, config.projection_dim, 2)

@@ -6,14 +6,12 @@ convolutional network and its noise are G-SimCLR's (arXiv 2009.12007), which clu
 
 from __future__ import annotations
 
-from typing import Literal
-
-import pydantic
 import torch
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone, ConvolutionalBackbone
-from ssl_dist.methods.base import LossMethod, MethodConfig, Views
+from ssl_dist.methods.base import LossMethod, Views
+from ssl_dist.methods.settings import DenoisingConfig
 
 _LEAST_CHANNELS = 8  # fewest channels of a hidden layer of the decoder
 
@@ -21,18 +19,11 @@ _LEAST_CHANNELS = 8  # fewest channels of a hidden layer of the decoder
 class Denoising(LossMethod):
     """Backbone, and a decoder that doubles the map's side until it equals the image's."""
 
-    class Config(MethodConfig):
-        """Settings of the denoising autoencoder. Defaults are those of G-SimCLR's code."""
-
-        name: Literal["denoising"] = "denoising"
-        noise: float = pydantic.Field(0.01, ge=0)
-        """Standard deviation of the noise, for pixels in [0, 1]; 0: no noise."""
-
-    config: Config
+    Config = DenoisingConfig
+    config: DenoisingConfig
     backbone: ConvolutionalBackbone
-    needs_map = True
 
-    def __init__(self, backbone: Backbone, config: Denoising.Config) -> None:
+    def __init__(self, backbone: Backbone, config: DenoisingConfig) -> None:
         super().__init__(backbone, config)
         assert isinstance(backbone, ConvolutionalBackbone), "RunConfig refuses other backbones"
         self.decoder = _decoder(backbone.channels, backbone.stride)

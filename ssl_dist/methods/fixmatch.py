@@ -6,37 +6,24 @@ equations 3 and 4. RandAugment, CTAugment and averaged weights, which the paper 
 
 from __future__ import annotations
 
-from typing import Literal
-
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, sum_over_ranks
-from ssl_dist.methods.base import Method, MethodConfig, Views, known_classes
+from ssl_dist.methods.base import Method, Views, known_classes
+from ssl_dist.methods.settings import FixMatchConfig
 
 
 class FixMatch(Method):
     """Backbone and linear classifier. Labelled images come first in each micro-batch (``batch.labelled``)."""
 
-    class Config(MethodConfig):
-        """Settings of FixMatch. Defaults are the paper's, except the threshold (the paper has 0.95)."""
-
-        name: Literal["fixmatch"] = "fixmatch"
-        num_classes: int | None = pydantic.Field(None, ge=2)
-        """Number of classes, 2 or more; `None`: as many as the store and its labels have."""
-        threshold: float | None = pydantic.Field(None, gt=0, lt=1)
-        """Least probability, between 0 and 1, at which a predicted class becomes a label; `None`: every one does."""
-        unlabelled_weight: float = pydantic.Field(1.0, ge=0)
-        """Weight of the unlabelled images' loss, 0 or more."""
-
-    config: Config
-    uses_labels = "some"
+    Config = FixMatchConfig
+    config: FixMatchConfig
     num_targets = 1
 
-    def __init__(self, backbone: Backbone, config: FixMatch.Config) -> None:
+    def __init__(self, backbone: Backbone, config: FixMatchConfig) -> None:
         super().__init__(backbone, config)
         self.classifier = nn.Linear(backbone.dim, known_classes(config.num_classes))
 

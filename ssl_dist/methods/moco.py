@@ -6,9 +6,6 @@ Chen et al., "Improved Baselines with Momentum Contrastive Learning", arXiv 2003
 
 from __future__ import annotations
 
-from typing import Literal
-
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
@@ -17,8 +14,8 @@ from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, RowCounts, sum_over_ranks
 from ssl_dist.ema import SlowCopy
 from ssl_dist.methods.base import TrainingProgress, Views, embed_views
-from ssl_dist.methods.projection import ProjectionConfig, ProjectionMethod
-from ssl_dist.settings import BatchConfig
+from ssl_dist.methods.projection import ProjectionMethod
+from ssl_dist.methods.settings import MoCoConfig
 
 
 class MoCo(ProjectionMethod):
@@ -33,36 +30,13 @@ class MoCo(ProjectionMethod):
     views join (docs/differences.md).
     """
 
-    class Config(ProjectionConfig):
-        """Settings of MoCo v2. Defaults are its for ImageNet."""
-
-        name: Literal["moco"] = "moco"
-        temperature: float = pydantic.Field(0.2, gt=0)
-        """Temperature by which similarities are divided, greater than 0."""
-        queue: int = pydantic.Field(65536, ge=1)
-        """Number of earlier keys that a query repels, 1 or more."""
-        momentum: float = pydantic.Field(0.999, ge=0, le=1)
-        """Share of its weights that the slow encoder keeps in a step, 0 to 1."""
-        symmetric: bool = False
-        """Whether each of the two views is a query once; otherwise the first view is the query."""
-        batch_norm_groups: int = pydantic.Field(4, ge=1)
-        """Groups of a micro-batch that have BatchNorm statistics of their own; 1: no shuffling."""
-
-        def check(self, epochs: float, batch: BatchConfig) -> None:
-            groups = self.batch_norm_groups
-            if batch.micro < 2 * groups:
-                raise ValueError(
-                    f"batch.micro {batch.micro}: method moco needs two images for each of its {groups}"
-                    f" batch_norm_groups, and {groups**2} images so that a query and its key share one: set batch.micro"
-                    f" to {groups**2} or more, or method.batch_norm_groups lower"
-                )
-
-    config: Config
+    Config = MoCoConfig
+    config: MoCoConfig
     head_batch_norm = False
     queue: Tensor  # [K, D]
     position: Tensor  # index at which the next key is written
 
-    def __init__(self, backbone: Backbone, config: MoCo.Config) -> None:
+    def __init__(self, backbone: Backbone, config: MoCoConfig) -> None:
         super().__init__(backbone, config)
         self.num_targets = 2 if config.symmetric else 1
         self.slow = SlowCopy(self.encoder)

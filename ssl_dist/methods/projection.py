@@ -1,30 +1,14 @@
-"""Base of methods that have a projection head behind the backbone: its settings, and the module that holds it."""
+"""Base of methods that have a projection head behind the backbone."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-import pydantic
 from torch import nn
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.methods.base import Method, MethodConfig, projection_head
-
-# The descriptions stand in the types, so that a method may change a default and keep them.
-HeadLayers = Annotated[int, pydantic.Field(ge=1, le=3, description="Number of linear layers of the projection head.")]
-HeadHidden = Annotated[
-    Annotated[int, pydantic.Field(ge=1)] | None,
-    pydantic.Field(description="Features of the projection head's hidden layers; `None`: as many as the backbone has."),
-]
-HeadDim = Annotated[int, pydantic.Field(ge=1, description="Features that the projection head gives.")]
-
-
-class ProjectionConfig(MethodConfig):
-    """Settings of a method with a projection head."""
-
-    projection_layers: HeadLayers = 2
-    projection_hidden: HeadHidden = None
-    projection_dim: HeadDim = 128
+from ssl_dist.methods.base import Method, projection_head
+from ssl_dist.methods.settings import ProjectionConfig
 
 
 class ProjectionMethod(Method):

@@ -7,9 +7,7 @@ its code, elad-amrani/self-classifier, src/loss.py and src/model.py.
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
 
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -17,7 +15,8 @@ from torch.nn.functional import normalize
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, RowCounts, log_sum_exp_over_ranks, sum_over_ranks
 from ssl_dist.methods.base import Views, embed_crops
-from ssl_dist.methods.projection import HeadHidden, ProjectionConfig, ProjectionMethod
+from ssl_dist.methods.projection import ProjectionMethod
+from ssl_dist.methods.settings import SelfClassifierConfig
 
 _LARGE = 2  # the first two views are large; of the others (multi-crop) no two are compared with each other
 
@@ -36,26 +35,10 @@ class SelfClassifier(ProjectionMethod):
     change its outputs. docs/differences.md says more.
     """
 
-    class Config(ProjectionConfig):
-        """Settings of Self-Classifier.
+    Config = SelfClassifierConfig
+    config: SelfClassifierConfig
 
-        Defaults are the paper's for ImageNet, except ``classes`` (the paper has 1000, 2000, 4000 and 8000).
-        """
-
-        name: Literal["self_classifier"] = "self_classifier"
-        classes: tuple[Annotated[int, pydantic.Field(ge=2)], ...] = pydantic.Field((800,), min_length=1)
-        """Number of classes of each classifier, 2 or more; one entry is one classifier."""
-        row_temperature: float = pydantic.Field(0.1, gt=0)
-        """Temperature of p(class | image), greater than 0."""
-        column_temperature: float = pydantic.Field(0.05, gt=0)
-        """Temperature of p(image | class), greater than 0."""
-        projection_hidden: HeadHidden = 4096
-
-    config: Config
-    num_views = (2, None)
-    multi_crop = True
-
-    def __init__(self, backbone: Backbone, config: SelfClassifier.Config) -> None:
+    def __init__(self, backbone: Backbone, config: SelfClassifierConfig) -> None:
         super().__init__(backbone, config)
         self.collapsed_loss = sum(math.log(count) for count in config.classes) / len(config.classes)
         self.classifiers = nn.Parameter(normalize(torch.randn(sum(config.classes), config.projection_dim), dim=1))

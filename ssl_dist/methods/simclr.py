@@ -5,15 +5,13 @@ Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Repr
 
 from __future__ import annotations
 
-from typing import Literal
-
-import pydantic
 from torch import Tensor
 
 from ssl_dist.collectives import Group
 from ssl_dist.losses import nt_xent
 from ssl_dist.methods.base import Views, embed_views
-from ssl_dist.methods.projection import ProjectionConfig, ProjectionMethod
+from ssl_dist.methods.projection import ProjectionMethod
+from ssl_dist.methods.settings import SimCLRConfig
 
 
 class SimCLR(ProjectionMethod):
@@ -22,19 +20,8 @@ class SimCLR(ProjectionMethod):
     The head's last layer is linear, as in the paper. Google's code has BatchNorm after it too (docs/differences.md).
     """
 
-    class Config(ProjectionConfig):
-        """Settings of SimCLR.
-
-        Defaults are the paper's for ImageNet, except the temperature (the paper takes 0.5 for CIFAR-10).
-        """
-
-        name: Literal["simclr"] = "simclr"
-        temperature: float = pydantic.Field(0.1, gt=0)
-        """Temperature by which similarities are divided, greater than 0."""
-        similarity: Literal["cosine", "dot"] = "cosine"
-        """Similarity of two embeddings: their cosine, or their dot product."""
-
-    config: Config
+    Config = SimCLRConfig
+    config: SimCLRConfig
 
     def embed(self, views: Views) -> Tensor:
         """Return embeddings ``[N, 2, D]`` from one forward pass: BatchNorm sees the 2N images of the micro-batch."""

@@ -6,32 +6,21 @@ Source of label smoothing: Szegedy et al., "Rethinking the Inception Architectur
 
 from __future__ import annotations
 
-from typing import Literal
-
-import pydantic
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.methods.base import LossMethod, MethodConfig, Views, embed_views, known_classes
+from ssl_dist.methods.base import LossMethod, Views, embed_views, known_classes
+from ssl_dist.methods.settings import SupervisedConfig
 
 
 class Supervised(LossMethod):
     """Backbone and linear classifier, which classifies every view of an image."""
 
-    class Config(MethodConfig):
-        """Settings of supervised learning."""
+    Config = SupervisedConfig
+    config: SupervisedConfig
 
-        name: Literal["supervised"] = "supervised"
-        num_classes: int | None = pydantic.Field(None, ge=2)
-        """Number of classes, 2 or more; `None`: as many as the store and its labels have."""
-        label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)
-        """Share of a label's probability that is spread evenly over all classes, 0 <= share < 1."""
-
-    config: Config
-    uses_labels = "all"
-
-    def __init__(self, backbone: Backbone, config: Supervised.Config) -> None:
+    def __init__(self, backbone: Backbone, config: SupervisedConfig) -> None:
         super().__init__(backbone, config)
         self.classifier = nn.Linear(backbone.dim, known_classes(config.num_classes))
 

@@ -7,9 +7,7 @@ its code, facebookresearch/swav, for what the paper leaves open (the queue of ea
 from __future__ import annotations
 
 import math
-from typing import Literal
 
-import pydantic
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
@@ -17,8 +15,8 @@ from torch.nn.functional import normalize
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import Group, RowCounts, log_sum_exp_over_ranks, sum_over_ranks
 from ssl_dist.methods.base import TrainingProgress, Views, embed_crops
-from ssl_dist.methods.projection import ProjectionConfig, ProjectionMethod
-from ssl_dist.settings import BatchConfig
+from ssl_dist.methods.projection import ProjectionMethod
+from ssl_dist.methods.settings import SwAVConfig
 
 _CODED = 2  # the first two views give codes; views of another size come after them (multi-crop)
 
@@ -36,50 +34,15 @@ class SwAV(ProjectionMethod):
     fewer or weaker crops. The README of the authors' code has more.
     """
 
-    class Config(ProjectionConfig):
-        """Settings of SwAV.
-
-        Defaults are the paper's for ImageNet with a batch of 4,096; for a batch of 256 it has a queue of 3,840.
-        """
-
-        name: Literal["swav"] = "swav"
-        temperature: float = pydantic.Field(0.1, gt=0)
-        """Temperature by which scores are divided, greater than 0."""
-        prototypes: int = pydantic.Field(3000, ge=2)
-        """Number of prototypes, 2 or more."""
-        epsilon: float = pydantic.Field(0.05, gt=0)
-        """Temperature of the codes (Sinkhorn-Knopp), greater than 0; the smaller, the harder the codes."""
-        sinkhorn_iterations: int = pydantic.Field(3, ge=1)
-        """Iterations of Sinkhorn-Knopp, 1 or more."""
-        freeze_prototypes_epochs: float = pydantic.Field(1, ge=0)
-        """Epochs at the start in which prototypes are not trained, 0 or more."""
-        queue: int = pydantic.Field(0, ge=0)
-        """Number of earlier embeddings that take part in the assignment; 0: none."""
-        queue_from_epoch: float = pydantic.Field(15, ge=0)
-        """Epoch from which on the queue is used, 0 or more; a queue that is not full is never used."""
-
-        def check(self, epochs: float, batch: BatchConfig) -> None:
-            if self.freeze_prototypes_epochs >= epochs:
-                raise ValueError(
-                    f"method.freeze_prototypes_epochs {self.freeze_prototypes_epochs:g}: prototypes would learn nothing"
-                    f" in a run of {epochs:g} epochs: set it lower"
-                )
-            if self.queue and self.queue_from_epoch >= epochs:
-                raise ValueError(
-                    f"method.queue_from_epoch {self.queue_from_epoch:g}: the queue would never be used in a run of"
-                    f" {epochs:g} epochs: set it lower, or method.queue=0"
-                )
-
-    config: Config
-    num_views = (2, None)
-    multi_crop = True
+    Config = SwAVConfig
+    config: SwAVConfig
     num_targets = _CODED
     freezable = ("prototypes",)
     queue: Tensor  # [Q, 2, D], embeddings of the two coded views
     taken: Tensor  # number of images whose embeddings the queue has taken so far
     codebook: Tensor  # [K, D], copy of the prototypes at the last update: ``loss`` has them whole under ZeRO-3 too
 
-    def __init__(self, backbone: Backbone, config: SwAV.Config) -> None:
+    def __init__(self, backbone: Backbone, config: SwAVConfig) -> None:
         super().__init__(backbone, config)
         self.collapsed_loss = math.log(config.prototypes)
         self.prototypes = nn.Parameter(normalize(torch.randn(config.prototypes, config.projection_dim), dim=1))

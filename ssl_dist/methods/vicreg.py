@@ -6,15 +6,13 @@ Source: Bardes et al., "VICReg: Variance-Invariance-Covariance Regularization fo
 
 from __future__ import annotations
 
-from typing import Literal
-
-import pydantic
 import torch
 from torch import Tensor
 
 from ssl_dist.collectives import Group, RowCounts, subtract_global_mean, sum_over_ranks
 from ssl_dist.methods.base import Views, embed_views_apart
-from ssl_dist.methods.projection import HeadDim, HeadHidden, HeadLayers, ProjectionConfig, ProjectionMethod
+from ssl_dist.methods.projection import ProjectionMethod
+from ssl_dist.methods.settings import VICRegConfig
 
 EPSILON = 1e-4  # added to a variance: the root's slope stays finite where all embeddings are equal
 
@@ -22,22 +20,8 @@ EPSILON = 1e-4  # added to a variance: the root's slope stays finite where all e
 class VICReg(ProjectionMethod):
     """Backbone and projection head (the paper's expander)."""
 
-    class Config(ProjectionConfig):
-        """Settings of VICReg. Defaults are the paper's for ImageNet (section 4.2)."""
-
-        name: Literal["vicreg"] = "vicreg"
-        invariance_weight: float = pydantic.Field(25.0, ge=0)
-        """Weight of the distance between two views of an image (lambda), 0 or more."""
-        variance_weight: float = pydantic.Field(25.0, ge=0)
-        """Weight of features that vary too little over the batch (mu), 0 or more."""
-        covariance_weight: float = pydantic.Field(1.0, ge=0)
-        """Weight of features that vary together (nu), 0 or more."""
-        projection_layers: HeadLayers = 3
-        projection_hidden: HeadHidden = 8192
-        projection_dim: HeadDim = 8192
-
-    config: Config
-    least_micro = 2  # BatchNorm sees each view by itself
+    Config = VICRegConfig
+    config: VICRegConfig
 
     def embed(self, views: Views) -> Tensor:
         """Return embeddings ``[N, 2, D]``; each view has its own BatchNorm statistics, as in the authors' code."""

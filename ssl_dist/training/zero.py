@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
+from ssl_dist.lars import LARS, ParameterSlice
 from ssl_dist.methods import Method, Views
-from ssl_dist.optim import LARS, ParameterSlice
 from ssl_dist.training.launchers import forget_launcher
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ssl_dist import augment
-from ssl_dist.augment import POLICIES, View
+from ssl_dist.augment import POLICIES, View, rendering
 from ssl_dist.errors import ConfigError
 from tests.augment.fixed import pictures, planes
 
@@ -44,9 +44,9 @@ def test_chunk_sizes_change_no_bit(monkeypatch: pytest.MonkeyPatch, threads: int
     turned = View(rotation_p=0.75, solarise_p=0.5, size_px=20)
     recipe = (turned, turned, View(size_px=20), View(size_px=12, blur_p=1.0))
     whole = augment.crops(images, ids, seed=1, epoch=2, recipe=recipe)
-    monkeypatch.setattr(augment, "_CHUNK_BYTES_PER_CORE", 3 * images[0].numel() * 4)
-    monkeypatch.setattr(augment, "_CHUNKS_PER_DRAW", 5)
-    monkeypatch.setattr(augment, "_LARGE_PAGE_BYTES", 1)
+    monkeypatch.setattr(rendering, "_CHUNK_BYTES_PER_CORE", 3 * images[0].numel() * 4)
+    monkeypatch.setattr(rendering, "_CHUNKS_PER_DRAW", 5)
+    monkeypatch.setattr(rendering, "_LARGE_PAGE_BYTES", 1)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

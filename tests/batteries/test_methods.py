@@ -153,7 +153,7 @@ class Blind(nn.Module):
 @each_method
 def test_collapse_is_detected(photos: Path, name: str) -> None:
     """Compare an encoder that gives all images the same features with one of random weights."""
-    labelled = 8 if methods.load(name).uses_labels == "some" else 0
+    labelled = 8 if methods.config_of(name).uses_labels == "some" else 0
     config = on(photos, name, num_micro=1, batch={"size": 64, "micro": 64, "labelled": labelled})
     method, views = config.initial_method().train(), views_of(config)
     healthy = method.pairs(method.embed(views))

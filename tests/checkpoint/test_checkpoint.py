@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 
-from ssl_dist.checkpoint import Checkpoints, State, Writer, files, verify
+from ssl_dist.checkpoint import Checkpoints, State, Writer, verify
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, RunError
 from tests.helpers import resolved_config
@@ -123,7 +124,7 @@ def test_a_full_disk_leaves_older_checkpoints(
         file.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(
         RunError, match=r"step-00000010 cannot be written .*No space left.*older checkpoints are untouched"
     ):
@@ -175,7 +176,7 @@ def test_a_writer_writes_in_the_background_and_says_when_it_failed(
     writer, go, save_file = (
         Writer(Checkpoints.from_config(tmp_path, config), config),
         threading.Event(),
-        files.save_file,
+        safetensors.torch.save_file,
     )
     assert not torn.exists()
 
@@ -183,7 +184,7 @@ def test_a_writer_writes_in_the_background_and_says_when_it_failed(
         assert go.wait(60)
         save_file(tensors, file, metadata)
 
-    monkeypatch.setattr(files, "save_file", slow)
+    monkeypatch.setattr(safetensors.torch, "save_file", slow)
     writer.write(5, lambda _: state(5), 0.5)
     assert not writer.failed
     assert Checkpoints(tmp_path).newest() is None
@@ -194,7 +195,7 @@ def test_a_writer_writes_in_the_background_and_says_when_it_failed(
     def full(tensors: object, file: Path, metadata: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     writer.write(10, lambda _: state(10), None)
     writer.write(15, lambda _: state(15), None)  # waits, and writes nothing
     assert writer.failed
@@ -207,7 +208,7 @@ def test_a_writer_writes_in_the_background_and_says_when_it_failed(
 def test_a_snapshot_is_reused_only_once_it_is_on_disk(
     tmp_path: Path, config: ResolvedConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    writer, save_file = Writer(Checkpoints.from_config(tmp_path, config), config), files.save_file
+    writer, save_file = Writer(Checkpoints.from_config(tmp_path, config), config), safetensors.torch.save_file
 
     def slow(tensors: dict[str, torch.Tensor], file: Path, metadata: dict[str, str] | None) -> None:
         time.sleep(0.2)
@@ -220,7 +221,7 @@ def test_a_snapshot_is_reused_only_once_it_is_on_disk(
                 tensor.copy_(new[name])
         return into
 
-    monkeypatch.setattr(files, "save_file", slow)
+    monkeypatch.setattr(safetensors.torch, "save_file", slow)
     writer.write(5, lambda _: state(5), None)
     writer.write(10, over, None)
     writer.close()

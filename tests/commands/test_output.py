@@ -130,6 +130,25 @@ def lines(console: Console) -> list[str]:
     return console.file.getvalue().splitlines()
 
 
+def test_lines_to_copy_are_not_wrapped(tmp_path: Path) -> None:
+    """Warnings and errors of any length stand on one line, in a file and in a terminal."""
+    long = tmp_path.joinpath(*["a-folder-with-a-long-name"] * 4)
+    script = f"""
+import logging
+from ssl_dist.commands import main
+from ssl_dist.errors import Interrupted
+def app():
+    logging.getLogger("x").warning("resume with: ssl-dist pretrain --resume %s", "{long}")
+    raise Interrupted("stopped; resume with: ssl-dist pretrain --resume {long}")
+main.app = app
+main.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 130
+    resume = f"resume with: ssl-dist pretrain --resume {long}"
+    assert done.stderr.splitlines() == [f"warning: {resume}", f"error: stopped; {resume}"]
+
+
 def test_the_doctors_tables_fit_80_columns() -> None:
     versions = {"python": "3.11.7", "ssl_dist": "0.1.0", "ray": "2.55.1", "torch": "2.14.0+cu130"}
     name = "ip-10-0-112-123"

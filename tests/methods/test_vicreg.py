@@ -85,7 +85,7 @@ def test_defaults_are_the_papers() -> None:
 
 def test_the_page_on_adding_a_method_shows_this_code() -> None:
     page = (ROOT / "docs" / "add-a-method.md").read_text()
-    code = (ROOT / "ssl_dist" / "methods" / "vicreg.py").read_text()
+    code = "\n".join((ROOT / "ssl_dist" / "methods" / name).read_text() for name in ("settings.py", "vicreg.py"))
     shown = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     assert len(shown) >= 3
     for block in shown:

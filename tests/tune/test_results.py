@@ -19,7 +19,7 @@ from tests.tune.test_search import begin
 from tests.tune.test_sweep import make
 from tune import runner, trial_files
 from tune import space as spaces
-from tune.results import importances, read_trials, write_results
+from tune.results import write_results
 from tune.space import Domain, Sample
 from tune.sweep import Sweep
 
@@ -88,10 +88,10 @@ def test_every_accepted_space_is_shown_plotted_and_resumed(
     (directory / "space.yaml").unlink()
     samples = ended_sweep(sweep, directory, unended=1)
     assert Sweep.read(directory) == sweep
-    found = {one.run.name: one.sample for one in write_results(sweep, directory)}
+    trials, shares = write_results(sweep, directory)
+    found = {one.run.name: one.sample for one in trials}
     assert found == {trial_files.path_of(directory, sweep.config(sample)).name: sample for sample in samples}
     assert (directory / "parallel.png").stat().st_size > 5_000
-    shares = importances(sweep, read_trials(sweep, directory))
     assert not shares or shares.keys() == tree.keys()
     unended = samples[1:][-1:]
     if search == "optuna":
@@ -190,11 +190,18 @@ def test_tensorboard_sees_each_run_once(small_store: Path, tmp_path: Path) -> No
         (run / "tensorboard").mkdir()
         (run / "tensorboard" / "events.out.tfevents.1").touch()
     (tmp_path / "best").symlink_to(next((tmp_path / "trials").iterdir()))  # as older versions made it
-    best = write_results(sweep, tmp_path)[0].run
+    [best, *_], _ = write_results(sweep, tmp_path)
     assert len(list(GetLogdirSubdirectories(str(tmp_path)))) == 4
-    assert (tmp_path / "best" / "config.json").resolve() == best.resolve() / "config.json"
+    assert (tmp_path / "best" / "config.json").resolve() == best.run.resolve() / "config.json"
     assert os.readlink(tmp_path / "best" / "config.json").startswith("../trials/"), "a sweep can be moved"
+    os.utime(tmp_path / "parallel.png", (1, 1))
     write_results(sweep, tmp_path)
+    assert (tmp_path / "parallel.png").stat().st_mtime == 1, "the results of the same trials are not made again"
+    path = trial_files.path_of(tmp_path, sweep.config(sweep.known_samples[0]))
+    trial_files.write_outcome(path, "finished", trial_files.Point(51, 0.9, 4))
+    assert write_results(sweep, tmp_path)[0][0].run == path
+    assert (tmp_path / "best" / "config.json").resolve() == path.resolve() / "config.json"
+    assert (tmp_path / "parallel.png").stat().st_mtime > 1
 
 
 @pytest.mark.parametrize("begun", [0, 1, 2])

@@ -1,0 +1,111 @@
+"""What is known of the backbones without making one: names, options, sizes of images. Torch is not needed for it."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib.util
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Literal
+
+from ssl_dist.errors import ConfigError
+
+Stem = Literal["standard", "small", "half"]
+Sizes = Collection[int]  # pixels a side
+MeanStd = tuple[tuple[float, ...], tuple[float, ...]]
+"""(mean, standard deviation) of each of the three channels, for pixels in [0, 1]."""
+KNOWN_INPUTS: dict[str, MeanStd] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # pixels in [-1, 1]
+}
+
+BUILT_IN = ("convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder")
+STEM_STRIDES = {"standard": 4, "small": 1, "half": 2}
+_STRIDES = {"convnet": 16, "autoencoder": 8, "resnet8": 4, "resnet20": 4, "wrn45-2": 8}  # behind the stem, if any
+ONE_SIZE = ("vit", "maxvit")  # made for images of one size
+INCEPTIONS = ("googlenet", "inception_v3")
+_MAXVIT_STEP = 224  # sides are halved five times, and the last map has windows of 7
+# Smallest sides by the names' beginnings, from torchvision's ``min_size`` where that is more than 1. Swin and
+# EfficientNetV2 take smaller images than it says (measured).
+_SMALLEST = {
+    **{"alexnet": 63, "convnext": 32, "densenet": 29, "googlenet": 15, "inception": 75},
+    **{"squeezenet1_0": 21, "squeezenet1_1": 17, "vgg": 32},
+}
+
+
+def names() -> list[str]:
+    """Return all backbones' names: built-in ones, then torchvision's."""
+    return [*BUILT_IN, *torchvision_names()]
+
+
+def with_map() -> list[str]:
+    """Return the names for which ``build`` makes a ``ConvolutionalBackbone``."""
+    return [*BUILT_IN]
+
+
+def map_stride(name: str, stem: Stem) -> int:
+    """Return the pixels between two places of the map, for one of ``with_map()``."""
+    return _STRIDES[name] * (STEM_STRIDES[stem] if _has_stems(name) else 1)
+
+
+@functools.cache
+def torchvision_names() -> tuple[str, ...]:
+    """Return the names of torchvision's classification networks, as its files register them, in their order."""
+    found = importlib.util.find_spec("torchvision")
+    assert found is not None, "torchvision is installed with this package"
+    files = sorted(Path(str(found.origin)).parent.glob("models/*.py"))
+    registered = re.compile(r'@register_model\((?:name="(\w+)")?\)\n(?:@.*\n|    .*\n|\)\n)*def (\w+)')
+    pairs = [pair for file in files for pair in registered.findall(file.read_text(encoding="utf-8"))]
+    return tuple(sorted(given or function for given, function in pairs))
+
+
+def imagenet_input(name: str) -> str:
+    """Return the normalisation, one of ``KNOWN_INPUTS``, of the images that torchvision's weights learned from.
+
+    Source: torchvision's ``WeightsEnum.transforms``; with weights, its GoogLeNet and Inception v3 convert what these
+    give to [-1, 1] (``transform_input``), since the weights were ported from TensorFlow.
+    """
+    return "inception" if name in INCEPTIONS else "imagenet"
+
+
+def check(
+    name: str, *, stem: Stem = "standard", width: int | None = None, dropout: float = 0.0, image_sizes: Sizes = ()
+) -> None:
+    """Check the options of ``build``, for images of several sizes, without making weights.
+
+    Raises:
+        ConfigError: ``build`` would refuse the options, or the backbone one of the sizes.
+    """
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        raise ConfigError(
+            f"backbone {name!r}: it is one of {', '.join(BUILT_IN)}, or the name of a classification model of"
+            " torchvision" + (f"; did you mean {near[0]}?" if near else "")
+        )
+    if dropout and name != "convnet":
+        raise ConfigError(f"backbone {name} has no dropout (given {dropout}): only convnet has")
+    if width is not None and name not in ("resnet8", "resnet20"):
+        raise ConfigError(f"backbone {name} has one width (given {width}): only resnet8 and resnet20 take another")
+    if stem != "standard" and not _has_stems(name):
+        raise ConfigError(f"backbone {name} has no stem to choose (given {stem!r}): ResNets have")
+    if name not in BUILT_IN:
+        _check_sizes(name, sorted(set(image_sizes)))
+
+
+def _has_stems(name: str) -> bool:
+    return name.startswith(("resnet", "resnext", "wide_resnet", "wrn"))
+
+
+def _check_sizes(name: str, sizes: list[int]) -> None:
+    """Refuse sizes that a network of torchvision does not take."""
+    if name.startswith(ONE_SIZE):
+        step = _MAXVIT_STEP if name.startswith("maxvit") else int(name.rpartition("_")[2])
+        if wrong := [size for size in sizes if size % step]:
+            raise ConfigError(f"backbone {name} takes images of a multiple of {step} px: these have {wrong[0]}")
+        if len(sizes) > 1:
+            raise ConfigError(f"backbone {name} takes images of one size: these have {', '.join(map(str, sizes))} px")
+    smallest = next((side for start, side in _SMALLEST.items() if name.startswith(start)), 1)
+    if sizes and sizes[0] < smallest:
+        raise ConfigError(f"backbone {name} takes images of {smallest} px or more: these have {sizes[0]}")
