@@ -93,7 +93,7 @@ def decode(content: bytes, size_px: int | None, alpha: str | None = ALPHA) -> np
     try:
         parts = image_files.part(content)
         image = _OPENERS[kind](io.BytesIO(parts.picture))
-        _prepare(image, parts.picture, size_px)
+        _prepare(image, parts.scans, size_px)
         image.load()
         exif, xmp = parts.exif or image.info.get("exif", b""), parts.xmp or image.info.get("xmp", b"")
         turn = _TURNS.get(image_files.read_orientation(exif, xmp))
@@ -114,8 +114,8 @@ def _describe_unread(content: bytes, kind: str | None) -> str:
     return f"{kind}, not an image" if kind == image_files.WEB_PAGE else f"{kind}, a format that is not read yet"
 
 
-def _prepare(image: ImageFile.ImageFile, content: bytes, size_px: int | None) -> None:
-    """Choose how an image is decoded, by its header.
+def _prepare(image: ImageFile.ImageFile, scans: int, size_px: int | None) -> None:
+    """Choose how an image is decoded, by its header and the number of its scans that are kept in memory.
 
     Raises:
         Unreadable: it takes too much memory or time, or has samples of more than 8 bits.
@@ -123,7 +123,6 @@ def _prepare(image: ImageFile.ImageFile, content: bytes, size_px: int | None) ->
     size = f"{image.width} x {image.height}"
     if max(image.size) > MAX_SIDE_PX:
         raise Unreadable(f"more than {MAX_SIDE_PX:,} pixels a side: {size}")
-    scans = image_files.num_buffered_scans(content) if image.format == "JPEG" else 0
     if scans > MAX_SCANS:
         raise Unreadable(f"a JPEG of more than {MAX_SCANS} scans")
     divisor = _divisor(image, scans, size_px)
@@ -186,7 +185,7 @@ def is_plain_jpeg(content: bytes, size: tuple[int, int]) -> bool:
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             is_rgb = image.mode == "RGB" and image.size == size
-        return is_rgb and image_files.read_orientation(*image_files.part(content)[1:]) == 1
+        return is_rgb and image_files.read_orientation(*image_files.part(content)[1:3]) == 1
     except Exception:  # damage may make a decoder raise anything
         return False
 

@@ -66,11 +66,14 @@ class Parts(NamedTuple):
         picture: the file without the data beside its pixels.
         exif: its EXIF data; empty if there is none, and in formats other than JPEG and PNG.
         xmp: its XMP data, likewise.
+        scans: of a JPEG whose coefficients are all kept until the last scan is read, how many scans it has; 0: the
+            picture is read in one pass.
     """
 
     picture: bytes
     exif: bytes = b""
     xmp: bytes = b""
+    scans: int = 0
 
 
 def part(content: bytes) -> Parts:
@@ -89,22 +92,42 @@ def _part_jpeg(content: bytes) -> Parts:
 
     Source: ITU-T T.81, B.1 and B.2.
     """
-    kept, exif, xmp, position = [content[:2]], b"", b"", 2
+    kept, exif, xmp, start, position = list[bytes](), b"", b"", 0, 2
+    components, is_progressive, scans = 0, False, 0
     for _ in range(MAX_PARTS):
-        marker = _MARKER.search(content, position)
-        if marker is None or (kind := content[marker.start() + 1]) in (_SCAN, _END):
+        if not (marker := _MARKER.search(content, position)):
             break
-        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
-        segment = content[marker.end() + 2 : position]
-        if kind not in _BESIDE or _COLOURS.match(segment):
-            kept.append(content[marker.start() : position])
-        elif segment.startswith(_EXIF) and len(exif) < _MAX_BESIDE_BYTES:
-            exif += segment[len(_EXIF) :]
-        elif segment.startswith(_XMP):
-            xmp = segment[len(_XMP) :]
+        kind, inside = content[marker.start() + 1], marker.end() + 2
+        if kind in (_SCAN, _END):
+            if kind == _SCAN and (is_progressive or content[inside] < components):
+                scans = _count_scans(content, marker.start())
+            break
+        position = marker.end() + int.from_bytes(content[marker.end() : inside], "big")
+        if kind in _FRAMES:
+            components, is_progressive = content[inside + 5], kind in _PROGRESSIVE
+        elif kind in _BESIDE and not _COLOURS.match(content, inside, position):
+            segment = content[inside:position]
+            kept.append(content[start : marker.start()])
+            start = position
+            if segment.startswith(_EXIF) and len(exif) < _MAX_BESIDE_BYTES:
+                exif += segment[len(_EXIF) :]
+            elif segment.startswith(_XMP):
+                xmp = segment[len(_XMP) :]
     else:
         raise _too_many_parts()
-    return Parts(b"".join([*kept, memoryview(content)[position:]]), exif, xmp)
+    return Parts(b"".join([*kept, memoryview(content)[start:]]) if kept else content, exif, xmp, scans)
+
+
+def _count_scans(content: bytes, position: int) -> int:
+    """Count the scans from a position on.
+
+    The markers are followed one by one, since a search for scan markers would also find those of embedded thumbnails.
+    """
+    scans = 0
+    while (marker := _MARKER.search(content, position)) and (kind := content[marker.start() + 1]) != _END:
+        scans += kind == _SCAN
+        position = marker.end() + int.from_bytes(content[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _part_png(content: bytes) -> Parts:
@@ -193,22 +216,3 @@ def _read_tag(exif: bytes) -> int | None:
             is_number = kind in _INTEGERS and count == 1
             value = struct.unpack_from(order + _INTEGERS[kind], field)[0] if is_number else 0
     return value
-
-
-def num_buffered_scans(content: bytes) -> int:
-    """Count the scans of a JPEG of which all coefficients are kept until the last is read; 0: it is read in one pass.
-
-    The markers are followed one by one, since a search for scan markers would also find those of embedded thumbnails.
-
-    Source: ITU-T T.81, B.1 and B.2.
-    """
-    scans, position, components, progressive = 0, 2, 0, False
-    while marker := _MARKER.search(content, position):
-        kind, start = content[marker.start() + 1], marker.end()
-        if kind in _FRAMES:
-            components, progressive = content[start + 7], kind in _PROGRESSIVE
-        if kind == _END or (kind == _SCAN and not scans and not progressive and content[start + 2] >= components):
-            break
-        scans += kind == _SCAN
-        position = start + int.from_bytes(content[start : start + 2], "big")
-    return scans

@@ -20,7 +20,7 @@ from tests.store.hostile.images import chunk, resized
 from tests.store.sources import built, png, random_images
 
 PIXELS = np.kron(np.random.default_rng(0).integers(0, 256, (3, 4, 3), dtype=np.uint8), np.ones((4, 4, 1), np.uint8))
-ORIENTATION, SHORT, LONG, ASCII = 0x0112, 3, 4, 2
+ORIENTATION, ASCII, SHORT, LONG, FLOAT = 0x0112, 2, 3, 4, 11
 
 
 def encoded(kind: str, image: np.ndarray = PIXELS, **options: object) -> bytes:
@@ -56,11 +56,23 @@ def png_with(*chunks: bytes, behind: bool = False) -> bytes:
 
 
 TURNED = orientation(6)
+
+
+def gps(tag: tuple[int, int, int, bytes], behind: bytes = b"") -> bytes:
+    """Return EXIF of a picture on its side whose directory of GPS, at byte 38, has one tag."""
+    entry = struct.pack("<HHHI", 1, *tag[:3]) + tag[3].ljust(4, b"\0") + bytes(4)
+    return exif_of(TURNED, (0x8825, LONG, 1, struct.pack("<I", 38)), behind=entry + behind)
+
+
 ODD_EXIF = {
-    "a time as text": exif_of(
-        TURNED, (0x8825, LONG, 1, struct.pack("<I", 38)), behind=struct.pack("<HHHI", 1, 7, ASCII, 9)
-    ),
+    "a time of GPS as text": gps((7, ASCII, 9, struct.pack("<I", 56)), b"12:00:00\0"),
+    "a version of GPS as text": gps((0, ASCII, 4, b"2.2\0")),
+    "a latitude as text": gps((2, ASCII, 3, b"5 6\0")),
     "a resolution as text": exif_of(TURNED, (0x011A, ASCII, 4, b"72\0\0"), (0x0128, SHORT, 1, b"\2\0")),
+    "a width as text": exif_of((0x0100, ASCII, 2, b"9\0"), TURNED),
+    "a compression as text": exif_of((0x0103, ASCII, 2, b"9\0"), TURNED),
+    "a maker as a number": exif_of((0x010F, FLOAT, 1, b"\0\0\xc0\x7f"), TURNED),
+    "a copyright as a number": exif_of(TURNED, (0x8298, FLOAT, 1, b"\0\0\xc0\x7f")),
     "a resolution of no value": exif_of(TURNED, (0x011A, 5, 0, b""), (0x0128, SHORT, 1, b"\2\0")),
     "a directory that contains itself": exif_of(TURNED, (0x8769, LONG, 1, b"\x08\0\0\0"), (0x8825, LONG, 1, b"\x08")),
     "a value outside the file": exif_of((0x010E, ASCII, 1 << 30, b"\xff" * 4), TURNED),

@@ -151,6 +151,8 @@ def bombs() -> Iterator[bytes]:
     for kind in (b"zTXt", b"iTXt", b"iCCP"):
         inside = b"name\0\1\0\0\0" if kind == b"iTXt" else b"name\0\0"
         yield png_of(24, 24, 8, 2, chunk(kind, inside + zeros), pixels)
+    packed = zlib.compress(b"\nexif\n 9\n" + b"49492a00" * (4 << 20), 9)
+    yield png_of(24, 24, 8, 2, chunk(b"zTXt", b"Raw profile type exif\0\0" + packed), pixels)
     yield png_of(24, 24, 8, 2, 200 * chunk(b"zTXt", b"name\0\0" + zlib.compress(bytes(1 << 20), 9)), pixels)
     yield png_of(24, 24, 8, 2, 20000 * chunk(b"tEXt", b"a\0b"), pixels)
     yield jpeg_of_scans(2000, 1000)
@@ -163,6 +165,8 @@ def bombs() -> Iterator[bytes]:
     yield resized(_saved(flat, "WEBP", save_all=True, append_images=frames[:3]), 16384, 16384)
     yield resized(_saved(flat, "WEBP", lossless=True), 16383, 16383)
     yield resized(_saved(flat, "JPEG"), 65500, 65500)
+    yield resized(_saved(flat, "JPEG"), 16000, 16000)  # decoded at an eighth of its size
+    yield resized(_saved(flat, "JPEG", progressive=True), 16000, 16000)
     yield from warned_of()
     yield from (b"", b"\xff\xd8", b"BM", b"RIFF\0\0\0\0WEBP", b"<html>404</html>", b"\x89PNG\r\n\x1a\n")
     yield _saved(flat, "GIF")
