@@ -91,19 +91,13 @@ def decode(content: bytes, size_px: int | None, alpha: str | None = ALPHA) -> np
     if kind not in _OPENERS:
         raise Unreadable(_describe_unread(content, kind))
     try:
-        parts = image_files.part(content)
-        image = _OPENERS[kind](io.BytesIO(parts.picture))
-        _prepare(image, parts.scans, size_px)
-        image.load()
-        exif, xmp = parts.exif or image.info.get("exif", b""), parts.xmp or image.info.get("xmp", b"")
-        turn = _TURNS.get(image_files.read_orientation(exif, xmp))
-        return _fit(_flatten(image if turn is None else image.transpose(turn), kind, alpha), size_px)
+        return _fit(_flatten(_read_upright(content, kind, size_px), kind, alpha), size_px)
     except Unreadable:
         raise
     except Image.DecompressionBombError:
         raise Unreadable(f"more than {MAX_PIXELS:,} pixels") from None
     except Exception as error:  # damage may make a decoder raise anything
-        raise Unreadable(f"a damaged {kind[2:]}: {error or type(error).__name__}") from None
+        raise Unreadable(f"{kind} that cannot be decoded: {error or type(error).__name__}") from None
 
 
 def _describe_unread(content: bytes, kind: str | None) -> str:
@@ -112,6 +106,16 @@ def _describe_unread(content: bytes, kind: str | None) -> str:
     if kind is None:
         return "a file that does not begin as an image does"
     return f"{kind}, not an image" if kind == image_files.WEB_PAGE else f"{kind}, a format that is not read yet"
+
+
+def _read_upright(content: bytes, kind: str, size_px: int | None) -> Image.Image:
+    parts = image_files.part(content)
+    image = _OPENERS[kind](io.BytesIO(parts.picture))
+    _prepare(image, parts.scans, size_px)
+    image.load()
+    exif, xmp = parts.exif or image.info.get("exif", b""), parts.xmp or image.info.get("xmp", b"")
+    turn = _TURNS.get(image_files.read_orientation(exif, xmp))
+    return image if turn is None else image.transpose(turn)
 
 
 def _prepare(image: ImageFile.ImageFile, scans: int, size_px: int | None) -> None:

@@ -178,7 +178,7 @@ def test_a_png_that_is_cut_behind_its_pixels_is_read_and_one_cut_before_is_not()
     end = whole.index(b"tEXt")
     for cut in (4, 6, 200):
         assert np.array_equal(decode(whole[: end + cut], None), PIXELS)
-    with pytest.raises(Unreadable, match="a damaged PNG file: image file is truncated"):
+    with pytest.raises(Unreadable, match="a PNG file that cannot be decoded: image file is truncated"):
         decode(whole[: end - 60], None)
 
 
@@ -243,9 +243,9 @@ SAME_FAULT: dict[str, tuple[str, list[bytes]]] = {
     ),
     "side": ("more than 65,536 pixels a side", [resized(encoded("PNG"), size, 1) for size in (70000, 80000)]),
     "depth": ("more than 8 bits a channel", [encoded("PNG", PIXELS[..., 0].astype(np.uint16))]),
-    "cut": ("a damaged JPEG file", [encoded("JPEG")[:-length] for length in (20, 70, 90, 400)]),
-    "cut PNG": ("a damaged PNG file", [encoded("PNG")[:length] for length in (10, 30, 50, 70)]),
-    "cut WebP": ("a damaged WebP file", [encoded("WEBP")[:length] for length in (15, 40, 60)]),
+    "cut": ("a JPEG file that cannot be decoded", [encoded("JPEG")[:-length] for length in (20, 70, 90, 400)]),
+    "cut PNG": ("a PNG file that cannot be decoded", [encoded("PNG")[:length] for length in (10, 30, 50, 70)]),
+    "cut WebP": ("a WebP file that cannot be decoded", [encoded("WEBP")[:length] for length in (15, 40, 60)]),
     "text": ("a file that does not begin as an image does", [b"hello", b"\x89PN", bytes(99)]),
     "nothing": ("an empty file", [b""]),
     "a page": ("a web page, not an image", [b"<html>404</html>", b"\n<!DOCTYPE HTML><html>"]),

@@ -233,7 +233,7 @@ def _make_row(member: Member, shard_format: ShardFormat) -> _Row:
     if pixels.shape != shape:
         raise SourceError(
             f"{member.key} is {pixels.shape[1]} x {pixels.shape[0]} px where the images before it are"
-            f" {shape[1]} x {shape[0]}: give the store one size with --size-px {min(shape[:2])}"
+            f" {shape[1]} x {shape[0]}: build a store with --size-px {min(shape[:2])}, which resizes all"
         )
     image = pixels if shard_format.encoding == "raw" else _to_jpeg(member.content, pixels)
     label = None if member.label == NO_LABEL else member.label

@@ -177,6 +177,7 @@ def largest() -> Iterator[bytes]:
     """Yield the largest images that a store takes."""
     flat = Image.new("RGB", _LARGEST)
     yield _saved(flat, "PNG")
+    yield _saved(Image.new("RGBA", _LARGEST), "PNG")
     yield _saved(flat, "JPEG", progressive=True)
     yield run_length_bmp(*_LARGEST, 16000 * b"\0\2\xff\xff")
 
