@@ -33,6 +33,7 @@ _OTHER_SUFFIX = re.compile(
     r"|rar|pdf|docx?|xlsx?|pptx?|mp[34]|m4v|mov|avi|mkv|webm|wav|flac|ogg|lnk|exe|dll|so|tmp|part|crdownload|md5|sha256)",
     re.IGNORECASE,
 )
+_EARLIER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _CLASS_SUFFIX = ".cls"  # of the file in a WebDataset sample that contains the number of its class
 _MAX_DIGITS = 9  # of that number
 
@@ -114,8 +115,7 @@ def list_images(name: str, files: Sequence[File], images: Sequence[File]) -> Sou
     def members() -> Iterator[Member]:
         return (Member(file.key, label(file.key), file) for file in images)
 
-    # earlier versions found fewer images in the same files
-    return Source(name, len(images), non_images, names, f"{fingerprint(files)} {len(images)}", members)
+    return Source(name, len(images), non_images, names, _identity(files, [file.key for file in images]), members)
 
 
 def list_tars(name: str, tars: Sequence[File]) -> Source:
@@ -145,8 +145,13 @@ def list_tars(name: str, tars: Sequence[File]) -> Source:
                     label = labels.get(_sample_name(tar, key), NO_LABEL) if labels else folder_label(key)
                     yield Member(key, label, content)
 
-    ignored = () if labels else tuple(non_images)
-    return Source(name, len(keys), ignored, names, f"{fingerprint(tars)} {len(keys)}", members)
+    return Source(name, len(keys), () if labels else tuple(non_images), names, _identity(tars, keys), members)
+
+
+def _identity(files: Sequence[File], keys: Sequence[str]) -> str:
+    """Return a fingerprint of the files, and of how many images are in them where earlier versions found fewer."""
+    digest = fingerprint(files)
+    return digest if all(key.lower().endswith(_EARLIER_SUFFIXES) for key in keys) else f"{digest} {len(keys)}"
 
 
 def _find_classes(name: str, keys: Sequence[str], num_files: int) -> tuple[tuple[str, ...], Callable[[str], int]]:
