@@ -76,7 +76,8 @@ def test_features_are_those_of_torchvisions_preprocessing_and_network(
 
 
 def features(run: Path, photos: Path) -> Tensor:
-    return extract(encoder_of(run)[0], ImageStore(photos), np.arange(12), torch.device("cpu"))
+    backbone, config, _ = encoder_of(run)
+    return extract(backbone, ImageStore(photos), np.arange(12), torch.device("cpu"), config)
 
 
 def normalised_features(run: Path, photos: Path, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

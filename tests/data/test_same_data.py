@@ -164,9 +164,9 @@ def test_a_run_that_noted_no_digest_goes_on_and_is_held_to_what_it_goes_on_with(
     old = without_digests(config)
     RunDirectory.create(tmp_path / "run", old).release()
     assert old.fingerprint() != config.fingerprint()
-    resumed, found = reopen(tmp_path / "run", {})
-    resumed.release()
-    assert found == config
+    resumed = reopen(tmp_path / "run", {})
+    resumed.run.release()
+    assert resumed.config == config
     _repaint(Path(shutil.copytree(image_folder, tmp_path / "images")))
     store.build(tmp_path / "images", tmp_path / "other", workers=1)
     with pytest.raises(StoreError, match="other images"):
