@@ -32,8 +32,7 @@ def lidar(features: Tensor) -> float:
 
     Args:
         features: ``[n, q, D]``, q >= 2 augmented views of each of n images. The paper has about 1,000 images of 50
-            views; the online probe takes more images and 10 views, which makes as many differences n (q - 1) for
-            S_w (docs/differences.md).
+            views; the online probe takes more images and 10 views, which gives higher values (docs/differences.md).
 
     Source: Thilak et al., "LiDAR", arXiv 2312.04000, section 3.
     """
