@@ -11,11 +11,13 @@ import torch
 from torch.nn.functional import interpolate
 from torchvision.transforms import v2
 
-from benchmarks import differences, originals
+from benchmarks import differences, lidar, originals
 from ssl_dist import augment
 from ssl_dist.augment import View, operations
 from ssl_dist.augment.draws import ViewParameters
+from ssl_dist.checkpoint import State
 from tests.conftest import write_images
+from tests.helpers import save, small_config
 
 COLOURS = View(crop_p=0, flip_p=0, jitter_p=1, grey_p=0.3, blur_p=0)
 
@@ -94,3 +96,17 @@ def test_each_difference_is_trained_both_ways(
     assert (ours["way"], theirs["way"], total["difference"]) == ("ours", "theirs", name)
     assert 0 <= total["ours"] <= 1
     assert augment.crops is not originals.clamped_crops, "patches are taken back"
+
+
+def test_lidar_is_measured_at_the_start_and_the_end_of_a_run(
+    small_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lidar, "WAYS", {"ours": (20, 3), "theirs": (12, 6)})
+    config = small_config(small_store)
+    save(State(config.initial_method().state_dict(), {}), tmp_path, 3, config)
+    lidar.main(tmp_path)
+    first, last = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first.pop("step"), last.pop("step")) == (0, 3)
+    assert first == last, "the saved weights are the random ones"
+    assert first["ours"] > 1
+    assert first["theirs"] > 1
