@@ -6,14 +6,22 @@ Hypersphere", arXiv 2005.10242, section 4.1.
 
 from __future__ import annotations
 
+import math
+from collections import deque
+from collections.abc import Mapping
+from statistics import fmean
+from types import MappingProxyType
+
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-# The tests of all methods check that random weights are on the healthy side of these.
 COLLAPSED_STD = 0.01  # an embedding with a smaller std is collapsed; a healthy one is near 1
 COLLAPSED_SEPARATION = 0.9  # a larger one is collapse; 512 rows of noise have 0.96 to 1.03 (measured)
 FLAT_SHARE = 0.99  # a loss above this share of a collapsed network's is collapse; runs that learn have 0.96 at step 40
+PATIENCE = 200  # steps; runs on digits that learn are below 0.6 of separation after 30, without a warm-up
+_NOISE = 0.6  # standard deviation of a separation, times the root of its rows (measured on digits, 8 to 64 rows)
+_LOGS = 5  # logged steps whose mean is judged, since a single step of a small batch is noise
 MAX_ROWS = 1024  # uniformity is a mean over pairs: more rows cost time and change little
 
 
@@ -41,25 +49,55 @@ def embedding_statistics(embeddings: Tensor) -> dict[str, float]:
     }
 
 
-def collapsed(statistics: dict[str, float]) -> bool:
-    """Tell whether embeddings have lost the images.
+class CollapseWatch:
+    """Tells from a run's numbers whether training looks collapsed, judged against the run's own step 0.
 
-    Either all embeddings are in one point, or only noise spreads them, which BatchNorm amplifies: then two views of one
-    image differ as much as two images.
-    """
-    return statistics["std"] < COLLAPSED_STD or statistics["separation"] > COLLAPSED_SEPARATION
-
-
-def reason_of_collapse(statistics: dict[str, float], loss: float, collapsed_loss: float | None) -> str | None:
-    """Say why training looks collapsed; None if it does not.
+    Two views of an image may differ as much as two images before anything is learnt, in small or plain pictures, so
+    that says nothing by itself. From the end of warm-up, embeddings are collapsed that are in one point, or clearly
+    worse than at step 0. After ``PATIENCE`` further steps, so are those that are no better than at step 0, or a loss
+    that is still that of a constant embedding.
 
     Args:
-        statistics: of the embedding; empty where the method has no pairs of views.
-        collapsed_loss: the loss if all images had the same embedding; None before the end of warm-up, when weights are
-            nearly random and the loss says nothing.
+        warmup_steps: of the run. A warm-up of more than ``PATIENCE`` steps hides what is clearly worse no longer.
+        collapsed_loss: the loss if all images had the same embedding; None: the loss does not show collapse.
+
+    Attributes:
+        start: statistics of the embedding at step 0; empty where they are not known.
     """
-    if statistics and collapsed(statistics):
-        return "all embeddings are in one point, or two views of an image differ as much as two images"
-    if collapsed_loss is not None and loss > FLAT_SHARE * collapsed_loss:
-        return f"the loss is {loss:.3f}; if all images had the same embedding, it would be {collapsed_loss:.3f}"
-    return None
+
+    start: Mapping[str, float] = MappingProxyType({})
+
+    def __init__(self, warmup_steps: int, collapsed_loss: float | None) -> None:
+        self._warm, self._patient = min(warmup_steps, PATIENCE), warmup_steps + PATIENCE
+        self._collapsed_loss = collapsed_loss
+        self._separations, self._losses = (deque[float](maxlen=_LOGS) for _ in range(2))
+
+    def reason(self, step: int, statistics: Mapping[str, float], rows: int, loss: float) -> str | None:
+        """Say why training looks collapsed; None if it does not.
+
+        Args:
+            statistics: of the embedding, of ``rows`` images; empty where the method has no pairs of views.
+            loss: of this step.
+        """
+        if step <= self._warm:
+            return None
+        self._losses.append(loss)
+        mean_loss, limit = fmean(self._losses), self._collapsed_loss
+        if statistics:
+            self._separations.append(statistics["separation"])
+            if statistics["std"] < min(COLLAPSED_STD, self.start.get("std", math.inf) / 2):
+                return "all embeddings are in one point"
+            if self._unlike(step, min(rows, MAX_ROWS)):
+                return "two views of an image differ as much as two images, and training makes it no better"
+        if limit is not None and step >= self._patient and mean_loss > FLAT_SHARE * limit:
+            return f"the loss is {mean_loss:.3f}; if all images had the same embedding, it would be {limit:.3f}"
+        return None
+
+    def _unlike(self, step: int, rows: int) -> bool:
+        """Return whether views of an image are as unlike as different images, because of the training."""
+        now, start = fmean(self._separations), self.start.get("separation")
+        if now <= COLLAPSED_SEPARATION:
+            return False
+        if step >= self._patient:
+            return start is None or now > start - _NOISE / math.sqrt(rows * len(self._separations))
+        return start is not None and now > start + 3 * _NOISE / math.sqrt(rows)

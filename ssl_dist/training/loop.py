@@ -15,7 +15,8 @@ from ssl_dist.data.batches import Batch, Batches
 from ssl_dist.errors import Diverged, Preempted, RunError
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.training.engine import Engine, StepResult
-from ssl_dist.training.health import embedding_statistics, reason_of_collapse
+from ssl_dist.training.health import CollapseWatch, embedding_statistics
+from ssl_dist.training.metrics import statistics_at_start
 from ssl_dist.training.monitor import Monitor, Stopwatch
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,8 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
                 run.begin(batch)
             learning_rate = run.learning_rate(step)
             result = run.engine.step(batch, learning_rate)
+            if step == 0:
+                run.log_start(result)
             step += 1
             stop, save, preempt = run.agree(requests.stop(), requests.save(), requests.preempted())
             ending = stop or step == run.plan.total_steps
@@ -88,6 +91,8 @@ class _Run:
         self._probe = Probe(config, data.store) if config.probe else None
         self.batches = Batches(data.sample_plan, world, self.first_step, self.plan.total_steps)
         self._watch, self._warned = Stopwatch(self.first_step), False
+        self._collapse = CollapseWatch(self.plan.warmup_steps, self.engine.method.collapsed_loss)
+        self._collapse.start = statistics_at_start(directory) if self.first_step else {}
 
     def __enter__(self) -> _Run:
         return self
@@ -108,6 +113,23 @@ class _Run:
             self._monitor.views(self.first_step, batch.views(0, self.world.device).crops[0])
         if self.first_step == 0:
             self.probe(0)
+
+    def log_start(self, result: StepResult) -> None:
+        """Write the statistics of the initial weights' embeddings, which the first step's ``result`` has."""
+        self._collapse.start, _ = self._statistics(result)
+        if self._monitor and self._collapse.start:
+            self._monitor.scalars(0, _tagged(self._collapse.start))
+
+    def _statistics(self, result: StepResult) -> tuple[dict[str, float], int]:
+        """Return statistics of the embedding, empty where the method has no pairs of views, and the images they are of.
+
+        Every rank calls; only rank 0 computes.
+        """
+        pairs = self.engine.method.pairs(result.outputs)
+        pairs = None if pairs is None else RowCounts.of(pairs).gather(pairs)
+        if pairs is None or not self._monitor:
+            return {}, 0
+        return embedding_statistics(pairs), len(pairs)
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of a step."""
@@ -130,23 +152,20 @@ class _Run:
 
     def log(self, step: int, learning_rate: float, result: StepResult) -> None:
         """Write the step's metrics, and warn once if training looks collapsed."""
-        pairs = self.engine.method.pairs(result.outputs)
-        pairs = None if pairs is None else RowCounts.of(pairs).gather(pairs)
+        statistics, rows = self._statistics(result)
         rates = self._watch.lap(step, self._config.batch.size, self.batches.waited_s)
         if not self._monitor:
             return
-        statistics = {} if pairs is None else embedding_statistics(pairs)
         collapsed_loss = self.engine.method.collapsed_loss
         values = {
             "train/loss": result.loss,
             "train/learning_rate": learning_rate,
             "train/gradient_norm": result.grad_norm,
             **({} if collapsed_loss is None else {"train/loss_if_collapsed": collapsed_loss}),
-            **{f"embedding/{name}": value for name, value in statistics.items()},
+            **_tagged(statistics),
             **rates,
         }
-        is_warm = step > self.plan.warmup_steps
-        reason = reason_of_collapse(statistics, result.loss, collapsed_loss if is_warm else None)
+        reason = self._collapse.reason(step, statistics, rows, result.loss)
         if reason and not self._warned:
             self._warned = True
             log.warning("step %d: %s: this is collapse", step, reason)
@@ -172,6 +191,10 @@ class _Run:
                 self._writer.write(step, self.engine.state, score)
             else:
                 self.engine.state()  # takes part in rank 0's collectives
+
+
+def _tagged(statistics: dict[str, float]) -> dict[str, float]:
+    return {f"embedding/{name}": value for name, value in statistics.items()}
 
 
 def _restore(config: ResolvedConfig, checkpoints: Checkpoints, world: World) -> tuple[int, Engine]:

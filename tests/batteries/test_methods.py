@@ -26,7 +26,7 @@ from ssl_dist.reading import RECIPE_FOLDER
 from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
 from ssl_dist.training.exactness import config_of
-from ssl_dist.training.health import FLAT_SHARE, collapsed, embedding_statistics
+from ssl_dist.training.health import FLAT_SHARE, PATIENCE, CollapseWatch, embedding_statistics
 from tests.gloo import GlooPool
 from tests.helpers import differences, save, train
 
@@ -150,6 +150,13 @@ class Blind(nn.Module):
         return 1 + self.noise * torch.randn(len(images), self.dim, dtype=images.dtype)
 
 
+def judged(start: dict[str, float], statistics: dict[str, float], rows: int) -> str | None:
+    """Return what is said of a run that has such statistics when its patience ends."""
+    watch = CollapseWatch(0, None)
+    watch.start = start
+    return watch.reason(PATIENCE, statistics, rows, 0.0)
+
+
 @each_method
 def test_collapse_is_detected(photos: Path, name: str) -> None:
     """Compare an encoder that gives all images the same features with one of random weights."""
@@ -159,14 +166,15 @@ def test_collapse_is_detected(photos: Path, name: str) -> None:
     healthy = method.pairs(method.embed(views))
     if healthy is None:
         pytest.skip("no pairs of views")
-    assert not collapsed(embedding_statistics(healthy.detach()))
+    start = embedding_statistics(healthy.detach())
+    assert judged(start, start, len(healthy)) is None
     for noise in (0.0, 1e-6, 1e-2):  # which BatchNorm in a head would blow up to a spread of 1
         blind = methods.load(name)(cast(Backbone, Blind(method.backbone, noise)), config.method).train()
         z = torch.cat([blind.embed(views) for _ in range(512 // len(healthy))])  # so many that chance plays no part
         pairs = blind.pairs(z)
         assert pairs is not None
         statistics = embedding_statistics(pairs.detach())
-        assert collapsed(statistics), statistics
+        assert judged(start, statistics, len(z)), statistics
         assert all(math.isfinite(value) for value in statistics.values())
 
 

@@ -1,11 +1,24 @@
-"""Signs of collapse: embedding statistics, and the loss of a constant embedding."""
+"""Signs of collapse: embedding statistics, and the loss of a constant embedding, judged against a run's own step 0."""
 
 from __future__ import annotations
 
+import logging
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from ssl_dist.training.health import collapsed, embedding_statistics, reason_of_collapse
+from ssl_dist import store
+from ssl_dist.collectives import World
+from ssl_dist.training.health import PATIENCE, CollapseWatch, embedding_statistics
+from ssl_dist.training.loop import StopRequests, pretrain
+from ssl_dist.training.metrics import statistics_at_start
+from tests.helpers import resolved_config
+
+ONE_POINT = "all embeddings are in one point"
+UNLIKE = "two views of an image differ as much as two images"
 
 
 def test_embedding_statistics_tell_spread_from_collapse() -> None:
@@ -18,14 +31,96 @@ def test_embedding_statistics_tell_spread_from_collapse() -> None:
     constant = embedding_statistics(torch.ones(500, 2, 64) + 1e-4 * torch.randn(500, 2, 64))
     assert constant["uniformity"] == pytest.approx(0, abs=1e-3)
     assert constant["std"] < 1e-3
-    assert collapsed(constant)
-    assert not collapsed(found)
+    watch = CollapseWatch(0, None)
+    watch.start = found
+    assert watch.reason(1, found, 500, 1.0) is None
+    assert watch.reason(2, constant, 500, 1.0) == ONE_POINT
+
+
+def reasons(separations: dict[int, float], *, rows: int, warmup: int = 0, std: float = 0.8) -> dict[int, str]:
+    """Return what is said at some steps of a run whose separation is known, also that of step 0."""
+    watch = CollapseWatch(warmup, None)
+    watch.start = {"separation": separations.pop(0), "std": 0.8}
+    curve = {step: {"separation": value, "std": std} for step, value in separations.items()}
+    said = {step: watch.reason(step, statistics, rows, 1.0) for step, statistics in curve.items()}
+    return {step: reason for step, reason in said.items() if reason}
+
+
+LOGGED = (1, 2, 3, 5, 8, 10, 15, 20, 30)
+HEALTHY = [  # images of a batch, and separations on digits without a warm-up: untrained views are as unlike as digits
+    (8, (0.88, 0.92, 0.86, 1.08, 0.70, 0.59, 0.81, 0.77, 0.41)),
+    (8, (0.88, 0.79, 0.66, 0.65, 0.87, 0.72, 0.68, 0.80, 0.88)),
+    (24, (0.91, 1.00, 0.78, 0.81, 0.78, 0.58, 0.50, 0.52, 0.38)),
+    (24, (0.85, 0.83, 0.92, 0.75, 0.73, 0.76, 0.56, 0.55, 0.37)),
+    (64, (0.92, 0.86, 0.86, 0.78, 0.61, 0.50, 0.37, 0.37, 0.31)),
+    (64, (0.88, 0.82, 0.88, 0.80, 0.64, 0.61, 0.46, 0.47, 0.35)),
+]
+
+
+@pytest.mark.parametrize(("rows", "curve"), HEALTHY)
+def test_short_runs_that_learn_are_not_called_collapsed(rows: int, curve: tuple[float, ...]) -> None:
+    separations = dict(zip(LOGGED, curve, strict=True))
+    assert reasons({0: curve[0], **separations}, rows=rows) == {}
+
+
+@pytest.mark.parametrize("rows", [8, 24, 256])
+def test_untrained_weights_are_not_called_collapsed_before_they_had_time(rows: int) -> None:
+    """Pictures of noise: no two views of one are more alike than two of them."""
+    noise = np.random.default_rng(0).normal(1.0, 0.6 / rows**0.5, 4 * PATIENCE)
+    said = reasons(dict(enumerate(noise)), rows=rows, warmup=50)
+    assert said
+    assert 50 + PATIENCE <= min(said) <= 50 + 300
+    assert all(UNLIKE in reason for reason in said.values())
+
+
+@pytest.mark.parametrize(
+    ("warmup", "rows", "start", "then", "std", "first", "reason"),
+    [
+        (0, 64, 0.6, 1.0, 0.8, 1, UNLIKE),  # worse than step 0 beyond chance
+        (40, 64, 0.6, 1.0, 0.8, 41, UNLIKE),  # not while the rate still rises
+        (40, 8, 0.6, 1.0, 0.8, 40 + PATIENCE, UNLIKE),  # eight images may seem so by chance
+        (40, 512, 0.95, 1.0, 0.8, 40 + PATIENCE, UNLIKE),  # much as at step 0, and no better
+        (0, 8, 0.95, 0.95, 0.001, 1, ONE_POINT),
+        (30, 512, 0.6, 0.5, 0.001, 31, ONE_POINT),
+        (5000, 512, 0.6, 1.0, 0.8, PATIENCE + 1, UNLIKE),  # a long warm-up hides it no longer
+    ],
+)
+def test_collapse_is_named_after_warm_up(
+    warmup: int, rows: int, start: float, then: float, std: float, first: int, reason: str
+) -> None:
+    said = reasons({0: start, **dict.fromkeys(range(1, 400), then)}, rows=rows, warmup=warmup, std=std)
+    assert min(said) == first
+    assert reason in said[first]
+
+
+def test_a_run_whose_step_0_is_not_known_is_judged_after_its_patience() -> None:
+    watch = CollapseWatch(0, None)
+    statistics = {"separation": 1.0, "std": 0.8}
+    assert watch.reason(PATIENCE - 1, statistics, 64, 1.0) is None
+    assert UNLIKE in (watch.reason(PATIENCE, statistics, 64, 1.0) or "")
+    assert watch.reason(PATIENCE, {"separation": 0.5, "std": 0.0}, 64, 1.0) == ONE_POINT
 
 
 def test_a_loss_is_compared_with_the_loss_of_a_constant_embedding() -> None:
-    healthy = {"std": 1.0, "separation": 0.5}
-    assert reason_of_collapse(healthy, 4.99, None) is None
-    assert reason_of_collapse(healthy, 4.8, 5.0) is None
+    watch = CollapseWatch(10, 5.0)
+    assert watch.reason(10 + PATIENCE - 1, {}, 0, 4.99) is None
     message = "the loss is 4.990; if all images had the same embedding, it would be 5.000"
-    assert reason_of_collapse(healthy, 4.99, 5.0) == message
-    assert "all embeddings are in one point" in (reason_of_collapse({"std": 0.0, "separation": 0.5}, 4.8, 5.0) or "")
+    assert watch.reason(10 + PATIENCE, {}, 0, 4.99) == message
+    assert [watch.reason(10 + PATIENCE + step, {}, 0, 4.8) for step in range(1, 6)][-1] is None
+
+
+def test_six_steps_on_pictures_of_noise_say_nothing_and_note_step_0(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    random = np.random.default_rng(0)
+    for number in range(24):
+        (tmp_path / "images" / f"class{number % 2}").mkdir(parents=True, exist_ok=True)
+        pixels = random.integers(0, 256, (16, 16, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"class{number % 2}" / f"{number}.png")
+    store.build(tmp_path / "images", tmp_path / "store", workers=1)
+    config = resolved_config(tmp_path / "store", probe=None, epochs=3, monitor__every_steps=1)
+    (tmp_path / "run").mkdir()
+    with caplog.at_level(logging.WARNING, "ssl_dist.training"):
+        assert pretrain(config, tmp_path / "run", World(), StopRequests())["step"] == 6
+    assert "collapse" not in caplog.text
+    assert statistics_at_start(tmp_path / "run")["separation"] > 0.6
