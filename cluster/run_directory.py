@@ -12,7 +12,6 @@ RUN/
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -27,7 +26,7 @@ from ssl_dist import errors
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.resolved import DIGESTS_OF_STORE
 from ssl_dist.errors import RunError, SslDistError
-from ssl_dist.files import write_text
+from ssl_dist.files import lock, write_text
 
 # Settings that may change when a run resumes: they decide how fast and where it runs, not which model comes out. A
 # store, a label file or weights may move; the facts about them, such as their digests, must stay the same.
@@ -138,11 +137,9 @@ class RunDirectory:
 
     def _acquire_lock(self) -> None:
         """Lock the directory, and delete what an earlier start may have left there."""
-        self._lock = (self.path / LOCK).open("a")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RunError(f"{self.path} is being run by another process: wait for it, or start a new run") from None
+        self._lock = lock(self.path / LOCK)
+        if self._lock is None:
+            raise RunError(f"{self.path} is being run by another process: wait for it, or start a new run")
         self._lock.truncate(0)
         self._lock.write(driver_of_this_process())
         self._lock.flush()

@@ -1,13 +1,15 @@
-"""Atomic writes: a reader finds a file's old content or its new content, never a part of it."""
+"""Atomic writes: a reader finds a file's old content or its new content, never a part of it; and locks of files."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 
 @contextlib.contextmanager
@@ -45,6 +47,17 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write a UTF-8 file, whole or not at all; ``durable`` as in ``replacing``."""
     with replacing(path, durable=durable) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def lock(path: Path) -> IO[str] | None:
+    """Open a file, made if it is missing, and lock it until it is closed; None where another process has locked it."""
+    file = path.open("a")  # what another process has written there stays
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        return None
+    return file
 
 
 def _sync(path: Path) -> None:

@@ -41,6 +41,11 @@ class OptimConfig(Section):
     clip_norm: float | None = pydantic.Field(None, gt=0)
     """Largest norm of the whole gradient, greater than 0; a larger gradient is scaled down. `None`: no limit."""
 
+    @property
+    def state_tensors(self) -> int:
+        """Number of tensors of a parameter's size that the optimizer keeps for it."""
+        return {"adamw": 2, "sgd": int(self.momentum > 0), "lars": 1}[self.name]
+
     def peak_lr(self, batch_size: int) -> float:
         """Return the learning rate after warm-up, for a global batch of ``batch_size`` images."""
         ratio = batch_size / 256

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from cluster.connect import Background, last_line, ray_with_capacity, worker_capacity, worker_resources
 from cluster.run_status import STOP
+from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.commands.console import say
 from ssl_dist.data import resolve
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
@@ -86,6 +87,8 @@ def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
     if search is None:
         return {}
     sweep.recipe.expect_same_data(resolve(sweep.recipe).config)  # here, so that no trial counts as failed
+    known = [sweep.config(sample) for sample in sweep.known_samples]
+    expect_room(directory, known or sweep.samples * [sweep.recipe])
     found = _tuner(sweep, directory, at_once, *search).fit()
     trials = found._experiment_analysis.trials  # a result has no settings where its trial ended before the first report
     for result, trial in zip(found, trials, strict=True):

@@ -13,7 +13,7 @@ import typer
 from ssl_dist.commands.console import console, print_json, say, show
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
 from ssl_dist.commands.runs import show_summary
-from ssl_dist.errors import ClusterError, ConfigError
+from ssl_dist.errors import ClusterError, ConfigError, RunError
 from ssl_dist.reading import find_recipe
 from ssl_dist.uris import without_secrets
 
@@ -100,12 +100,14 @@ def _show_plan(config: ResolvedConfig, as_json: bool) -> None:
 def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     """Launch a run, follow it to its end, and show its last numbers."""
     from cluster.launch import launch
+    from ssl_dist.checkpoint.room import expect_room
 
     say(f"run directory {run.path}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
     try:
+        expect_room(run.path, [config])
         metrics = launch(config, run, console)
-    except ClusterError:
+    except (ClusterError, RunError):
         run.discard()
         raise
     result = {"run": str(run.path), **metrics}

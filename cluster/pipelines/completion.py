@@ -11,6 +11,7 @@ from rich.console import Console
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory, forbidden_changes
 from ssl_dist.checkpoint import Checkpoints
+from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.commands.console import say
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import resolve
@@ -43,9 +44,10 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
         if found is not None and found.step == total_steps:
             say(f"{directory}: finished before", console)
             return {"step": total_steps}
+        expect_room(directory, [config])
         say(f"{directory}", console)
         last = launch(config, run, console, SAME_COMMAND)
-    except ClusterError:
+    except (ClusterError, RunError):
         run.discard()
         raise
     finally:

@@ -201,8 +201,12 @@ class Checkpoints:
 
     def remove_torn(self) -> None:
         """Delete the temporary directories that a killed process left."""
-        for torn in self.folder.glob(".step-*.tmp"):
+        for torn in self.torn():
             shutil.rmtree(torn, ignore_errors=True)
+
+    def torn(self) -> Sequence[Path]:
+        """Return the temporary directories that a killed process, or one that is writing now, left."""
+        return sorted(self.folder.glob(".step-*.tmp"))
 
 
 def locate(path: Path, choice: CheckpointChoice = "newest") -> Checkpoint:

@@ -13,9 +13,12 @@ from rich.text import Text
 
 from ssl_dist.commands.console import console, print_json, say, show
 from ssl_dist.commands.options import Json, Run
-from ssl_dist.errors import RunError
+from ssl_dist.errors import ConfigError, RunError
 
-checkpoint = typer.Typer(no_args_is_help=True, add_completion=False, help="List and check a run's checkpoints.")
+checkpoint = typer.Typer(no_args_is_help=True, add_completion=False, help="List, check and clear checkpoints of runs.")
+
+# A help text that needs a line of its own.
+_KEEP = "What stays: the newest checkpoint, or with best also the one with the best online probe."
 
 
 @checkpoint.command("list")
@@ -48,6 +51,33 @@ def _show_checkpoints(run: Path, as_json: bool, *, verified: bool) -> Sequence[d
     console.print(table)
     print_json({"run": str(run), "checkpoints": rows}, as_json)
     return rows
+
+
+@checkpoint.command()
+def clear(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories.")],
+    keep: Annotated[str, typer.Option(metavar="newest|best", help=_KEEP)] = "newest",
+    yes: Annotated[bool, typer.Option("--yes", help="Delete them. Without it they are only listed.")] = False,
+    as_json: Json = False,
+) -> None:
+    """List the checkpoints that runs which have ended can do without, and delete them with --yes. Mirrors stay."""
+    from ssl_dist.checkpoint.clearing import Clearing
+
+    if keep not in ("newest", "best"):
+        raise ConfigError(f"--keep {keep}: it is newest, or best for the newest and the best")
+    plans = [Clearing.plan(run, keep_best=keep == "best") for run in runs]
+    for plan in plans:
+        if yes:
+            plan.execute()
+        for path in plan.kept:
+            say(f"kept: {path}")
+        for path, size in plan.superfluous.items():
+            say(f"{'deleted' if yes else 'would be deleted'}: {path}, {size / 1e6:,.1f} MB")
+    total = sum(sum(plan.superfluous.values()) for plan in plans)
+    number = sum(len(plan.superfluous) for plan in plans)
+    say(f"{number} checkpoints, {total / 1e6:,.1f} MB" + ("" if yes or not number else ": add --yes to delete them"))
+    rows = [{"run": str(plan.run), **plan.plain()} for plan in plans]
+    print_json({"deleted": yes, "bytes": total, "runs": rows}, as_json)
 
 
 def report(
