@@ -101,9 +101,9 @@ def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, t
         then: lines that follow, each to copy.
     """
     from ssl_dist.report.summary import ProbeCurve, summary
-    from ssl_dist.training.metrics import read_metrics
+    from ssl_dist.training.metrics import MetricsReader
 
-    lines, last = read_metrics(run), dict[str, Any]()
+    lines, last = MetricsReader(run).read_new(), dict[str, Any]()  # no lines: a finished run, restored from its mirror
     for line in lines:
         last |= line
     probe = ProbeCurve.of(lines)

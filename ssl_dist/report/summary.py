@@ -73,10 +73,12 @@ class ProbeCurve(NamedTuple):
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the last numbers of a run's metrics by plain names, with units."""
+    """Return the last numbers of a run's metrics by plain names, with units; none where there are no lines."""
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
+    if not last:
+        return {}
     total = f" of {last['plan/total_steps']:,}" if "plan/total_steps" in last else ""
     rows = {"steps": f"{last['step']:,}{total}, {last['epoch']:.4g} epochs"}
     if probe := ProbeCurve.of(lines):

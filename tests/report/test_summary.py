@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from cluster.commands.pretrain import _next_commands
+from ssl_dist.commands.runs import show_summary
 from ssl_dist.config import RunConfig
 from ssl_dist.report.summary import ProbeCurve, summary
 from ssl_dist.training.monitor import ProgressBar
@@ -68,6 +69,14 @@ def test_a_run_without_a_probe_has_none() -> None:
     lines = [{"step": 10, "epoch": 1.0, "train/loss": 1.0}]
     assert ProbeCurve.of(lines) is None
     assert summary(lines) == {"steps": "10, 1 epochs", "loss": "1"}
+    assert summary([]) == {}
+
+
+def test_a_finished_run_that_its_mirror_restored_has_no_metrics_and_is_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    show_summary("a run", tmp_path, {"step": 6}, as_json=True)
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"step": 6, "probe_at_step_0": None}
 
 
 @pytest.fixture
