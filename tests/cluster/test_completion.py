@@ -127,7 +127,7 @@ def test_a_resumed_run_finds_its_labels_where_they_are_now(
     invoke("pretrain", "supervised-cifar10", *given, "--run-dir", run)
     few_labels.rename(moved)
     invoke("pretrain", "--resume", run, "--set", f"data.label_file={moved}")
-    assert untrained == ["run", "run"]
+    assert untrained == ["run"], "it was finished, and nothing is started again"
     assert settings_of(run)["data"]["label_file"] == str(moved)
     few = np.load(moved)
     np.save(moved, np.where(few >= 0, 2 - few, -1))
