@@ -214,6 +214,8 @@ def failure_reason(error: BaseException) -> str:
     failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
     lines = [(rank, last_line(reason)) for rank, reason in failures]
     rank, line = min(lines, key=lambda one: 1 if _DIED in one[1] else 2 if "onnection" in one[1] else 0)
+    if "out of memory" in line:  # Ray's own guard; what follows is advice on its settings
+        return f"worker {rank} was killed because its machine's memory ran out"
     if _DIED in line:  # a crash would stand in the worker's log
         return f"worker {rank} was killed without a word, most often because its machine's memory ran out"
     return f"worker {rank} failed ({line})"
@@ -237,8 +239,14 @@ def torch_trainer(
 
     from cluster.backend import PreemptibleTorchConfig
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        def _create_default_callbacks(self) -> list[Any]:
+            """Leave out the manager of Ray's data sets, a process of 120 MB: there are none."""
+            callbacks = super()._create_default_callbacks()
+            return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+
     workers, retries = cluster.workers, ray.train.FailureConfig(max_failures=cluster.max_failures)
-    return TorchTrainer(
+    return Trainer(
         function,
         train_loop_config=settings,
         torch_config=PreemptibleTorchConfig(backend="nccl" if cluster.gpu else "gloo"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -76,6 +75,9 @@ def linear_accuracy(
     Raises:
         ConfigError: the training labels have fewer than two classes, or l2 <= 0.
     """
+    # here: scikit-learn takes 80 MB, which the workers of most runs need not hold
+    from sklearn.preprocessing import StandardScaler
+
     expect_two_classes(train_labels, l2)
     scaler = StandardScaler(copy=False)
     scaled = scaler.fit_transform(train.cpu().numpy().astype(np.float64))

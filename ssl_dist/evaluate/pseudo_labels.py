@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor, nn
 
 from ssl_dist.errors import RunError
@@ -26,6 +25,8 @@ def cluster_labels(features: Tensor, num_clusters: int, seed: int) -> np.ndarray
 
     Source: Sculley, "Web-Scale K-Means Clustering", 2010 (in batches; scikit-learn's, with k-means++ starts).
     """
+    from sklearn.cluster import MiniBatchKMeans
+
     x = features.cpu().numpy()  # [n, D]
     # Sums are float64, so that a constant dimension becomes exactly 0 and no rounding error is scaled up.
     x -= x.mean(0, dtype=np.float64)

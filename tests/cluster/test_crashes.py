@@ -63,7 +63,9 @@ def test_a_crash_before_the_last_start_is_not_this_ones(tmp_path: Path) -> None:
 def test_the_worker_that_failed_first_is_named() -> None:
     lost, died = RuntimeError("Connection closed by peer"), RuntimeError(_DIED)
     raised = RuntimeError("Traceback\nValueError: a mistake")
+    guarded = RuntimeError("Task was killed\nRefer to the documentation on how to address the out of memory issue: ...")
     for failures, said in (
+        ({0: lost, 1: guarded}, "worker 1 was killed because its machine's memory ran out"),
         ({0: lost, 1: died}, "worker 1 was killed without a word"),
         ({0: died, 1: raised}, "worker 1 failed (ValueError: a mistake)"),
         ({0: lost, 1: raised}, "worker 1 failed (ValueError: a mistake)"),

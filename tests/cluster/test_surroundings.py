@@ -10,11 +10,15 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import ray
 import torch
 from ray.train.torch import TorchConfig
 
 from cluster.backend import PreemptibleTorchConfig
+from cluster.connect import ray_connection
 from ssl_dist.collectives import World
+from ssl_dist.errors import ClusterError
+from ssl_dist.settings import ClusterConfig
 from ssl_dist.store import ImageStore
 from ssl_dist.training import zero
 from tests.conftest import write_images
@@ -78,6 +82,30 @@ def test_a_folder_of_pythonpath_is_asked_for(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text("print('asked for')")
     done = call(tmp_path, *MODULE, "--version", PYTHONPATH=str(tmp_path))
     assert "asked for" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("variables", "blamed"),
+    [
+        ({"TMPDIR": "/long"}, "TMPDIR=/long"),
+        ({"TMPDIR": "/tmp", "RAY_TMPDIR": "/long"}, "RAY_TMPDIR=/long"),
+        ({"TMPDIR": "/long", "RAY_TMPDIR": ""}, "TMPDIR=/long"),
+    ],
+)
+def test_a_temporary_folder_too_long_for_sockets_is_refused_with_its_remedy(
+    variables: dict[str, str], blamed: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def init(**_: object) -> None:
+        raise OSError("validate_socket_filename failed: AF_UNIX path length cannot exceed 107 bytes: /long/ray/...")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    said = f"Ray cannot start here: {blamed} is too long for its sockets: set RAY_TMPDIR to a short one, as /tmp"
+    with pytest.raises(ClusterError, match=said), ray_connection(ClusterConfig()):
+        pass
 
 
 LAUNCHERS = {
