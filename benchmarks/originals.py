@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_dist import augment
-from ssl_dist.augment import Policy, draws
+from ssl_dist.augment import Policy, draws, rendering
 from ssl_dist.augment.draws import ViewParameters
 from ssl_dist.augment.operations import GREY, Taps, colour_maps
 from ssl_dist.collectives import Group, RowCounts
@@ -41,7 +41,7 @@ def clamped_crops(images: Tensor, ids: Tensor, *, recipe: Policy, **settings: An
         one, zero = torch.ones_like(drawn[-1].hue), torch.zeros_like(drawn[-1].hue)
         return drawn[-1]._replace(brightness=one, contrast=one, saturation=one, hue=zero)
 
-    with mock.patch.object(augment, "draw_parameters", draw_without_colours):
+    with mock.patch.object(rendering, "draw_parameters", draw_without_colours):
         crops = _crops(images, ids, recipe=recipe, **settings)
     fields = [torch.cat(field).view(len(recipe), len(images)) for field in zip(*drawn, strict=True)]  # [V, N] each
     views = (view for same_size in crops for view in same_size)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, processes that tests start would ignore it
 
 from collections.abc import Callable, Iterator
 from functools import partial

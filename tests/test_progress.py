@@ -87,7 +87,7 @@ def test_a_run_says_a_line_at_each_probe_and_checkpoint(tmp_path: Path, log: Con
         bar.update()
     first, saved, probed = lines_of(log)
     assert first == "step 0 of 20, knn 0.25"
-    assert saved.startswith("step 5 of 20, loss 3.5  knn 0.25  img/s 99.5, ")
+    assert saved.startswith("step 5 of 20, loss 3.5  knn 0.25 (from 0.25)  img/s 99.5, ")
     assert saved.endswith(" left, checkpoint step-00000005")
     assert probed.startswith("step 10 of 20, loss 3.5  knn 0.5 ")
 

@@ -41,7 +41,7 @@ def test_all_but_those_to_keep_are_listed_and_with_yes_deleted(
     assert steps(run) == [2, 4, 6, 8], "nothing is deleted without --yes"
     superfluous = [one["path"] for one in listed.json["runs"][0]["superfluous"]]
     assert superfluous == [str(Checkpoints(run).path(step)) for step in (8, 6, 4, 2) if step not in kept]
-    assert all(f"would be deleted: {path}, 0." in listed.out for path in superfluous)
+    assert all(f"would be deleted: {path}, 0." in listed.err for path in superfluous)
     assert listed.json["bytes"] > 100_000
     done = command("checkpoint", "clear", run, *options, "--yes", "--json")
     assert steps(run) == kept

@@ -83,8 +83,8 @@ def test_the_state_of_a_run_is_read_from_its_files(name: str, run: RunDirectory,
     change(run)
     outcome = command("status", run.path, "--json")
     assert (outcome.code, outcome.json["state"]) == (0, state)
-    assert ("stop" in outcome.out) == (state in ("running", "stopping", "stopped"))
-    assert ("pretrain --resume" in outcome.out) == (state in ("stopped", "killed", "failed"))
+    assert ("stop" in outcome.out + outcome.err) == (state in ("running", "stopping", "stopped"))
+    assert ("pretrain --resume" in outcome.out + outcome.err) == (state in ("stopped", "killed", "failed"))
 
 
 def test_a_running_run_shows_where_and_how_far_it_is(run: RunDirectory, command: Command) -> None:

@@ -88,8 +88,8 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_report_shows_it_and_says_so(command: Command, run: Path) -> None:
     done = command("report", run, "--json")
-    assert "25.0% (50.0% at step 0)" in done.out
-    assert "online kNN is no better than at step 0" in done.out
+    assert "25.0% (50.0% at step 0)" in done.out + done.err
+    assert "online kNN is no better than at step 0" in done.out + done.err
     assert (done.json["probe/knn"], done.json["probe_at_step_0"], done.json["step"]) == (0.25, 0.5, 10)
 
 

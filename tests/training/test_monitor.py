@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from ssl_dist.checkpoint import Checkpoints, files
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import RunError, StoreError
@@ -195,6 +196,6 @@ def test_a_full_disk_behind_the_steps_ends_the_run_with_its_reason(
     def full(tensors: object, file: Path, metadata: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(files, "save_file", full)
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
     with pytest.raises(RunError, match=r"step-0000000\d cannot be written .*No space left"):
         pretrain(config, tmp_path, World(), StopRequests())
