@@ -8,7 +8,6 @@ import signal
 
 os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
 os.environ.pop("RAY_ADDRESS", None)
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, processes that tests start would ignore it
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -24,6 +23,7 @@ from ssl_dist import store
 from tests.command import Command, run_in_process
 from tests.gloo import GlooPool
 
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, processes that tests start would ignore it
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # torch's own choice would be every core
 
 
