@@ -21,12 +21,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from cluster.run_status import CONFIG, ERROR, LOCK, SIGN_EVERY_S, STOP, driver_of_this_process
+from cluster.run_status import CONFIG, ERROR, SIGN_EVERY_S, STOP, driver_of_this_process
 from ssl_dist import errors
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.resolved import DIGESTS_OF_STORE
 from ssl_dist.errors import RunError, SslDistError
-from ssl_dist.files import lock, write_text
+from ssl_dist.files import RUN_LOCK, lock, write_text
 
 # Settings that may change when a run resumes: they decide how fast and where it runs, not which model comes out. A
 # store, a label file or weights may move; the facts about them, such as their digests, must stay the same.
@@ -130,14 +130,14 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Delete the directory if nothing has run in it."""
-        if self._lock and sorted(path.name for path in self.path.iterdir()) == [CONFIG, LOCK]:
-            for name in (CONFIG, LOCK):
+        if self._lock and sorted(path.name for path in self.path.iterdir()) == [CONFIG, RUN_LOCK]:
+            for name in (CONFIG, RUN_LOCK):
                 (self.path / name).unlink()
             self.path.rmdir()
 
     def _acquire_lock(self) -> None:
         """Lock the directory, and delete what an earlier start may have left there."""
-        self._lock = lock(self.path / LOCK)
+        self._lock = lock(self.path / RUN_LOCK)
         if self._lock is None:
             raise RunError(f"{self.path} is being run by another process: wait for it, or start a new run")
         self._lock.truncate(0)
@@ -150,7 +150,7 @@ class RunDirectory:
         """Touch the lock, at most every ten seconds; the process that drives the run calls this often."""
         if time.monotonic() >= self._next_sign:
             self._next_sign = time.monotonic() + SIGN_EVERY_S
-            os.utime(self.path / LOCK)
+            os.utime(self.path / RUN_LOCK)
 
     def ask_to_stop(self) -> None:
         (self.path / STOP).touch()

@@ -1,4 +1,4 @@
-"""What a run is doing, as its files tell any process on any machine that sees them; nothing heavy is imported here.
+"""Status of a run, read from its files by any process on any machine that sees them; nothing heavy is imported here.
 
 The process that drives a run holds a lock on RUN/lock and names itself in it. Other machines may not see the lock, so
 the process also touches the file: its time is the run's last sign of life.
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ssl_dist.errors import RunError
+from ssl_dist.files import RUN_LOCK
 from ssl_dist.training.metrics import MetricsReader, newest_checkpoint
 
-LOCK, STOP, ERROR, CONFIG = "lock", "stop", "error.json", "config.json"
+STOP, ERROR, CONFIG = "stop", "error.json", "config.json"
 SIGN_EVERY_S = 10
 _SILENT_S = 60  # so long without a sign, on another machine, and a run is not running
 
@@ -95,7 +96,7 @@ def read_status(run: Path) -> RunStatus:
 def is_driven(run: Path) -> bool:
     """Return whether a process drives the run: it holds the lock or, on another machine, has given a sign of life."""
     host, _, silent_s = _driver(run)
-    with contextlib.suppress(OSError), (run / LOCK).open() as file:
+    with contextlib.suppress(OSError), (run / RUN_LOCK).open() as file:
         try:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -111,10 +112,10 @@ def driver_of_this_process() -> str:
 def _driver(run: Path) -> tuple[str, int, float]:
     """Return host, process and silence of the process that drives a run, or did."""
     try:
-        silent_s = time.time() - (run / LOCK).stat().st_mtime
+        silent_s = time.time() - (run / RUN_LOCK).stat().st_mtime
     except OSError:
         return "", 0, 0.0
-    found = _read_json(run / LOCK)
+    found = _read_json(run / RUN_LOCK)
     return found.get("host", ""), found.get("process", 0), max(0.0, silent_s)
 
 

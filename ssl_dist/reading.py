@@ -95,9 +95,7 @@ def find_recipe(recipe: str | os.PathLike[str]) -> Path:
     file = RECIPE_FOLDER / f"{recipe}.yaml" if str(recipe) in shipped else Path(recipe)
     if not file.is_file():
         near = [f"did you mean {name}? " for name in difflib.get_close_matches(str(recipe), shipped, 1)]
-        raise ConfigError(
-            f"recipe {recipe}: no such file; {''.join(near)}Recipes that come with the package: {', '.join(shipped)}"
-        )
+        raise ConfigError(f"recipe {recipe}: no such file; {''.join(near)}the package comes with {', '.join(shipped)}")
     return file
 
 

@@ -11,8 +11,6 @@ import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from ssl_dist.files import replacing, write_text
 from tune import space as spaces
 from tune import trial_files
@@ -137,8 +135,7 @@ def _recipe_of(sweep: Sweep, directory: Path, trials: list[Trial], best: Trial) 
     ]
     for one, following in itertools.pairwise(lineage(trials, best)):
         header.append(f"#           that run had {_overrides(one)} until step {following.parent_step}")
-    tree = yaml.safe_dump(config.model_dump(mode="json", exclude={"facts"}), sort_keys=False)
-    return "\n".join(header) + "\n" + tree
+    return "\n".join(header) + "\n" + config.to_yaml()
 
 
 def _overrides(trial: Trial) -> str:

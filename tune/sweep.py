@@ -164,8 +164,9 @@ class Sweep(pydantic.BaseModel):
         Raises:
             ConfigError: some sample's settings do not fit together, or give another sample's run or other data (with
                 Optuna, one of a hundred drawn samples), the number of workers is not fixed, or the objective needs
-                labels that the store does not have.
+                labels that the store does not have, or a trial more images than it has.
         """
+        from cluster.guards import check_data
         from ssl_dist.data import open_store
 
         samples = self.known_samples or spaces.draw(self.space, 100, self.seed)
@@ -175,11 +176,14 @@ class Sweep(pydantic.BaseModel):
         self._expect_comparable_trials(samples, configs)
         if self.scheduler == "pbt":
             self._check_population(configs)
-        if self.objective in ("knn", "linear") and (open_store(self.recipe.data).labels < 0).all():
+        store = open_store(self.recipe.data)
+        if self.objective in ("knn", "linear") and (store.labels < 0).all():
             raise ConfigError(
                 f"--objective {self.objective} needs labels, and {without_secrets(self.recipe.data.store)} has none:"
                 " choose rankme or lidar, or a store built from class folders"
             )
+        for config in configs:
+            check_data(config, store)
 
     def _expect_comparable_trials(self, samples: list[Sample], configs: list[ResolvedConfig]) -> None:
         """Refuse samples that are the same run, and settings that all trials share."""

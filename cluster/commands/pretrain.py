@@ -71,6 +71,7 @@ def _resume(directory: Path, overrides: dict[str, Any], as_json: bool) -> None:
 
     run, config, step = found = reopen(directory, overrides)
     if found.finished:
+        run.release()
         say(
             f"{directory} is finished: it has all {step} steps of {config.epochs:g} epochs. For a longer run add"
             " --set epochs=..."
@@ -83,10 +84,10 @@ def _resume(directory: Path, overrides: dict[str, Any], as_json: bool) -> None:
 
 def _show_plan(config: ResolvedConfig, as_json: bool) -> None:
     """Show the run's length and the sizes of its batch and its checkpoints."""
-    from ssl_dist.checkpoint.size import expected_bytes
+    from ssl_dist.checkpoint.room import checkpoint_bytes
 
     plan, batch, kept = config.plan(), config.batch, config.checkpoint
-    size, most = expected_bytes(config), kept.keep + kept.keep_best + 1  # one more while it is written
+    size, most = checkpoint_bytes(config), kept.keep + kept.keep_best + 1  # one more while it is written
     values = {"images": plan.num_samples, "epochs": config.epochs, "steps": plan.total_steps}
     values |= {"warm-up steps": plan.warmup_steps, "batch": batch.size, "micro-batch": batch.micro}
     values |= {"micro-batches": batch.num_micro, "workers": config.cluster.workers.max}

@@ -1,4 +1,4 @@
-"""What is known of the backbones without making one: names, options, sizes of images. Torch is not needed for it."""
+"""Catalogue of the backbones: their names, options and image sizes, which are known without torch."""
 
 from __future__ import annotations
 

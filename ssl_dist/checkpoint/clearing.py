@@ -10,9 +10,7 @@ from typing import Any, NamedTuple
 
 from ssl_dist.checkpoint.checkpoints import Checkpoints
 from ssl_dist.errors import RunError
-from ssl_dist.files import lock
-
-LOCK = "lock"  # file of a run's directory, locked by the process that drives the run
+from ssl_dist.files import RUN_LOCK, lock
 
 
 class Clearing(NamedTuple):
@@ -71,7 +69,7 @@ class Clearing(NamedTuple):
 @contextlib.contextmanager
 def _ended(run: Path) -> Iterator[None]:
     """Hold a run's lock, so that nobody resumes it meanwhile; raise RunError where it is being run."""
-    held = lock(run / LOCK)
+    held = lock(run / RUN_LOCK)
     if held is None:
         raise RunError(f"{run} is being run by another process, so nothing is deleted: wait for its end")
     with held:

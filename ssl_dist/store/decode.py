@@ -174,10 +174,8 @@ def _flatten(image: Image.Image, kind: str, alpha: str | None) -> Image.Image:
     if alpha in (None, DROP) or not image.has_transparency_data:
         return image if image.mode == "RGB" else image.convert("RGB")
     image = image if image.mode == "RGBA" else image.convert("RGBA")
-    if kind in (BMP, DIB) and image.getchannel("A").getextrema() == (
-        0,
-        0,
-    ):  # many programs leave the fourth byte of a pixel unset
+    if kind in (BMP, DIB) and not any(image.getchannel("A").getextrema()):
+        # many programs leave the fourth byte of a pixel unset
         return image.convert("RGB")
     ground = Image.new("RGB", image.size, _COLOURS.get(alpha, alpha))
     ground.paste(image, mask=image)

@@ -15,7 +15,7 @@ from cluster.prepare import expect_same_past
 from cluster.run_directory import RunDirectory
 from ssl_dist import methods, store
 from ssl_dist.checkpoint import Checkpoints
-from ssl_dist.checkpoint.size import expected_bytes
+from ssl_dist.checkpoint.room import checkpoint_bytes
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.errors import ClusterError, ConfigError, StoreError
 from ssl_dist.evaluate import compare
@@ -229,4 +229,4 @@ def test_a_dry_run_shows_steps_and_sizes(command: Command, recipe: Path, two_ste
     assert (outcome.code, found["images"], found["steps"], found["batch"], found["micro_batches"]) == (0, 51, 9, 12, 3)
     written = Checkpoints(two_steps).describe()[0]["bytes"]
     # the files have some 11 kB of names and settings beside the tensors
-    assert expected_bytes(resolved_config(small_store, optim=CONSTANT)) == pytest.approx(written - 11_000, rel=0.02)
+    assert checkpoint_bytes(resolved_config(small_store, optim=CONSTANT)) == pytest.approx(written - 11_000, rel=0.02)

@@ -148,6 +148,8 @@ def test_results_are_a_table_of_80_columns_and_json(
         ({"data.order": ["full", "shards"]}, "other images or labels than the recipe"),
         ({"batch": [{"size": 8, "micro": 8}], "batch.size": [8, 16]}, "batch holds batch.size"),
         ({"optim.lr": [[0.1]]}, "optim.lr"),
+        ({"batch.size": [12, 96]}, "batch.size 96 is larger than the 51 images"),
+        ({"probe.k": [5, 41]}, "probe.k 41: the probe learns from 40 images"),
     ],
 )
 def test_trials_that_cannot_be_compared_are_refused(

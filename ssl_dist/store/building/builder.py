@@ -31,7 +31,7 @@ from ssl_dist.uris import is_remote
 
 SHARD_IMAGES = 16 * BATCH_ROWS
 SMALLEST_SHARD = 64  # images
-_SHARDS = 32  # at least so many, where each has more images than SMALLEST_SHARD
+_SHARDS = 32  # the most of a source of few images; sizes are powers of two, so it has more than half of that
 SHARD_MEMORY_BYTES = 256 << 20  # a shard also ends when its images take this much memory before they are written
 
 log = logging.getLogger(__name__)
@@ -252,8 +252,9 @@ def _jobs(listed: Source, shard_format: ShardFormat, old_shards: int, *more: obj
 
     A job has a digest of everything that the store depends on; only a build with the same digest is resumed.
     """
-    size = 1 << max(1, -(-listed.num_images // _SHARDS) - 1).bit_length()
-    size = min(SHARD_IMAGES, max(SMALLEST_SHARD, size)) if listed.num_images > SMALLEST_SHARD else SHARD_IMAGES
+    size, share = SHARD_IMAGES, -(-listed.num_images // _SHARDS)
+    if listed.num_images > SMALLEST_SHARD:
+        size = min(SHARD_IMAGES, max(SMALLEST_SHARD, 1 << (share - 1).bit_length()))
     jobs = {}
     for images in (size, SHARD_IMAGES):
         parts = [listed.fingerprint, listed.class_names, shard_format.model_dump(), images, SHARD_MEMORY_BYTES, *more]

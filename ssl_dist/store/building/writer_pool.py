@@ -78,15 +78,11 @@ def _write_in_pool(jobs: Iterator[ShardJob], num_processes: int) -> Generator[Wr
                     yield from _first_result(running, done)
             while running:
                 yield from _first_result(running, done)
-        except KeyboardInterrupt:  # of this process alone (SIGTERM): the writers would complete their shards first
-            for writer in writers:
-                writer.terminate()
-            raise
         except BrokenProcessPool:
             pool.shutdown(wait=True)
             raise OSError(f"{_how_it_ended(writers)}: call again to resume") from None
         except BaseException:
-            stopped.value = True
+            stopped.value = True  # the writers would complete their shards first
             raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
