@@ -35,6 +35,17 @@ def escape_unprintable() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+@contextlib.contextmanager
+def stdout_given_back() -> Iterator[None]:
+    """Undo at the end what ``keep_stdout`` did, also where a later option was wrong and the command never began."""
+    before = _json_file.get()
+    try:
+        with contextlib.redirect_stdout(sys.stdout):
+            yield
+    finally:
+        _json_file.set(before)
+
+
 def keep_stdout(ctx: typer.Context, wanted: bool) -> bool:
     """Keep standard output for the JSON object while a command runs: the callback of --json."""
     if wanted and not ctx.resilient_parsing:

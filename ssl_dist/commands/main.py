@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import sys
@@ -13,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from ssl_dist import __version__
-from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable
+from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable, stdout_given_back
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.errors import SslDistError
@@ -63,8 +62,7 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogLines()])
     try:
-        # --json replaces standard output, for good where a later option is wrong
-        with handled(interrupt), contextlib.redirect_stdout(sys.stdout):
+        with handled(interrupt), stdout_given_back():
             app()
     except SslDistError as error:
         errors.print(Text.assemble(("error:", "bold red"), f" {error}"))

@@ -95,9 +95,19 @@ def test_standard_output_is_one_json_object(
     assert all(len(line) <= 80 for line in done.err.splitlines() if line[:1] in "┏┃┡│└┌├")
 
 
-def test_a_wrong_option_after_json_leaves_standard_output_as_it_was(command: Command) -> None:
-    assert command("settings", "--json", "--nonsense").code == 2
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("settings", "--json", "--nonsense"),
+        ("evaluate", "knn", "run", "--train", "a", "--test", "b", "--json", "--checkpoint", "last"),
+        ("evaluate", "knn", "run", "--train", "a", "--test", "b", "--json", "--k", "few"),
+        ("store", "info", "--json"),
+    ],
+)
+def test_a_wrong_option_beside_json_leaves_standard_output_as_it_was(command: Command, wrong: tuple[str, ...]) -> None:
+    assert command(*wrong).code == 2
     assert "optim.lr" in command("settings", "optim.lr").out
+    assert streams._json_file.get() is None, "later objects go to where standard output is then"
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii", "cp1252", "utf-8"])
