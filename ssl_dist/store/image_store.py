@@ -6,6 +6,7 @@ touched (see ``ssl_dist.store.remote``).
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Callable, Collection, Iterator
@@ -19,10 +20,11 @@ import numpy as np
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError, Unreadable
 from ssl_dist.store.decode import decode
 from ssl_dist.store.gather import gather
+from ssl_dist.store.labels import parse_labels, read_labels
 from ssl_dist.store.record_batches import Damage, RecordBatches
 from ssl_dist.store.remote import DEFAULT_CACHE_GB, Bucket, Cache, Fetcher
-from ssl_dist.store.schema import NO_LABEL, Manifest
-from ssl_dist.store.shard_reader import ShardReader, local_opener
+from ssl_dist.store.schema import NO_BATCH, NO_LABEL, LabelsEntry, Manifest
+from ssl_dist.store.shard_reader import RecordBatch, ShardReader, local_opener
 from ssl_dist.uris import is_remote
 
 Verify = Literal["lazy", "off", "full"]
@@ -72,8 +74,10 @@ class ImageStore:
         if damaged not in ("refuse", "skip"):
             raise StoreError(f"damaged={damaged!r}: it is 'refuse' or 'skip'")
         self.remote: Fetcher | None = None
+        self._bucket: Bucket | None = None
         if is_remote(path):
-            bucket, self.location = Bucket(os.fspath(path)), os.fspath(path)
+            bucket = self._bucket = Bucket(os.fspath(path))
+            self.location = os.fspath(path)
             if damaged == "skip":
                 raise ConfigError(
                     f"data.damaged=skip with {bucket.name}: a shard may arrive damaged on one machine and whole on"
@@ -86,14 +90,16 @@ class ImageStore:
             self.manifest = Manifest.read(Path(path))
         self.image_shape = self.manifest.image_shape
         self.class_names = self.manifest.class_names
-        self._mapped = self.manifest.bytes <= MAX_MAPPED_BYTES
-        self._shards = [self._shard_reader(number) for number in range(len(self.manifest.shards))]
+        self._mapped, self._skips = self.manifest.bytes <= MAX_MAPPED_BYTES, damaged == "skip"
+        firsts = itertools.accumulate((shard.rows for shard in self.manifest.shards[:-1]), initial=0)
+        self._shards = [self._shard_reader(number, first) for number, first in enumerate(firsts)]
         self.shard_rows = np.array([shard.entry.rows for shard in self._shards], dtype=np.int64)
         self._batches = RecordBatches(
             self.name, self._shards, self.remote, checked=verify != "off", skip=damaged == "skip"
         )
         self._threads: ThreadPoolExecutor | None = None
         self._labels: np.ndarray | None = None
+        self._given: np.ndarray | None = None
         if verify == "full" and (found := self.verify()):
             raise StoreDamaged(f"{self.name}: {len(found)} damaged record batches, first {found[0]}")
 
@@ -123,11 +129,27 @@ class ImageStore:
         return labels
 
     def _labels_in_batch(self, number: int) -> np.ndarray:
+        """Return the labels of a record batch; it is not read if all of them are in the store's file of labels."""
+        ids, entry = self._batches.sample_range(number), self.manifest.labels
+        if entry and ids.stop <= entry.rows and not self._skips:
+            return self._given_labels(entry)[ids]
         if (batch := self._batches.read_or_skip(number)) is None:
-            ids = self._batches.sample_range(number)
             return np.full(ids.stop - ids.start, NO_LABEL, dtype=np.int32)
+        return self._labels_of(number, batch)
+
+    def _labels_of(self, number: int, batch: RecordBatch) -> np.ndarray:
+        ids, entry = self._batches.sample_range(number), self.manifest.labels
+        if entry and ids.stop <= entry.rows:
+            return self._given_labels(entry)[ids]
         labels: np.ndarray = batch.column("label").fill_null(NO_LABEL).to_numpy(zero_copy_only=False)
         return labels
+
+    def _given_labels(self, entry: LabelsEntry) -> np.ndarray:
+        """Return the labels that replace those in the shards, int32 ``[rows]``; raise StoreDamaged if they are."""
+        if self._given is None:
+            content = self._bucket.read_labels(entry) if self._bucket else read_labels(Path(self.name), entry)
+            self._given = parse_labels(content, entry, len(self.class_names), self.name)
+        return self._given
 
     @property
     def cache_bytes(self) -> int | None:
@@ -152,7 +174,7 @@ class ImageStore:
         """
         for number in range(len(self._batches)):
             batch = self._batches.read(number)
-            labels = batch.column("label").fill_null(NO_LABEL).to_pylist()
+            labels = self._labels_of(number, batch).tolist()
             images = batch.column("image")
             raw = self.manifest.encoding == "raw"
             contents = images.to_numpy_ndarray() if raw else (one.as_py() for one in images)
@@ -218,10 +240,19 @@ class ImageStore:
     def verify(self, progress: Callable[[int, int], None] | None = None) -> list[Damage]:
         """Check every byte of every shard, in the bucket if the store is remote; return what is damaged.
 
+        A damaged file of labels is listed as well, with NO_BATCH and the samples whose labels it has.
+
         Args:
             progress: called with (images checked, images in all) after each shard.
         """
-        return self._batches.verify(progress)
+        damaged = self._batches.verify(progress)
+        if entry := self.manifest.labels:
+            try:
+                self._given = None
+                self._given_labels(entry)
+            except StoreDamaged:
+                damaged.append(Damage(entry.file, NO_BATCH, (0, entry.rows)))
+        return damaged
 
     def _decode_jpegs(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
         images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
@@ -252,10 +283,12 @@ class ImageStore:
         content: bytes = shard.read(files + start, stop - start).tobytes()
         return content
 
-    def _shard_reader(self, number: int) -> ShardReader:
+    def _shard_reader(self, number: int, first: int) -> ShardReader:
         entry, remote = self.manifest.shards[number], self.remote
         open_file = partial(remote.open, number) if remote else local_opener(Path(self.name) / entry.file)
-        return ShardReader(self.name, entry, self.manifest, open_file, mapped=self._mapped)
+        given = self.manifest.labels
+        num_classes = given.shard_classes if given and first < given.rows else len(self.class_names)
+        return ShardReader(self.name, entry, self.manifest, num_classes, open_file, mapped=self._mapped)
 
     def _release_shard(self, number: int) -> None:
         self._shards[number].release()

@@ -4,6 +4,7 @@
       manifest.json          renamed into place last: a reader sees the old store or the new one
       shard-00000.arrow      Arrow IPC file; record batches of BATCH_ROWS rows, or fewer if the images are large
       ...
+      labels-CHECKSUM.npy    labels that replace those in the shards, if `store label` has given any
 
 Columns: ``image`` fixed_shape_tensor(uint8, [H, W, 3]) or binary (JPEG), ``label`` int32 (null: none), ``key`` string
 (the image's path in its source). Any Arrow reader opens the shards. The checksums are in the manifest, because Arrow
@@ -61,11 +62,29 @@ class ShardEntry(_Record):
     batches: tuple[BatchEntry, ...]
 
 
+class LabelsEntry(_Record):
+    """A file of labels that replace those in the shards: an array int32 ``[rows]``, as NumPy saves it.
+
+    Attributes:
+        file: its name inside the store.
+        rows: the images that it has labels of, from the first on; those of later shards are in the shards.
+        bytes: its size.
+        xxh3: its checksum.
+        shard_classes: number of classes of the labels that it replaces.
+    """
+
+    file: str = pydantic.Field(pattern=r"^labels-[0-9a-f]{16}\.npy$")
+    rows: int = pydantic.Field(gt=0)
+    bytes: int = pydantic.Field(gt=0)
+    xxh3: str
+    shard_classes: int = pydantic.Field(ge=0)
+
+
 class Manifest(_Record):
     """The contents of manifest.json.
 
     ``image_shape`` is (H, W, 3). ``alpha`` says what was done with transparency (see ``decode``); None, in old stores
-    and those made of them: it was dropped. ``skipped`` counts files that were not images, ``one_colour`` images whose
+    and those made of them: it was dropped. ``skipped`` counts files that were left out, ``one_colour`` images whose
     pixels are all the same. None and 0 are left out of the file, so that old stores keep their checksum.
     """
 
@@ -81,6 +100,7 @@ class Manifest(_Record):
     skipped: int = pydantic.Field(ge=0)
     one_colour: int = pydantic.Field(0, ge=0, exclude_if=operator.not_)
     shards: tuple[ShardEntry, ...] = pydantic.Field(min_length=1)
+    labels: LabelsEntry | None = pydantic.Field(None, exclude_if=operator.not_)
     made_of: str | None = None  # digest of the source and settings of the last build or append; None in old stores
     xxh3: str | None = None  # checksum of all other fields; None in old stores
 
@@ -101,6 +121,8 @@ class Manifest(_Record):
                     raise ValueError(f"{shard.file} has a record batch of {batch.rows} rows in too few bytes")
         if (total := sum(shard.rows for shard in self.shards)) != self.rows or total > _MAX_ROWS:
             raise ValueError(f"rows {self.rows}: the shards have {total}")
+        if self.labels and not 4 * self.labels.rows <= self.labels.bytes <= 4 * self.rows + 4096:
+            raise ValueError(f"{self.labels.file} has {self.labels.bytes} bytes for {self.labels.rows} labels")
         if self.xxh3 not in (None, self._digest()):
             raise ValueError("it differs from its own checksum")
         return self

@@ -31,6 +31,7 @@ class ShardReader:
 
     Args:
         store: name of the store, for messages.
+        num_classes: labels in the shard are less than this.
         open_file: opens the shard's file.
         mapped: whether to read through a memory map that stays. The pages of a map count as the process' memory, and
             the system maps up to 2 MiB around each page that is touched.
@@ -41,11 +42,18 @@ class ShardReader:
     """
 
     def __init__(
-        self, store: str, entry: ShardEntry, manifest: Manifest, open_file: Callable[[], io.FileIO], *, mapped: bool
+        self,
+        store: str,
+        entry: ShardEntry,
+        manifest: Manifest,
+        num_classes: int,
+        open_file: Callable[[], io.FileIO],
+        *,
+        mapped: bool,
     ) -> None:
         self.entry, self.path = entry, f"{store}/{entry.file}"
         self._schema = shard_schema(manifest.encoding, manifest.image_shape)
-        self._num_classes = len(manifest.class_names)
+        self._num_classes = num_classes
         self._open_file, self._mapped = open_file, mapped
         self._file: io.FileIO | None = None
         self._map: mmap.mmap | None = None

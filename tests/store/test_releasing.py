@@ -84,7 +84,7 @@ def test_waiting_for_one_shard_does_not_block_reads_of_another(here: Path) -> No
         return io.FileIO(here / manifest.shards[0].file)
 
     openers = (late, local_opener(here / manifest.shards[1].file))
-    slow, other = (ShardReader("s", manifest.shards[n], manifest, openers[n], mapped=True) for n in range(2))
+    slow, other = (ShardReader("s", manifest.shards[n], manifest, 3, openers[n], mapped=True) for n in range(2))
     with ThreadPoolExecutor(2) as pool:
         waiting = pool.submit(slow.read_message, 0)
         asked.wait()

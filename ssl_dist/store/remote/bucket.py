@@ -17,7 +17,7 @@ import xxhash
 from pyarrow import fs
 
 from ssl_dist.errors import StoreDamaged, StoreError
-from ssl_dist.store.schema import MANIFEST, NO_BATCH, Manifest, ShardEntry
+from ssl_dist.store.schema import MANIFEST, NO_BATCH, LabelsEntry, Manifest, ShardEntry
 from ssl_dist.uris import is_remote, reason_of, without_secrets
 
 _CHUNK_BYTES = 8 << 20
@@ -69,15 +69,30 @@ class Bucket:
             StoreError: the bucket cannot be reached, has no manifest, or has one that this version cannot read.
         """
         try:
-            with self._system.open_input_stream(f"{self._base}/{MANIFEST}") as stream:
-                content = stream.read()
+            content = self._read(MANIFEST)
         except FileNotFoundError:
             raise StoreError(
                 f"{self.name} is not a store (no {MANIFEST}): build one on a disk and copy it there, {MANIFEST} last"
             ) from None
+        return Manifest.parse(content, f"{self.name}/{MANIFEST}")
+
+    def read_labels(self, entry: LabelsEntry) -> bytes | None:
+        """Read the file of a store's labels; None: there is none. Raises StoreError if the bucket cannot be reached."""
+        try:
+            return self._read(entry.file, entry.bytes + 1)
+        except FileNotFoundError:
+            return None
+
+    def _read(self, file: str, max_bytes: int | None = None) -> bytes:
+        """Read a file, or its first bytes; raise StoreError if the bucket cannot be reached, or FileNotFoundError."""
+        try:
+            with self._system.open_input_stream(f"{self._base}/{file}") as stream:
+                content: bytes = stream.read(max_bytes)
+                return content
+        except FileNotFoundError:
+            raise
         except (OSError, pa.ArrowException) as error:
             raise StoreError(self._unreachable(error)) from None
-        return Manifest.parse(content, f"{self.name}/{MANIFEST}")
 
     def download(self, entry: ShardEntry, file: IO[bytes], stop: threading.Event | None = None) -> None:
         """Write a shard's bytes to ``file``, and compare them with the checksum in the manifest.
