@@ -61,7 +61,8 @@ def inode(path: Path) -> int:
 @pytest.mark.parametrize("name", ["raw", "jpeg"])
 def test_a_store_is_whole(command: Command, name: str) -> None:
     info = command("store", "info", BEFORE / name, "--json")
-    assert {**info.json, "store": ""} == {**expected(f"info_{name}.json"), "store": ""}
+    assert {**info.json, "store": ""}.items() >= {**expected(f"info_{name}.json"), "store": ""}.items()
+    assert (sum(info.json["images_per_class"]), info.json["without_label"]) == (info.json["rows"], 0)
     assert command("store", "verify", BEFORE / name, "--json").json["damaged"] == []
 
 
@@ -77,7 +78,7 @@ def test_a_store_has_the_same_pixels_and_labels() -> None:
 
 def test_a_store_is_appended_to(command: Command, tmp_path: Path) -> None:
     store = copied("raw", tmp_path)
-    assert command("store", "append", BEFORE / "raw", store, "--workers", 1).code == 0
+    assert command("store", "append", BEFORE / "raw", store, "--workers", 1, "--allow-duplicates").code == 0
     assert json.loads((store / "manifest.json").read_text()) == expected("raw.json")
     assert ImageStore(store, verify="full").labels.tolist() == 2 * LABELS
 
@@ -97,7 +98,7 @@ def test_a_killed_append_goes_on_with_the_shard_it_has(command: Command, tmp_pat
     store = copied("half_appended", tmp_path)
     assert len(ImageStore(store, verify="full")) == 24
     shard = inode(store / "shard-00001.arrow")
-    assert command("store", "append", BEFORE / "jpeg", store, "--workers", 1).code == 0
+    assert command("store", "append", BEFORE / "jpeg", store, "--workers", 1, "--allow-duplicates").code == 0
     assert json.loads((store / "manifest.json").read_text()) == expected("half_appended.json")
     assert inode(store / "shard-00001.arrow") == shard, "it was written again"
     assert {path.name for path in store.iterdir()} == {"manifest.json", "shard-00000.arrow", "shard-00001.arrow"}

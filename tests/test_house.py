@@ -42,6 +42,7 @@ FLOORS = [
     "ssl_dist.store.remote.fetcher",
     "ssl_dist.store.remote",
     "ssl_dist.store.gather",
+    "ssl_dist.store.labels",
     "ssl_dist.store.shard_reader",
     "ssl_dist.store.record_batches",
     "ssl_dist.store.image_store",
@@ -115,6 +116,7 @@ DOORS = {
         "ssl_dist.store.shard_reader",
         "ssl_dist.store.remote.bucket",
         "ssl_dist.store.building.shard_writer",
+        "ssl_dist.store.building.columns",
         "ssl_dist.checkpoint.mirror",
     },
 }

@@ -1,9 +1,10 @@
-"""The commands of image stores: build, append and merge write them, info and verify look at them."""
+"""The commands of image stores: build, append, merge and label write them, info and verify look at them."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -11,11 +12,14 @@ import typer
 from ssl_dist.commands.console import ImageBar, image_bar, print_json, say, show
 from ssl_dist.commands.options import Json
 from ssl_dist.commands.table import CLUSTER_WRITERS, load
-from ssl_dist.errors import ConfigError, Interrupted
+from ssl_dist.errors import ConfigError, Interrupted, SslDistError
+from ssl_dist.uris import is_remote
 
 if TYPE_CHECKING:
     from ssl_dist.store import Manifest
     from ssl_dist.store.building.writer_pool import Writers
+
+_CLASSES = 20  # classes whose images the table of a store shows
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, inspect and check image stores.")
 
@@ -27,14 +31,17 @@ _SOURCE = (
 _SIZE = "Resize the shorter side, cut out the centre. Default: keep the size that all images share."
 _ENCODING = "raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."
 _ALPHA = "Ground under transparent pixels: white, black, a colour as #rrggbb; drop shows the colours under them."
+_LABELS = "CSV file with the columns key (an image's path in the source) and label, in place of class folders."
 _HELD_OUT = "Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out."
+_DUPLICATES = "Add also images that the store has already, with the same key and pixels."
+_NEW_CLASSES = "Add classes that the store does not have."
 _WORKERS = "Writers at once. Default: one for each core; with --cluster, for each CPU of the cluster."
 _CLUSTER = "Write on all nodes of the Ray cluster of RAY_ADDRESS. They see source and destination at the same path."
 
 Store = Annotated[str, typer.Argument(help="Folder of the store, or its URI (s3://bucket/store).")]
 Workers = Annotated[int | None, typer.Option(help=_WORKERS)]
 OnCluster = Annotated[bool, typer.Option("--cluster", help=_CLUSTER)]
-Strict = Annotated[bool, typer.Option("--strict", help="Stop at the first file that is not a readable image.")]
+Strict = Annotated[bool, typer.Option("--strict", help="Build nothing if a file has to be left out.")]
 
 
 @app.command()
@@ -45,13 +52,17 @@ def build(
     split: Annotated[str, typer.Option(help="Name kept in the manifest.")] = "train",
     encoding: Annotated[str, typer.Option(help=_ENCODING)] = "raw",
     alpha: Annotated[str, typer.Option(help=_ALPHA)] = "white",
+    labels_csv: Annotated[str | None, typer.Option(metavar="FILE", help=_LABELS)] = None,
     split_by_hash: Annotated[float, typer.Option(metavar="SHARE", help=_HELD_OUT)] = 0.0,
     workers: Workers = None,
     cluster: OnCluster = False,
     strict: Strict = False,
     as_json: Json = False,
 ) -> None:
-    """Build a store; a build that was killed continues. Files that are not readable images are named and left out."""
+    """Build a store; a build that was killed continues.
+
+    Files that are no readable images are left out, and named in DESTINATION-left-out.txt.
+    """
     from ssl_dist import store
 
     if not 0 <= split_by_hash < 1:
@@ -72,6 +83,7 @@ def build(
                 encoding=encoding,
                 alpha=alpha,
                 share=share,
+                labels_csv=labels_csv,
                 keep=bool(split_by_hash),
                 workers=writers,
                 strict=strict,
@@ -89,13 +101,16 @@ def append(
     workers: Workers = None,
     cluster: OnCluster = False,
     strict: Strict = False,
+    allow_duplicates: Annotated[bool, typer.Option("--allow-duplicates", help=_DUPLICATES)] = False,
     as_json: Json = False,
 ) -> None:
     """Add images to a store, after those it has. Readers see the old store or the new one."""
     from ssl_dist import store as stores
 
     with _writing("appending", workers, cluster) as (writers, bar):
-        manifest = stores.append(source, store, workers=writers, strict=strict, progress=bar)
+        manifest = stores.append(
+            source, store, workers=writers, strict=strict, allow_duplicates=allow_duplicates, progress=bar
+        )
     print_json(show_manifest(store, manifest), as_json)
 
 
@@ -113,6 +128,20 @@ def merge(
     with _writing("merging", workers, cluster) as (writers, bar):
         manifest = store.merge(stores, destination, workers=writers, progress=bar)
     print_json(show_manifest(destination, manifest), as_json)
+
+
+@app.command()
+def label(
+    store: Annotated[str, typer.Argument(help="Folder of the store.")],
+    file: Annotated[str, typer.Argument(help="CSV file with the columns key and label; an empty label means none.")],
+    new_classes: Annotated[bool, typer.Option("--new-classes", help=_NEW_CLASSES)] = False,
+    as_json: Json = False,
+) -> None:
+    """Give images of a store new labels; those that the file does not name keep theirs. No image is written again."""
+    from ssl_dist import store as stores
+
+    manifest = stores.label(store, file, new_classes=new_classes)
+    print_json(show_manifest(store, manifest), as_json)
 
 
 @app.command()
@@ -134,7 +163,8 @@ def verify(store: Store, as_json: Json = False) -> None:
         damaged = opened.verify(bar)
     for damage in damaged:
         first, stop = damage.rows
-        rows = f"record batch {damage.batch}, samples {first}..{stop - 1}"
+        batch = "labels" if damage.batch < 0 else f"record batch {damage.batch}"
+        rows = f"{batch}, samples {first}..{stop - 1}"
         say(f"damaged: {damage.shard}, {rows if stop > first else 'header or footer, no sample lost'}")
     say(f"{opened.name}: {len(opened):,} images, {len(damaged)} damaged places")
     places = [damage._asdict() for damage in damaged]
@@ -144,24 +174,47 @@ def verify(store: Store, as_json: Json = False) -> None:
 
 
 def show_manifest(store: str, manifest: Manifest) -> dict[str, Any]:
-    """Print the table of a store's contents, and return them for JSON."""
+    """Print the table of a store's contents, and return them for JSON.
+
+    The images of each class are counted where the store is a local one.
+    """
+    from ssl_dist.store import count_labels
     from ssl_dist.store.decode import describe_alpha
 
     height, width, _ = manifest.image_shape
-    names = manifest.class_names
+    result = {"store": store, **manifest.model_dump(exclude={"shards"})}
+    counts, problem = None, ""
+    if not is_remote(store):
+        try:
+            counts = count_labels(store, manifest).tolist()
+        except SslDistError as error:
+            problem = str(error)
     rows = {
         "images": f"{manifest.rows:,} of {width} x {height} px",
-        "classes": f"{len(names)}: {', '.join(names)}" if names else "none",
+        "classes": _describe_classes(manifest.class_names, counts),
         "resize": manifest.resize,
         "size": f"{manifest.bytes / 1e6:,.1f} MB, {manifest.encoding}",
-        "skipped": f"{manifest.skipped} files",
+        "left out": f"{manifest.skipped:,} files",
         "transparency": describe_alpha(manifest.alpha),
     }
     if manifest.one_colour:
         rows["of one colour"] = f"{manifest.one_colour:,}"
-    result = {"store": store, **manifest.model_dump(exclude={"shards"})}
+    if problem:
+        rows["not counted"] = problem
+    if counts and counts[-1]:
+        rows["without a label"] = f"{counts[-1]:,} image{'s' * (counts[-1] != 1)}"
+    result |= {"images_per_class": counts and counts[:-1], "without_label": counts and counts[-1]}
     show(f"{store} ({manifest.split})", rows.items(), result, as_json=False)
     return result
+
+
+def _describe_classes(names: Sequence[str], counts: Sequence[int] | None) -> str:
+    """Return the number of classes, and the names of some with their images if these were counted."""
+    if not names:
+        return "none"
+    shown = [f"{name} ({count:,})" for name, count in zip(names, counts, strict=False)] if counts else list(names)
+    more = [f"and {len(names) - _CLASSES:,} more"] if len(names) > _CLASSES else []
+    return f"{len(names):,}: {', '.join(shown[:_CLASSES] + more)}"
 
 
 @contextlib.contextmanager
@@ -170,6 +223,7 @@ def _writing(title: str, workers: int | None, cluster: bool) -> Iterator[tuple[i
 
     On Ctrl-C, say what to do next.
     """
+    logging.getLogger("ssl_dist.store.building").setLevel(logging.INFO)  # it counts what is passed over
     try:
         with image_bar(title, "listing files") as bar:
             yield load(CLUSTER_WRITERS)(workers, bar.add_note) if cluster else workers, bar

@@ -86,7 +86,8 @@ def test_a_store_in_a_bucket_goes_wherever_a_store_does(
     system, base = fs.FileSystem.from_uri(uri)
     fs.copy_files(str(small_store), base, fs.LocalFileSystem(), system)
     info, here = command("store", "info", uri, "--json"), command("store", "info", small_store, "--json")
-    assert {**info.json, "store": ""} == {**here.json, "store": ""}
+    not_counted = {"images_per_class": None, "without_label": None}  # that would read all shards of the bucket
+    assert {**info.json, "store": ""} == {**here.json, **not_counted, "store": ""}
     assert info.json["store"] == f"s3://bucket/runs/{tmp_path.name}"
     found = command("evaluate", "knn", finished, "--train", uri, "--test", uri, "--json")
     assert (

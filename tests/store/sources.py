@@ -15,6 +15,7 @@ from pyarrow import parquet
 
 from ssl_dist import store
 from ssl_dist.store import ImageStore
+from ssl_dist.store.building.sources import Source
 
 Pixels = np.ndarray
 
@@ -37,6 +38,10 @@ def built(source: str | Path, path: Path, **options: Any) -> ImageStore:
 def assert_holds(opened: ImageStore, images: Pixels, labels: Iterable[int]) -> None:
     assert opened.labels.tolist() == list(labels)
     assert np.array_equal(opened.gather(np.arange(len(opened))), images)
+
+
+def left_out(listed: Source) -> tuple[str, ...]:
+    return tuple(key for key, _ in listed.left_out)
 
 
 def image_column(kind: str, images: Pixels) -> pa.Array:

@@ -124,7 +124,7 @@ def _append(source: Path, path: Path, at_call: int) -> None:
 
     for name in ("open", "fsync", "replace", "unlink"):
         setattr(os, name, deadly(getattr(os, name)))
-    store.append(source, path, workers=1)
+    store.append(source, path, workers=1, allow_duplicates=True)
 
 
 def test_readers_see_the_old_store_or_the_new_one_wherever_an_append_is_killed(
@@ -133,7 +133,7 @@ def test_readers_see_the_old_store_or_the_new_one_wherever_an_append_is_killed(
     store.build(image_folder / "class0", tmp_path / "begun", workers=1)
     old = everything(tmp_path / "begun")
     shutil.copytree(tmp_path / "begun", tmp_path / "whole")
-    store.append(image_folder, tmp_path / "whole", workers=1)
+    store.append(image_folder, tmp_path / "whole", workers=1, allow_duplicates=True)
     new, context = everything(tmp_path / "whole"), multiprocessing.get_context("fork")
     seen = []
     for at_call in itertools.count():
@@ -148,7 +148,7 @@ def test_readers_see_the_old_store_or_the_new_one_wherever_an_append_is_killed(
         seen.append(now == new)
         if writer.exitcode == 0:
             break
-        store.append(image_folder, path, workers=1)
+        store.append(image_folder, path, workers=1, allow_duplicates=True)
         assert everything(path) == new
     assert seen == sorted(seen), "once the new one is there, it stays"
     assert len(seen) > 20
@@ -162,7 +162,7 @@ def test_append_keeps_ids_and_labels(image_folder: Path, tmp_path: Path) -> None
     (tmp_path / "one" / "class2").symlink_to(image_folder / "class2")
     store.build(tmp_path / "one", tmp_path / "s", workers=1)
     before = everything(tmp_path / "s")
-    manifest = store.append(image_folder, tmp_path / "s", workers=1)
+    manifest = store.append(image_folder, tmp_path / "s", workers=1, allow_duplicates=True)
     after = everything(tmp_path / "s")
     assert after[: len(before)] == before
     assert manifest.class_names == ("class2", "zebra", "class0", "class1")
@@ -176,7 +176,7 @@ def test_append_keeps_ids_and_labels(image_folder: Path, tmp_path: Path) -> None
 
 def test_append_resizes_to_the_size_of_the_store(image_folder: Path, tmp_path: Path) -> None:
     store.build(image_folder, tmp_path / "small", size_px=8, workers=1)
-    store.append(image_folder, tmp_path / "small", workers=1)
+    store.append(image_folder, tmp_path / "small", workers=1, allow_duplicates=True)
     rows = everything(tmp_path / "small")
     assert [pixels for _, _, pixels in rows[:51]] == [pixels for _, _, pixels in rows[51:]]
     store.build(image_folder, tmp_path / "own", workers=1)
@@ -321,7 +321,8 @@ def test_an_append_that_died_after_its_manifest_was_written_adds_nothing_when_re
     assert store.append(image_folder, tmp_path / "s", workers=1).rows == len(done) == 17 + 51
     assert everything(tmp_path / "s") == done
     assert not list((tmp_path / "s").glob(".*"))
-    assert store.append(image_folder, tmp_path / "s", workers=1).rows == 17 + 51 + 51, "a new call appends once more"
+    again = store.append(image_folder, tmp_path / "s", workers=1, allow_duplicates=True)
+    assert again.rows == 17 + 51 + 51, "a new call appends once more"
 
 
 HELD_BUILD = """

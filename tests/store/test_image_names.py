@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ssl_dist.store.building.sources import images, list_source
+from ssl_dist.store.building.sources import image_names, list_source
 from tests.store.sources import built, png, random_images, shard_of
 
 NAMES = [
@@ -69,8 +69,8 @@ def test_first_bytes_are_read_only_where_the_name_does_not_tell(
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
     opened = []
-    real = images._read_start
-    monkeypatch.setattr(images, "_read_start", lambda file: opened.append(file.key) or real(file))
+    real = image_names._read_start
+    monkeypatch.setattr(image_names, "_read_start", lambda file: opened.append(file.key) or real(file))
     list_source(tmp_path)
     assert opened == ["g", "i.dat", "j.jpg_large", "l.001", "n", "p.dat"]
 
@@ -85,4 +85,4 @@ def test_a_file_without_suffix_that_cannot_be_opened_is_no_image(tmp_path: Path)
     "suffix", ["tif", "TIFF", "gif", "avif", "heic", "HEIF", "jp2", "j2k", "jxl", "psd", "ico", "svg"]
 )
 def test_the_name_of_a_format_that_is_not_read_is_enough_to_look(suffix: str) -> None:
-    assert images.is_image(f"a/b.{suffix}")
+    assert image_names.is_image(f"a/b.{suffix}")

@@ -38,7 +38,7 @@ def _write(source: Path, path: Path, growing: bool, workers: int) -> None:
     for name in ("fsync", "replace", "unlink"):
         setattr(os, name, _slowly(getattr(os, name)))
     if growing:
-        store.append(source, path, workers=workers)
+        store.append(source, path, workers=workers, allow_duplicates=True)
     else:
         store.build(source, path, workers=workers)
 

@@ -68,7 +68,7 @@ def test_each_way_to_write_reports_its_pieces_and_goes_on_after_them(
         if way == "build":
             store.build(pictures, path, workers=1, progress=progress)
         elif way == "append":
-            store.append(pictures, path, workers=1, progress=progress)
+            store.append(pictures, path, workers=1, allow_duplicates=True, progress=progress)
         else:
             store.merge([built], path, workers=1, progress=progress)
 

@@ -232,7 +232,7 @@ def test_a_format_that_is_not_read_is_named(name: str, tmp_path: Path, caplog: p
         store.build(tmp_path / "d", tmp_path / "s", workers=1)
     (tmp_path / "d" / "b.png").write_bytes(png(random_images(1, 8)[0]))
     assert built(tmp_path / "d", tmp_path / "s").manifest.skipped == 1
-    assert f"skipped a.jpg: {name}, a format that is not read yet" in caplog.text
+    assert f"left out 1 .jpg: {name}, a format that is not read yet (a.jpg)" in caplog.text
 
 
 SAME_FAULT: dict[str, tuple[str, list[bytes]]] = {

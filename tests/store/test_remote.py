@@ -229,7 +229,7 @@ def test_old_shards_of_an_extended_store_are_not_downloaded_again(
     shutil.copytree(here, copy)
     old = ImageStore(put(copy, uri), cache=cache_path)
     old.gather(np.arange(51))
-    store.append(image_folder, copy, workers=1)
+    store.append(image_folder, copy, workers=1, allow_duplicates=True)
     new = ImageStore(put(copy, uri), cache=cache_path)
     assert np.array_equal(new.gather(np.arange(102)), ImageStore(copy).gather(np.arange(102)))
     assert new.remote is not None

@@ -14,7 +14,7 @@ import pytest
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import cifar, list_source, pickles
-from tests.store.sources import Pixels, assert_holds, built, png, random_images, shard_of
+from tests.store.sources import Pixels, assert_holds, built, left_out, png, random_images, shard_of
 
 
 def test_stl10s_columns_are_turned_into_rows(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_labels_in_a_folder_of_stl10_are_not_skipped_files(tmp_path: Path) -
     (tmp_path / "train_y.bin").write_bytes(bytes([1]))
     for name in ("class_names.txt", "other.txt"):
         (tmp_path / name).write_text("airplane")
-    assert list_source(tmp_path).non_images == ("other.txt",)
+    assert left_out(list_source(tmp_path)) == ("other.txt",)
 
 
 def python2_text(text: bytes) -> bytes:
@@ -129,9 +129,9 @@ def test_the_folder_of_cifar_10_as_downloaded(tmp_path: Path) -> None:
     assert trained.class_names == tuple(names)
     shutil.rmtree(tmp_path / "stores")
     (tmp_path / "test_batch").unlink()
-    assert (list_source(tmp_path).num_images, list_source(tmp_path).non_images) == (10, ())
+    assert (list_source(tmp_path).num_images, left_out(list_source(tmp_path))) == (10, ())
     (tmp_path / "mine.txt").write_text("notes")
-    assert list_source(tmp_path).non_images == ("mine.txt",)
+    assert left_out(list_source(tmp_path)) == ("mine.txt",)
     with pytest.raises(SourceError, match="it has the names of CIFAR's classes, but no file of its images"):
         list_source(tmp_path / "batches.meta")
 
@@ -149,7 +149,7 @@ def test_the_folder_of_cifar_100_as_downloaded(tmp_path: Path) -> None:
     os.utime(tmp_path / "meta", ns=(1, 1))
     assert list_source(tmp_path / "test").fingerprint != one.fingerprint
     (tmp_path / "test").unlink()
-    assert (list_source(tmp_path).num_images, list_source(tmp_path).non_images) == (3, ())
+    assert (list_source(tmp_path).num_images, left_out(list_source(tmp_path))) == (3, ())
 
 
 def test_the_classes_of_cifar_100_are_the_fine_ones(tmp_path: Path) -> None:
@@ -218,7 +218,7 @@ def test_the_binary_folder_of_cifar_10_as_downloaded(tmp_path: Path) -> None:
     assert_holds(built(tmp_path / "test_batch.bin", tmp_path / "stores" / "test"), images[10:], [5, 6])
     shutil.rmtree(tmp_path / "stores")
     (tmp_path / "test_batch.bin").unlink()
-    assert (list_source(tmp_path).num_images, list_source(tmp_path).non_images) == (10, ())
+    assert (list_source(tmp_path).num_images, left_out(list_source(tmp_path))) == (10, ())
     (tmp_path / "batches.meta.txt").unlink()
     assert list_source(tmp_path).class_names == tuple("0123456789")
 
@@ -235,7 +235,7 @@ def test_the_binary_folder_of_cifar_100_as_downloaded(tmp_path: Path) -> None:
     os.utime(tmp_path / "fine_label_names.txt", ns=(1, 1))
     assert list_source(tmp_path / "train.bin").fingerprint != one.fingerprint
     (tmp_path / "test.bin").unlink()
-    assert list_source(tmp_path).non_images == ()
+    assert left_out(list_source(tmp_path)) == ()
     opened = built(tmp_path / "train.bin", tmp_path / "s")
     assert_holds(opened, images, [0, 99, 50])
     assert opened.class_names == tuple(names)
@@ -281,7 +281,7 @@ def test_a_file_that_is_only_called_like_one_of_cifars_is_no_second_kind(tmp_pat
     for content in (b"", bytes(3072)):
         (tmp_path / "train.bin").write_bytes(content)
         listed = list_source(tmp_path)
-        assert (listed.num_images, listed.non_images) == (1, ("train.bin",))
+        assert (listed.num_images, left_out(listed)) == (1, ("train.bin",))
     (tmp_path / "test.bin").write_bytes(bytes(3074))
     with pytest.raises(SourceError, match="files of several kinds"):
         list_source(tmp_path)

@@ -15,7 +15,7 @@ from ssl_dist import store
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import list_source
 from ssl_dist.store.building.sources.files import expand_pattern
-from tests.store.sources import assert_holds, built, image_column, png, random_images, shard_of, write_table
+from tests.store.sources import assert_holds, built, image_column, left_out, png, random_images, shard_of, write_table
 
 
 def test_files_too_large_for_an_image_are_skipped_with_a_message(
@@ -36,7 +36,7 @@ def test_files_too_large_for_an_image_are_skipped_with_a_message(
     for number, (source, name) in enumerate(sources.items()):
         opened = built(source, tmp_path / str(number))
         assert (len(opened), opened.manifest.skipped) == (1, 1)
-        assert f"skipped {name}: a file of more than {len(large) - 1:,} bytes" in caplog.text
+        assert f"a file of more than {len(large) - 1:,} bytes ({name})" in caplog.text
 
 
 def test_patterns(tmp_path: Path) -> None:
@@ -119,8 +119,8 @@ def test_an_image_is_recognised_by_its_content(tmp_path: Path, caplog: pytest.Lo
     for name, content in files.items():
         (tmp_path / "d" / name).write_bytes(content)
     assert_holds(built(tmp_path / "d", tmp_path / "s"), np.stack([image, image, image]), [-1, -1, -1])
-    assert "skipped b.jpg: a file that does not begin as an image does" in caplog.text
-    assert "skipped c.txt: not an image file" in caplog.text
+    assert "left out 1 .jpg: a file that does not begin as an image does (b.jpg)" in caplog.text
+    assert "left out 1 .txt: not an image file (c.txt)" in caplog.text
 
 
 def test_a_bucket_is_read_like_a_folder(bucket: str, image_folder: Path, tmp_path: Path) -> None:
@@ -169,11 +169,11 @@ def test_other_files_among_tables_are_named_and_stop_a_strict_build(
     write_table(pa.table({"image": image_column("binary", random_images(1, 16))}), folder / "a.parquet")
     (folder / "b.txt").write_bytes(b"<html>404</html>")
     assert built(folder, tmp_path / "s").manifest.skipped == 1
-    assert "skipped b.txt: not an image file" in caplog.text
+    assert "left out 1 .txt: not an image file (b.txt)" in caplog.text
     with pytest.raises(SourceError, match=r"b\.txt: not an image file \(--strict"):
         store.build(folder, tmp_path / "t", workers=1, strict=True)
     listed, by_pattern = list_source(folder), list_source(f"{folder}/*")
-    assert (by_pattern.num_images, by_pattern.non_images) == (listed.num_images, listed.non_images) == (1, ("b.txt",))
+    assert (by_pattern.num_images, left_out(by_pattern)) == (listed.num_images, left_out(listed)) == (1, ("b.txt",))
 
 
 @pytest.mark.parametrize("beside", ["a.png", "a.parquet"])
@@ -184,7 +184,7 @@ def test_pipes_are_not_opened(beside: str, tmp_path: Path) -> None:
     for name in ("b.png", "b.parquet", "b_X.bin"):
         os.mkfifo(tmp_path / name)
     listed = list_source(tmp_path)
-    assert (listed.num_images, sorted(listed.non_images)) == (1, ["b.parquet", "b.png", "b_X.bin"])
+    assert (listed.num_images, sorted(left_out(listed))) == (1, ["b.parquet", "b.png", "b_X.bin"])
 
 
 def test_class_folders_whose_names_are_not_text(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, SourceError, StoreDamaged, StoreError
 from ssl_dist.store import ImageStore
-from ssl_dist.store.building import builder, lock
+from ssl_dist.store.building import builder, lock, writing
 from ssl_dist.store.decode import decode
 
 
@@ -95,20 +95,26 @@ def test_files_that_are_not_readable_images_are_named_counted_and_skipped(
     (folder / "class1" / "torn.png").write_bytes((folder / "class1" / "000.png").read_bytes()[:90])
     (folder / "class2" / "html.jpg").write_text("<html>")
     (folder / "class2" / "empty.jpg").touch()
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.INFO):
         manifest = store.build(folder, tmp_path / "s", workers=2)
-    assert (manifest.rows, manifest.skipped) == (51, 5)
-    for name in ("class0/notes.txt", "class0/.hidden.png", "class1/torn.png", "class2/html.jpg", "class2/empty.jpg"):
-        assert f"skipped {name}: " in caplog.text
-    with pytest.raises(SourceError, match=r"class0/\.hidden\.png: not an image file"):
+    names = ("class0/notes.txt", "class1/torn.png", "class2/empty.jpg", "class2/html.jpg")
+    assert (manifest.rows, manifest.skipped) == (51, len(names))
+    assert "passed over: 1 hidden (class0/.hidden.png)" in caplog.text
+    lines = (tmp_path / "s-left-out.txt").read_text().splitlines()
+    assert sorted(line.partition(": ")[0] for line in lines) == sorted(names)
+    with pytest.raises(
+        SourceError, match=r"class0/notes.txt: not an image file \(--strict: .* all 4 are named in .*t-left-"
+    ):
         store.build(folder, tmp_path / "t", strict=True, workers=1)
-    for name in ("notes.txt", ".hidden.png"):
-        (folder / "class0" / name).unlink()
+    assert not (tmp_path / "t").exists()
+    assert len((tmp_path / "t-left-out.txt").read_text().splitlines()) == len(lines)
+    (folder / "class0" / "notes.txt").unlink()
     with pytest.raises(SourceError, match=r"class1/torn.png: .*--strict"):
         store.build(folder, tmp_path / "t", strict=True, workers=1)
-    with pytest.raises(StoreError, match="is not a store"):
-        ImageStore(tmp_path / "t")
-    assert store.build(folder, tmp_path / "t", workers=1).rows == 51  # it resumes what the failed build left
+    for name in names[1:]:
+        (folder / name).unlink()
+    assert store.build(folder, tmp_path / "t", strict=True, workers=1).rows == 51
+    assert not (tmp_path / "t-left-out.txt").exists()
 
 
 def test_images_of_several_sizes_need_a_size(image_folder: Path, tmp_path: Path) -> None:
@@ -153,8 +159,8 @@ def test_pixel_formats_become_rgb_or_are_refused_by_name(tmp_path: Path, caplog:
         (folder / name).write_bytes(content)
     manifest = store.build(folder, tmp_path / "s", workers=1)
     assert (manifest.rows, manifest.skipped) == (6, 2)
-    assert "skipped g-deep.png: more than 8 bits a channel: pixel format I;16" in caplog.text
-    assert "skipped h-gif.png: a GIF file, a format that is not read yet" in caplog.text
+    assert "left out 1 .png: more than 8 bits a channel (g-deep.png)" in caplog.text
+    assert "left out 1 .png: a GIF file, a format that is not read yet (h-gif.png)" in caplog.text
     images = ImageStore(tmp_path / "s").gather(np.arange(6)).astype(int)
     expected = [(200, 10, 10), (77, 77, 77), (200, 10, 10), (200, 10, 10), (200, 10, 10), (200, 10, 10)]
     for image, colour in zip(images, expected, strict=True):
@@ -192,7 +198,7 @@ def test_a_store_is_not_built_at_a_uri(small_store: Path, image_folder: Path) ->
         lambda: store.merge([small_store], there),
         lambda: store.merge([there], small_store),
     ):
-        with pytest.raises(ConfigError, match=f"{there}: a store is built and extended in a local folder"):
+        with pytest.raises(ConfigError, match=f"{there}: a store is built and changed in a local folder"):
             make()
 
 
@@ -246,7 +252,7 @@ def test_large_files_of_a_tar_make_smaller_shards(
 ) -> None:
     """Files of a tar wait in memory, so a shard is bounded in bytes, too."""
     monkeypatch.setattr(
-        builder, "SHARD_MEMORY_BYTES", sum(path.stat().st_size for path in image_folder.rglob("*.png")) // 5
+        writing, "SHARD_MEMORY_BYTES", sum(path.stat().st_size for path in image_folder.rglob("*.png")) // 5
     )
     manifest = store.build(tar_of(image_folder, tmp_path / "a.tar"), tmp_path / "s", workers=2)
     assert 4 <= len(manifest.shards) <= 6

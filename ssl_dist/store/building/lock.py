@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from ssl_dist.errors import StoreError
+from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.store.schema import MANIFEST, Manifest
+from ssl_dist.uris import is_remote
 
 _LOCK_FILE = ".building"  # stays behind when a build dies: it marks the store as unfinished
 _SUMMARIES = ".shard-*.json"
@@ -22,6 +23,15 @@ _TEMPORARY = (".shard-*.tmp", f"*{MANIFEST}.*.tmp")
 def _write_error(store: Path, error: Exception) -> StoreError:
     """Turn a failed write into the error that the user sees."""
     return StoreError(f"cannot write a store at {store}: {getattr(error, 'strerror', None) or error}")
+
+
+def local_folder(path: str | os.PathLike[str]) -> Path:
+    """Return the path; raise ConfigError if it is a URI."""
+    if is_remote(path):
+        raise ConfigError(
+            f"{path}: a store is built and changed in a local folder; copy it there when complete, {MANIFEST} last"
+        )
+    return Path(path)
 
 
 class BuildJob(NamedTuple):
@@ -39,12 +49,12 @@ class BuildJob(NamedTuple):
 class BuildLock:
     """The lock that a build holds: an open, locked file in the store's folder.
 
-    The file names the job, the process that builds, and when it began. ``job`` is the job that the file named before
-    this process locked it: that of a build which died, or None.
+    The file names the job, the process that builds, and when it began. ``store`` is the folder; ``job`` is the job that
+    the file named before this process locked it: that of a build which died, or None.
     """
 
     def __init__(self, store: Path, file: IO[str]) -> None:
-        self._store, self._file = store, file
+        self.store, self._file = store, file
         file.seek(0)
         self.job = _parse_job(file.read())
 
@@ -55,16 +65,28 @@ class BuildLock:
         every temporary file.
         """
         if self.job != job:
-            listed = {shard.file for shard in old.shards} if old else set()
-            for path in self._store.glob("shard-*.arrow"):
-                if path.name not in listed:
-                    path.unlink()
-            _remove(self._store, _SUMMARIES)
-        _remove(self._store, *_TEMPORARY)
+            self._remove_shards(old)
+        _remove(self.store, *_TEMPORARY)
         self._file.seek(0)
         self._file.write(f"{job.digest} {job.old_shards} {os.getpid()}-{time.time_ns()}")
         self._file.truncate()  # last: a kill before it leaves a line whose job can be read
         os.fsync(self._file.fileno())  # other machines see it
+
+    def abandon(self, old: Manifest | None) -> None:
+        """Remove all that this build has written, and the folder if there was no store before."""
+        self._remove_shards(old)
+        _remove(self.store, *_TEMPORARY, _LOCK_FILE)
+        if not old:
+            with contextlib.suppress(OSError):  # another build has begun there
+                self.store.rmdir()
+
+    def _remove_shards(self, old: Manifest | None) -> None:
+        """Remove all shards that the old manifest does not name, with all summaries."""
+        listed = {shard.file for shard in old.shards} if old else set()
+        for path in self.store.glob("shard-*.arrow"):
+            if path.name not in listed:
+                path.unlink()
+        _remove(self.store, _SUMMARIES)
 
 
 @contextlib.contextmanager

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import cifar, images, stl10, tables
-from ssl_dist.store.building.sources.base import HashRange, Member, Source
-from ssl_dist.store.building.sources.files import File, expand_pattern, is_pattern, open_source_file
+from ssl_dist.store.building.sources.base import HashRange, LeftOut, Member, Source
+from ssl_dist.store.building.sources.files import (
+    File,
+    expand_pattern,
+    files_below,
+    hidden_part,
+    is_pattern,
+    open_source_file,
+)
+from ssl_dist.store.building.sources.image_names import FORMATS, find_images
+from ssl_dist.store.building.sources.samples import accompanies
 from ssl_dist.store.building.sources.stores import list_stores
 from ssl_dist.store.building.sources.tars import is_tar
 from ssl_dist.store.schema import MANIFEST
 
-__all__ = ["File", "HashRange", "Member", "Source", "list_source", "list_stores"]
+__all__ = ["File", "HashRange", "LeftOut", "Member", "Source", "list_source", "list_stores"]
 
 _HEAD_BYTES = 262  # bytes read from the start of each file: enough to know a tar
 _PICKLE, _PROTOCOLS = b"\x80", b"\x02\x03\x04\x05"
@@ -30,26 +39,40 @@ _KINDS: dict[str, tuple[Callable[[str, list[File]], Source], tuple[str, ...]]] =
 }
 
 
-def list_source(source: str | os.PathLike[str]) -> Source:
+def list_source(source: str | os.PathLike[str], known: Collection[str] = ()) -> Source:
     """List the images that a store can be built from.
 
     Args:
         source: a folder (of class folders, or flat); a tar of one; WebDataset shards; STL-10's ``*_X.bin``; CIFAR's
             Python or binary files; Parquet or Arrow files with a column of images; another store. All but a store may
-            be given by path, URI or pattern (see ``files.expand_pattern``).
+            be given by path, URI or pattern (see ``files.expand_pattern``). Hidden files (see ``files.hidden_part``) in
+            a folder, a tar or among those of a pattern are passed over.
+        known: the classes of the store that the images are added to: where all images lie in one folder that has the
+            name of one of them, they are of that class.
 
     Raises:
         SourceError: the source does not exist, has none of these, or has files of several kinds.
     """
     name = os.fspath(source)
     folder = Path(name)
-    if not is_pattern(name) and not os.path.exists(name):
+    if not os.path.exists(name) and not is_pattern(name):
         raise SourceError(f"{name}: no such file or folder")
     if os.path.isfile(folder / MANIFEST):  # these two take any text, unlike the functions of Path
         return list_stores(name, [folder])
-    files = images.files_below(folder) if os.path.isdir(name) else expand_pattern(name)
-    if found := images.find_images(files):
-        return images.list_images(name, files, found)
+    found = files_below(folder) if os.path.isdir(name) else expand_pattern(name)
+    parts = {} if os.path.isfile(name) else {file.key: hidden_part(file.key) for file in found}  # a named file is meant
+    hidden = tuple(LeftOut(part, "hidden") for part in dict.fromkeys(filter(None, parts.values())))
+    files = [file for file in found if parts.get(file.key) is None]
+    if hidden and not files:
+        raise SourceError(f"{name}: all files are hidden, below {hidden[0].key}: hidden files are passed over")
+    listed = _list_files(name, files, known)
+    return replace(listed, passed_over=(*listed.passed_over, *hidden))
+
+
+def _list_files(name: str, files: list[File], known: Collection[str]) -> Source:
+    """List the images in files, or among them."""
+    if found := find_images(files):
+        return images.list_images(name, files, found, known)
     by_kind: dict[str, list[File]] = {}
     for file in files:
         by_kind.setdefault(_kind_of(file), []).append(file)
@@ -60,14 +83,15 @@ def list_source(source: str | os.PathLike[str]) -> Source:
         raise SourceError(f"{name}: files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern")
     if not by_kind:
         raise SourceError(
-            f"{name}: no image file ({images.FORMATS}) among {len(files)} files, and no tar,"
+            f"{name}: no image file ({FORMATS}) among {len(files)} files, and no tar,"
             " Parquet or Arrow file, nor any of STL-10 or CIFAR"
         )
     [(kind, alike)] = by_kind.items()
     list_kind, known_endings = _KINDS[kind]
-    listed = list_kind(name, alike)
-    unexpected = (file.key for file in others if not file.path.endswith(known_endings))
-    return replace(listed, non_images=(*listed.non_images, *unexpected))
+    listed = list_kind(name, alike) if kind != "tar" else images.list_tars(name, alike, known)
+    unexpected = [file.key for file in others if not file.path.endswith(known_endings)]
+    foreign, beside = accompanies([file.key for file in alike], unexpected)
+    return replace(listed, left_out=(*listed.left_out, *foreign), passed_over=(*listed.passed_over, *beside))
 
 
 def _kind_of(file: File) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import posixpath
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -27,6 +29,26 @@ def count_images(file: File, num_bytes: int, image_bytes: int, dataset: str) -> 
 def to_unicode(name: str) -> str:
     """Return a file's or class's name with "?" in place of bytes that are not text."""
     return name.encode(errors="replace").decode(errors="replace")
+
+
+def class_name(name: str) -> str:
+    """Return a class's name as stores keep it: in Unicode's composed form, without blanks around it.
+
+    So one name stays one class, whichever way a file system or an editor writes it.
+    """
+    return unicodedata.normalize("NFC", to_unicode(name)).strip() or to_unicode(name)
+
+
+def key_form(key: str) -> str:
+    """Return an image's key in the form in which two spellings of it are compared."""
+    return posixpath.normpath(unicodedata.normalize("NFC", to_unicode(key)))
+
+
+class LeftOut(NamedTuple):
+    """A file that does not become an image of the store, and the reason: a few words, perhaps with more behind ": "."""
+
+    key: str
+    reason: str
 
 
 class Member(NamedTuple):
@@ -70,19 +92,23 @@ class Source:
     Attributes:
         name: the name that the user gave.
         num_images: how many images ``members`` yields.
-        non_images: paths of files in it that are not images.
+        left_out: files in it that do not become images, though a person may think so.
+        passed_over: files in it that are hidden, or that accompany images: nobody misses them as images.
         class_names: the names that labels are indices into; empty if no image has a label.
         fingerprint: a text that changes when anything in the source changes.
         members: a function that yields all images, in the same order at each call.
+        keys: their keys, where these are known without reading the images.
         treatment: what was done to the pixels, where the images are those of stores; else None.
     """
 
     name: str
     num_images: int
-    non_images: tuple[str, ...]
     class_names: tuple[str, ...]
     fingerprint: str
     members: Callable[[], Iterator[Member]]
+    left_out: tuple[LeftOut, ...] = ()
+    passed_over: tuple[LeftOut, ...] = ()
+    keys: Sequence[str] | None = None
     treatment: Treatment | None = None
 
     def select(self, hash_range: HashRange) -> Source:
@@ -103,11 +129,24 @@ class Source:
         return replace(self, num_images=estimate, fingerprint=f"{self.fingerprint} {hash_range}", members=members)
 
     def with_class_names(self, names: tuple[str, ...]) -> Source:
-        """Renumber the labels as indices into ``names``, which must contain all of ``class_names``."""
-        numbers = [names.index(name) for name in self.class_names]
+        """Renumber the labels as indices into ``names``, which must contain all of ``class_names``, in any form."""
+        known = {class_name(name): number for number, name in reversed(list(enumerate(names)))}
+        numbers = [known[class_name(name)] for name in self.class_names]
 
         def members() -> Iterator[Member]:
             for member in self.members():
                 yield member._replace(label=member.label if member.label == NO_LABEL else numbers[member.label])
 
         return replace(self, class_names=names, members=members)
+
+    def with_labels(self, labels: Mapping[str, str], names: tuple[str, ...]) -> Source:
+        """Replace the classes: ``labels`` maps the ``key_form`` of a key to one of ``names``; others get no label."""
+        numbers = {name: number for number, name in enumerate(names)}
+
+        def members() -> Iterator[Member]:
+            for member in self.members():
+                name = labels.get(key_form(member.key))
+                yield member._replace(label=NO_LABEL if name is None else numbers[name])
+
+        digest = xxhash.xxh3_64_hexdigest(repr(sorted(labels.items())).encode(errors="replace"))
+        return replace(self, class_names=names, fingerprint=f"{self.fingerprint} {digest}", members=members)

@@ -91,7 +91,7 @@ def list_cifar(name: str, files: Sequence[File]) -> Source:
 
     names_file, class_names = _class_names(files[0], found[0][0])
     total, listed = sum(num_images for _, num_images in found), [*files, *filter(None, [names_file])]
-    return Source(name, total, (), class_names, fingerprint(listed), members)
+    return Source(name, total, class_names, fingerprint(listed), members)
 
 
 def _read_part(file: File) -> _Part:

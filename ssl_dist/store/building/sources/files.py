@@ -24,6 +24,10 @@ _WILDCARD = re.compile(r"[*?\[]")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})", re.ASCII)
 _MAX_FILES = 1_000_000  # files that the braces of a pattern may stand for
+# what file systems, file managers and archivers leave between a person's files, in lower case
+_OF_THE_SYSTEM = frozenset(
+    {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"}
+)
 _MAX_RATIO, _SLACK_BYTES = 50, 8 << 20
 
 
@@ -120,6 +124,41 @@ def fingerprint(files: Iterable[File]) -> str:
     return digest.hexdigest()
 
 
+def hidden_part(key: str) -> str | None:
+    """Return the beginning of a path up to its first hidden name; None: no name in it is hidden.
+
+    Hidden are names that begin with a dot (``.git``, ``.ipynb_checkpoints``, ``._photo.jpg``), and those of files and
+    folders that systems make for themselves (``__MACOSX``, ``@eaDir``, ``Thumbs.db``).
+    """
+    names = key.split("/")
+    for number, name in enumerate(names, 1):
+        if (name.startswith(".") and name not in (".", "..")) or name.lower() in _OF_THE_SYSTEM:
+            return "/".join(names[:number])
+    return None
+
+
+def files_below(folder: Path) -> list[File]:
+    """List all files below a folder, sorted; links to folders are followed, but no folder is entered twice.
+
+    A hidden folder is not entered; it is listed as if it were a file.
+
+    Raises:
+        SourceError: a folder cannot be read.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise SourceError(f"{error.filename}: {error.strerror}")
+
+    keys, seen = list[str](), set()
+    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
+        seen.add(os.path.realpath(root))
+        hidden = list(filter(hidden_part, folders))
+        others = [name for name in folders if name not in hidden]
+        folders[:] = [name for name in others if os.path.realpath(os.path.join(root, name)) not in seen]
+        keys += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *hidden)]
+    return [local_file(str(folder / key), key) for key in sorted(keys)]
+
+
 def is_pattern(text: str) -> bool:
     """Return whether a text is a URI or has wildcards or braces, so that it is not a plain local path."""
     return "://" in text or bool(_WILDCARD.search(text) or _BRACES.search(text))
@@ -131,23 +170,36 @@ def expand_pattern(pattern: str) -> list[File]:
     Args:
         pattern: a path or URI (s3://, gs://, file:// ...). It may have ``{000..127}`` and ``{a,b}``; ``*``, ``?`` and
             ``[...]`` within a name; and ``**`` as a name, for any number of folders. In a URI, ``?`` begins the
-            options. A folder stands for all files below it.
+            options. A folder stands for all files below it. A local file or folder that has the name of a pattern, such
+            as ``a[1]``, is taken as it stands, also at the beginning of a longer pattern.
 
     Raises:
         SourceError: the pattern stands for no file, or its folder cannot be reached.
     """
     files: dict[str, File] = {}
-    for expanded in _expand_braces(pattern):
-        matches = sorted(_match_files(expanded), key=lambda file: file.path)
+    there, rest = _split_at_existing(pattern)
+    for expanded in _expand_braces(rest, pattern):
+        matches = sorted(_match_files(there, expanded), key=lambda file: file.path)
         if not matches:
-            raise SourceError(f"{expanded}: no such file" + (f" (of {pattern})" if expanded != pattern else ""))
+            of_pattern = f" (of {pattern})" if expanded != rest else ""
+            raise SourceError(f"{there}{expanded}: no such file{of_pattern}")
         files |= {file.path: file for file in matches}
     return list(files.values())
 
 
-def _expand_braces(pattern: str) -> Iterator[str]:
-    """Replace each brace by each of its choices; the last brace changes first, and braces do not nest."""
-    parts = _BRACES.split(pattern)  # text, what is inside braces, text, ...
+def _split_at_existing(pattern: str) -> tuple[str, str]:
+    """Split a pattern behind the names that are there as they stand; of a URI, none is looked up."""
+    names, there = pattern.split("/"), 0
+    if "://" not in pattern:
+        while there < len(names) and os.path.exists("/".join(names[: there + 1]) or "/"):
+            there += 1
+    head = "/".join(names[:there])
+    return (head, "") if there == len(names) else (f"{head}/" if there else "", "/".join(names[there:]))
+
+
+def _expand_braces(text: str, pattern: str) -> Iterator[str]:
+    """Replace each brace in the text, a part of a pattern, by each of its choices, of which the last changes first."""
+    parts = _BRACES.split(text)  # text, what is inside braces, text, ...
     choices = [_brace_choices(pattern, part) if number % 2 else [part] for number, part in enumerate(parts)]
     if math.prod(map(len, choices)) > _MAX_FILES:
         raise SourceError(f"{pattern}: its braces stand for more than {_MAX_FILES:,} files")
@@ -163,8 +215,10 @@ def _brace_choices(pattern: str, text: str) -> list[str]:
     return [f"{number:0{len(numbers[1])}d}" for number in range(first, last + 1)]
 
 
-def _match_files(pattern: str) -> Iterator[File]:
+def _match_files(there: str, pattern: str) -> Iterator[File]:
+    """Yield the files that a pattern without braces stands for, behind a beginning that is taken as it stands."""
     folder, wildcards = _split_at_wildcard(pattern)
+    folder = there + folder
     filesystem, base = _resolve(folder)
     try:
         if not wildcards:
@@ -180,7 +234,7 @@ def _match_files(pattern: str) -> Iterator[File]:
             if info.type == fs.FileType.File and _matches(parts, key):
                 yield _describe(filesystem, info, key)
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise SourceError(f"{pattern} cannot be reached ({error})") from None
+        raise SourceError(f"{there}{pattern} cannot be reached ({error})") from None
 
 
 def _split_at_wildcard(pattern: str) -> tuple[str, str]:

@@ -1,173 +1,255 @@
 """Image files as a source: in folders, or in tars, each of which may be a WebDataset shard.
 
-An image's class is the first folder that the images do not all share. In a WebDataset shard it is the number in the
-``.cls`` file of the same sample. A tar is read twice: once for the names, where the data of an uncompressed tar is
-skipped, and once for the images, in the same order. Nothing is extracted, and no name in an archive is used as a path.
+An image's class is the first folder that the images do not all share, or the number in the ``.cls`` file of its sample
+(see ``samples``). A tar is read twice: once for the names, where the data of an uncompressed tar is skipped, and once
+for the images, in the same order. Nothing is extracted, and no name in an archive is used as a path. A link in a tar is
+an image like the file that it leads to, and follows it in the store.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path, PurePosixPath
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+from posixpath import normpath
+from typing import NamedTuple
+
+import xxhash
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.building.sources.base import MAX_CLASSES, Member, Source, to_unicode
-from ssl_dist.store.building.sources.files import File, fingerprint, local_file, open_source_file
-from ssl_dist.store.building.sources.tars import regular_files
+from ssl_dist.store.building.sources.base import LeftOut, Member, Source, class_name, to_unicode
+from ssl_dist.store.building.sources.files import File, fingerprint, hidden_part, open_source_file
+from ssl_dist.store.building.sources.image_names import FORMATS, begins_as_image, is_image, may_be_image, was_image
+from ssl_dist.store.building.sources.samples import CLASS_SUFFIX, MAX_CLASS_BYTES, Samples, accompanies
+from ssl_dist.store.building.sources.tars import TarMember, read_members
 from ssl_dist.store.decode import MAX_FILE_BYTES
-from ssl_dist.store.image_files import HEAD_BYTES, WEB_PAGE, format_of
+from ssl_dist.store.image_files import HEAD_BYTES
 from ssl_dist.store.schema import NO_LABEL
 
-FORMATS = "JPEG, PNG, WebP, BMP"
-# suffixes of images, also in formats that are not read: ``decode`` goes by the first bytes, and names such a format
-_IMAGE_SUFFIX = re.compile(
-    r"\.(jpe?g|jpe|jfif|jif|jfi|pjp(eg)?|a?png|webp|bmp|dib|gif|tiff?|avif|hei[cf]|hif|jp2|j2k|jp[cfx]|jxl|psd|ico|svg)",
-    re.IGNORECASE,
-)
-# suffixes of files that are no images; files with neither are opened and their first bytes read, which takes time
-_OTHER_SUFFIX = re.compile(
-    r"\.(txt|md|rst|log|[ct]sv|jsonl?|xml|ya?ml|toml|ini|cfg|conf|html?|css|js|url|cls|id|py|sh|ipynb|c|cpp|h|np[yz]|pkl"
-    r"|pickle|pt|pth|safetensors|mat|h5|hdf5|parquet|arrow|feather|tfrecord|[lm]db|db|sqlite|zip|tar|t?gz|bz2|xz|zst|7z"
-    r"|rar|pdf|docx?|xlsx?|pptx?|mp[34]|m4v|mov|avi|mkv|webm|wav|flac|ogg|lnk|exe|dll|so|tmp|part|crdownload|md5|sha256)",
-    re.IGNORECASE,
-)
-_EARLIER_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
-_CLASS_SUFFIX = ".cls"  # of the file in a WebDataset sample that contains the number of its class
-_MAX_DIGITS = 9  # of that number
+_MAX_LINKS = 16  # links that lead from one to the next
 
 
-def is_image(name: str) -> bool:
-    """Return whether a file's name is that of an image, and not hidden."""
-    return bool(_IMAGE_SUFFIX.fullmatch(_suffix(name)))
-
-
-def may_be_image(name: str) -> bool:
-    """Return whether only its first bytes tell if a file is an image: its name has no suffix that is known."""
-    is_hidden = name.rpartition("/")[2].startswith(".")
-    return not (is_hidden or _IMAGE_SUFFIX.fullmatch(_suffix(name)) or _OTHER_SUFFIX.fullmatch(_suffix(name)))
-
-
-def _suffix(name: str) -> str:
-    """Return the suffix of a file's name with its dot; that of a hidden file is empty."""
-    name = name.rpartition("/")[2]
-    return "" if name.startswith(".") else os.path.splitext(name)[1]
-
-
-def begins_as_image(start: bytes) -> bool:
-    """Return whether a file begins as an image of any format does, also of one that is not read."""
-    return format_of(start) not in (None, WEB_PAGE)
-
-
-def find_images(files: Sequence[File]) -> list[File]:
-    """Return the files that are images by their names, or by their first bytes if the name does not tell."""
-    return [
-        file
-        for file in files
-        if file.is_regular and (is_image(file.key) or (may_be_image(file.key) and begins_as_image(_read_start(file))))
-    ]
-
-
-def _read_start(file: File) -> bytes:
-    """Return the first bytes of a file; those of one that is not there or not readable are none.
+def list_images(name: str, files: Sequence[File], found: Sequence[File], known: Collection[str] = ()) -> Source:
+    """List the images ``found`` among files; ``known`` are the classes of the store that they are added to.
 
     Raises:
-        SourceError: the file cannot be read now, but perhaps later.
+        SourceError: there is no image, or the class of a sample is not a number.
     """
-    try:
-        with file.open() as content:
-            return content.read(HEAD_BYTES)
-    except (FileNotFoundError, PermissionError):
-        return b""
-    except OSError as error:
-        raise SourceError(f"{file.key} cannot be read ({error}): call again") from None
-
-
-def files_below(folder: Path) -> list[File]:
-    """List all files below a folder, sorted; links to folders are followed, but no folder is entered twice.
-
-    Raises:
-        SourceError: a folder cannot be read.
-    """
-
-    def refuse(error: OSError) -> None:
-        raise SourceError(f"{error.filename}: {error.strerror}")
-
-    keys, seen = list[str](), set()
-    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        seen.add(os.path.realpath(root))
-        folders[:] = [name for name in folders if os.path.realpath(os.path.join(root, name)) not in seen]
-        keys += [(Path(root) / name).relative_to(folder).as_posix() for name in files]
-    return [local_file(str(folder / key), key) for key in sorted(keys)]
-
-
-def list_images(name: str, files: Sequence[File], images: Sequence[File]) -> Source:
-    """List the images among files.
-
-    Raises:
-        SourceError: there is no image.
-    """
-    paths = {file.path for file in images}
-    non_images = tuple(file.key for file in files if file.path not in paths)
-    names, label = _find_classes(name, [file.key for file in images], len(files))
+    paths = frozenset(file.path for file in found)
+    others = [file for file in files if file.path not in paths]
+    classes = {file.path: _read_class(file) for file in others if file.is_regular and _is_class(file.key)}
+    # by paths: where braces of a pattern name several folders, files of two may have the same key
+    samples = Samples(name, [file.path for file in found], classes)
+    chosen, key_of = frozenset(samples.images), {file.path: file.key for file in files}
+    images = [file for file in found if file.path in chosen]
+    keys = [file.key for file in images]
+    names, folder_label = _find_classes(name, keys, len(files), map(_folder_of, images), known)
+    if samples.labels:
+        names = samples.class_names
+    foreign, passed_over = accompanies(
+        [file.key for file in found], [file.key for file in others if file.path not in classes]
+    )
+    left_out = (*foreign, *(LeftOut(key_of[path], reason) for path, reason in samples.left_out))
 
     def members() -> Iterator[Member]:
-        return (Member(file.key, label(file.key), file) for file in images)
+        for file in images:
+            label = samples.label(file.path) if samples.labels else folder_label(file.key)
+            yield Member(file.key, label, file)
 
-    return Source(name, len(images), non_images, names, _identity(files, [file.key for file in images]), members)
+    found_before = [file.key for file in files if file.is_regular and was_image(file.key)]
+    identity = _identity(files, [samples], keys == found_before)
+    return Source(name, len(keys), names, identity, members, left_out, tuple(passed_over), keys)
 
 
-def list_tars(name: str, tars: Sequence[File]) -> Source:
-    """List the regular files in tars, in their order.
+class _ListedTar(NamedTuple):
+    """A tar's images and classes. ``keys_of`` gives the keys of the images that a member of it becomes."""
+
+    samples: Samples
+    keys_of: dict[int, list[str]]
+    found_before: list[str]
+    left_out: list[LeftOut]
+    passed_over: list[LeftOut]
+    num_files: int
+
+
+def list_tars(name: str, tars: Sequence[File], known: Collection[str] = ()) -> Source:
+    """List the files in tars, in their order; ``known`` are the classes of the store that they are added to.
 
     Raises:
-        SourceError: no file is an image, a tar is damaged or cut, or a WebDataset sample's class is not a number.
+        SourceError: no file is an image, a tar is damaged or cut, or the class of a WebDataset sample is not a number.
     """
-    keys, non_images = list[str](), list[str]()
-    labels: dict[str, int] = {}
-    for tar in tars:
-        for key, content in _read_tar(tar, lambda name: name.endswith(_CLASS_SUFFIX) or may_be_image(name)):
-            if is_image(key) or (may_be_image(key) and begins_as_image(content or b"")):
-                keys.append(key)
-            elif key.endswith(_CLASS_SUFFIX) and content is not None:
-                labels[_sample_name(tar, key)] = _parse_class(tar, key, content)
-            else:
-                non_images.append(key)
-    names, folder_label = _find_classes(name, keys, len(keys) + len(non_images))
-    if labels:
-        names = tuple(map(str, range(max(labels.values()) + 1)))
+    listed = [_list_tar(tar) for tar in tars]
+    keys = [key for one in listed for at in one.keys_of.values() for key in at]
+    folders, num_files = (key.rpartition("/")[0] for key in keys), sum(one.num_files for one in listed)
+    names, folder_label = _find_classes(name, keys, num_files, folders, known)
+    is_labelled = any(one.samples.labels for one in listed)
+    if is_labelled:
+        names = max((one.samples.class_names for one in listed), key=len)
 
     def members() -> Iterator[Member]:
-        for tar in tars:
-            for key, content in _read_tar(tar, lambda name: is_image(name) or may_be_image(name)):
-                if content is not None and (is_image(key) or begins_as_image(content)):
-                    label = labels.get(_sample_name(tar, key), NO_LABEL) if labels else folder_label(key)
-                    yield Member(key, label, content)
+        # a file that is larger than an image may be is cut one byte above that size, so that ``decode`` refuses it
+        for tar, one in zip(tars, listed, strict=True):
+            label = one.samples.label if is_labelled else folder_label
+            for number, member in enumerate(_read_tar(tar, partial(_is_in, one.keys_of), MAX_FILE_BYTES + 1)):
+                for key in one.keys_of.get(number, ()):
+                    yield Member(key, label(key), member.content or b"")
 
-    return Source(name, len(keys), () if labels else tuple(non_images), names, _identity(tars, keys), members)
+    left_out = tuple(file for one in listed for file in one.left_out)
+    passed_over = tuple(file for one in listed for file in one.passed_over)
+    found_before = [key for one in listed for key in one.found_before]
+    identity = _identity(tars, [one.samples for one in listed], keys == found_before)
+    return Source(name, len(keys), names, identity, members, left_out, passed_over, keys)
 
 
-def _identity(files: Sequence[File], keys: Sequence[str]) -> str:
-    """Return a fingerprint of the files, and of how many images are in them where earlier versions found fewer."""
+def _identity(files: Sequence[File], samples: Sequence[Samples], are_as_before: bool) -> str:
+    """Return a fingerprint of the files, and of their images and classes where earlier versions had other rules."""
     digest = fingerprint(files)
-    return digest if all(key.lower().endswith(_EARLIER_SUFFIXES) for key in keys) else f"{digest} {len(keys)}"
+    if are_as_before and not any(one.labels for one in samples):
+        return digest
+    found = repr([(one.images, one.labels) for one in samples])
+    return f"{digest} {xxhash.xxh3_64_hexdigest(found.encode())}"
 
 
-def _find_classes(name: str, keys: Sequence[str], num_files: int) -> tuple[tuple[str, ...], Callable[[str], int]]:
+@dataclass
+class _Contents:
+    """The members of a tar that are not hidden, by their kinds.
+
+    Attributes:
+        files: the number and the key of each regular file, by its path.
+        links: each link, by its path.
+        classes: the beginnings of ``.cls`` files, by their keys.
+        pictures: the numbers of files that are images by their names or first bytes.
+        found_before: the keys of the images that earlier versions found.
+    """
+
+    files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    links: dict[str, TarMember] = field(default_factory=dict)
+    classes: dict[str, bytes] = field(default_factory=dict)
+    pictures: set[int] = field(default_factory=set)
+    found_before: list[str] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+    hidden: dict[str, LeftOut] = field(default_factory=dict)
+    count: int = 0
+
+    def is_image(self, number: int, key: str) -> bool:
+        """Return whether a file is an image, by the name that it has or that a link gives it, or by its first bytes."""
+        return is_image(key) or (may_be_image(key) and number in self.pictures)
+
+
+def _read_contents(tar: File) -> _Contents:
+    """Read a tar once. Of several files of one name the last counts, as when the tar is extracted."""
+    found = _Contents()
+    for number, member in enumerate(_read_tar(tar, _tells_by_content, HEAD_BYTES)):
+        key, path, start, found.count = member.name, normpath(member.name), member.content or b"", number + 1
+        if member.is_regular and was_image(key):
+            found.found_before.append(key)
+        if part := hidden_part(key):
+            found.hidden[part] = LeftOut(part, "hidden")
+        elif member.target is not None:
+            found.links[path] = member
+        elif not member.is_regular:
+            found.left_out += [LeftOut(key, "not a regular file")] if is_image(key) else []
+        elif _is_class(key):
+            content = start[: MAX_CLASS_BYTES + 1]
+            if found.classes.setdefault(key, content).strip() != content.strip():
+                raise SourceError(f"{tar.path}: there are two files {key}, with different classes: keep one")
+        else:
+            if path in found.files:
+                replaced = LeftOut(found.files[path][1], "replaced: a later file in the tar has the same name")
+                found.left_out.append(replaced)
+            found.files[path] = (number, key)
+            found.pictures |= {number} if is_image(key) or begins_as_image(start) else set()
+    return found
+
+
+def _list_tar(tar: File) -> _ListedTar:
+    found = _read_contents(tar)
+    linked, lost = _follow_links(found.links, found.files, found.classes)
+    pairs, others = list[tuple[int, str]](), list[str]()
+    for number, key in (*found.files.values(), *linked):
+        if found.is_image(number, key):
+            pairs.append((number, key))
+        else:
+            others.append(key)
+    samples = Samples(tar.path, [key for _, key in pairs], found.classes, in_tar=True)
+    chosen, keys_of = frozenset(samples.images), dict[int, list[str]]()
+    for number, key in sorted(pairs, key=lambda pair: pair[0]):
+        if key in chosen:
+            keys_of.setdefault(number, []).append(key)
+    foreign, beside = accompanies([key for _, key in pairs], others)
+    left_out, passed_over = [*found.left_out, *lost, *foreign, *samples.left_out], [*beside, *found.hidden.values()]
+    return _ListedTar(samples, keys_of, found.found_before, left_out, passed_over, found.count)
+
+
+def _follow_links(
+    links: dict[str, TarMember], files: dict[str, tuple[int, str]], classes: dict[str, bytes]
+) -> tuple[list[tuple[int, str]], list[LeftOut]]:
+    """Return the number of the file that each link leads to, with the link's own key, and the links that lead nowhere.
+
+    A link to a file of a class is added to ``classes``.
+    """
+    linked, lost = list[tuple[int, str]](), list[LeftOut]()
+    of_class = {normpath(key): content for key, content in classes.items()}
+    for member in links.values():
+        target = normpath(member.target or "")
+        for _ in range(_MAX_LINKS):
+            if target not in links:
+                break
+            target = normpath(links[target].target or "")
+        if target in files:
+            linked.append((files[target][0], member.name))
+        elif target in of_class and _is_class(member.name):
+            classes[member.name] = of_class[target]
+        else:
+            lost.append(LeftOut(member.name, f"a link to no file of the tar: {to_unicode(member.target or '')}"))
+    return linked, lost
+
+
+def _is_in(numbers: Collection[int], number: int, _: str) -> bool:
+    return number in numbers
+
+
+def _tells_by_content(_: int, name: str) -> bool:
+    return _is_class(name) or may_be_image(name)
+
+
+def _is_class(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() == CLASS_SUFFIX and hidden_part(name) is None
+
+
+def _read_class(file: File) -> bytes:
+    with open_source_file(file, "file of a class") as content:
+        return content.read(MAX_CLASS_BYTES + 1)
+
+
+def _folder_of(file: File) -> str:
+    path = os.path.abspath(file.path) if file.filesystem is None else file.path
+    return PurePosixPath(path).parent.as_posix()
+
+
+def _find_classes(
+    name: str, keys: Sequence[str], num_files: int, folders_of_all: Iterable[str], known: Collection[str]
+) -> tuple[tuple[str, ...], Callable[[str], int]]:
     """Return the names of the classes of a source, and a function that returns the class of an image by its key.
 
-    The function returns NO_LABEL for an image above the class folders.
+    The function returns NO_LABEL for an image above the class folders. Where all images lie in one folder that has the
+    name of a ``known`` class, they are of that class.
     """
     if not keys:
         raise SourceError(f"{name}: no image file ({FORMATS}) among {num_files} files")
     parents = {PurePosixPath(key).parts[:-1] for key in keys}
+    of_all = {class_name(folder.rpartition("/")[2]) for folder in set(folders_of_all)} if len(parents) == 1 else set()
+    if len(of_all) == 1 and of_all <= set(map(class_name, known)):
+        return tuple(of_all), lambda key: 0
     depth = len(os.path.commonprefix(list(parents)))  # noqa: RUF071  (these are tuples: it compares folders)
     folders = sorted({parent[depth] for parent in parents if len(parent) > depth})
-    names = tuple(map(to_unicode, folders))
-    if len(set(names)) < len(names):
+    if len(set(map(to_unicode, folders))) < len(folders):
         raise SourceError(f"{name}: names of folders that are not text would become the same class: rename them")
-    numbers = {folder: number for number, folder in enumerate(folders)}
+    names = tuple(dict.fromkeys(map(class_name, folders)))
+    by_name = {name: number for number, name in enumerate(names)}
+    numbers = {folder: by_name[class_name(folder)] for folder in folders}
 
     def label(key: str) -> int:
         below = PurePosixPath(key).parts[depth:-1]
@@ -176,25 +258,7 @@ def _find_classes(name: str, keys: Sequence[str], num_files: int) -> tuple[tuple
     return names, label
 
 
-def _sample_name(tar: File, key: str) -> str:
-    """Return the WebDataset sample that a file belongs to: its path up to the first dot of its name."""
-    folder, _, name = key.rpartition("/")
-    return f"{tar.path}\n{folder}/{name.partition('.')[0]}"
-
-
-def _parse_class(tar: File, key: str, content: bytes) -> int:
-    digits = content.strip()
-    if not (digits.isdigit() and len(digits) <= _MAX_DIGITS):
-        raise SourceError(f"{tar.path}: {key} is not the number of a class")
-    if (number := int(digits)) >= MAX_CLASSES:
-        raise SourceError(f"{tar.path}: {key} says class {number}: number the classes from 0, below {MAX_CLASSES:,}")
-    return number
-
-
-def _read_tar(tar: File, is_wanted: Callable[[str], bool]) -> Iterator[tuple[str, bytes | None]]:
-    """Yield the regular files of a tar in archive order, with the content of those that are wanted by name.
-
-    A file that is larger than an image may be is cut one byte above that size, so that ``decode`` refuses it.
-    """
+def _read_tar(tar: File, is_wanted: Callable[[int, str], bool], max_bytes: int) -> Iterator[TarMember]:
+    """Yield the members of a tar in archive order, with up to ``max_bytes`` of those that are wanted."""
     with open_source_file(tar, "tar file") as packed:
-        yield from regular_files(packed, is_wanted, MAX_FILE_BYTES + 1)
+        yield from read_members(packed, is_wanted, max_bytes)

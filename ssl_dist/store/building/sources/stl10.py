@@ -59,7 +59,7 @@ def list_stl10(name: str, files: Sequence[File]) -> Source:
 
     labels_files = [part.labels_file for part in parts if part.labels_file]
     total = sum(len(part.labels) for part in parts)
-    return Source(name, total, (), _CLASSES if labels_files else (), fingerprint([*files, *labels_files]), members)
+    return Source(name, total, _CLASSES if labels_files else (), fingerprint([*files, *labels_files]), members)
 
 
 def _read_part(file: File) -> _Part:

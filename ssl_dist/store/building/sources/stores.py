@@ -9,7 +9,7 @@ from pathlib import Path
 import xxhash
 
 from ssl_dist.errors import StoreError, printable
-from ssl_dist.store.building.sources.base import Member, Source, Treatment
+from ssl_dist.store.building.sources.base import Member, Source, Treatment, class_name
 from ssl_dist.store.decode import MIXED, combine_alpha, describe_alpha, describe_resize
 from ssl_dist.store.image_store import ImageStore
 from ssl_dist.store.schema import MANIFEST, NO_LABEL
@@ -33,11 +33,15 @@ def list_stores(name: str, paths: Sequence[Path]) -> Source:
             expected, found = getattr(first.manifest, field), getattr(store.manifest, field)
             if expected != found:
                 raise StoreError(f"{first.name} has {field} {expected} and {store.name} {found}: build one again")
-    names = tuple(dict.fromkeys(name for store in stores for name in store.class_names))
+    by_form = dict[str, str]()
+    for store in stores:
+        for class_ in store.class_names:
+            by_form.setdefault(class_name(class_), class_)
+    numbers_of = {form: number for number, form in enumerate(by_form)}
 
     def members() -> Iterator[Member]:
         for store in stores:
-            numbers = {label: names.index(name) for label, name in enumerate(store.class_names)}
+            numbers = {label: numbers_of[class_name(one)] for label, one in enumerate(store.class_names)}
             for key, label, content in store.rows():
                 yield Member(key, numbers.get(label, NO_LABEL), content)
 
@@ -48,4 +52,4 @@ def list_stores(name: str, paths: Sequence[Path]) -> Source:
     if treatment.alpha == MIXED:
         found = ", ".join(f"{store.name}: {describe_alpha(store.manifest.alpha)}" for store in stores)
         log.warning("transparency differs (%s): appended images will be composited onto white", printable(found))
-    return Source(name, sum(map(len, stores)), (), names, digest, members, treatment)
+    return Source(name, sum(map(len, stores)), tuple(by_form.values()), digest, members, treatment=treatment)

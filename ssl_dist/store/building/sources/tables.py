@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from pyarrow import parquet
 
 from ssl_dist.errors import SourceError
-from ssl_dist.store.building.sources.base import MAX_CLASSES, Member, Source, to_unicode
+from ssl_dist.store.building.sources.base import MAX_CLASSES, Member, Source, class_name
 from ssl_dist.store.building.sources.files import File, fingerprint, max_unpacked_bytes, open_source_file
 from ssl_dist.store.schema import NO_LABEL, is_shard_schema
 
@@ -37,7 +37,8 @@ def list_tables(name: str, files: Sequence[File]) -> Source:
 
     The column of images is binary, or Hugging Face's struct of ``bytes`` and ``path``. It is called ``image``, ``img``,
     ``jpg``, ``jpeg`` or ``png``, or is the only such column. Labels are whole numbers in ``label``, ``labels``,
-    ``cls``, ``class`` or ``fine_label``; Hugging Face's metadata names the classes, where it is there.
+    ``cls``, ``class`` or ``fine_label``; Hugging Face's metadata names the classes, where it is there. The letters of
+    these names may be capital ones. A negative label, such as -1, means none.
 
     Raises:
         SourceError: a file cannot be read, has no such column or is a shard of a store, or columns or labels differ.
@@ -60,7 +61,7 @@ def list_tables(name: str, files: Sequence[File]) -> Source:
         for file in files:
             yield from _read_members(file, columns)
 
-    return Source(name, total, (), names if largest >= 0 else (), fingerprint(files), members)
+    return Source(name, total, names if largest >= 0 else (), fingerprint(files), members)
 
 
 def _read_labels(file: File, column: str) -> tuple[int, int]:
@@ -111,13 +112,13 @@ def _find_columns(file: File) -> _Columns:
         if repeated := [name for name, count in Counter(schema.names).items() if count > 1]:
             raise SourceError(f"{file.path} has several columns called {repeated[0]}: rename them")
         candidates = [field.name for field in schema if _holds_images(field.type)]
-    named = [name for name in _IMAGE_COLUMNS if name in candidates] or candidates
+    named = _known(_IMAGE_COLUMNS, candidates, file) or candidates
     if not named or (len(candidates) > 1 and named == candidates):
         raise SourceError(
             f"{file.path} has no column, or several, that may be the images among {', '.join(schema.names):.300}: it"
             f" must be binary or a struct with bytes, and its name one of {', '.join(_IMAGE_COLUMNS)}"
         )
-    labels = {name: schema.field(name).type for name in _LABEL_COLUMNS if name in schema.names}
+    labels = {name: schema.field(name).type for name in _known(_LABEL_COLUMNS, schema.names, file)}
     label = next((name for name, kind in labels.items() if pa.types.is_integer(kind)), None)
     if labels and label is None:
         [(name, kind), *_] = labels.items()
@@ -126,6 +127,19 @@ def _find_columns(file: File) -> _Columns:
             " build without labels"
         )
     return _Columns(named[0], label, _class_names(schema, label) if label else ())
+
+
+def _known(wanted: Sequence[str], names: Sequence[str], file: File) -> list[str]:
+    """Return the names that are wanted, in the order of ``wanted``, by any case of letters.
+
+    Raises:
+        SourceError: two of them differ in their case alone.
+    """
+    found = [[name for name in names if name.lower() == one] for one in wanted]
+    for alike in found:
+        if len(alike) > 1:
+            raise SourceError(f"{file.path} has the columns {' and '.join(alike)}: rename all but one")
+    return [name for [name] in filter(None, found)]
 
 
 def _holds_images(kind: pa.DataType) -> bool:
@@ -140,7 +154,7 @@ def _class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
         names = features[label]["names"]
     except (KeyError, TypeError, ValueError):
         return ()
-    return tuple(to_unicode(str(name)) for name in names) if isinstance(names, list) else ()
+    return tuple(class_name(str(name)) for name in names) if isinstance(names, list) else ()
 
 
 def _open_reader(content: IO[bytes], columns: Sequence[str] = ()) -> Any:

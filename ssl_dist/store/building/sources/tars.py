@@ -13,6 +13,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import lzma
+import posixpath
 import re
 import zlib
 from collections.abc import Callable, Iterator
@@ -27,14 +28,39 @@ _MAX_HEADERS = 16  # of one member, with its extension headers
 _MAX_SIZE = 1 << 63
 _OPENERS: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZh": bz2.open, b"\xfd7zXZ": lzma.open}
 _REGULAR, _NO_DATA = b"0\x007", b"123456"  # kinds: 7, a contiguous file, is regular; links, devices, folders: no data
+_HARD_LINK, _SYMBOLIC_LINK, _FOLDER = b"1", b"2", b"5"
 _LONG_NAME, _LONG_LINK, _PAX, _PAX_GLOBAL, _SPARSE = b"L", b"K", b"xX", b"g", b"S"
 _OCTAL, _DECIMAL = re.compile(rb"[0-7]{1,24}"), re.compile(rb"[0-9]{1,20}")
+
+
+class TarMember(NamedTuple):
+    """A member of a tar that is not a folder.
+
+    Attributes:
+        name: its path in the tar.
+        content: the content of a regular file, if it was wanted.
+        target: of a link, the path in the tar that it leads to; None: it is no link.
+        is_regular: False for a link, a device or a pipe.
+    """
+
+    name: str
+    content: bytes | None
+    target: str | None
+    is_regular: bool
 
 
 class _Header(NamedTuple):
     name: str
     kind: bytes
     size: int
+    link: str
+
+    @property
+    def target(self) -> str | None:
+        """The path in the tar that a link leads to; a hard link's is written in full, as all names of the tar are."""
+        if self.kind == _SYMBOLIC_LINK:
+            return posixpath.normpath(posixpath.join(posixpath.dirname(self.name), self.link))
+        return posixpath.normpath(self.link) if self.kind == _HARD_LINK else None
 
 
 def is_tar(start: bytes) -> bool:
@@ -45,24 +71,30 @@ def is_tar(start: bytes) -> bool:
     return start[257:262] == b"ustar" or start.startswith(tuple(_OPENERS))
 
 
-def regular_files(tar: IO[bytes], wanted: Callable[[str], bool], max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
-    """Yield the regular files of a tar in its order: the name, and up to ``max_bytes`` of the content if it is wanted.
+def read_members(tar: IO[bytes], wanted: Callable[[int, str], bool], max_bytes: int) -> Iterator[TarMember]:
+    """Yield the members of a tar in its order, but no folders, with up to ``max_bytes`` of the content that is wanted.
 
-    Links, devices and folders are passed over. Data that is not wanted is skipped; in a compressed tar it is unpacked
-    and discarded.
+    Data that is not wanted is skipped; in a compressed tar it is unpacked and discarded.
+
+    Args:
+        wanted: gets the number of a regular file, counted over all that is yielded, and its name.
 
     Raises:
         ValueError, OSError, EOFError: the tar is damaged or cut, contains a sparse file, or unpacks to more than
             ``max_unpacked_bytes`` of its size.
     """
     try:
-        stream = _Stream(tar)
+        stream, number = _Stream(tar), 0
         while (header := _read_member_header(stream)) is not None:
             data_bytes = 0 if header.kind in _NO_DATA else header.size
             end = stream.position + -(-data_bytes // _BLOCK) * _BLOCK
             stream.expect(stream.position + data_bytes)
-            if header.kind in _REGULAR and not header.name.endswith("/"):
-                yield header.name, stream.read_exactly(min(data_bytes, max_bytes)) if wanted(header.name) else None
+            is_regular, content = header.kind in _REGULAR, None
+            if header.kind != _FOLDER and not header.name.endswith("/"):
+                if is_regular and wanted(number, header.name):
+                    content = stream.read_exactly(min(data_bytes, max_bytes))
+                yield TarMember(header.name, content, header.target, is_regular)
+                number += 1
             stream.skip_to(end)
     except (zlib.error, lzma.LZMAError) as error:
         raise ValueError(error) from None
@@ -133,8 +165,12 @@ def _read_member_header(stream: _Stream) -> _Header | None:
             raise ValueError("one of its files is packed as a sparse file: pack without --sparse")
         if header.kind == _LONG_NAME:
             extensions["name"] = _parse_text(content)
+        if header.kind == _LONG_LINK:
+            extensions["link"] = _parse_text(content)
         if header.kind in _PAX and b"path" in records:
             extensions["name"] = _parse_text(records[b"path"])
+        if header.kind in _PAX and b"linkpath" in records:
+            extensions["link"] = _parse_text(records[b"linkpath"])
         if header.kind in _PAX and b"size" in records:
             extensions["size"] = _parse_digits(records[b"size"], _DECIMAL, 10)
     raise ValueError(f"one member has more than {_MAX_HEADERS} headers")
@@ -148,7 +184,7 @@ def _parse_header(block: bytes, start: int) -> _Header:
     name, prefix = _parse_text(block[:100]), _parse_text(block[345:500])
     if prefix and block[257:263] == b"ustar\0":  # GNU's own format has times in this field
         name = f"{prefix}/{name}"
-    return _Header(name, block[156:157], _parse_size(block[124:136]))
+    return _Header(name, block[156:157], _parse_size(block[124:136]), _parse_text(block[157:257]))
 
 
 def _signed_checksum(block: bytes) -> int:

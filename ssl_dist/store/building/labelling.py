@@ -1,0 +1,180 @@
+"""Labels from a CSV file, for a store that is being built or for one that is there, and counts of labels."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from ssl_dist.errors import ConfigError, StoreDamaged
+from ssl_dist.store.building.columns import read_column
+from ssl_dist.store.building.lock import local_folder, lock_store
+from ssl_dist.store.building.sources import Source
+from ssl_dist.store.building.sources.base import class_name, key_form
+from ssl_dist.store.image_store import ImageStore
+from ssl_dist.store.labels import parse_labels, read_labels, write_labels
+from ssl_dist.store.schema import NO_LABEL, Manifest
+
+_NAMED = 5  # wrong keys or classes that a message names
+_NONE = ("", "-1")  # labels of images without one
+
+
+class Labels(NamedTuple):
+    """The labels in a CSV file.
+
+    Attributes:
+        file: its path, for messages.
+        by_key: the name of the class by the ``key_form`` of a key; None: no label.
+    """
+
+    file: str
+    by_key: dict[str, str | None]
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The names that occur, sorted; by their numbers if all of them are numbers."""
+        names = {name for name in self.by_key.values() if name is not None}
+        return tuple(sorted(names, key=(lambda name: (int(name), name)) if all(map(str.isdecimal, names)) else None))
+
+    def expect_known(self, keys: Iterable[str], where: str) -> None:
+        """Expect all keys of the file among ``keys``, those of a source or store that messages call ``where``.
+
+        Raises:
+            ConfigError: some are not.
+        """
+        if wrong := list(self.by_key.keys() - set(map(key_form, keys))):
+            raise ConfigError(
+                f"{self.file} has keys that {where} does not have ({_named(sorted(wrong))}): a key is the path of an"
+                " image within its source"
+            )
+
+
+def read_labels_csv(file: str | os.PathLike[str]) -> Labels:
+    """Read a CSV file with the columns ``key`` and ``label``, which its first line names; others are not read.
+
+    An empty label, or -1, means none.
+
+    Raises:
+        ConfigError: the file cannot be read, lacks a column, or has two labels for one key.
+    """
+    name, by_key, lines = os.fspath(file), dict[str, str | None](), dict[str, int]()
+    try:
+        with open(file, encoding="utf-8-sig", newline="") as content:
+            reader = csv.reader(content, strict=True)
+            header = [column.strip().lower() for column in next(reader, [])]
+            if header.count("key") != 1 or header.count("label") != 1:
+                raise ConfigError(f"{name} begins with {','.join(header)!r:.60}: its first line must be key,label")
+            key_at, label_at = header.index("key"), header.index("label")
+            for row in filter(None, reader):
+                if len(row) != len(header) or not row[key_at]:
+                    raise ConfigError(f"{name} line {reader.line_num}: it has no key, or not {len(header)} fields")
+                key, text = key_form(row[key_at]), row[label_at].strip()
+                label = None if text in _NONE else class_name(text)
+                if by_key.setdefault(key, label) != label:
+                    raise ConfigError(f"{name} lines {lines[key]} and {reader.line_num}: two labels of {key}: keep one")
+                lines.setdefault(key, reader.line_num)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ConfigError(f"{name} cannot be read as a table of keys and labels ({error})") from None
+    return Labels(name, by_key)
+
+
+def with_labels_of(listed: Source, file: str | os.PathLike[str]) -> Source:
+    """Give the images of a source the labels of a CSV file, in place of all labels that they have.
+
+    Raises:
+        ConfigError: as ``read_labels_csv`` and ``Labels.expect_known``.
+    """
+    labels = read_labels_csv(file)
+    keys = (member.key for member in listed.members()) if listed.keys is None else listed.keys
+    labels.expect_known(keys, listed.name)
+    known = {key: name for key, name in labels.by_key.items() if name is not None}
+    return listed.with_labels(known, labels.class_names)
+
+
+def label(store: str | os.PathLike[str], file: str | os.PathLike[str], *, new_classes: bool = False) -> Manifest:
+    """Give images of a store the labels of a CSV file; those that it does not name keep theirs.
+
+    The images are not written again: the labels of all go into a file of their own, which the manifest names.
+
+    Args:
+        store: the store's folder.
+        file: see ``read_labels_csv``.
+        new_classes: take classes that a store with classes does not have, behind those it has. A class that loses all
+            its images is dropped.
+
+    Raises:
+        ConfigError: the file cannot be used, or has keys or classes that the store does not have.
+        StoreError: there is no store, or it cannot be written.
+    """
+    path, labels = local_folder(store), read_labels_csv(file)
+    Manifest.read(path)
+    with lock_store(path):
+        opened = ImageStore(path)
+        old = opened.manifest
+        keys = _stored_keys(path, old)
+        labels.expect_known(keys, str(path))
+        by_form = {class_name(name): name for name in reversed(old.class_names)}
+        more = tuple(name for name in labels.class_names if name not in by_form)
+        if more and by_form and not new_classes:
+            raise ConfigError(
+                f"{labels.file} has classes that {path} does not have ({_named(more)}): correct them, or add them with"
+                " --new-classes"
+            )
+        names = (*old.class_names, *more)
+        numbers = {name: names.index(by_form.get(name, name)) for name in labels.class_names}
+        before = opened.labels
+        after = before.copy()
+        for row, key in enumerate(map(key_form, keys)):
+            if key in labels.by_key:
+                after[row] = NO_LABEL if (name := labels.by_key[key]) is None else numbers[name]
+        return _write(path, old, names, before, after)
+
+
+def _write(path: Path, old: Manifest, names: tuple[str, ...], before: np.ndarray, after: np.ndarray) -> Manifest:
+    """Write new labels, int32 ``[n]``, and a manifest that names them, without classes that have lost all images."""
+    counts = [np.bincount(labels[labels >= 0], minlength=len(names)) for labels in (before, after)]
+    kept = np.flatnonzero((counts[1] > 0) | (counts[0] == 0))
+    renumbered = np.append(np.searchsorted(kept, np.arange(len(names))), NO_LABEL)
+    shard_classes = max(len(old.class_names), old.labels.shard_classes if old.labels else 0)
+    entry = write_labels(path, renumbered[after], shard_classes)
+    fields = old.model_dump(exclude={"xxh3"}) | {"class_names": [names[one] for one in kept], "labels": entry}
+    manifest = Manifest.model_validate(fields).with_checksum()
+    manifest.write(path)
+    in_use = {entry.file, old.labels and old.labels.file}  # a reader may have just read the old manifest
+    for file in path.glob("labels-*.npy"):
+        if file.name not in in_use:
+            file.unlink()
+    return manifest
+
+
+def count_labels(store: str | os.PathLike[str], manifest: Manifest) -> np.ndarray:
+    """Count the images of each class of a local store, int64 ``[classes + 1]``; the last have no label.
+
+    Raises:
+        StoreError, StoreDamaged: the labels cannot be read, or are no numbers of classes.
+    """
+    path, num_classes, given, first = Path(store), len(manifest.class_names), manifest.labels, 0
+    parts = [parse_labels(read_labels(path, given), given, num_classes, str(path))] if given else []
+    for shard in manifest.shards:
+        if not given or first >= given.rows:
+            columns = read_column(path / shard.file, shard, "label")
+            parts += [column.fill_null(NO_LABEL).to_numpy(zero_copy_only=False) for column in columns]
+        first += shard.rows
+    labels = np.concatenate(parts)
+    if labels.min() < NO_LABEL or labels.max() >= num_classes:
+        raise StoreDamaged(f"{path} has labels that are not 0 to {num_classes - 1}: build it again")
+    return np.roll(np.bincount(labels + 1, minlength=num_classes + 1), -1)
+
+
+def _stored_keys(path: Path, manifest: Manifest) -> list[str]:
+    columns = (column for shard in manifest.shards for column in read_column(path / shard.file, shard, "key"))
+    return [key for column in columns for key in column.to_pylist()]
+
+
+def _named(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED:,} more" if len(names) > _NAMED else ""
+    return ", ".join(names[:_NAMED]) + more
