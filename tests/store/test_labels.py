@@ -128,6 +128,12 @@ def test_a_csv_file_gives_a_flat_folder_labels(text: str, tmp_path: Path) -> Non
     assert names_of(tmp_path / "s") == ["cat", "dog", "-", "-", "-"]
 
 
+def test_a_csv_file_may_lie_in_its_source(tmp_path: Path) -> None:
+    folder_of(tmp_path / "d", ["a.png", "b.png"])
+    table = table_of(tmp_path / "d" / "mine.csv", "a.png,cat")
+    assert built(tmp_path / "d", tmp_path / "s", labels_csv=table, strict=True).manifest.skipped == 0
+
+
 @pytest.mark.parametrize("kind", ["folder", "tar", "table", "store"])
 def test_any_source_takes_labels_by_key(kind: str, tmp_path: Path) -> None:
     source: Path = folder_of(tmp_path / "d", ["x/a.png", "y/b.png", "y/c.png"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -92,7 +93,9 @@ def with_labels_of(listed: Source, file: str | os.PathLike[str]) -> Source:
     keys = (member.key for member in listed.members()) if listed.keys is None else listed.keys
     labels.expect_known(keys, listed.name)
     known = {key: name for key, name in labels.by_key.items() if name is not None}
-    return listed.with_labels(known, labels.class_names)
+    itself = os.path.relpath(os.path.realpath(file), os.path.realpath(listed.name))  # it may lie in the source
+    left_out = tuple(one for one in listed.left_out if one.key != itself)
+    return replace(listed.with_labels(known, labels.class_names), left_out=left_out)
 
 
 def label(store: str | os.PathLike[str], file: str | os.PathLike[str], *, new_classes: bool = False) -> Manifest:

@@ -73,6 +73,8 @@ def _group(
     name: str, keys: Sequence[str], classes: Mapping[str, bytes], in_tar: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the ``.cls`` file of each image that has one, and the name of each image's sample."""
+    if not classes and not in_tar:
+        return {}, dict(zip(keys, keys, strict=True))
     by_stem = {key[: -len(CLASS_SUFFIX)]: key for key in classes}
     stems = {_beginnings(key)[0] for key in keys} if in_tar else set()
     class_of, sample_of = dict[str, str](), dict[str, str]()
