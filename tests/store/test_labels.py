@@ -328,3 +328,16 @@ def test_commands_label_and_show_the_images_of_each_class(command: Command, tmp_
     folder_of(tmp_path / "e", ["0.png", "1.png", "2.png"])
     built(tmp_path / "e", tmp_path / "t", labels_csv=table_of(tmp_path / "l.csv", *many))
     assert "3: 0 (1), 1 (1), 2 (1)" in command("store", "info", tmp_path / "t").out
+
+
+def test_a_store_of_many_classes_or_with_damage_is_shown_on_few_lines(command: Command, tmp_path: Path) -> None:
+    table = pa.table({"image": image_column("binary", IMAGES[:2]), "label": pa.array([0, 99])})
+    built(write_table(table, tmp_path / "t.parquet"), tmp_path / "s")
+    shown = command("store", "info", tmp_path / "s", "--json")
+    assert "100: 0 (1), 1 (0)" in shown.err
+    assert "and 80 more" in " ".join(shown.err.replace("│", " ").split())
+    assert (len(shown.json["images_per_class"]), sum(shown.json["images_per_class"])) == (100, 2)
+    (tmp_path / "s" / "shard-00000.arrow").write_bytes(b"")
+    shown = command("store", "info", tmp_path / "s", "--json")
+    assert (shown.code, shown.json["rows"], shown.json["images_per_class"]) == (0, 2, None)
+    assert "not counted" in shown.err

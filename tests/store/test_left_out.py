@@ -14,6 +14,7 @@ import pytest
 
 from ssl_dist import store
 from ssl_dist.errors import SourceError
+from ssl_dist.store import ImageStore
 from ssl_dist.store.building import left_out as telling
 from ssl_dist.store.building.sources import LeftOut, Source, list_source
 from tests.store.hostile.archives import tar_of
@@ -213,6 +214,15 @@ def test_a_file_that_cannot_be_written_beside_a_store_does_not_end_the_build(
     folder = folder_of(tmp_path / "d", ["0.png", "notes.txt"])
     assert store.build(folder, tmp_path / "s", workers=1).skipped == 1
     assert "s-left-out.txt cannot be written (Permission denied)" in caplog.text
+
+
+def test_what_appends_leave_out_is_named_behind_what_the_build_left_out(tmp_path: Path) -> None:
+    built(folder_of(tmp_path / "d", ["0.png", "notes.txt"]), tmp_path / "s")
+    store.append(folder_of(tmp_path / "e", ["1.png"]), tmp_path / "s", workers=1)
+    store.append(folder_of(tmp_path / "f", ["2.png", "more.txt"]), tmp_path / "s", workers=1)
+    named = [line.partition(": ")[0] for line in (tmp_path / "s-left-out.txt").read_text().splitlines()]
+    assert named == ["notes.txt", "more.txt"]
+    assert ImageStore(tmp_path / "s").manifest.skipped == 2
 
 
 def test_a_strict_append_leaves_the_store_as_it_was(tmp_path: Path) -> None:

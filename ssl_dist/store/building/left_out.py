@@ -17,14 +17,17 @@ log = logging.getLogger(__name__)
 
 
 def left_out_file(store: Path) -> Path:
-    """Return the path of the file, beside a store, that names what its last build or append left out."""
+    """Return the path of the file, beside a store, that names what its build and appends left out."""
     return store.with_name(f"{store.absolute().name}-left-out.txt")
 
 
-def tell_left_out(store: Path, left_out: Sequence[LeftOut], passed_over: Sequence[LeftOut]) -> str:
+def tell_left_out(
+    store: Path, left_out: Sequence[LeftOut], passed_over: Sequence[LeftOut], *, growing: bool = False
+) -> str:
     """Log what was left out of a store, by reason and ending, and write all of it into ``left_out_file``.
 
-    Files that were passed over are counted in a line of their own. If nothing was left out, an older file is removed.
+    Files that were passed over are counted in a line of their own. An older file is replaced, or removed if nothing was
+    left out; where a store is ``growing``, the lines of the older file stay.
 
     Returns:
         Where all of it is named, in words.
@@ -37,11 +40,13 @@ def tell_left_out(store: Path, left_out: Sequence[LeftOut], passed_over: Sequenc
         log.warning("left out %s %s (%s)", f"{len(keys):,}", printable(what), _some(keys))
     if rest := groups[_MAX_LINES:]:
         log.warning("left out %s more, for %s other reasons", f"{sum(len(keys) for _, keys in rest):,}", len(rest))
+    lines = [f"{printable(key)}: {printable(reason)}\n" for key, reason in left_out]
     try:
-        if left_out:
-            write_text(file, "".join(f"{printable(key)}: {printable(reason)}\n" for key, reason in left_out))
+        before = file.read_text("utf-8").splitlines(keepends=True) if growing and file.exists() else []
+        if lines:
+            write_text(file, "".join(dict.fromkeys([*before, *lines])))
             log.warning("all that was left out is named in %s", file)
-        else:
+        elif not growing:
             file.unlink(missing_ok=True)
     except OSError as error:  # the folder around a store may be one that only others may change
         log.warning("%s cannot be written (%s)", file, error.strerror)

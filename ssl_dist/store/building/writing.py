@@ -65,7 +65,7 @@ def write_shards(
                 break
     left_out = [*listed.left_out, *unread]
     if not refusal:
-        named_in = tell_left_out(lock.store, left_out, listed.passed_over)
+        named_in = tell_left_out(lock.store, left_out, listed.passed_over, growing=old is not None)
         refusal = None if entries else no_image(listed, next(iter(unread), None))
         if execution.strict and left_out:
             [(key, reason), *_] = left_out
