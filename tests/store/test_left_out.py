@@ -17,6 +17,7 @@ from ssl_dist.errors import SourceError
 from ssl_dist.store import ImageStore
 from ssl_dist.store.building import left_out as telling
 from ssl_dist.store.building.sources import LeftOut, Source, list_source
+from ssl_dist.store.building.sources.files import fingerprint, local_file
 from tests.store.hostile.archives import tar_of
 from tests.store.sources import built, left_out, png, random_images, shard_of
 
@@ -134,6 +135,8 @@ def test_links_in_a_tar_are_images(links: dict[str, tuple[bytes, str]], first: b
     assert {member.content for member in members} == {IMAGE}
     assert {listed.class_names[member.label] for member in members} == {"a", "b"}
     assert listed.num_images == len(members)
+    with_fewer_rules = fingerprint([local_file(str(tar), tar.name)])
+    assert listed.fingerprint != with_fewer_rules, "an unfinished build of an earlier version begins anew"
 
 
 @pytest.mark.parametrize(
