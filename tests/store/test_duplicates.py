@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from PIL import Image
 from ssl_dist import store
 from ssl_dist.errors import SourceError, StoreError
 from ssl_dist.store import ImageStore
-from ssl_dist.store.building import builder, duplicates
+from ssl_dist.store.building import builder, duplicates, writing
 from tests.command import Command
 
 
@@ -108,6 +109,19 @@ def test_a_raw_store_that_does_not_fit_is_refused_before_it_is_written(
     free_bytes(monkeypatch, 2 * needed)
     rows = store.append(image_folder, path, workers=1) if growing else store.build(image_folder, path, workers=1)
     assert rows.rows == 51 + 17 * growing
+
+
+def test_a_disk_that_others_fill_meanwhile_ends_the_build_with_what_to_do(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writing, "publish_shard", refuse)
+        with pytest.raises(StoreError, match=r"No space left on device \(make room, and the same command continues\)"):
+            store.build(image_folder, tmp_path / "s", workers=1)
+    assert store.build(image_folder, tmp_path / "s", workers=1).rows == 51
 
 
 @pytest.mark.parametrize("encoding", ["raw", "jpeg"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import os
@@ -22,7 +23,9 @@ _TEMPORARY = (".shard-*.tmp", f"*{MANIFEST}.*.tmp")
 
 def _write_error(store: Path, error: Exception) -> StoreError:
     """Turn a failed write into the error that the user sees."""
-    return StoreError(f"cannot write a store at {store}: {getattr(error, 'strerror', None) or error}")
+    is_full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    remedy = " (make room, and the same command continues)" if is_full else ""
+    return StoreError(f"cannot write a store at {store}: {getattr(error, 'strerror', None) or error}{remedy}")
 
 
 def local_folder(path: str | os.PathLike[str]) -> Path:
