@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from ssl_dist.store.building.sources import image_names, list_source
+from ssl_dist.store.building.sources.files import fingerprint, local_file
 from tests.store.sources import built, png, random_images, shard_of
 
 NAMES = [
@@ -86,3 +88,42 @@ def test_a_file_without_suffix_that_cannot_be_opened_is_no_image(tmp_path: Path)
 )
 def test_the_name_of_a_format_that_is_not_read_is_enough_to_look(suffix: str) -> None:
     assert image_names.is_image(f"a/b.{suffix}")
+
+
+@pytest.mark.parametrize("hidden", [".git/0", "__MACOSX/0.jpg_large", ".0", "@eaDir/0.dat"])
+def test_first_bytes_of_hidden_files_do_not_count(hidden: str, tmp_path: Path) -> None:
+    image = png(random_images(1, 8)[0])
+    files = {"a/0": image, "b/1.dat": image, hidden: image}
+    for name, content in files.items():
+        (tmp_path / "d" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "d" / name).write_bytes(content)
+    for source in (tmp_path / "d", shard_of(tmp_path / "a.tar", files)):
+        listed = list_source(source)
+        assert [member.key for member in listed.members()] == ["a/0", "b/1.dat"]
+        assert listed.class_names == ("a", "b")
+        assert [reason for _, reason in listed.passed_over] == ["hidden"]
+
+
+@pytest.mark.parametrize("link", ["b/1", "b/1.dat", "b/1.png"])
+@pytest.mark.parametrize("target", ["a/0", "a/0.dat", "a/0.png"])
+def test_a_link_in_a_tar_is_an_image_where_its_target_is_one(link: str, target: str, tmp_path: Path) -> None:
+    image = png(random_images(1, 8)[0])
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        info = tarfile.TarInfo(target)
+        info.size = len(image)
+        archive.addfile(info, io.BytesIO(image))
+        info = tarfile.TarInfo(link)
+        info.type, info.linkname = tarfile.LNKTYPE, target
+        archive.addfile(info)
+    listed = list_source(tmp_path / "t.tar")
+    assert [(member.key, member.content) for member in listed.members()] == [(target, image), (link, image)]
+
+
+def test_only_sources_in_which_earlier_versions_found_the_same_keep_their_identity(tmp_path: Path) -> None:
+    image = png(random_images(1, 8)[0])
+    same = [{"a.png": image, "b.txt": b"text"}, {"a.png": image, "b": b"text", "c.json": b"{}"}]
+    other = [{"a.png": image, "b": image}, {"a.png": image, "a.cls": b"1"}, {"a.png": image, "a.seg.png": image}]
+    for number, files in enumerate((*same, *other)):
+        tar = shard_of(tmp_path / f"{number}.tar", files)
+        plain = fingerprint([local_file(str(tar), tar.name)])
+        assert (list_source(tar).fingerprint == plain) is (files in same)

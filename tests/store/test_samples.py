@@ -94,6 +94,9 @@ def test_classes_of_no_image_are_left_out_by_name(tmp_path: Path) -> None:
         (samples_of("a/0.png", "a/0.depth.left.png", "b/0.png"), ["a/0.png", "b/0.png"]),
         (samples_of("0.input.png", "0.target.png", **{"0": 3}), ["0.input.png"]),
         (samples_of("i.1.png", "i.2.png", "i.3.png"), ["i.1.png", "i.2.png", "i.3.png"]),
+        (samples_of("0.gif", "0.png", "1.tif", "1.dat"), ["0.png", "1.dat"]),
+        (samples_of("0", "0.jpg", "1", "1.seg.png", **{"1": 4}), ["0.jpg", "1"]),
+        (samples_of("a.b/0", "a.b/0.mask.png", "a.b/1.jpg_large"), ["a.b/0", "a.b/1.jpg_large"]),
     ],
 )
 def test_a_sample_is_one_image_and_the_others_are_named(
