@@ -170,7 +170,8 @@ def test_a_full_disk_is_no_traceback_and_not_tried_again(
     monkeypatch.setattr(cluster_build, "_write", _full)
     with pytest.raises(StoreError) as error:
         store.build(image_folder, tmp_path / "s", workers=ray_writers(1))
-    assert str(error.value) == f"cannot write a store at {tmp_path / 's'}: No space left on device"
+    full = "No space left on device (make room, and the same command continues)"
+    assert str(error.value) == f"cannot write a store at {tmp_path / 's'}: {full}"
     assert error.value.__cause__ is None
     assert error.value.__suppress_context__
 

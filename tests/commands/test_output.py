@@ -67,7 +67,7 @@ def things(small_store: Path, image_folder: Path, tmp_path_factory: pytest.TempP
 
 QUICK = {
     "store build": "{images} {new}/s --workers 1 --split-by-hash 0.3",
-    "store append": "{images} {copy} --workers 1",
+    "store append": "{images} {copy} --workers 1 --allow-duplicates",
     "store merge": "{store} {store} {new}/m --workers 1",
     "store info": "{store}",
     "store verify": "{store}",
