@@ -43,6 +43,7 @@ FREE_ON_RESUME = (
 )
 
 
+_LOCK_TRIES, _LOCK_PAUSE_S = 10, 0.05
 _FAULT = re.compile(r"^Fatal Python error: (.+)$", re.MULTILINE)  # what a worker's log has of a crash
 
 
@@ -137,9 +138,12 @@ class RunDirectory:
 
     def _acquire_lock(self) -> None:
         """Lock the directory, and delete what an earlier start may have left there."""
-        self._lock = lock(self.path / RUN_LOCK)
-        if self._lock is None:
+        tries = _LOCK_TRIES  # `ssl-dist status` locks it for a moment, to see whether another process has locked it
+        while (found := lock(self.path / RUN_LOCK)) is None and (tries := tries - 1):
+            time.sleep(_LOCK_PAUSE_S)
+        if found is None:
             raise RunError(f"{self.path} is being run by another process: wait for it, or start a new run")
+        self._lock = found
         self._lock.truncate(0)
         self._lock.write(driver_of_this_process())
         self._lock.flush()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -98,6 +99,19 @@ def test_a_running_run_shows_where_and_how_far_it_is(run: RunDirectory, command:
     assert "40 of 100 (40%)" in text
     assert "0.5 (0.25 at first)" in text
     assert "0:02:00" in text
+
+
+@pytest.mark.parametrize("start", [RunDirectory.reopen, lambda path: RunDirectory.claim(path, None)])
+def test_a_run_starts_while_another_process_looks_at_its_lock(
+    start: Callable[[Path], object], run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.release()
+    monkeypatch.setattr(RunDirectory, "update", lambda self, config: None)
+    look = (run.path / "lock").open()
+    fcntl.flock(look, fcntl.LOCK_SH)
+    monkeypatch.setattr(time, "sleep", lambda seconds: look.close())
+    start(run.path)
+    assert look.closed
 
 
 def test_a_sign_of_life_is_given_while_a_run_is_driven(run: RunDirectory) -> None:
