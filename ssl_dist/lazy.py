@@ -7,12 +7,17 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 
-def importer(package: str, module: str, names: Collection[str]) -> Callable[[str], Any]:
-    """Return the ``__getattr__`` of a package that takes these names from a module which is slow to import."""
+def importer(package: str, **modules: Collection[str]) -> Callable[[str], Any]:
+    """Return the ``__getattr__`` of a package that takes names from those of its modules that are slow to import.
+
+    Args:
+        modules: the names that each module has.
+    """
 
     def get(name: str) -> Any:
-        if name not in names:
-            raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(module), name)
+        for module, names in modules.items():
+            if name in names:
+                return getattr(importlib.import_module(f"{package}.{module}"), name)
+        raise AttributeError(f"module {package!r} has no attribute {name!r}")
 
     return get

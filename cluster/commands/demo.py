@@ -33,7 +33,7 @@ def demo(
     from cluster.run_directory import RunDirectory
     from ssl_dist.commands.evaluate import show_comparison
     from ssl_dist.evaluate import knn_accuracy
-    from ssl_dist.evaluate.classifiers import expect_voters
+    from ssl_dist.evaluate.labelled import expect_voters
     from ssl_dist.store import build
 
     with tempfile.TemporaryDirectory() as folder:

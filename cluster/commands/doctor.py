@@ -9,6 +9,7 @@ import typer
 
 from ssl_dist.commands.console import console, errors, print_json, waiting
 from ssl_dist.commands.options import Json, Settings, overrides_of
+from ssl_dist.errors import ConfigError
 
 # Help texts that need a line of their own.
 _RECIPE = "Recipe for a dry run of 20 steps; without one, only the cluster is checked."
@@ -30,6 +31,8 @@ def doctor(
     from ssl_dist.settings import ClusterConfig
 
     overrides = overrides_of(settings)
+    if overrides and recipe is None:
+        raise ConfigError(f"--set {next(iter(overrides))}: there is no recipe whose setting it replaces: name one")
     if workers is not None:
         overrides["cluster.workers"] = workers
     if gpu:

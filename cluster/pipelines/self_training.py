@@ -14,8 +14,7 @@ from ssl_dist.commands.console import waiting
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import open_store, read_labels
 from ssl_dist.errors import ConfigError, StoreError
-from ssl_dist.evaluate.features import labels_by_name, open_labelled
-from ssl_dist.evaluate.pseudo_labels import most_confident, predict
+from ssl_dist.evaluate.labelled import labels_by_name, open_labelled
 from ssl_dist.reading import exact
 from ssl_dist.store import ImageStore
 
@@ -127,6 +126,8 @@ class SelfTraining(NamedTuple):
 
     def _more(self, number: int, store: ImageStore, labels: np.ndarray, count: int) -> np.ndarray:
         """Return the labels, with the ``count`` further ones of which a round's classifier is surest."""
+        from ssl_dist.evaluate.pseudo_labels import most_confident, predict  # imports torch: mistakes are told before
+
         without = np.flatnonzero(labels < 0)
         rows, classes = most_confident(predict(self._run_of(number), store, without), count)
         more = labels.copy()
@@ -134,6 +135,8 @@ class SelfTraining(NamedTuple):
         return more
 
     def _accuracy(self, number: int, test: ImageStore, truth: np.ndarray) -> float:
+        from ssl_dist.evaluate.pseudo_labels import predict
+
         rows = np.flatnonzero(truth >= 0)
         classes = predict(self._run_of(number), test, rows).argmax(1).numpy()
         return float((classes == truth[rows]).mean())

@@ -22,4 +22,4 @@ if TYPE_CHECKING:
     from ssl_dist.augment.rendering import crops, views
 
 __all__ = ["OPERATIONS", "POLICIES", "Policy", "View", "crops", "views", "with_only"]
-__getattr__ = importer(__name__, "ssl_dist.augment.rendering", ("crops", "views"))
+__getattr__ = importer(__name__, rendering=("crops", "views"))

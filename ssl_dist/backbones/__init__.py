@@ -40,7 +40,7 @@ __all__ = [
     "names",
     "with_map",
 ]
-__getattr__ = importer(__name__, "ssl_dist.backbones.base", ("Backbone", "ConvolutionalBackbone"))
+__getattr__ = importer(__name__, base=("Backbone", "ConvolutionalBackbone"))
 
 
 def build(

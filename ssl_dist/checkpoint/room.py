@@ -7,8 +7,6 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from ssl_dist.checkpoint.checkpoints import FOLDER
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import RunError
@@ -18,6 +16,8 @@ log = logging.getLogger(__name__)
 
 def checkpoint_bytes(config: ResolvedConfig) -> int:
     """Return the bytes of one checkpoint of a run, without the small ones of names and settings."""
+    import torch
+
     with torch.device("meta"):
         method = config.initial_method()
     model: int = sum(tensor.nbytes for tensor in method.state_dict().values())

@@ -12,6 +12,8 @@ from ssl_dist.commands.console import image_bar, print_json, show
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ssl_dist.evaluate.compare import Check, Comparison, Score
     from ssl_dist.settings import CheckpointChoice
 
@@ -34,10 +36,13 @@ def knn(
     as_json: Json = False,
 ) -> None:
     """Let k nearest neighbours by cosine similarity s vote, with weights exp(s / temperature)."""
-    from ssl_dist.evaluate import knn_accuracy
-    from ssl_dist.evaluate.classifiers import expect_voters
+    from ssl_dist.evaluate.labelled import expect_voters
 
-    score = partial(knn_accuracy, k=k, temperature=temperature)
+    def score(*features: Tensor) -> float:
+        from ssl_dist.evaluate import knn_accuracy  # imports torch: a mistake is told before
+
+        return knn_accuracy(*features, k=k, temperature=temperature)
+
     check = partial(expect_voters, k=k, temperature=temperature)
     _evaluate(f"kNN, k = {k}", score, check, run, train, test, as_json, checkpoint)
 
@@ -52,11 +57,14 @@ def linear(
     as_json: Json = False,
 ) -> None:
     """Fit multinomial logistic regression on standardised features."""
-    from ssl_dist.evaluate import linear_accuracy
-    from ssl_dist.evaluate.classifiers import expect_two_classes
+    from ssl_dist.evaluate.labelled import expect_two_classes
 
-    score, check = partial(linear_accuracy, l2=l2), partial(expect_two_classes, l2=l2)
-    _evaluate("linear probe", score, check, run, train, test, as_json, checkpoint)
+    def score(*features: Tensor) -> float:
+        from ssl_dist.evaluate import linear_accuracy  # imports torch: a mistake is told before
+
+        return linear_accuracy(*features, l2=l2)
+
+    _evaluate("linear probe", score, partial(expect_two_classes, l2=l2), run, train, test, as_json, checkpoint)
 
 
 def _evaluate(

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ssl_dist.errors import ConfigError
+from ssl_dist.evaluate.labelled import expect_two_classes, expect_voters
 from ssl_dist.evaluate.logistic_regression import LogisticRegression
 
 _KNN_CHUNK = 512  # queries at once
@@ -15,13 +16,7 @@ _KNN_LARGEST = 1 << 27  # similarities at once
 
 
 def knn_accuracy(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    query_labels: Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.1,
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, query_labels: Tensor, *, k: int = 20, temperature: float = 0.1
 ) -> float:
     """Return the share of queries whose label wins the vote of their k nearest bank features.
 
@@ -47,8 +42,7 @@ def knn_accuracy(
     if not len(queries):
         raise ConfigError("kNN: there is no query image")
     bank = normalize(bank.float(), dim=1)
-    num_classes = int(bank_labels.max()) + 1
-    right = 0
+    num_classes, right = int(bank_labels.max()) + 1, 0
     chunk = max(1, min(_KNN_CHUNK, _KNN_LARGEST // len(bank)))
     for part, truth in zip(queries.split(chunk), query_labels.split(chunk), strict=True):
         similarity, nearest = (normalize(part.float(), dim=1) @ bank.T).topk(k, dim=1)  # [q, k]
@@ -78,33 +72,10 @@ def linear_accuracy(
     # here: scikit-learn takes 80 MB, which the workers of most runs need not hold
     from sklearn.preprocessing import StandardScaler
 
-    expect_two_classes(train_labels, l2)
+    labels = train_labels.cpu().numpy()
+    expect_two_classes(labels, l2)
     scaler = StandardScaler(copy=False)
     scaled = scaler.fit_transform(train.cpu().numpy().astype(np.float64))
-    classifier = LogisticRegression.fit(scaled, train_labels.cpu().numpy(), l2)
+    classifier = LogisticRegression.fit(scaled, labels, l2)
     predicted = classifier.predict(scaler.transform(test.cpu().numpy().astype(np.float64)))
     return float((predicted == test_labels.cpu().numpy()).mean())
-
-
-def expect_voters(bank_labels: Tensor, k: int, temperature: float = 0.1) -> None:
-    """Refuse a kNN of more voters than the bank ``[n]`` has images, or of no temperature.
-
-    Raises:
-        ConfigError: k or the temperature is out of range.
-    """
-    if not temperature > 0:
-        raise ConfigError(f"temperature {temperature}: it must be greater than 0")
-    if not 1 <= k <= len(bank_labels):
-        raise ConfigError(f"k {k}: the bank has {len(bank_labels)} labelled images, k is one of 1..{len(bank_labels)}")
-
-
-def expect_two_classes(train_labels: Tensor, l2: float) -> None:
-    """Refuse a linear probe that has nothing to tell apart, or no penalty.
-
-    Raises:
-        ConfigError: the training labels ``[n]`` have fewer than two classes, or l2 <= 0.
-    """
-    if len(train_labels.unique()) < 2:
-        raise ConfigError("linear probe: the training images have fewer than two classes")
-    if not l2 > 0:
-        raise ConfigError(f"l2 {l2}: it must be greater than 0")

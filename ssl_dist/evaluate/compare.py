@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from ssl_dist.checkpoint import Checkpoint, locate
 from ssl_dist.errors import StoreError
-from ssl_dist.evaluate.features import encoder_of, extract, fastest_device, labels_by_name, open_labelled
+from ssl_dist.evaluate.labelled import labels_by_name, open_labelled
 from ssl_dist.settings import CheckpointChoice
+from ssl_dist.store import ImageStore
 
-Score = Callable[[Tensor, Tensor, Tensor, Tensor], float]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Score = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], float]
 """(training features, their labels, test features, their labels) -> accuracy."""
 ProgressCallback = Callable[[int, int], None]
 """(images done, images in all) -> None."""
-Check = Callable[[Tensor], None]
-"""Labels of the training images -> None; it raises ConfigError where a score cannot be computed with them."""
+Check = Callable[[np.ndarray], None]
+"""Labels of the training images ``[n]`` -> None; it raises ConfigError where a score cannot be computed with them."""
 
 
 class Comparison(NamedTuple):
@@ -55,17 +58,33 @@ def compare(
             size than the run's.
         ConfigError: of ``check``.
     """
-    backbone, config, step = encoder_of(run, checkpoint)
-    train_store = open_labelled(train, config.data, config.facts.image_shape)
-    test_store = open_labelled(test, config.data, train_store.image_shape)
-    stores = (train_store, test_store)
-    stored_labels = (train_store.labels, labels_by_name(train_store, test_store))
-    ids = [np.flatnonzero(stored >= 0) for stored in stored_labels]
-    labels = [torch.from_numpy(stored[rows]).long() for stored, rows in zip(stored_labels, ids, strict=True)]
-    check(labels[0])
-    if len(labels[0].unique()) < 2:
+    found = locate(run, checkpoint)
+    train_store = open_labelled(train, found.config.data, found.config.facts.image_shape)
+    test_store = open_labelled(test, found.config.data, train_store.image_shape)
+    stores, labels = (train_store, test_store), (train_store.labels, labels_by_name(train_store, test_store))
+    known = labels[0][labels[0] >= 0]
+    check(known)
+    if len(np.unique(known)) < 2:
         raise StoreError(f"{train_store.name} has labelled images of one class only, and every answer would be right")
-    device, done, accuracies = fastest_device(), 0, []
+    accuracies = _accuracies(found, stores, labels, score, progress)
+    return Comparison(*accuracies, found.step, len(known), int((labels[1] >= 0).sum()))
+
+
+def _accuracies(
+    found: Checkpoint,
+    stores: Sequence[ImageStore],
+    labels: Sequence[np.ndarray],
+    score: Score,
+    progress: ProgressCallback | None,
+) -> tuple[float, float]:
+    """Return the accuracy of a checkpoint's backbone and that of random weights."""
+    import torch  # here: a mistake is told before
+
+    from ssl_dist.evaluate.features import extract, fastest_device, load_method
+
+    ids = [np.flatnonzero(some >= 0) for some in labels]
+    truth = [torch.from_numpy(some[rows]).long() for some, rows in zip(labels, ids, strict=True)]
+    config, device, done = found.config, fastest_device(), 0
 
     def count(images: int) -> None:
         nonlocal done
@@ -73,9 +92,11 @@ def compare(
         if progress:
             progress(done, 2 * sum(map(len, ids)))
 
-    for encoder in (backbone.to(device), config.initial_method().backbone.to(device)):
+    def accuracy(encoder: torch.nn.Module) -> float:
+        encoder.to(device)
         features = [
             extract(encoder, store, rows, device, config, count).cpu() for store, rows in zip(stores, ids, strict=True)
         ]
-        accuracies.append(score(features[0], labels[0], features[1], labels[1]))
-    return Comparison(accuracies[0], accuracies[1], step, len(ids[0]), len(ids[1]))
+        return score(features[0], truth[0], features[1], truth[1])
+
+    return accuracy(load_method(found).backbone), accuracy(config.initial_method().backbone)

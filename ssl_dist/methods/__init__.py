@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ssl_dist.methods.base import Method, TrainingProgress, Views
 
 __all__ = ["Method", "MethodConfig", "TrainingProgress", "Views", "config_of", "load", "names"]
-__getattr__ = importer(__name__, "ssl_dist.methods.base", ("Method", "TrainingProgress", "Views"))
+__getattr__ = importer(__name__, base=("Method", "TrainingProgress", "Views"))
 
 
 def names() -> list[str]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from matplotlib.figure import Figure
-
 from ssl_dist.errors import RunError
 from ssl_dist.training.metrics import read_metrics
 
@@ -24,6 +22,8 @@ def draw(run: Path, picture: Path) -> None:
         RunError: there is no such run, or the picture cannot be written.
     """
     lines = read_metrics(run)
+    from matplotlib.figure import Figure  # here: a mistake is told before
+
     figure = Figure(figsize=(4 * len(_PANELS), 3), layout="constrained")  # pyplot would choose a screen
     axes = figure.subplots(1, len(_PANELS))
     for axis, (title, tags) in zip(axes, _PANELS, strict=True):

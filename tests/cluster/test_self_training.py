@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.pipelines import self_training
 from ssl_dist.errors import ConfigError, StoreError, UsageError
 from ssl_dist.evaluate.pseudo_labels import predict
 from ssl_dist.store import ImageStore, build
@@ -110,7 +109,7 @@ def test_nothing_is_predicted_that_no_round_learns_from(
         asked.append((run.name, len(ids)))
         return predict(run, store, ids)
 
-    monkeypatch.setattr(self_training, "predict", counted)
+    monkeypatch.setattr("ssl_dist.evaluate.pseudo_labels.predict", counted)
     self_train(small_store, few_labels, tmp_path / "rounds")
     assert asked == [("round-0", 51), ("round-0", 39), ("round-1", 51)], "the test store, what has no label, and again"
     asked.clear()

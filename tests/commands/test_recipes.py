@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from cluster.commands import init
 from ssl_dist.config import RunConfig
 from ssl_dist.config.proposal import propose
 from ssl_dist.reading import RECIPE_FOLDER
@@ -85,3 +87,14 @@ def test_init_writes_a_recipe_that_a_dry_run_accepts(
     assert planned["steps"] == found["steps"]
     again = command("init", place)
     assert (again.code, again.err.startswith("error: photos #2.yaml is there")) == (2, True)
+
+
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_measured(
+    command: Command, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(shutil.copytree(small_store, tmp_path / "mine"))
+    monkeypatch.setattr(init, "_proposal", lambda store, file, seconds: ({"file": str(file)}, [], {"file": str(file)}))
+    for file, reason in (("/proc/a.yaml", "No such file"), ("no/a.yaml", "No such file"), ("manifest.json/a", "Not a")):
+        refused = command("init", ".", "--out", file)
+        assert (refused.code, f"error: {file} cannot be written: {reason}" in refused.err) == (2, True)
+    assert command("init", ".", "--json").json["file"] == "mine.yaml", "the name of this folder"

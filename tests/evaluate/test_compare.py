@@ -10,14 +10,12 @@ from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ssl_dist.checkpoint import State
 from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.evaluate import compare, knn_accuracy, linear_accuracy
-from ssl_dist.evaluate.classifiers import expect_two_classes, expect_voters
-from ssl_dist.evaluate.features import labels_by_name
+from ssl_dist.evaluate.labelled import expect_two_classes, expect_voters, labels_by_name
 from ssl_dist.store import ImageStore, build
 from tests.helpers import save, small_config
 
@@ -149,7 +147,7 @@ def test_a_store_without_labels_is_refused(run: Path, stores: Stores, tmp_path: 
 def test_nothing_is_embedded_for_a_score_that_cannot_be_had(
     run: Path,
     stores: Stores,
-    check: Callable[[torch.Tensor], None],
+    check: Callable[[np.ndarray], None],
     score: Callable[..., float],
     classes: tuple[str, ...],
     message: str,

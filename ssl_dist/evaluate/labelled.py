@@ -1,0 +1,92 @@
+"""Labelled stores of an evaluation, and what their labels must allow. Torch is not needed to check them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence, Sized
+from pathlib import Path
+
+import numpy as np
+
+from ssl_dist.data import open_store
+from ssl_dist.errors import ConfigError, StoreError
+from ssl_dist.settings import DataConfig
+from ssl_dist.store import ImageStore
+
+log = logging.getLogger(__name__)
+
+
+def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
+    """Open a labelled store to evaluate a run on; ``data`` is the run's section and names the cache.
+
+    Raises:
+        StoreError: the store has no labels, or images of another size than ``image_shape``.
+    """
+    store = open_store(data, str(path))
+    if not store.class_names or not (store.labels >= 0).any():
+        raise StoreError(f"{store.name} has no labels: an evaluation needs a store built from class folders")
+    if image_shape is not None and store.image_shape != image_shape:
+        raise StoreError(
+            f"{store.name} holds {store.image_shape} images where {image_shape} is needed: build it"
+            f" with --size-px {image_shape[0]}"
+        )
+    return store
+
+
+def labels_by_name(train: ImageStore, test: ImageStore) -> np.ndarray:
+    """Return the test store's labels as numbers of the training store's classes, which are matched by name.
+
+    A class that the training store lacks gets a number that it has for no class. So its images count, and no classifier
+    is right about them: an accuracy is of the whole test store. A warning says how many they are.
+
+    Returns:
+        int32 ``[n]``, -1 for an image without a label.
+
+    Raises:
+        StoreError: each of the stores has classes that the other lacks.
+    """
+    missing = [name for name in test.class_names if name not in train.class_names]
+    unused = [name for name in train.class_names if name not in test.class_names]
+    if missing and unused:
+        raise StoreError(
+            f"{train.name} and {test.name} have different classes: only the first has {_some(unused)}, only the second"
+            f" has {_some(missing)}: name the class folders of both alike, or leave out the classes that one lacks"
+        )
+    numbers = {name: number for number, name in enumerate([*train.class_names, *missing])}
+    table = np.array([*(numbers[name] for name in test.class_names), -1], dtype=np.int32)
+    labels: np.ndarray = table[test.labels]  # -1 takes the last entry
+    if count := int((labels >= len(train.class_names)).sum()):
+        log.warning(
+            "%s has no class %s, so %d images of %s count as wrong", train.name, _some(missing), count, test.name
+        )
+    return labels
+
+
+def _some(names: Sequence[str]) -> str:
+    """Quote at most three names, and say how many others there are."""
+    shown = ", ".join(map(repr, names[:3]))
+    return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
+
+
+def expect_voters(bank_labels: Sized, k: int, temperature: float = 0.1) -> None:
+    """Refuse a kNN of more voters than the bank ``[n]`` has images, or of no temperature.
+
+    Raises:
+        ConfigError: k or the temperature is out of range.
+    """
+    if not temperature > 0:
+        raise ConfigError(f"temperature {temperature}: it must be greater than 0")
+    if not 1 <= k <= len(bank_labels):
+        raise ConfigError(f"k {k}: the bank has {len(bank_labels)} labelled images, k is one of 1..{len(bank_labels)}")
+
+
+def expect_two_classes(train_labels: np.ndarray, l2: float) -> None:
+    """Refuse a linear probe that has nothing to tell apart, or no penalty.
+
+    Raises:
+        ConfigError: the training labels ``[n]`` have fewer than two classes, or l2 <= 0.
+    """
+    if len(np.unique(train_labels)) < 2:
+        raise ConfigError("linear probe: the training images have fewer than two classes")
+    if not l2 > 0:
+        raise ConfigError(f"l2 {l2}: it must be greater than 0")
