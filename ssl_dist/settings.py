@@ -66,8 +66,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """The random views of an image: a named augmentation policy, and settings that replace the policy's in all of its
-    views."""
+    """The random views of an image: a named augmentation policy, and settings that replace its own in all views."""
 
     recipe: str = "simclr"
     """Name of the augmentation policy: simclr, simclr-small, mocov2, byol, byol-small, weak-strong, weak, strong, none,
@@ -128,16 +127,12 @@ class AugmentConfig(Section):
         return views if self.only is None else with_only(views, self.only)
 
 
-Channels = tuple[float, float, float]
-Deviations = tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat]
-
-
 class Normalisation(Section):
     """Mean and standard deviation of each channel, for pixels in [0, 1]."""
 
-    mean: Channels
+    mean: tuple[float, float, float]
     """Means that are subtracted from red, green and blue, for pixels in [0, 1]."""
-    std: Deviations
+    std: tuple[pydantic.PositiveFloat, pydantic.PositiveFloat, pydantic.PositiveFloat]
     """Standard deviations by which these are divided, each greater than 0."""
 
 
@@ -221,8 +216,7 @@ class EngineConfig(Section):
     precision: Literal["fp32", "bf16"] = "bf16"
     """Numbers of the forward and backward passes; weights and optimizer state stay fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """Stage of DeepSpeed's ZeRO: workers divide up nothing (0), the optimizer state (1), also gradients (2), also
-    weights (3)."""
+    """DeepSpeed's ZeRO: workers divide nothing (0), the optimizer state (1), also gradients (2), also weights (3)."""
 
 
 class ProbeConfig(Section):

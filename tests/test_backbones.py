@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
+import subprocess
+import sys
 from functools import cache
 
 import pytest
@@ -219,6 +222,43 @@ def test_a_shortcut_is_a_strided_convolution(width: int) -> None:
 
     expected = [one.float() for one in results(strided.double(), images.double())]  # which oneDNN leaves to torch
     torch.testing.assert_close(results(shortcut, images), expected, rtol=1e-4, atol=1e-4)  # sums of 131,072 in float32
+
+
+def writes_beyond_its_memory(convolution: nn.Conv2d) -> bool:
+    """Tell whether oneDNN's gradient does so with AVX-512: of random kernels, strides and widths, these alone."""
+    is_strided = convolution.stride != (1, 1) and convolution.kernel_size == (1, 1)
+    return is_strided and convolution.in_channels < built_in._ONEDNN_BLOCK
+
+
+def test_no_backbone_has_a_convolution_that_crashes_in_onednn() -> None:
+    narrow = itertools.product(("resnet8", "resnet20"), ("standard", "small", "half"), (*range(1, 18), None))
+    with torch.device("meta"):
+        networks = [backbones.build(name, stem=stem, width=width) for name, stem, width in narrow]
+    for network in [*networks, *map(made, SIZES)]:
+        assert not any(map(writes_beyond_its_memory, convolutions(network)))
+
+
+NARROW = """
+import random, torch
+from ssl_dist import backbones
+
+torch.set_num_threads(1)
+draw = random.Random(0)
+for width in range(1, 17):
+    name, stem = draw.choice(("resnet8", "resnet20")), draw.choice(("standard", "small", "half"))
+    network = backbones.build(name, stem=stem, width=width)
+    images = torch.rand(draw.choice((2, 3, 8)), 3, *2 * [draw.choice((16, 31, 56, 64))], requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16, enabled=bool(width % 3)):
+        features = network(images)
+    features.float().square().sum().backward()
+    assert images.grad.isfinite().all()
+"""
+
+
+def test_networks_of_every_narrow_width_train() -> None:
+    """They do so in a process of its own, which a fault would end."""
+    done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_what_is_known_without_torch_is_what_torchvision_and_the_networks_say() -> None:

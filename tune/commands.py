@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from tune.results import Trial
     from tune.sweep import Sweep
 
+# Help texts that need a line of their own.
+_RUNGS = "Epochs between two probes and to ASHA's first rung. Default: docs/search.md."
+_RESUME = "Resume this sweep, every trial from its newest checkpoint."
+
 
 class _RunByDefault(TyperGroup):
     """``ssl-dist tune RECIPE`` is ``ssl-dist tune run RECIPE``."""
@@ -41,6 +45,7 @@ app = typer.Typer(
 
 @app.command()
 def run(
+    ctx: typer.Context,
     recipe: Recipe = None,
     space: Annotated[Path | None, typer.Option(help="YAML: dotted keys and domains; see docs/search.md.")] = None,
     settings: Settings = None,
@@ -48,17 +53,13 @@ def run(
     scheduler: Annotated[str, typer.Option(help="asha, median, pbt or none.")] = "asha",
     samples: Annotated[int, typer.Option(min=1, help="Number of trials; ignored by --search grid.")] = 16,
     objective: Annotated[str, typer.Option(help="knn, linear; without labels rankme, lidar.")] = "knn",
-    rung_epochs: Annotated[
-        float | None, typer.Option(help="Epochs between two probes and to ASHA's first rung. Default: docs/search.md.")
-    ] = None,
+    rung_epochs: Annotated[float | None, typer.Option(help=_RUNGS)] = None,
     reduction: Annotated[int, typer.Option(min=2, help="ASHA: one trial in this many continues at a rung.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: as many as fit.")] = None,
     out: Annotated[Path, typer.Option(help="Folder in which the sweep gets a directory of its own.")] = Path("sweeps"),
     sweep_dir: Annotated[Path | None, typer.Option(help="The sweep's directory itself; must be new or empty.")] = None,
-    resume: Annotated[
-        Path | None, typer.Option(metavar="SWEEP", help="Resume this sweep, every trial from its newest checkpoint.")
-    ] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="SWEEP", help=_RESUME)] = None,
     as_json: Json = False,
 ) -> None:
     """Search learning rate, temperature, batch size and epochs (or any settings) with Ray Tune.
@@ -67,22 +68,30 @@ def run(
     """
     from tune.sweep import Sweep
 
-    if (recipe is None) == (resume is None):
-        raise ConfigError("give either a recipe, or --resume SWEEP")
-    if resume is not None:
+    if resume is not None and recipe is None:
+        _expect_no_other_options(ctx)
         directory, sweep = resume, Sweep.read(resume)
-    else:
-        assert recipe is not None, "checked above"
+    elif recipe is not None and resume is None:
         options = {"search": search, "scheduler": scheduler, "samples": samples, "objective": objective}
-        rule = {"rung_epochs": rung_epochs, "reduction": reduction, "seed": seed}
+        options |= {"rung_epochs": rung_epochs, "reduction": reduction, "seed": seed}
         directory = sweep_dir or out / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
-        sweep = _create(recipe, space, settings, directory, {**options, **rule})
+        sweep = _create(recipe, space, settings, directory, options)
+    else:
+        raise ConfigError("give either a recipe, or --resume SWEEP")
     from tune.runner import run_sweep  # imports Ray: a mistake above is told before
 
     say(f"sweep directory {directory}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(directory))}")
     run_sweep(sweep, directory, console, concurrency=concurrency)
     _show(sweep, directory, as_json)
+
+
+def _expect_no_other_options(ctx: typer.Context) -> None:
+    """Refuse an option that a resumed sweep would not follow."""
+    for one in ctx.command.params:
+        source = ctx.get_parameter_source(one.name or "")
+        if one.name not in ("resume", "concurrency", "as_json") and source and source.name == "COMMANDLINE":
+            raise ConfigError(f"{one.opts[0]}: a resumed sweep stays what it was; only --concurrency may change")
 
 
 def _create(

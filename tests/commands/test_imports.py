@@ -93,6 +93,8 @@ TYPOS = [
     "tune results nowhere",
     "tune results {run}",
     "tune --resume nowhere",
+    "tune --resume {sweep} --samples 3",
+    "tune --set epochs=2 --resume {sweep}",
     "demo --ot x",
     "demo --set optim.lrr=1",
     "doctor nowhere",
