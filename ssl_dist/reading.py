@@ -68,7 +68,7 @@ def parse(text: str, origin: str) -> Any:
     """
     try:
         return yaml.load(text, _Loader)  # a safe loader
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(error).split()).replace('in "<unicode string>",', "on")
         raise ConfigError(f"{origin} cannot be read as YAML: {reason}") from None
 
@@ -120,12 +120,15 @@ def settle(value: Any, kind: Any = Any) -> Any:
         ConfigError: a value that is not text is not YAML.
     """
     kinds = _members(kind)
-    if isinstance(value, Written) and any(map(_is_text, kinds)):
+    if isinstance(value, Written) and str in kinds:
         return None if value == "" or (type(None) in kinds and value in _NONE) else str(value)
     if isinstance(value, Written):
         value = parse(value, "the value")
     if isinstance(value, Written):
-        return _plain(value)
+        is_name = any(value in get_args(one) for one in kinds if get_origin(one) is Literal)
+        value = str(value) if is_name else _plain(value)
+    if isinstance(value, bool) and bool not in kinds and Any not in kinds:
+        return str(value).lower()  # true is no number: as one it would count as 1
     if isinstance(value, list):
         inner = next((get_args(one)[0] for one in kinds if get_origin(one) in (tuple, list)), kind)
         return [settle(one, inner) for one in value]
@@ -141,10 +144,6 @@ def _members(kind: Any) -> list[Any]:
     if get_origin(kind) in (Union, UnionType):
         return [member for one in get_args(kind) for member in _members(one)]
     return [kind]
-
-
-def _is_text(kind: Any) -> bool:
-    return kind is str or (get_origin(kind) is Literal and isinstance(get_args(kind)[0], str))
 
 
 def _plain(text: str) -> Any:

@@ -13,7 +13,7 @@ import numpy as np
 import pydantic
 
 from ssl_dist.config import ResolvedConfig
-from ssl_dist.config.overrides import put_override
+from ssl_dist.config.overrides import explain, put_override
 from ssl_dist.errors import ConfigError, printable
 from ssl_dist.reading import read_file, settle
 
@@ -43,7 +43,14 @@ class Domain(pydantic.BaseModel):
     @pydantic.model_validator(mode="before")
     @classmethod
     def _list_is_a_choice(cls, value: Any) -> Any:
-        return {"choice": value} if isinstance(value, list) else value
+        if isinstance(value, list):
+            return {"choice": value}
+        if not isinstance(value, cls) and not (isinstance(value, Mapping) and value.keys() & cls.model_fields.keys()):
+            raise ValueError(
+                f"give a list of values, or one of {', '.join(cls.model_fields)} as {{log_uniform: [1e-4, 1e-2]}};"
+                " settings of a section are named by dotted keys, as optim.lr"
+            )
+        return value
 
     @pydantic.model_validator(mode="after")
     def _is_one(self) -> Domain:
@@ -130,8 +137,7 @@ def load(path: Path | None) -> Space:
         try:
             space[str(key)] = Domain.model_validate(value)
         except pydantic.ValidationError as error:
-            reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-            raise ConfigError(f"space {path}: {key}: {reason}") from None
+            raise ConfigError(f"space {path}: {key}: {explain(error, list(Domain.model_fields))}") from None
     for outer, inner in itertools.permutations(space, 2):
         if inner.startswith(f"{outer}."):
             raise ConfigError(f"space {path}: {outer} holds {inner}: search the section or the setting, not both")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +12,12 @@ import pydantic
 
 from ssl_dist.errors import ConfigError
 from ssl_dist.reading import Written, find_recipe, parse, read_file
+
+_NAME = re.compile(r"[a-z_][a-z0-9_]*|[0-9]+")
+_PLAINER = {
+    "a valid tuple": "a list, such as [1, 2]",
+    r"a valid dictionary or instance of \w+": "a section, such as {key: value}",
+}
 
 
 def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -22,7 +29,7 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
     file = find_recipe(path)
     tree = read_file(file, f"recipe {file}")
     if not isinstance(tree, dict):
-        raise ConfigError(f"recipe {file} is not a mapping of sections")
+        raise ConfigError(f"recipe {file} is not a mapping of sections: write them as data: {{store: FOLDER}}")
     return tree
 
 
@@ -40,18 +47,34 @@ def put_override(tree: dict[str, Any], key: str, value: Any) -> None:
 
 def explain(error: pydantic.ValidationError, known_keys: list[str]) -> str:
     """Describe all errors in one line: dotted keys, values, and the nearest known key of each unknown one."""
-    return "; ".join(_explain_one(one, known_keys) for one in error.errors())
+    found: dict[tuple[str, str], str] = {}
+    for one in error.errors():
+        key, message, given = _explain_one(one, known_keys)
+        before = found.get((key, given))  # what another of the setting's types says of the same value
+        found[key, given] = f"{before}, or {message.removeprefix('Input should be ')}" if before else message
+    return "; ".join(f"{key}{message}{given}" for (key, given), message in found.items())
 
 
-def _explain_one(error: Any, known: list[str]) -> str:
-    key = ".".join(str(part) for part in error["loc"])
+def _explain_one(error: Any, known: list[str]) -> tuple[str, str, str]:
+    """Return an error's key, message and value, which make its line; or the whole line as the first of them."""
+    *outer, last = [str(part) for part in error["loc"]] or [""]
+    # pydantic also names which of a setting's types it tried
+    parts = [part for part in outer if _NAME.fullmatch(part)]
+    key, given = ".".join([*parts, last] if _NAME.fullmatch(last) else parts), error.get("input")
     if error["type"] == "extra_forbidden":
-        return f"unknown key {key}{suggest(key, known)}"
+        key, (section, dot, inner) = ".".join([*parts, last]), last.partition(".")
+        hint = f"; write it as {section}: {{{inner}: ...}}" if dot else suggest(key, known)
+        return f"unknown key {key}{hint}", "", ""
+    if error["type"] == "missing" and not last.isdigit():
+        return f"{key} is missing: set it with --set {key}=...", "", ""
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] == "missing":
-        return f"{key} is missing: set it with --set {key}=..."
-    given = error.get("input")
-    return f"{key}: {message} (given {given!r})" if key and not isinstance(given, Mapping) else message
+        key, message = ".".join(parts), "Input should have more values"
+    if not key or (error["type"] == "value_error" and isinstance(given, Mapping)):
+        return message, "", ""
+    for pattern, words in _PLAINER.items():
+        message = re.sub(pattern, words, message)
+    return f"{key}: ", message, f" (given {given!r})"
 
 
 def suggest(key: str, known: list[str]) -> str:

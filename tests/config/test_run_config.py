@@ -190,6 +190,13 @@ def test_a_config_printed_as_a_recipe_is_read_back(tmp_path: Path, text: str) ->
         ("optim.clip_norm=~", "optim.clip_norm", None),
         ("monitor.hparams=[epochs, 010]", "monitor.hparams", ["epochs", "010"]),
         ("method={name: swav, queue: 0}", "method.queue", 0),
+        ("engine.precision='fp32'", "engine.precision", "fp32"),
+        ("engine.precision= fp32", "engine.precision", "fp32"),
+        ("backbone.checkpoint=best", "backbone.checkpoint", "best"),
+        ("backbone.checkpoint=0050", "backbone.checkpoint", 50),
+        ("backbone.normalisation=none", "backbone.normalisation", "none"),
+        ("backbone.normalisation=null", "backbone.normalisation", None),
+        ("backbone.normalisation={mean: [0, .5, 0], std: [1, 1, 1]}", "backbone.normalisation.mean", [0, 0.5, 0]),
     ],
 )
 def test_other_settings_are_yaml_with_decimal_numbers(setting: str, key: str, expected: Any) -> None:
@@ -201,6 +208,34 @@ def test_other_settings_are_yaml_with_decimal_numbers(setting: str, key: str, ex
 def test_what_is_no_decimal_number_is_refused_as_one(value: str) -> None:
     with pytest.raises(ConfigError, match=r"epochs: "):
         set_values(f"epochs={value}")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("epochs=true", "epochs: Input should be a valid number, unable to parse string as a number (given 'true')"),
+        ("cluster.workers=true", "cluster.workers.min: Input should be a valid integer, unable"),
+        ("engine.zero_stage=true", "engine.zero_stage: Input should be 0, 1, 2 or 3 (given 'true')"),
+        ("epochs={a: 3}", "epochs: Input should be a valid number (given {'a': '3'})"),
+        ("backbone.checkpoint=bst", "backbone.checkpoint: Input should be 'newest' or 'best', or a valid integer, una"),
+        ("backbone.normalisation=rgb", "'inception', or a section, such as {key: value} (given 'rgb')"),
+        ("optim.betas=[0.9]", "optim.betas: Input should have more values (given [0.9])"),
+        ("optim.betas=0.9, 0.95", "optim.betas: Input should be a list, such as [1, 2] (given '0.9, 0.95')"),
+        ("batch=8", "batch: Input should be a section, such as {key: value} (given 8)"),
+        ("batch={siz: 8, micr: 4}", "unknown key batch.siz; did you mean batch.size?; unknown key batch.micr; did you"),
+        ("seed=" + 3000 * "[", "seed: the value cannot be read as YAML: maximum recursion depth exceeded"),
+    ],
+)
+def test_what_a_setting_does_not_take_is_refused_by_its_key_in_plain_words(setting: str, message: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        set_values(setting)
+    assert message in str(caught.value)
+
+
+def test_a_dotted_key_of_a_recipe_is_refused_with_its_section(tmp_path: Path) -> None:
+    (tmp_path / "r.yaml").write_text("data: {store: s}\noptim.lr: 0.1")
+    with pytest.raises(ConfigError, match=r"unknown key optim\.lr; write it as optim: \{lr: \.\.\.\}"):
+        RunConfig.load(tmp_path / "r.yaml")
 
 
 def test_the_last_of_several_overrides_counts_in_their_order() -> None:

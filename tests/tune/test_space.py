@@ -82,6 +82,12 @@ def test_a_grid_refuses_continuous_domains(space: spaces.Space) -> None:
         ("optim.lr: []", "optim.lr: "),
         ("batch.size: {powers_of_two: [5, 7]}", "there is none between them"),
         ("a: {b", "cannot be read"),
+        ("optim: {lr: [1, 2]}", "optim: give a list of values, or one of .* by dotted keys, as optim.lr"),
+        ("optim.lr: 0.1", "optim.lr: give a list of values, or one of choice, uniform, log_uniform, powers_of_two as"),
+        ("optim.lr: {loguniform: [1, 2]}", "optim.lr: give a list of values, or one of choice, uniform"),
+        ("optim.lr: {uniform: [1]}", r"optim.lr: uniform: Input should have more values \(given \[1\]\)"),
+        ("optim.lr: {uniform: 1}", r"optim.lr: uniform: Input should be a list, such as \[1, 2\] \(given 1\)"),
+        ("batch.size: {powers_of_two: [1.5, 64]}", "batch.size: powers_of_two.0: Input should be a valid integer"),
     ],
 )
 def test_bad_spaces_are_refused(tmp_path: Path, text: str, message: str) -> None:

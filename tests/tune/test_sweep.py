@@ -41,6 +41,8 @@ def test_expected_images_of_asha(small_store: Path) -> None:
 def test_every_sample_is_tried_before_anything_runs(small_store: Path) -> None:
     with pytest.raises(ConfigError, match="temperature"):
         make(small_store, space={"method.temperature": Domain(choice=(0.1, -1.0))}, search="grid").check()
+    with pytest.raises(ConfigError, match=r"sample lr=true: optim\.lr: Input should be a valid number"):
+        make(small_store, space={"optim.lr": Domain(choice=(0.1, True))}, search="grid").check()
     with pytest.raises(ConfigError, match="less than one batch"):
         make(small_store, space={"epochs": Domain(choice=(0.01,))}).check()
 
