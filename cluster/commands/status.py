@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column, Table
 
 from cluster.run_status import CONFIG, STOP, RunStatus, is_driven, read_status
 from ssl_dist.commands.console import console, print_json, say, show
@@ -20,33 +20,40 @@ Place = Annotated[Path, typer.Argument(help="Directory of a run or a sweep.")]
 
 def status(run: Place, as_json: Json = False) -> None:
     """Show whether a run is running and where, its step, speed, time left and last probe; of a sweep, all trials."""
-    if trials := _trials(run):
+    if (trials := _trials(run)) is not None:
         _show_trials(run, [(trial.name, read_status(trial)) for trial in trials], as_json)
         return
     found = read_status(run)
-    show(str(run), _rows(run, found), {"run": str(run), **found._asdict()}, as_json)
+    show(str(run), _rows(found), {}, as_json=False)
+    if found.state == "running":
+        say(f"end it: ssl-dist stop {shlex.quote(str(run))}")
+    elif found.state not in ("stopping", "finished"):
+        say(f"resume it: ssl-dist pretrain --resume {shlex.quote(str(run))}")
+    print_json({"run": str(run), **found._asdict()}, as_json)
 
 
 def stop(run: Place, as_json: Json = False) -> None:
     """End a run after its current step, with a checkpoint, from any machine that sees its directory; or end a sweep."""
     trials = _trials(run)
-    if not trials:
+    if trials is None:
         read_status(run)
-    if not any(map(is_driven, trials or [run])):
+    if not any(map(is_driven, [run] if trials is None else trials)):
         raise RunError(f"{run} is not running: `ssl-dist status {shlex.quote(str(run))}` says how it ended")
     (run / STOP).touch()
-    resume = f"ssl-dist {'tune' if trials else 'pretrain'} --resume {shlex.quote(str(run))}"
-    say("asked to end its trials" if trials else "asked to end after its current step, with a checkpoint")
+    resume = f"ssl-dist {'pretrain' if trials is None else 'tune'} --resume {shlex.quote(str(run))}"
+    say("asked to end after its current step, with a checkpoint" if trials is None else "asked to end its trials")
     say(f"resume with: {resume}")
     print_json({"run": str(run), "resume": resume}, as_json)
 
 
-def _trials(directory: Path) -> list[Path]:
-    """Return the run directories of a sweep's trials; [] where the directory is no sweep with trials."""
+def _trials(directory: Path) -> list[Path] | None:
+    """Return the run directories of the trials that a sweep has begun; None where the directory is no sweep."""
+    if not (directory / "sweep.json").exists():
+        return None
     return sorted(file.parent for file in (directory / "trials").glob(f"*/{CONFIG}"))
 
 
-def _rows(run: Path, found: RunStatus) -> list[tuple[str, str]]:
+def _rows(found: RunStatus) -> list[tuple[str, str]]:
     place = f" on {found.host} (process {found.process})" if found.host else ""
     sign = f", last sign of life {timedelta(seconds=round(found.silent_s))} ago" if found.host else ""
     rows = [("state", f"{found.state}{place}{sign}")]
@@ -61,18 +68,17 @@ def _rows(run: Path, found: RunStatus) -> list[tuple[str, str]]:
         rows.append(("time left", str(timedelta(seconds=round(found.left_s)))))
     rows += [(name, f"{value:.4g} ({found.first_probe[name]:.4g} at first)") for name, value in found.probe.items()]
     rows.append(("checkpoint", found.checkpoint or "none yet"))
-    if found.state == "running":
-        rows.append(("end it", f"ssl-dist stop {shlex.quote(str(run))}"))
-    elif found.state not in ("stopping", "finished"):
-        rows.append(("resume it", f"ssl-dist pretrain --resume {shlex.quote(str(run))}"))
     return rows
 
 
 def _show_trials(sweep: Path, trials: list[tuple[str, RunStatus]], as_json: bool) -> None:
-    table = Table("trial", "state", "step", "of", "probe")
+    table = Table(Column("trial", no_wrap=True), "state", "step", "of", "probe")
     for name, one in trials:
         probe = ", ".join(f"{key} {value:.4g}" for key, value in one.probe.items())
         table.add_row(name, one.state, f"{one.step:,}", f"{one.total_steps:,}", probe)
-    console.print(table)
+    if trials:
+        console.print(table)
+    else:
+        say("no trial has begun")
     result: dict[str, Any] = {"sweep": str(sweep), "trials": [{"trial": name, **one._asdict()} for name, one in trials]}
     print_json(result, as_json)

@@ -23,6 +23,7 @@ from cluster import launch
 from cluster.connect import Background
 from cluster.run_directory import RunDirectory
 from cluster.run_status import read_status
+from ssl_dist.commands.console import console
 from ssl_dist.errors import Interrupted, RunError
 from tests.command import Command
 from tests.helpers import resolved_config
@@ -114,6 +115,17 @@ def test_a_run_starts_while_another_process_looks_at_its_lock(
     assert look.closed
 
 
+@pytest.mark.parametrize("name", ["running", "killed"])
+def test_a_command_to_copy_is_one_line_on_a_small_screen(
+    name: str, run: RunDirectory, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    STATES[name][0](run)
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr(console, "_width", None)
+    verb = "stop" if name == "running" else "pretrain --resume"
+    assert f"ssl-dist {verb} '{run.path}'" in command("status", run.path).out.splitlines()[-1]
+
+
 def test_a_sign_of_life_is_given_while_a_run_is_driven(run: RunDirectory) -> None:
     os.utime(run.path / "lock", (0, 0))
     assert read_status(run.path).silent_s > 1e9
@@ -165,6 +177,11 @@ def test_a_run_that_is_stopped_from_elsewhere_ends_as_at_ctrl_c(
 def test_a_sweep_shows_its_trials_and_is_ended(run: RunDirectory, command: Command, tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
     (sweep / "trials").mkdir(parents=True)
+    (sweep / "sweep.json").touch()
+    assert command("status", sweep).out == "no trial has begun\n"
+    assert command("status", sweep, "--json").json == {"sweep": str(sweep), "trials": []}
+    refused = command("stop", sweep)
+    assert (refused.code, "is not running" in refused.err) == (2, True)
     run.path.rename(sweep / "trials" / "abc")
     [trial] = command("status", sweep, "--json").json["trials"]
     assert (trial["trial"], trial["state"], trial["step"]) == ("abc", "running", 40)
