@@ -12,7 +12,7 @@ from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
 from ssl_dist import __version__
-from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable, stdout_given_back
+from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable, print_json, stdout_given_back
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.errors import SslDistError
@@ -57,7 +57,10 @@ def _root(version: Annotated[bool, _VERSION] = False) -> None:
 
 
 def main() -> None:
-    """Run the command line; an error raised on purpose ends as one line and its exit code, without a traceback."""
+    """Run the command line; an error raised on purpose ends as one line and its exit code, without a traceback.
+
+    With --json the object on standard output is then ``{"error": ...}``.
+    """
     escape_unprintable()
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogLines()])
@@ -66,4 +69,5 @@ def main() -> None:
             app()
     except SslDistError as error:
         errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
+        print_json({"error": str(error)}, "--json" in sys.argv)
         sys.exit(error.exit_code)

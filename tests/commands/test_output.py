@@ -77,6 +77,8 @@ QUICK = {
     "evaluate knn": "{run} --train {store} --test {store}",
     "report": "{run}",
     "tune results": "{sweep}",
+    "status": "{sweep}",
+    "checkpoint clear": "{run}",
 }
 
 
@@ -93,6 +95,24 @@ def test_standard_output_is_one_json_object(
     assert done.out.count("\n") == 1
     assert done.err, "what is for a person goes to standard error"
     assert all(len(line) <= 80 for line in done.err.splitlines() if line[:1] in "┏┃┡│└┌├")
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *("settings optim.lrr", "recipes simclr", "status {new}", "stop {new}", "stop {sweep}", "report {new}"),
+        *("checkpoint list {new}", "checkpoint clear {new}", "tune results {run}", "tune {new}", "pretrain {new}"),
+        *("pretrain", "store info {images}", "init {images}", "evaluate knn {new} --train {store} --test {store}"),
+        *("doctor --set epochs=1", "self-train --test {new} {new}", "demo --set epoch=1"),
+    ],
+)
+def test_a_mistake_is_one_json_object_too(
+    command: Command, things: dict[str, Path], tmp_path: Path, wrong: str
+) -> None:
+    done = command(*wrong.format(**things, new=tmp_path).split(), "--json")
+    assert done.code == 2
+    assert done.json.keys() == {"error"}
+    assert f"error: {done.json['error']}\n" in done.err
 
 
 @pytest.mark.parametrize(
