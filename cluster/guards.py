@@ -8,6 +8,7 @@ import os
 import sys
 
 from ssl_dist.config import ResolvedConfig
+from ssl_dist.data import read_labels
 from ssl_dist.errors import ClusterError, ConfigError
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.store import ImageStore
@@ -16,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def check_data(config: ResolvedConfig, store: ImageStore) -> None:
-    """Refuse a batch or a probe for which the store has too few images or classes.
+    """Refuse a batch or a probe for which the store has too few images or classes; name a label file of no use.
 
     Only the manifest is read, so that a guard of a large store costs nothing.
 
@@ -25,6 +26,12 @@ def check_data(config: ResolvedConfig, store: ImageStore) -> None:
     """
     _check_batch(config, store.name)
     _check_probe(config, store)
+    if (file := config.data.label_file) and not (config.num_labelled or config.data.stratified):
+        read_labels(config, store)
+        log.warning(
+            "data.label_file %s is not used: method %s learns from no labels, and data.stratified is false",
+            *(file, config.method.name),
+        )
 
 
 def _check_batch(config: ResolvedConfig, name: str) -> None:

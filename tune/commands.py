@@ -98,12 +98,14 @@ def _create(
     recipe: str, space: Path | None, settings: list[str] | None, directory: Path, options: dict[str, Any]
 ) -> Sweep:
     """Make a sweep in a new directory, and refuse it where some trial could not run."""
+    from cluster.guards import check_machine
     from cluster.prepare import resolve
     from tune import space as spaces
     from tune.sweep import Sweep
 
     sweep = Sweep.make(recipe=resolve(recipe, overrides_of(settings)), space=spaces.load(space), **options)
     sweep.check()
+    check_machine(sweep.recipe.cluster)
     sweep.write(directory)
     return sweep
 

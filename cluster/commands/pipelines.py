@@ -32,10 +32,16 @@ def g_simclr(
     as_json: Json = False,
 ) -> None:
     """Train an autoencoder, cluster its latents, then train SimCLR on batches spread over the clusters."""
+    from cluster.guards import check_machine
     from cluster.prepare import resolve
+    from ssl_dist.config import RunConfig
 
-    later = resolve(recipe, {**overrides_of(settings), "data.stratified": False, "data.label_file": None})
+    given = overrides_of(settings)
+    RunConfig.load(recipe, {**given, "data.stratified": True})  # as it will be: nothing is trained for a refusal
+    later = resolve(recipe, {**given, "data.stratified": False, "data.label_file": None})
     first = resolve(autoencoder, {"data.store": later.data.store, **overrides_of(autoencoder_settings)})
+    for config in (first, later):
+        check_machine(config.cluster)
     from cluster.pipelines.g_simclr import GSimCLR  # imports torch: a mistake above is told before
 
     last = GSimCLR(run_dir.absolute(), first, later, clusters or later.batch.size).run(console)

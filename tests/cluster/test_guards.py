@@ -99,6 +99,16 @@ def test_a_store_without_labels_is_said_to_have_no_probe(
     assert "has no labels: no probe is shown; --set probe.kind=rankme needs none" in caplog.text
 
 
+def test_labels_that_nothing_uses_are_read_and_named(
+    command: Command, recipe: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number, code, said in ((51, 0, "is not used: method simclr"), (5, 2, "has int64")):
+        np.save(tmp_path / "labels.npy", np.zeros(number, int))
+        done = command("pretrain", recipe, "--set", f"data.label_file={tmp_path / 'labels.npy'}", "--print-config")
+        assert (done.code, said in caplog.text + done.err) == (code, True)
+        caplog.clear()
+
+
 def test_an_evaluation_of_one_class_is_refused(two_steps: Path, tmp_path: Path) -> None:
     path = build(tmp_path / "one", 1, 6)
     with pytest.raises(StoreError, match="has labelled images of one class only"):

@@ -104,6 +104,9 @@ TYPOS = [
     "g-simclr --set optim.lrr=1",
     "g-simclr {recipe} --autoencoder nowhere",
     "g-simclr {recipe} --set-autoencoder optim.lrr=1",
+    "g-simclr {recipe} --autoencoder {recipe} --set data.order=shards",
+    "g-simclr {recipe} --autoencoder {recipe} --set cluster.workers=999",
+    "tune {recipe} --space {space} --set cluster.workers=999 --sweep-dir new",
     "self-train",
     "self-train nowhere --test {store}",
     "self-train {recipe} --test nowhere",
@@ -133,8 +136,9 @@ TYPOS = [
 def outcomes(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Run all command lines; return of each the exit code, the modules that were imported, and what was printed."""
     folder = tmp_path_factory.mktemp("places")
-    places = {name: folder / name for name in ("recipe", "run", "sweep")} | {"store": small_store}
+    places = {name: folder / name for name in ("recipe", "space", "run", "sweep")} | {"store": small_store}
     places["recipe"].write_text(f"{RECIPE}data: {{store: {small_store}}}\n")
+    places["space"].write_text("seed: [0, 1]")
     config = resolved_config(small_store)
     save(State(config.initial_method().state_dict(), {}), places["run"], 2, config)
     (places["run"] / "config.json").write_text(config.model_dump_json())
@@ -145,6 +149,7 @@ def outcomes(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dic
     given = "".join(f"{json.dumps(line)}\n" for line in lines)
     script = [sys.executable, "-c", SCRIPT]
     done = subprocess.run(script, input=given, stdout=subprocess.PIPE, cwd=folder, text=True, check=True)
+    assert not (folder / "new").exists(), "a refused sweep leaves nothing in the way of the next"
     return dict(zip((*LOOKS, *TYPOS), map(json.loads, done.stdout.splitlines()), strict=True))
 
 
