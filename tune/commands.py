@@ -13,7 +13,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from typer.core import TyperGroup
 
-from ssl_dist.commands.console import console, print_json, say
+from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
 from ssl_dist.errors import ConfigError
 
@@ -138,6 +138,8 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
         say(f"its recipe: ssl-dist pretrain {shlex.quote(str(directory / 'best.yaml'))}")
         say(f"its encoder: ssl-dist evaluate knn {shlex.quote(str(directory / 'best'))} --train STORE --test STORE")
         say(f"picture: {directory / 'parallel.png'}")
+    elif trials:
+        say("no trial has finished, so none is the best")
     totals = {"sweep": str(directory), "images": sum(one.images_seen for one in trials), "importance": weights}
     plain = {"best": best.plain() if best else None, "trials": [one.plain() for one in trials]}
     print_json({**totals, **plain}, as_json)
@@ -152,14 +154,15 @@ def _table(sweep: Sweep, trials: list[Trial]) -> Table:
 
     def rows(headings: list[str], settings: Callable[[Trial], list[str]]) -> Table:
         last = ["started from"] if sweep.scheduler == "pbt" else []
-        table = Table(Column("trial", no_wrap=True), *headings, "images", sweep.objective, "", *last)
+        shown = table(Column("trial", no_wrap=True), *headings, "images", sweep.objective, "", *last)
         for one in trials:
             parent = [f"{one.parent} at step {one.parent_step}"] if one.parent else []
             cells = [*settings(one), f"{one.images:,}", f"{one.objective:.4f}", one.status, *parent]
-            table.add_row(one.run.name, *map(Text, cells))
-        return table
+            shown.add_row(one.run.name, *map(Text, cells))
+        return shown
 
     apart = rows([*names(sweep.space).values()], lambda one: [show_value(value) for value in one.sample.values()])
-    if console.measure(apart).maximum <= console.width:
+    endless = console.options.update(max_width=10_000)  # a table is measured as no wider than the screen
+    if console.measure(apart, options=endless).maximum <= console.width:
         return apart
     return rows(["settings"], lambda one: [show(one.sample)])

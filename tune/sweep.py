@@ -47,7 +47,7 @@ class Sweep(pydantic.BaseModel):
         reduction: ASHA lets one trial in this many continue at a rung.
     """
 
-    model_config = pydantic.ConfigDict(frozen=True, extra="forbid")
+    model_config = pydantic.ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     recipe: ResolvedConfig
     space: Space

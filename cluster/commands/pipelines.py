@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
-from ssl_dist.commands.console import console, print_json
+from ssl_dist.commands.console import console, print_json, table
 from ssl_dist.commands.options import Json, Settings, overrides_of
 from ssl_dist.commands.runs import show_summary
 
@@ -66,9 +65,9 @@ def self_train(
     from cluster.pipelines.self_training import SelfTraining  # imports torch: a mistake above is told before
 
     found = SelfTraining(run_dir.absolute(), config, test, share, margin, rounds).run(console)
-    table = Table("round", "labels", "added", "right of these", "accuracy")
+    shown = table("round", "labels", "added", "right of these", "accuracy")
     for number, one in enumerate(found):
         right = "" if one.right is None else f"{one.right:.1%}"
-        table.add_row(str(number), f"{one.labelled:,}", f"{one.added:,}", right, f"{one.accuracy:.1%}")
-    console.print(table)
+        shown.add_row(str(number), f"{one.labelled:,}", f"{one.added:,}", right, f"{one.accuracy:.1%}")
+    console.print(shown)
     print_json({"run": str(run_dir), "rounds": [one._asdict() for one in found]}, as_json)

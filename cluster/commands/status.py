@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Column
 
 from cluster.run_status import CONFIG, STOP, RunStatus, is_driven, read_status
-from ssl_dist.commands.console import console, print_json, say, show
+from ssl_dist.commands.console import console, print_json, say, show, table
 from ssl_dist.commands.options import Json
 from ssl_dist.errors import RunError
 
@@ -72,12 +72,12 @@ def _rows(found: RunStatus) -> list[tuple[str, str]]:
 
 
 def _show_trials(sweep: Path, trials: list[tuple[str, RunStatus]], as_json: bool) -> None:
-    table = Table(Column("trial", no_wrap=True), "state", "step", "of", "probe")
+    shown = table(Column("trial", no_wrap=True), "state", "step", "of", "probe")
     for name, one in trials:
         probe = ", ".join(f"{key} {value:.4g}" for key, value in one.probe.items())
-        table.add_row(name, one.state, f"{one.step:,}", f"{one.total_steps:,}", probe)
+        shown.add_row(name, one.state, f"{one.step:,}", f"{one.total_steps:,}", probe)
     if trials:
-        console.print(table)
+        console.print(shown)
     else:
         say("no trial has begun")
     result: dict[str, Any] = {"sweep": str(sweep), "trials": [{"trial": name, **one._asdict()} for name, one in trials]}

@@ -67,13 +67,21 @@ class LogLines(logging.Handler):
         errors.print(Text.assemble((f"{record.levelname.lower()}:", "yellow"), f" {self.format(record)}"))
 
 
+def table(*headings: Column | str, **options: Any) -> Table:
+    """Make a table that breaks words on a narrow screen, where rich would cut them."""
+    made = Table(*headings, **options)
+    for column in made.columns:
+        column.overflow = "fold"
+    return made
+
+
 def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any], as_json: bool) -> None:
     """Print a two-column table, and with --json ``result``."""
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
-    table = Table(show_header=False)
+    shown = table("", "", show_header=False)
     for name, value in rows:
-        table.add_row(name, Text(str(value)))
-    console.print(table)
+        shown.add_row(name, Text(str(value)))
+    console.print(shown)
     print_json(result, as_json)
 
 

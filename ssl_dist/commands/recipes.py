@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Table
+from rich.table import Column
 from rich.text import Text
 
-from ssl_dist.commands.console import console, print_json, say
+from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.options import Json
 from ssl_dist.reading import RECIPE_FOLDER, find_recipe, read_file
 
@@ -32,11 +32,10 @@ def recipes(
     if as_json:
         print_json({"recipes": rows}, as_json)
         return
-    table = Table("recipe", "what it says of hardware, time and result", show_lines=True)
-    table.columns[0].no_wrap = True
+    shown = table(Column("recipe", no_wrap=True), "what it says of hardware, time and result", show_lines=True)
     for row in rows:
-        table.add_row(f"{row['name']}\n{row['method']}", Text(f"{row['hardware']}. {row['time']}. {row['result']}"))
-    console.print(table)
+        shown.add_row(f"{row['name']}\n{row['method']}", Text(f"{row['hardware']}. {row['time']}. {row['result']}"))
+    console.print(shown)
     say("print one: ssl-dist recipes NAME; one for your own store: ssl-dist init STORE")
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from ssl_dist.commands.console import console, print_json, say, show
+from ssl_dist.commands.console import console, print_json, say, show, table
 from ssl_dist.commands.options import Json, Run
 from ssl_dist.errors import ConfigError, RunError
 
@@ -43,12 +43,12 @@ def _show_checkpoints(run: Path, as_json: bool, *, verified: bool) -> Sequence[d
     if not rows:
         raise RunError(f"{run} has no checkpoints: give the directory of a run that has written one")
     checked = ["state"] if verified else []
-    table = Table(Column("checkpoint", no_wrap=True), "score", "MB", "written", *checked)
+    shown = table(Column("checkpoint", no_wrap=True), "score", "MB", "written", *checked)
     for row in rows:
         score = "" if row["score"] is None else f"{row['score']:.4f}"
         written = datetime.fromtimestamp(row["written"]).strftime("%Y-%m-%d %H:%M:%S")
-        table.add_row(row["name"], score, f"{row['bytes'] / 1e6:,.1f}", written, *(Text(row[key]) for key in checked))
-    console.print(table)
+        shown.add_row(row["name"], score, f"{row['bytes'] / 1e6:,.1f}", written, *(Text(row[key]) for key in checked))
+    console.print(shown)
     print_json({"run": str(run), "checkpoints": rows}, as_json)
     return rows
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
-from ssl_dist.commands.console import console, print_json
+from ssl_dist.commands.console import console, print_json, table
 from ssl_dist.commands.options import Json
 from ssl_dist.errors import ConfigError
 
@@ -24,9 +24,9 @@ def settings(
     rows = settings_rows(key)
     if not rows:
         raise ConfigError(f"unknown setting {key}{suggest(key, [row.key for row in settings_rows()])}")
-    table = Table(Column("setting", no_wrap=True), "default", "values and meaning")
+    shown = table(Column("setting", no_wrap=True), "default", "values and meaning")
     for row in rows:
         names = f" ({', '.join(row.methods)})" if row.methods else ""
-        table.add_row(row.key, Text(row.default), Text(f"{row.values}{names}. {row.description}"))
-    console.print(table)
+        shown.add_row(row.key, Text(row.default), Text(f"{row.values}{names}. {row.description}"))
+    console.print(shown)
     print_json({"settings": [row._asdict() for row in rows]}, as_json)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence, Sized
 from pathlib import Path
 
@@ -74,8 +75,8 @@ def expect_voters(bank_labels: Sized, k: int, temperature: float = 0.1) -> None:
     Raises:
         ConfigError: k or the temperature is out of range.
     """
-    if not temperature > 0:
-        raise ConfigError(f"temperature {temperature}: it must be greater than 0")
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature {temperature}: it must be greater than 0, and finite")
     if not 1 <= k <= len(bank_labels):
         raise ConfigError(f"k {k}: the bank has {len(bank_labels)} labelled images, k is one of 1..{len(bank_labels)}")
 
@@ -88,5 +89,5 @@ def expect_two_classes(train_labels: np.ndarray, l2: float) -> None:
     """
     if len(np.unique(train_labels)) < 2:
         raise ConfigError("linear probe: the training images have fewer than two classes")
-    if not l2 > 0:
-        raise ConfigError(f"l2 {l2}: it must be greater than 0")
+    if not 0 < l2 < math.inf:
+        raise ConfigError(f"l2 {l2}: it must be greater than 0, and finite")

@@ -88,6 +88,8 @@ TYPOS = [
     "tune {recipe} --search gird",
     "tune {recipe} --scheduler ash",
     "tune {recipe} --objective loss",
+    "tune {recipe} --space {space} --rung-epochs inf",
+    "tune {recipe} --space {space} --rung-epochs nan",
     "tune {recipe} --search grid",
     "tune nowhere",
     "tune results nowhere",
@@ -129,6 +131,8 @@ TYPOS = [
     "evaluate linear {run} --train {store} --test {store} --checkpoint 3",
     "evaluate linear {run} --train {store} --test {store} --checkpoint best",
     "evaluate linear {run} --train {store} --test {store} --l2 0",
+    "evaluate linear {run} --train {store} --test {store} --l2 inf",
+    "evaluate knn {run} --train {store} --test {store} --temperature nan",
 ]
 
 

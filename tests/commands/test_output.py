@@ -98,6 +98,19 @@ def test_standard_output_is_one_json_object(
 
 
 @pytest.mark.parametrize(
+    "line", ["settings", "recipes", "checkpoint verify {run}", "report {run}", "status {sweep}", "tune results {sweep}"]
+)
+def test_nothing_is_cut_on_a_narrow_screen(
+    command: Command, things: dict[str, Path], monkeypatch: pytest.MonkeyPatch, line: str
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = command(*line.format(**things).split())
+    assert shown.code == 0
+    assert "…" not in shown.out
+    assert all(len(row) <= 40 for row in shown.out.splitlines() if row[:1] in "┏┃┡│└┌├")
+
+
+@pytest.mark.parametrize(
     "wrong",
     [
         *("settings optim.lrr", "recipes simclr", "status {new}", "stop {new}", "stop {sweep}", "report {new}"),

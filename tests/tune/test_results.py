@@ -129,6 +129,7 @@ def test_results_are_a_table_of_80_columns_and_json(
     assert shown.code == 0, shown
     table = [line for line in shown.out.splitlines() if line[:1] in "┏┃┡│└"]
     assert all(len(line) <= 80 for line in table)
+    assert "…" not in shown.out, "nothing is cut"
     found = command("tune", "results", tmp_path / "sweep", "--json").json
     assert sorted(json.dumps(one["sample"]) for one in found["trials"]) == sorted(map(json.dumps, samples))
     for one in found["trials"]:
