@@ -146,7 +146,7 @@ def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
     """Return each setting's share of the objective's variance, by Optuna's fANOVA.
 
     Where trials were stopped early, their objectives are compared at the number of images that all of them have seen.
-    The result is empty where trials are too few, and in a population, whose settings change during training.
+    The result is empty where trials are too few or too alike, and in a population, whose settings change in training.
     """
     shown = [one for one in trials if one.status in ("finished", "stopped", "diverged")]
     values = _comparable_objectives(sweep, shown)
@@ -162,10 +162,11 @@ def importances(sweep: Sweep, trials: list[Trial]) -> dict[str, float]:
         study.add_trial(optuna.trial.create_trial(params=params, distributions=space, value=value))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found: dict[str, float] = optuna.importance.get_param_importances(
-            study, evaluator=optuna.importance.FanovaImportanceEvaluator(seed=0)
-        )
-    return dict(found)
+        evaluator = optuna.importance.FanovaImportanceEvaluator(seed=0)
+        try:
+            return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
+        except RuntimeError:  # its trees cannot tell values apart that differ by 1e-9
+            return {}
 
 
 def _comparable_objectives(sweep: Sweep, trials: list[Trial]) -> list[float]:

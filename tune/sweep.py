@@ -109,7 +109,8 @@ class Sweep(pydantic.BaseModel):
     def _epochs(self) -> tuple[float, ...]:
         """The values of ``epochs`` that trials can have, or their bounds."""
         domain = self.space.get("epochs")
-        return (domain.values or domain.uniform or domain.log_uniform or ()) if domain else (self.recipe.epochs,)
+        found = (domain.values or domain.uniform or domain.log_uniform or ()) if domain else (self.recipe.epochs,)
+        return tuple(float(one) if isinstance(one, str) else one for one in found)  # a choice may be in quotes
 
     def config(self, sample: Sample) -> ResolvedConfig:
         """Return a trial's config: the recipe with the sample's settings, and a probe and a checkpoint at each rung.

@@ -107,6 +107,7 @@ EXAMPLES = {
     "text that is a number": {"optim.lr": ["1e-3", "1e-2", "1e-4", "3e-3"]},
     "text": {"method.similarity": ["cosine", "dot"], "optim.schedule": ["cosine", "constant"]},
     "null": {"optim.clip_norm": [None, 1, 2, 3.5]},
+    "epochs that are text": {"epochs": ["2", "4", "1e1", 8]},
     "bounds of many digits": {"optim.lr": {"uniform": [0.00012345, 0.00012346]}},
     "names that end alike": {"optim.name": ["sgd", "adamw"], "backbone.name": ["resnet8", "resnet20"]},
     "more settings than columns": {
@@ -136,6 +137,15 @@ def test_results_are_a_table_of_80_columns_and_json(
         assert any(Path(one["run"]).name in line for line in table), "the table names every trial in full"
     assert found["best"]["status"] == "finished"
     assert len(samples) < 4 or found["importance"].keys() == tree.keys()
+
+
+def test_values_that_no_tree_tells_apart_have_no_importance(small_store: Path, tmp_path: Path) -> None:
+    space = load({"optim.lr": {"uniform": [1e-9, 2e-9]}}, tmp_path)
+    sweep = make(small_store, space=space, search="optuna", samples=4, scheduler="none")
+    ended_sweep(sweep, tmp_path / "sweep", unended=1)
+    trials, importance = write_results(sweep, tmp_path / "sweep")
+    assert (len(trials), importance) == (5, {})
+    assert (tmp_path / "sweep" / "parallel.png").stat().st_size
 
 
 @pytest.mark.parametrize(
