@@ -31,6 +31,7 @@ _ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _REACH_S = 10
+_START_TRIES = 3
 
 _DIED = "worker process has died"  # in Ray's text on a worker that raised nothing
 
@@ -146,21 +147,31 @@ def _job_config() -> Any:
 
 
 def _start(cluster: ClusterConfig, drivers: int) -> None:
+    """Start Ray on this machine, again where its processes took longer than the 30 s that Ray waits for them."""
     import ray
 
     _check_port(cluster.dashboard_port)
-    ray.init(
-        address="local",
-        # logical CPUs: the doctor may try more workers than cores, which are slow, but they work
-        num_cpus=max(num_cores(), math.ceil(cluster.workers.min * cluster.cpus_per_worker)) + drivers,
-        # without a dashboard Ray never frees the resources of workers that an actor (a trial) drives
-        include_dashboard=cluster.dashboard_port is not None or drivers > 0,
-        dashboard_host="127.0.0.1",
-        dashboard_port=cluster.dashboard_port,
-        job_config=_job_config(),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    for tries_left in reversed(range(_START_TRIES)):
+        try:
+            ray.init(
+                address="local",
+                # logical CPUs: the doctor may try more workers than cores, which are slow, but they work
+                num_cpus=max(num_cores(), math.ceil(cluster.workers.min * cluster.cpus_per_worker)) + drivers,
+                # without a dashboard Ray never frees the resources of workers that an actor (a trial) drives
+                include_dashboard=cluster.dashboard_port is not None or drivers > 0,
+                dashboard_host="127.0.0.1",
+                dashboard_port=cluster.dashboard_port,
+                job_config=_job_config(),
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+            )
+            return
+        except Exception as error:  # Ray has no class of its own for this one
+            if "timed out during startup" not in str(error):
+                raise
+            ray.shutdown()
+            if not tries_left:
+                raise RuntimeError(f"its processes did not start in {_START_TRIES} times 30 s: is it busy?") from None
 
 
 def _check_port(port: int | None) -> None:

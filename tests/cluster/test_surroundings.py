@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -106,6 +107,26 @@ def test_a_temporary_folder_too_long_for_sockets_is_refused_with_its_remedy(
     said = f"Ray cannot start here: {blamed} is too long for its sockets: set RAY_TMPDIR to a short one, as /tmp"
     with pytest.raises(ClusterError, match=said), ray_connection(ClusterConfig()):
         pass
+
+
+@pytest.mark.parametrize(("late", "starts"), [(0, True), (2, True), (3, False)])
+def test_ray_is_started_again_where_a_busy_machine_starts_it_late(
+    late: int, starts: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[str] = []
+
+    def init(**_: object) -> None:
+        calls.append("init")
+        if calls.count("init") <= late:
+            raise Exception("The current node timed out during startup. This could happen because ...")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: calls.append("shutdown"))
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    refused = pytest.raises(ClusterError, match=r"did not start in 3 times 30 s: is it busy\?")
+    with contextlib.nullcontext() if starts else refused, ray_connection(ClusterConfig()):
+        pass
+    assert calls == ["init", "shutdown"] * min(late + 1, 3), "each try ends what it began, and so does the connection"
 
 
 LAUNCHERS = {
