@@ -51,6 +51,7 @@ def test_g_simclr_in_one_command_resumes_at_any_stage(local_ray: None, small_sto
         g_simclr(small_store, folder, "--clusters", 5, "--set", "optim.lr=0.5")
 
 
+@pytest.mark.slow
 def test_self_training_adds_confident_labels_until_they_no_longer_help(
     local_ray: None, small_store: Path, few_labels: Path, tmp_path: Path
 ) -> None:

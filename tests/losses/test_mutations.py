@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 WEIGHT = "weight = _weight(_logits(y, rows, columns), lse[rows], lse[columns], shift)"
 OWN_LOSS_ONLY = "weight = (_logits(y, rows, columns) - lse[rows, None]).exp_()"
 MIRRORED = "grad[columns].addmm_(weight.T, y[rows])"

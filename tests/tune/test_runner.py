@@ -125,6 +125,7 @@ def expect_the_same(sweep: Path, result: dict[str, Any], undisturbed: dict[str, 
         assert steps == sorted(steps)
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_every_trial_and_finds_the_same_winner(
     undisturbed: tuple[Path, dict[str, Any]], small_store: Path, tmp_path: Path
 ) -> None:
