@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from ssl_dist.commands.console import console, errors
+
 
 class Outcome(NamedTuple):
     """The exit code of a command and its output."""
@@ -30,6 +32,8 @@ def run_in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
     """Run ``python -m ssl_dist`` with these arguments; a command that returns without an exit code succeeded."""
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # which the command sets: set back after the test
     monkeypatch.setattr(sys, "argv", ["ssl-dist", *map(str, arguments)])
+    for one in (console, errors):
+        monkeypatch.setattr(one, "_width", None)  # of COLUMNS as it was when the module was imported
     code: Any = 0
     try:
         runpy.run_module("ssl_dist", run_name="__main__")

@@ -23,7 +23,6 @@ from cluster import launch
 from cluster.connect import Background
 from cluster.run_directory import RunDirectory
 from cluster.run_status import read_status
-from ssl_dist.commands.console import console
 from ssl_dist.errors import Interrupted, RunError
 from tests.command import Command
 from tests.helpers import resolved_config
@@ -121,7 +120,6 @@ def test_a_command_to_copy_is_one_line_on_a_small_screen(
 ) -> None:
     STATES[name][0](run)
     monkeypatch.setenv("COLUMNS", "40")
-    monkeypatch.setattr(console, "_width", None)
     verb = "stop" if name == "running" else "pretrain --resume"
     assert f"ssl-dist {verb} '{run.path}'" in command("status", run.path).out.splitlines()[-1]
 

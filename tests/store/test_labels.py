@@ -80,6 +80,44 @@ def test_one_class_folder_is_appended_as_that_class(source: str, tmp_path: Path)
     assert names_of(tmp_path / "s") == ["bird", "cat", "cat"]
 
 
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train", "val"], "the folders train, val became classes"),
+        (["images", "Masks"], "the folders Masks, images became classes"),
+        (["Cat", "cat"], "Cat and cat are two classes"),
+        (["train", "boat"], ""),
+        (["test"], ""),
+    ],
+)
+def test_classes_that_are_likely_none_are_warned_of(
+    names: list[str], message: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    built(folder_of(tmp_path / "d", [f"{name}/{number}.png" for number, name in enumerate(names)]), tmp_path / "s")
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING" and "class" in one.getMessage()]
+    assert len(said) == bool(message)
+    assert all(one.startswith(message) for one in said)
+
+
+@pytest.mark.parametrize("source", ["cat", "cat/*.png"])
+def test_a_class_folder_that_is_appended_by_itself_keeps_the_keys_of_its_images(source: str, tmp_path: Path) -> None:
+    built(folder_of(tmp_path / "d", ["bird/0.png", "cat/1.png"]), tmp_path / "s")
+    with pytest.raises(SourceError, match=r"has cat/1\.png already, with the same pixels"):
+        store.append(f"{tmp_path}/d/{source}", tmp_path / "s", workers=1)
+
+
+def test_labels_of_a_key_that_several_images_have_are_refused(tmp_path: Path) -> None:
+    for number in range(2):
+        built(folder_of(tmp_path / f"d{number}", ["0.png", f"{number + 1}.png"], 3 * number), tmp_path / f"s{number}")
+    store.merge([tmp_path / "s0", tmp_path / "s1"], tmp_path / "m", workers=1)
+    with pytest.raises(ConfigError, match=r"keys that several images of .*m have \(0\.png\)"):
+        store.label(tmp_path / "m", table_of(tmp_path / "l.csv", "0.png,cat"))
+    with pytest.raises(ConfigError, match=r"keys that several images of .* have \(0\.png\)"):
+        built(f"{tmp_path}/{{d0,d1}}/*.png", tmp_path / "n", labels_csv=table_of(tmp_path / "l.csv", "0.png,cat"))
+    store.label(tmp_path / "m", table_of(tmp_path / "k.csv", "1.png,cat", "2.png,-1.0"))
+    assert sorted(names_of(tmp_path / "m")) == ["-", "-", "-", "cat"]
+
+
 def test_images_without_a_label_are_counted(command: Command, tmp_path: Path) -> None:
     folder_of(tmp_path / "d", ["bird/0.png", "cat/1.png", "2.png", "3.png"])
     built_ = command("store", "build", tmp_path / "d", tmp_path / "s", "--workers", 1, "--json")
@@ -164,6 +202,7 @@ def test_any_source_takes_labels_by_key(kind: str, tmp_path: Path) -> None:
         ("a.png,cat\n", r"begins with 'a\.png,cat': its first line must be key,label"),
         ("key;label\na.png;cat\n", r"begins with 'key;label'"),
         ("", r"begins with ''"),
+        ("key,label\n", r"has no line of a key and a label"),
         ("key,label\na.png\n", r"line 2: it has no key, or not 2 fields"),
         ("key,label\n,cat\n", r"line 2: it has no key"),
         ('key,label\n"a.png,cat\n', r"cannot be read as a table of keys and labels"),

@@ -9,6 +9,7 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from posixpath import normpath
 
 import pytest
 
@@ -156,6 +157,56 @@ def test_links_that_lead_to_no_file_of_the_tar_are_left_out_by_name(kind: bytes,
     with pytest.raises(SourceError, match=r"b/1\.png: a link to no file of the tar.*--strict"):
         store.build(tar, tmp_path / "s", workers=1, strict=True)
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("name", ["a/0.png", "./a/0.png", "b/../a/0.png"])
+@pytest.mark.parametrize("link_is_first", [False, True])
+def test_of_a_file_and_a_link_of_one_name_a_tar_has_the_later(name: str, link_is_first: bool, tmp_path: Path) -> None:
+    names = [f"{name} -> b/1.png", "a/0.png"] if link_is_first else ["a/0.png", f"{name} -> b/1.png"]
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        for one in ("b/1.png", *names):
+            key, _, target = one.partition(" -> ")
+            info = _link(key, tarfile.LNKTYPE, target) if target else tarfile.TarInfo(key)
+            info.size = 0 if target else len(IMAGE + key.encode())
+            archive.addfile(info, None if target else io.BytesIO(IMAGE + key.encode()))
+    listed = list_source(tmp_path / "t.tar")
+    contents = {normpath(member.key): member.content for member in listed.members()}
+    later = "a/0.png" if link_is_first else "b/1.png"
+    assert contents == {"b/1.png": IMAGE + b"b/1.png", "a/0.png": IMAGE + later.encode()}
+    assert listed.num_images == 2
+    assert [reason.partition(":")[0] for _, reason in listed.left_out] == ["replaced"]
+
+
+def test_a_file_that_gnu_tar_packs_twice_is_one_image(tmp_path: Path) -> None:
+    listed = list_source(linked_tar(tmp_path / "t.tar", {"a/0.png": (tarfile.LNKTYPE, "a/0.png")}))
+    assert (keys_of(listed), listed.left_out) == (["a/0.png"], ())
+
+
+def test_a_link_to_a_hidden_file_is_an_image(tmp_path: Path) -> None:
+    """The layout of git-annex."""
+    tar = packed(tmp_path / "t.tar", [".git/annex/0.png", "b/9.png"])
+    with tarfile.open(tar, "a") as archive:
+        archive.addfile(_link("a/0.png", tarfile.SYMTYPE, "../.git/annex/0.png"))
+    listed = list_source(tar)
+    assert sorted(keys_of(listed)) == ["a/0.png", "b/9.png"]
+    assert listed.class_names == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    ("names", "classes"),
+    [
+        (["/a/0.png", "b/1.png"], ("a", "b")),
+        (["a/../b/0.png", "c/1.png"], ("b", "c")),
+        (["../a/0.png", "../b/1.png"], ("a", "b")),
+        (["./a/./0.png", "b//1.png"], ("a", "b")),
+    ],
+)
+def test_classes_of_a_tar_are_the_folders_that_its_paths_lead_to(
+    names: list[str], classes: tuple[str, ...], tmp_path: Path
+) -> None:
+    listed = list_source(packed(tmp_path / "t.tar", names))
+    assert listed.class_names == classes
+    assert [member.label for member in listed.members()] == [0, 1]
 
 
 def test_of_two_files_of_one_name_a_tar_has_the_last_and_pipes_are_named(tmp_path: Path) -> None:

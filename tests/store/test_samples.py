@@ -45,6 +45,7 @@ def samples_of(*names: str, **classes: int) -> dict[str, bytes]:
         (samples_of("a.png", a_label=3), {"a.png": 3}),
         (samples_of("x.y/0.png", "x.y/1.png") | {"x.y/1.cls": b"4\n"}, {"x.y/0.png": -1, "x.y/1.png": 4}),
         (samples_of("a.png") | {"a.png.cls": b" 1 "}, {"a.png": 1}),
+        (samples_of("a.png", "b.png", a=-1, b=0), {"a.png": -1, "b.png": 0}),
     ],
 )
 def test_each_image_has_its_own_class(
@@ -59,9 +60,11 @@ def test_each_image_has_its_own_class(
     ("files", "message"),
     [
         (samples_of("a.png", a_coarse=0, a_fine=1), r"a\.png has several classes \(.*a\.coarse\.cls, .*a\.fine\.cls\)"),
-        (samples_of("a.png") | {"a.cls": b"-1"}, r"a\.cls is not the number of a class"),
-        (samples_of("a.png") | {"a.cls": b"dog"}, r"a\.cls is not the number of a class"),
-        (samples_of("a.png") | {"a.cls": b"1" + 80 * b" " + b"2"}, r"a\.cls is not the number of a class"),
+        (samples_of("a.png") | {"a.cls": b"dog"}, r"a\.cls says 'dog', which is not the number of a class"),
+        (
+            samples_of("a.png") | {"a.cls": b"1" + 80 * b" " + b"2"},
+            r"a\.cls says '1 *', which is not the number of a class",
+        ),
     ],
 )
 def test_a_class_that_is_not_clear_is_refused(
@@ -94,7 +97,9 @@ def test_classes_of_no_image_are_left_out_by_name(tmp_path: Path) -> None:
         (samples_of("a/0.png", "a/0.depth.left.png", "b/0.png"), ["a/0.png", "b/0.png"]),
         (samples_of("0.input.png", "0.target.png", **{"0": 3}), ["0.input.png"]),
         (samples_of("i.1.png", "i.2.png", "i.3.png"), ["i.1.png", "i.2.png", "i.3.png"]),
-        (samples_of("0.gif", "0.png", "1.tif", "1.dat"), ["0.png", "1.dat"]),
+        (samples_of("0.gif", "0.png"), ["0.png"]),
+        (samples_of("scan.001", "scan.002", "1.tif", "1.dat"), ["scan.001", "scan.002", "1.tif", "1.dat"]),
+        (samples_of("0.jpg", "0_mask.png", "1-seg.png", "1.png", **{"0": 3}), ["0.jpg", "1.png"]),
         (samples_of("0", "0.jpg", "1", "1.seg.png", **{"1": 4}), ["0.jpg", "1"]),
         (samples_of("a.b/0", "a.b/0.mask.png", "a.b/1.jpg_large"), ["a.b/0", "a.b/1.jpg_large"]),
     ],
@@ -113,6 +118,21 @@ def test_pictures_of_a_folder_are_samples_only_where_classes_say_so(tmp_path: Pa
     names = ["photo.png", "photo.1.png", "photo.jpg"]
     assert sorted(labels_of(unpacked(tmp_path / "a", samples_of(*names)))) == sorted(names)
     assert labels_of(unpacked(tmp_path / "b", samples_of("0.png", "0.seg.png", **{"0": 1}))) == {"0.png": 1}
+
+
+@pytest.mark.parametrize(
+    ("names", "images"),
+    [
+        (["0.jpg", "0_mask.png"], ["0.jpg"]),
+        (["a/0.png", "a/0.seg.png", "b/0_GT.png"], ["a/0.png", "b/0_GT.png"]),
+        (["0-label.bmp", "0.webp", "0.png"], ["0.png", "0.webp"]),
+        (["mask.png", "_mask.png", "landmask.png", "land.png"], ["_mask.png", "land.png", "landmask.png", "mask.png"]),
+    ],
+)
+def test_masks_beside_pictures_are_left_out_by_name(names: list[str], images: list[str], tmp_path: Path) -> None:
+    listed = list_source(unpacked(tmp_path / "a", samples_of(*names)))
+    assert sorted(member.key for member in listed.members()) == images
+    assert sorted(left_out(listed)) == sorted(set(names) - set(images))
 
 
 def test_folders_that_a_pattern_names_keep_their_own_classes(tmp_path: Path) -> None:

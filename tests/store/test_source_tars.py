@@ -35,7 +35,7 @@ def test_webdataset_shards_by_braces(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"a-003\.tar: no such file \(of .*a-\{000\.\.003\}\.tar\)"):
         list_source(f"{tmp_path}/a-{{000..003}}.tar")
     shard_of(tmp_path / "bad.tar", {"0.png": png(images[0]), "0.cls": b"dog"})
-    with pytest.raises(SourceError, match=r"0\.cls is not the number of a class"):
+    with pytest.raises(SourceError, match=r"0\.cls says 'dog', which is not the number of a class"):
         list_source(tmp_path / "bad.tar")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import os
 from collections.abc import Iterable, Sequence
@@ -21,7 +22,7 @@ from ssl_dist.store.labels import parse_labels, read_labels, write_labels
 from ssl_dist.store.schema import NO_LABEL, Manifest
 
 _NAMED = 5  # wrong keys or classes that a message names
-_NONE = ("", "-1")  # labels of images without one
+_NONE = ("", "-1", "-1.0")  # labels of images without one
 
 
 class Labels(NamedTuple):
@@ -45,9 +46,15 @@ class Labels(NamedTuple):
         """Expect all keys of the file among ``keys``, those of a source or store that messages call ``where``.
 
         Raises:
-            ConfigError: some are not.
+            ConfigError: some are not, or are those of several images.
         """
-        if wrong := list(self.by_key.keys() - set(map(key_form, keys))):
+        counts = collections.Counter(map(key_form, keys))
+        if several := sorted(key for key in self.by_key if counts[key] > 1):
+            raise ConfigError(
+                f"{self.file} has keys that several images of {where} have ({_named(several)}), which may be of several"
+                " classes: leave these lines out"
+            )
+        if wrong := list(self.by_key.keys() - counts.keys()):
             raise ConfigError(
                 f"{self.file} has keys that {where} does not have ({_named(sorted(wrong))}): a key is the path of an"
                 " image within its source"
@@ -80,6 +87,8 @@ def read_labels_csv(file: str | os.PathLike[str]) -> Labels:
                 lines.setdefault(key, reader.line_num)
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{name} cannot be read as a table of keys and labels ({error})") from None
+    if not by_key:
+        raise ConfigError(f"{name} has no line of a key and a label below its first")
     return Labels(name, by_key)
 
 

@@ -1,4 +1,4 @@
-"""Room on the disk: refuse a store that does not fit, before its images are written or as soon as it shows."""
+"""Room on the disk: refuse raw images that do not fit, and warn where JPEG files may not."""
 
 from __future__ import annotations
 
@@ -23,24 +23,27 @@ def expect_room_for_raw(store: Path, num_images: int, shard_format: ShardFormat,
     if shard_format.encoding == "raw":
         height, width, channels = shard_format.image_shape
         num_bytes = num_images * (height * width * channels + _ROW_BYTES)
-        expect_room(store, num_bytes - unfinished_bytes(store, old), num_images)
+        if problem := lacks_room(store, num_bytes - unfinished_bytes(store, old), num_images):
+            raise StoreError(problem)
 
 
 def unfinished_bytes(store: Path, old: Manifest | None) -> int:
-    """Return the size of the shards in a folder that its manifest does not name."""
+    """Return the size of the shards in a folder, complete or not, that its manifest does not name."""
     listed = {shard.file for shard in old.shards} if old else set()
-    return sum(path.stat().st_size for path in store.glob("shard-*.arrow") if path.name not in listed)
+    there = (*store.glob("shard-*.arrow"), *store.glob(".shard-*.tmp"))
+    return sum(path.stat().st_size for path in there if path.name not in listed)
 
 
-def expect_room(store: Path, num_bytes: float, num_images: int) -> None:
-    """Expect room for ``num_bytes``, of so many images, in a store's folder; raise StoreError if its disk has less."""
+def lacks_room(store: Path, num_bytes: float, num_images: int) -> str | None:
+    """Return what to say where a store's disk has no room for ``num_bytes``, of so many images; None: it has."""
     folder = next(path for path in (store, *store.absolute().parents) if path.exists())
     free = shutil.disk_usage(folder).free
-    if num_bytes > free:
-        raise StoreError(
-            f"{store}: {num_images:,} images need {_amount(num_bytes)}, and the disk has {_amount(free)} left: make"
-            " room and call again, or choose another disk, a smaller size or --encoding jpeg"
-        )
+    if num_bytes <= free:
+        return None
+    return (
+        f"{store}: {num_images:,} images need {_amount(num_bytes)}, and the disk has {_amount(free)} left: make room"
+        " and call again, or choose another disk, a smaller size or --encoding jpeg"
+    )
 
 
 def _amount(num_bytes: float) -> str:

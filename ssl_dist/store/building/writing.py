@@ -9,17 +9,21 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ssl_dist.errors import SourceError, printable
+from ssl_dist.errors import SourceError, StoreError, printable
 from ssl_dist.store.building.duplicates import KnownImages
 from ssl_dist.store.building.left_out import tell_left_out
 from ssl_dist.store.building.lock import BuildLock
-from ssl_dist.store.building.room import expect_room, unfinished_bytes
+from ssl_dist.store.building.room import lacks_room, unfinished_bytes
 from ssl_dist.store.building.shard_writer import ShardFormat, ShardJob, ShardSummary, publish_shard
 from ssl_dist.store.building.sources import LeftOut, Member, Source
 from ssl_dist.store.building.writer_pool import Writers
 from ssl_dist.store.schema import Manifest, ShardEntry
 
 SHARD_MEMORY_BYTES = 256 << 20  # a shard also ends when its images take this much memory before they are written
+# folders of parts of a data set, or of what belongs to its images
+_PARTS = frozenset(
+    ("train", "training", "val", "valid", "validation", "test", "testing", "images", "masks", "labels", "annotations")
+)
 
 log = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]  # called with (images done, images in all)
@@ -74,6 +78,7 @@ def write_shards(
         lock.abandon(old)
         raise refusal
     _warn_of_one_colour(one_colour)
+    _warn_of_classes(listed.class_names)
     return entries, {"skipped": len(left_out), "one_colour": len(one_colour)}
 
 
@@ -85,12 +90,16 @@ def _write_each(
     execution: Execution,
     shard_images: int,
 ) -> Generator[ShardSummary, None, None]:
-    """Write the shards of a source, and yield their summaries in order; raise StoreError if the disk has no room."""
+    """Write the shards of a source, and yield their summaries in order.
+
+    Raises:
+        StoreError: raw images that are left do not fit the disk. Of JPEG files it only warns: it knows those written.
+    """
     report = execution.progress or (lambda done, total: None)
     first = 1 + max(int(shard.file[6:-6]) for shard in old.shards) if old else 0
     split = enumerate(_split_into_shards(listed, shard_images), first)
     jobs = (ShardJob(members, store / f"shard-{number:05d}.arrow", shard_format) for number, members in split)
-    done, num_bytes, there = 0, 0, unfinished_bytes(store, old)
+    done, num_bytes, there, has_warned = 0, 0, unfinished_bytes(store, old), False
     with contextlib.closing(execution.writers(jobs)) as results:
         for result in results:
             if isinstance(result, int):  # images of shards that are not complete
@@ -100,7 +109,12 @@ def _write_each(
             done, num_bytes = done + summary.members, num_bytes + (summary.entry.bytes if summary.entry else 0)
             total = max(done, listed.num_images)
             report(done, total)
-            expect_room(store, num_bytes / done * total - max(num_bytes, there), total - done)
+            problem = lacks_room(store, num_bytes / done * total - max(num_bytes, there), total - done)
+            if problem and shard_format.encoding == "raw":
+                raise StoreError(problem)
+            if problem and not has_warned:
+                log.warning("By the size of the %s images so far, %s", f"{done:,}", problem)
+                has_warned = True
     report(done, done)
 
 
@@ -118,8 +132,23 @@ def _split_into_shards(listed: Source, shard_images: int) -> Iterator[list[Membe
 
 def no_image(listed: Source, first: LeftOut | None) -> SourceError:
     """Return the error of a source without a readable image; ``first`` is the first that cannot be read."""
-    why = f" ({first.key}: {first.reason})" if first else ""
-    return SourceError(f"{listed.name}: none of its {listed.num_images} image files could be read{why}")
+    if first is None:
+        return SourceError(f"{listed.name}: none of its images lies in the share that was asked for")
+    return SourceError(
+        f"{listed.name}: none of its {listed.num_images} image files could be read ({first.key}: {first.reason})"
+    )
+
+
+def _warn_of_classes(names: Sequence[str]) -> None:
+    """Warn of names that are likely not those of classes, or of classes that are likely one."""
+    if len(names) > 1 and _PARTS.issuperset(map(str.lower, names)):
+        log.warning("the folders %s became classes: build a store of each, if they are parts", ", ".join(names))
+    one_name = dict[str, str]()
+    for name in names:
+        if (other := one_name.setdefault(name.casefold(), name)) != name:
+            log.warning(
+                "%s and %s are two classes, whose names differ in case alone", printable(other), printable(name)
+            )
 
 
 def _warn_of_one_colour(keys: Sequence[str]) -> None:

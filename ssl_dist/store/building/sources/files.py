@@ -26,7 +26,8 @@ _RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})", re.ASCII)
 _MAX_FILES = 1_000_000  # files that the braces of a pattern may stand for
 # what file systems, file managers and archivers leave between a person's files, in lower case
 _OF_THE_SYSTEM = frozenset(
-    {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information", "lost+found"}
+    {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "@recycle", "#snapshot"}
+    | {"system volume information", "lost+found"}
 )
 _MAX_RATIO, _SLACK_BYTES = 50, 8 << 20
 

@@ -46,6 +46,8 @@ def list_images(name: str, files: Sequence[File], found: Sequence[File], known: 
     images = [file for file in found if file.path in chosen]
     keys = [file.key for file in images]
     names, folder_label = _find_classes(name, keys, len(files), map(_folder_of, images), known)
+    # an added folder of a class: its images have the keys that they have in the folder above
+    above = f"{PurePosixPath(_folder_of(images[0])).name}/" if names and not any("/" in key for key in keys) else ""
     if samples.labels:
         names = samples.class_names
     foreign, passed_over = accompanies(
@@ -56,10 +58,11 @@ def list_images(name: str, files: Sequence[File], found: Sequence[File], known: 
     def members() -> Iterator[Member]:
         for file in images:
             label = samples.label(file.path) if samples.labels else folder_label(file.key)
-            yield Member(file.key, label, file)
+            yield Member(above + file.key, label, file)
 
     found_before = [file.key for file in files if file.is_regular and was_image(file.key)]
-    identity = _identity(files, [samples], keys == found_before)
+    identity = _identity(files, [samples], keys == found_before) + (f" {above}" if above else "")
+    keys = [above + key for key in keys]
     return Source(name, len(keys), names, identity, members, left_out, tuple(passed_over), keys)
 
 
@@ -114,10 +117,11 @@ def _identity(files: Sequence[File], samples: Sequence[Samples], are_as_before: 
 
 @dataclass
 class _Contents:
-    """The members of a tar that are not hidden, by their kinds.
+    """The members of a tar, by their kinds.
 
     Attributes:
-        files: the number and the key of each regular file, by its path.
+        files: the number and the key of each regular file that is not hidden, by its path.
+        targets: the same of those that are hidden, to which links may lead, as git-annex's do.
         links: each link, by its path.
         classes: the beginnings of ``.cls`` files, by their keys.
         pictures: the numbers of files that are images by their names or first bytes.
@@ -125,6 +129,7 @@ class _Contents:
     """
 
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
+    targets: dict[str, tuple[int, str]] = field(default_factory=dict)
     links: dict[str, TarMember] = field(default_factory=dict)
     classes: dict[str, bytes] = field(default_factory=dict)
     pictures: set[int] = field(default_factory=set)
@@ -132,6 +137,12 @@ class _Contents:
     left_out: list[LeftOut] = field(default_factory=list)
     hidden: dict[str, LeftOut] = field(default_factory=dict)
     count: int = 0
+
+    def forget(self, path: str) -> None:
+        """Leave out the file or link that has this path so far, because a later one replaces it."""
+        file, link = self.files.pop(path, None), self.links.pop(path, None)
+        if replaced := file[1] if file else link and link.name:
+            self.left_out.append(LeftOut(replaced, "replaced: a later file in the tar has the same name"))
 
     def is_image(self, number: int, key: str) -> bool:
         """Return whether a file is an image, by the name that it has or that a link gives it, or by its first bytes."""
@@ -147,8 +158,11 @@ def _read_contents(tar: File) -> _Contents:
             found.found_before.append(key)
         if part := hidden_part(key):
             found.hidden[part] = LeftOut(part, "hidden")
+            found.targets |= {path: (number, key)} if member.is_regular else {}
         elif member.target is not None:
-            found.links[path] = member
+            if member.target != path or path not in found.files:  # GNU tar links a file that it packs twice to itself
+                found.forget(path)
+                found.links[path] = member
         elif not member.is_regular:
             found.left_out += [LeftOut(key, "not a regular file")] if is_image(key) else []
         elif _is_class(key):
@@ -156,9 +170,7 @@ def _read_contents(tar: File) -> _Contents:
             if found.classes.setdefault(key, content).strip() != content.strip():
                 raise SourceError(f"{tar.path}: there are two files {key}, with different classes: keep one")
         else:
-            if path in found.files:
-                replaced = LeftOut(found.files[path][1], "replaced: a later file in the tar has the same name")
-                found.left_out.append(replaced)
+            found.forget(path)
             found.files[path] = (number, key)
             found.pictures |= {number} if is_image(key) or begins_as_image(start) else set()
     return found
@@ -166,7 +178,7 @@ def _read_contents(tar: File) -> _Contents:
 
 def _list_tar(tar: File) -> _ListedTar:
     found = _read_contents(tar)
-    linked, lost = _follow_links(found.links, found.files, found.classes)
+    linked, lost = _follow_links(found.links, found.targets | found.files, found.classes)
     pairs, others = list[tuple[int, str]](), list[str]()
     for number, key in (*found.files.values(), *linked):
         if found.is_image(number, key):
@@ -229,6 +241,11 @@ def _folder_of(file: File) -> str:
     return PurePosixPath(path).parent.as_posix()
 
 
+def _folders_in(key: str) -> tuple[str, ...]:
+    """Return the folders in an image's path below its source; ``..`` leads no further up."""
+    return PurePosixPath(normpath(f"/{key}")).parts[1:-1]
+
+
 def _find_classes(
     name: str, keys: Sequence[str], num_files: int, folders_of_all: Iterable[str], known: Collection[str]
 ) -> tuple[tuple[str, ...], Callable[[str], int]]:
@@ -239,7 +256,7 @@ def _find_classes(
     """
     if not keys:
         raise SourceError(f"{name}: no image file ({FORMATS}) among {num_files} files")
-    parents = {PurePosixPath(key).parts[:-1] for key in keys}
+    parents = set(map(_folders_in, keys))
     of_all = {class_name(folder.rpartition("/")[2]) for folder in set(folders_of_all)} if len(parents) == 1 else set()
     if len(of_all) == 1 and of_all <= set(map(class_name, known)):
         return tuple(of_all), lambda key: 0
@@ -252,7 +269,7 @@ def _find_classes(
     numbers = {folder: by_name[class_name(folder)] for folder in folders}
 
     def label(key: str) -> int:
-        below = PurePosixPath(key).parts[depth:-1]
+        below = _folders_in(key)[depth:]
         return numbers[below[0]] if below else NO_LABEL
 
     return names, label

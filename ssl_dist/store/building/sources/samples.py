@@ -7,24 +7,29 @@ without one that have the same name up to the first dot.
 
 A sample is one image. Several belong to one sample if they share a ``.cls`` file, or in a tar if a name goes on where
 another ends (``0.png``, ``0.seg.png``, ``0.jpg``). The one with the fewest letters before its last dot is taken, of
-several a JPEG file, or at least one of a format that is read, and the others are left out.
+several a JPEG file, or at least one of a format that is read, and the others are left out. So is a mask by its name
+(``0_mask.png`` beside ``0.jpg``), also in a folder. A name without a suffix that is known, such as ``scan.001``, is a
+sample of its own.
 
 Source: https://github.com/webdataset/webdataset, whose samples end at the first dot of a file's name.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Collection, Mapping, Sequence
 
-from ssl_dist.errors import SourceError
-from ssl_dist.store.building.sources.base import MAX_CLASSES, LeftOut
-from ssl_dist.store.building.sources.image_names import preference
+from ssl_dist.errors import SourceError, printable
+from ssl_dist.store.building.sources.base import MAX_CLASSES, LeftOut, to_unicode
+from ssl_dist.store.building.sources.image_names import may_be_image, preference
 from ssl_dist.store.schema import NO_LABEL
 
 CLASS_SUFFIX = ".cls"
 MAX_CLASS_BYTES = 64  # of a file with the number of a class; a listing keeps one more, to know longer ones
 _MAX_DIGITS = 9
 # names, up to the first dot, of files about all images
+_MASK = re.compile(r"[._-](?:masks?|seg|segmentation|gt|groundtruth|labels?|annotations?|trimap|matte)$", re.IGNORECASE)
 _ABOUT_ALL = frozenset({"readme", "license", "licence", "labels", "metadata"})
 
 
@@ -73,14 +78,13 @@ def _group(
     name: str, keys: Sequence[str], classes: Mapping[str, bytes], in_tar: bool
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Return the ``.cls`` file of each image that has one, and the name of each image's sample."""
-    if not classes and not in_tar:
-        return {}, dict(zip(keys, keys, strict=True))
     by_stem = {key[: -len(CLASS_SUFFIX)]: key for key in classes}
-    stems = {_beginnings(key)[0] for key in keys} if in_tar else set()
+    image_of = {_stem(key): key for key in keys}
     class_of, sample_of = dict[str, str](), dict[str, str]()
     for key in keys:
         beginnings = _beginnings(key)
-        sample_of[key] = next((one for one in reversed(beginnings) if one in stems), key)
+        shorter = reversed(beginnings) if in_tar and not may_be_image(key) else ()
+        sample_of[key] = next((one for one in shorter if one in image_of), key)
         if found := next((one for one in (key, *beginnings) if one in by_stem), None):
             class_of[key], sample_of[key] = by_stem[found], found
     orphans = dict[str, list[str]]()
@@ -91,12 +95,15 @@ def _group(
             if len(found_here) > 1:
                 raise SourceError(f"{name}: {key} has several classes ({', '.join(found_here)}): keep one")
             class_of[key], sample_of[key] = found_here[0], _sample_name(key)
+    for stem, key in image_of.items():
+        if (masked := _MASK.sub("", stem)) != stem and masked in image_of:
+            sample_of[key] = sample_of[image_of[masked]]
     return class_of, sample_of
 
 
 def _rank(key: str) -> tuple[int, int, str]:
     """Return what the images of a sample are ordered by: the first is taken."""
-    return len(_beginnings(key)[0]), preference(key), key
+    return len(_stem(key)), preference(key), key
 
 
 def accompanies(images: Collection[str], others: Sequence[str]) -> tuple[list[LeftOut], list[LeftOut]]:
@@ -129,10 +136,18 @@ def _beginnings(key: str) -> list[str]:
     return [folder + slash + ".".join(parts[:count]) for count in range(len(parts) - 1, 0, -1)] or [key]
 
 
+def _stem(key: str) -> str:
+    """Return a path up to its last dot; the whole path if what follows is no suffix, as in ``scan.001``."""
+    return key if may_be_image(key) else _beginnings(key)[0]
+
+
 def _parse_class(name: str, key: str, content: bytes) -> int:
     digits = content.strip()
+    if digits == b"-1":
+        return NO_LABEL
     if not (digits.isdigit() and len(digits) <= _MAX_DIGITS and len(content) <= MAX_CLASS_BYTES):
-        raise SourceError(f"{name}: {key} is not the number of a class")
+        said = printable(to_unicode(os.fsdecode(digits[:_MAX_DIGITS])))
+        raise SourceError(f"{name}: {key} says {said!r}, which is not the number of a class")
     if (number := int(digits)) >= MAX_CLASSES:
         raise SourceError(f"{name}: {key} says class {number}: number the classes from 0, below {MAX_CLASSES:,}")
     return number
