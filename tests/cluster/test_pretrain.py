@@ -253,6 +253,7 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_resume(
     assert losses(directory) == pytest.approx(losses(undisturbed), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_resumes_from_its_mirror_on_another_machine(
     local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

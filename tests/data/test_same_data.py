@@ -78,7 +78,7 @@ def test_a_store_that_was_replaced_or_has_grown_is_refused(
     """The path is the one in the run's config."""
     path = Path(shutil.copytree(small_store, tmp_path / "store"))
     began = resolved_config(path)
-    store.append(image_folder / "class0", path, workers=1)
+    store.append(image_folder / "class0", path, workers=1, allow_duplicates=True)
     with pytest.raises(StoreError, match="num_images 68 where the run began with 51"):
         began.expect_same_data(resolve(began).config)
     shutil.rmtree(path)

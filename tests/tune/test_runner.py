@@ -179,6 +179,7 @@ def newest_process(sweep: Path) -> int:
     return int(max(re.findall(r"(\S+ \S+) INFO .* worker 0: process (\d+) on", "\n".join(lines)))[1])
 
 
+@pytest.mark.slow
 def test_optuna_and_median_stopping_on_an_objective_without_labels(small_store: Path, tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     (tmp_path / "space.yaml").write_text("method.temperature: {uniform: [0.1, 0.5]}")
