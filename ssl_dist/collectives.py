@@ -1,4 +1,4 @@
-"""Communication between workers: this process' rank, and sums and gathers whose gradients are exact.
+"""Communication between workers: ``World`` shares a batch out among ranks; sums and gathers have exact gradients.
 
 Ranks may hold different numbers of rows; some may hold none.
 """

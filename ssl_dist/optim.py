@@ -61,7 +61,7 @@ class OptimConfig(Section):
         return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, total_steps - warmup_steps)))
 
     def build(self, module: nn.Module, freezable: Collection[str] = ()) -> torch.optim.Optimizer:
-        """Build the optimizer of the module's trainable parameters; the engine sets its rate before each step.
+        """Build the optimizer of the module's trainable parameters; ``training.zero`` sets its rate before each step.
 
         Args:
             freezable: names of parameters that stand in groups of their own. In a step in which the engine sets

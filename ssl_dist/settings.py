@@ -44,7 +44,8 @@ class DataConfig(Section):
     """Balance each batch over the labels: no label has more than 2 images more than another. Images without a label are
     left out. Where the method sees some labels only, this holds for the labelled images of the batch."""
     damaged: Literal["refuse", "skip"] = "refuse"
-    """Response to images that differ from their checksum: refuse to train, or skip them (not in a remote store)."""
+    """Response to images that differ from their checksum: end the run, or train on
+    others in their place (not in a remote store)."""
     order: Literal["full", "shards"] = "full"
     """Order of an epoch: a permutation of all images (full), or of the shards, and of the images within windows of
     shards (shards), for a remote store that is larger than the cache."""

@@ -163,9 +163,9 @@ class Sweep(pydantic.BaseModel):
         """Refuse a sweep of which some trial could not run, before any trial starts.
 
         Raises:
-            ConfigError: some sample's settings do not fit together, or give another sample's run or other data (with
-                Optuna, one of a hundred drawn samples), the number of workers is not fixed, or the objective needs
-                labels that the store does not have, or a trial more images than it has.
+            ConfigError: two settings of a sample do not fit together, two samples give the same run, or a sample has
+                other data (with Optuna, a hundred samples are tried); or the number of workers is not fixed; or the
+                objective needs labels, or more images, than the store has.
         """
         from cluster.guards import check_data
         from ssl_dist.data import open_store

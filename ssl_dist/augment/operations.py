@@ -33,8 +33,8 @@ class Taps(NamedTuple):
 
     Attributes:
         lines: line numbers, int32 ``[N, S, K]``, or ``[S, K]`` for all images.
-        weight: float32 ``[N, S, K]``, or ``[N, 1, K]`` for all sums. Weights of a sum add up to 1; to 0 if the sum is
-            the change that a blur makes.
+        weight: float32 ``[N, S, K]``, or ``[N, 1, K]`` for all sums. The weights of a sum add up to 1, or to 0 where
+            the sum is the change that a blur makes.
     """
 
     lines: Tensor

@@ -1,4 +1,4 @@
-"""Draw the random views of a batch of images, chunk by chunk: the functions ``views`` and ``crops`` of the package.
+"""Make the views of a batch of images: chunk by chunk, ``draws`` samples parameters and ``operations`` changes pixels.
 
 Shapes: N images, V views, H x W stored pixels, S output pixels a side.
 """

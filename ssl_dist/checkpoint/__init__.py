@@ -1,7 +1,7 @@
 """Checkpoints of a run: its whole state, which any number of workers can write and resume.
 
-``Checkpoints`` lists, saves and finds those of one run, ``Writer`` saves them behind the training steps. ``mirror``
-holds the copies on a remote store, ``pretrained`` reads weights for a new run to begin with.
+``Checkpoints`` lists, saves, finds and deletes those of one run, ``Writer`` saves them behind the training steps.
+``mirror`` holds the copies on a remote store, ``pretrained`` reads weights for a new run to begin with.
 """
 
 from ssl_dist.checkpoint.checkpoints import Checkpoints, locate

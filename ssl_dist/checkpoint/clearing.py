@@ -1,4 +1,4 @@
-"""Deletion of checkpoints that runs do not need any more, at a person's wish."""
+"""``ssl-dist checkpoint clear``: old runs' checkpoints that a person deletes; ``Checkpoints`` deletes its own."""
 
 from __future__ import annotations
 

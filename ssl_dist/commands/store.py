@@ -21,18 +21,18 @@ if TYPE_CHECKING:
 
 _CLASSES = 20  # classes whose images the table of a store shows
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, inspect and check image stores.")
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, grow, label and check image stores.")
 
 # Help texts that need a line of their own.
 _SOURCE = (
     "Folder of class folders, flat folder, tar of either, WebDataset shards, STL-10's *_X.bin, CIFAR's Python or binary"
     " files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar', 'b/**/*.jpg')."
 )
-_SIZE = "Resize the shorter side, cut out the centre. Default: keep the size that all images share."
+_SIZE = "Resize the shorter side, cut out the centre; needed where sizes differ. Default: the size of all images."
 _ENCODING = "raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."
 _ALPHA = "Ground under transparent pixels: white, black, a colour as #rrggbb; drop shows the colours under them."
 _LABELS = "CSV file with the columns key (an image's path in the source) and label, in place of class folders."
-_HELD_OUT = "Hold this share out, by the hash of an image's path, in a second store DESTINATION-held-out."
+_HELD_OUT = "Hold this share (0.1: a tenth) out, by the hash of image paths, in a second store DESTINATION-held-out."
 _DUPLICATES = "Add also images that the store has already, with the same key and pixels."
 _NEW_CLASSES = "Add classes that the store does not have."
 _WORKERS = "Writers at once. Default: one for each core; with --cluster, for each CPU of the cluster."

@@ -24,7 +24,7 @@ COMMANDS: dict[str, Entry] = {
     "doctor": Entry(
         "cluster.commands.doctor:doctor", "Check this machine, or the cluster of RAY_ADDRESS, before it costs money."
     ),
-    "store": Entry("ssl_dist.commands.store:app", "Build, inspect and check image stores."),
+    "store": Entry("ssl_dist.commands.store:app", "Build, grow, label and check image stores."),
     "pretrain": Entry("cluster.commands.pretrain:pretrain", "Pretrain an encoder with Ray Train and DeepSpeed."),
     "recipes": Entry("ssl_dist.commands.recipes:recipes", "List the recipes that come with the package, or print one."),
     "init": Entry("cluster.commands.init:init", "Write a recipe for a store and this machine."),

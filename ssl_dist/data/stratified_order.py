@@ -13,8 +13,8 @@ _STRATA = 2  # name of the seeds that are derived from the run's
 class StratifiedOrder:
     """An endless stream of samples in which each block of K positions has one sample of each of K labels.
 
-    Each label's samples are permuted again and again, so a sample of a rare label comes more often. With n_k samples of
-    label k, and ``permute(key, epoch, position)`` for ``permutation.sample_ids`` with a seed of that key:
+    Each label's samples are permuted again and again, so a sample of a rare label comes more often. Label k has n_k
+    samples, and ``permute(key, epoch, position)`` stands for ``permutation.sample_ids`` with a seed of that key:
 
         position p: b = p div K; label k = permute("labels", b, p mod K); sample = permute(k, b div n_k, b mod n_k)
     """

@@ -1,4 +1,4 @@
-"""Losses over the global batch that several methods may use, as pure functions of embeddings."""
+"""NT-Xent over the global batch, a pure function of embeddings; the loss of one method alone stands in ``methods``."""
 
 from ssl_dist.losses.nt_xent import nt_xent
 

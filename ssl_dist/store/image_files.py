@@ -66,8 +66,8 @@ class Parts(NamedTuple):
         picture: the file without the data beside its pixels.
         exif: its EXIF data; empty if there is none, and in formats other than JPEG and PNG.
         xmp: its XMP data, likewise.
-        scans: of a JPEG whose coefficients are all kept until the last scan is read, how many scans it has; 0: the
-            picture is read in one pass.
+        scans: number of scans of a JPEG that is decoded only when all of them are read; 0 for a picture that is read
+            in one pass.
     """
 
     picture: bytes

@@ -1,4 +1,7 @@
-"""Pretraining, as each worker runs it. This module knows nothing of Ray or of the command line."""
+"""Pretraining as each worker runs it, from its start or from a checkpoint that any number of workers have written.
+
+This module knows nothing of Ray or of the command line.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sources that a store can be built from. A file's kind is known by its first bytes, not by its name."""
+"""The sources that a store can be built from, known by names or first bytes; ``image_names`` says what is an image."""
 
 from __future__ import annotations
 
