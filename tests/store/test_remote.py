@@ -60,7 +60,10 @@ def size_gb(path: Path, shards: float) -> float:
 
 
 def total_bytes(cache_path: Path) -> int:
-    return sum(path.stat().st_size for path in cache_path.iterdir())
+    """Return the size of a cache's files, listed again where one was moved or deleted meanwhile."""
+    while True:
+        with contextlib.suppress(FileNotFoundError):
+            return sum(path.stat().st_size for path in cache_path.iterdir())
 
 
 def suffixes(cache_path: Path) -> list[str]:
@@ -498,6 +501,44 @@ def test_a_cache_of_one_window_downloads_no_shard_of_it_twice(
         assert opened.cache_bytes is not None
         assert total_bytes(cache_path) <= opened.cache_bytes
     assert len(slow.names) <= 9 + 4
+
+
+@pytest.mark.parametrize(
+    ("now", "soon", "requested"),
+    [
+        ([4, 5], [2, 0, 1], [4, 5, 2]),
+        ([5], [2, 0, 1], [5, 2, 0]),
+        ([5], [5, 2], [5, 2]),
+        ([0, 1, 2, 3], [4], [0, 1, 2, 3]),
+    ],
+)
+def test_no_more_is_fetched_ahead_than_fits_beside_what_is_needed_now(
+    here: Path,
+    uri: str,
+    cache_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    now: list[int],
+    soon: list[int],
+    requested: Any,
+) -> None:
+    found: list[list[int]] = []
+    monkeypatch.setattr(fetcher.Prefetcher, "request", lambda self, numbers, **_: found.append(numbers))
+    ImageStore(uri, cache=cache_path, cache_gb=size_gb(here, 3.5)).prepare(now, soon)
+    assert found == [requested]
+
+
+def test_shards_that_do_not_all_fit_now_are_not_released_for_each_other(
+    here: Path, uri: str, cache_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another store holds one of them in the cache, which has room for four."""
+    slow = SlowDownloads(monkeypatch)
+    other, opened = (ImageStore(uri, cache=cache_path, cache_gb=size_gb(here, 4.1)) for _ in range(2))
+    assert other.remote is not None
+    assert opened.remote is not None
+    other.remote.open(8)
+    assert opened.remote.open_together([0, 1, 2, 3]) is None
+    assert [number for number in range(9) if opened.remote.is_open(number)] == [0, 1, 2]
+    assert slow.names == [f"shard-{number:05d}.arrow" for number in (8, 0, 1, 2)]
 
 
 def test_a_cache_too_small_for_the_order_is_refused_with_the_size_it_needs(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import threading
 import time
@@ -72,7 +73,7 @@ class Fetcher:
             try:
                 files.append(self._open(numbers[len(files)]))
             except NoRoom:
-                if not self._release_oldest():
+                if not self._release_oldest(keep=numbers):  # theirs would be downloaded once more
                     return None
         return files
 
@@ -90,14 +91,21 @@ class Fetcher:
             return self._files.setdefault(number, file)
 
     def prepare(self, now: Collection[int], soon: Collection[int]) -> None:
-        """Announce the shards that are needed: release all others, and fetch these in the background, ``now`` first."""
+        """Announce the shards that are needed: release all others, and fetch these in the background, ``now`` first.
+
+        Of ``soon``, only those are fetched that fit the cache beside ``now``. Otherwise one of them could take the room
+        of a shard that is used before it, and would be downloaded twice.
+        """
         with self._lock:
             needed = frozenset((*now, *soon))
             changed = needed != self._needed or not needed  # if none is needed, some may still have been touched
             self._needed_now, self._needed = frozenset(now), needed
             for number in set(range(len(self._entries))) - needed if changed else ():
                 self._release(number)
-            missing = [number for number in dict.fromkeys((*now, *soon)) if number not in self._files]
+            wanted = dict.fromkeys((*now, *soon))
+            sizes = itertools.accumulate(self._entries[number].bytes for number in wanted)
+            fitting = [number for number, size in zip(wanted, sizes, strict=True) if size <= self.cache.limit_bytes]
+            missing = [number for number in dict.fromkeys((*now, *fitting)) if number not in self._files]
             if missing:
                 self._prefetcher = self._prefetcher or Prefetcher(self._fetch_ahead)
                 self._prefetcher.request(missing, retry_refused=changed)
@@ -133,16 +141,21 @@ class Fetcher:
         if on_release := self._on_release():
             on_release(number)
 
-    def _release_oldest(self) -> bool:
+    def _release_oldest(self, keep: Collection[int] = ()) -> bool:
         """Release the shard whose last use is longest ago, one that is needed now only if there is no other.
 
+        Args:
+            keep: shards that are not released.
+
         Returns:
-            False if no shard was open.
+            False if no other shard was open.
         """
         with self._lock:
-            number = min(self._files, key=self._needed_now.__contains__, default=None)  # the oldest of equals
+            others = (number for number in self._files if number not in keep)
+            number = min(others, key=self._needed_now.__contains__, default=None)  # the oldest of equals
             if number is None:
-                for other in range(len(self._entries)):  # a thread may have reopened one that another released
+                # a thread may have reopened one that another released
+                for other in set(range(len(self._entries))).difference(keep):
                     self._release(other)
                 return False
             self._release(number)
