@@ -1,8 +1,8 @@
 """Early stopping of trials: Ray's stopping rules, applied in the order of the trials' numbers.
 
 Asynchronous successive halving compares a trial with those that reached its rung before it: which trials continue then
-depends on which happened to be faster, and on every restart. Here "before" means a lower number: a trial at a rung is
-judged once every trial of a lower number has passed that rung or ended, and trains on until then. So the verdicts
+depends on which happened to be faster, and on every restart. Here "before" means a lower number. A trial at a rung
+trains on until every trial of a lower number has passed that rung or ended; then it is judged. So the verdicts
 depend on the trials' curves alone: they are the same for any number of trials at once, and after any kill.
 """
 

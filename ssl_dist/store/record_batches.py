@@ -46,7 +46,7 @@ class RecordBatches:
         starts: int64 ``[batches + 1]``; record batch b has the sample ids [starts[b], starts[b + 1]).
         shard_of: int64 ``[batches]``, number of the shard of each.
         buffer_offsets: int64 ``[batches, 2]``, offsets in the shard's file of the Arrow buffers of the images (see
-            ``ShardReader.buffer_offsets``), -1 for a second buffer that raw images lack; -1 until ``locate_buffers``.
+            ``ShardReader.buffer_offsets``); -1 where raw images have no second buffer, and before ``locate_buffers``.
     """
 
     def __init__(

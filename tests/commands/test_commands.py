@@ -117,7 +117,9 @@ def test_stores_are_split_added_to_and_merged(command: Command, image_folder: Pa
     assert held["rows"] + rest["rows"] == 51
     merged = command("store", "merge", tmp_path / "s", tmp_path / "s-held-out", tmp_path / "m", *options)
     assert (merged.code, merged.json["rows"]) == (0, 51)
-    added = command("store", "append", f"{image_folder}/class{{0,2}}/*.png", tmp_path / "m", *options)
+    again = ("store", "append", f"{image_folder}/class{{0,2}}/*.png", tmp_path / "m", *options)
+    refused(command(*again), "has class0/000.png, class0/001.png, class0/002.png and ")
+    added = command(*again, "--allow-duplicates")
     assert (added.code, added.json["rows"]) == (0, 51 + 34)
     as_jpeg = command("store", "build", image_folder, tmp_path / "j", "--encoding", "jpeg", *options)
     assert (as_jpeg.code, as_jpeg.json["encoding"]) == (0, "jpeg")

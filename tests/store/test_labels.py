@@ -83,9 +83,9 @@ def test_one_class_folder_is_appended_as_that_class(source: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (["train", "val"], "the folders train, val became classes"),
-        (["images", "Masks"], "the folders Masks, images became classes"),
-        (["Cat", "cat"], "Cat and cat are two classes"),
+        (["train", "val"], "train, val became classes"),
+        (["images", "Masks"], "Masks, images became classes"),
+        (["Cat", "cat"], "classes Cat and cat differ"),
         (["train", "boat"], ""),
         (["test"], ""),
     ],
@@ -108,12 +108,13 @@ def test_a_class_folder_that_is_appended_by_itself_keeps_the_keys_of_its_images(
 
 def test_labels_of_a_key_that_several_images_have_are_refused(tmp_path: Path) -> None:
     for number in range(2):
-        built(folder_of(tmp_path / f"d{number}", ["0.png", f"{number + 1}.png"], 3 * number), tmp_path / f"s{number}")
+        folder = folder_of(tmp_path / f"d{number}", ["0.png", f"{number + 1}.png"], 3 * number)
+        built(shutil.make_archive(str(folder), "tar", folder), tmp_path / f"s{number}")
     store.merge([tmp_path / "s0", tmp_path / "s1"], tmp_path / "m", workers=1)
     with pytest.raises(ConfigError, match=r"keys that several images of .*m have \(0\.png\)"):
         store.label(tmp_path / "m", table_of(tmp_path / "l.csv", "0.png,cat"))
     with pytest.raises(ConfigError, match=r"keys that several images of .* have \(0\.png\)"):
-        built(f"{tmp_path}/{{d0,d1}}/*.png", tmp_path / "n", labels_csv=table_of(tmp_path / "l.csv", "0.png,cat"))
+        built(f"{tmp_path}/d{{0,1}}.tar", tmp_path / "n", labels_csv=table_of(tmp_path / "l.csv", "0.png,cat"))
     store.label(tmp_path / "m", table_of(tmp_path / "k.csv", "1.png,cat", "2.png,-1.0"))
     assert sorted(names_of(tmp_path / "m")) == ["-", "-", "-", "cat"]
 

@@ -136,7 +136,6 @@ def test_masks_beside_pictures_are_left_out_by_name(names: list[str], images: li
 
 
 def test_folders_that_a_pattern_names_keep_their_own_classes(tmp_path: Path) -> None:
-    """Files of both have the same keys."""
     images = random_images(2, 16)
     for number, name in enumerate("ab"):
         unpacked(tmp_path / name, {"0.png": png(images[number]), "0.cls": str(1 - number).encode()})

@@ -54,6 +54,7 @@ def test_patterns(tmp_path: Path) -> None:
     assert keys("{b,a}/x/*") == ["4", "1"]
     assert keys("a/{x/1,y/2}.png") == ["1", "2"]
     assert [file.key for file in expand_pattern(f"{tmp_path}/a/**/*.png")] == ["x/1.png", "y/2.png", "y/z/3.png"]
+    assert [file.key for file in expand_pattern(f"{tmp_path}/{{b,a}}/x/*")] == ["b/x/4.jpg", "a/x/1.png"]
     assert keys("a") == ["1", "2", "3"]
     for pattern in ("c/*", "a/*.png", "{5..3}.png"):
         with pytest.raises(SourceError, match=r"no such file|must go from a smaller to a larger"):
@@ -91,6 +92,22 @@ def test_every_pattern_ends_in_bounded_time(pattern: str, tmp_path: Path) -> Non
 def test_patterns_that_stand_for_too_much_are_refused(pattern: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=message):
         list_source(f"{tmp_path}/{pattern}")
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    ["{class2,class0}", "{class2,class0}/*.png", "class{2,0}/*.png", "{class2/*,class0/0*}.png", "cl{ass2,ass0}/"],
+)
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_folders_in_braces_are_classes_with_the_keys_of_the_folder_above(
+    scheme: str, pattern: str, image_folder: Path
+) -> None:
+    whole = list_source(image_folder)
+    all_labels = {member.key: whole.class_names[member.label] for member in whole.members()}
+    listed = list_source(f"{scheme}{image_folder}/{pattern}")
+    labels = {member.key: listed.class_names[member.label] for member in listed.members()}
+    assert labels == {key: name for key, name in all_labels.items() if name != "class1"}
+    assert [*dict.fromkeys(labels.values())] == ["class2", "class0"], "in the order of the braces"
 
 
 def test_a_uri_lists_the_same_files_as_a_path(image_folder: Path, tmp_path: Path) -> None:

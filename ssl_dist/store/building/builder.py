@@ -10,6 +10,7 @@ was.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from typing import Any, get_args
 
 import xxhash
 
-from ssl_dist.errors import ConfigError, StoreError, Unreadable
+from ssl_dist.errors import ConfigError, StoreError, Unreadable, printable
 from ssl_dist.store.building.labelling import with_labels_of
 from ssl_dist.store.building.lock import BuildJob, local_folder, lock_store, refuse_other_files, unfinished_job
 from ssl_dist.store.building.room import expect_room_for_raw
@@ -32,7 +33,13 @@ from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, Shar
 
 SHARD_IMAGES = 16 * BATCH_ROWS
 SMALLEST_SHARD = 64  # images
+# names of folders that are parts of a data set, or hold what belongs to its images
+_PARTS = frozenset(
+    ("train", "training", "val", "valid", "validation", "test", "testing", "images", "masks", "labels", "annotations")
+)
 _SHARDS = 32  # the most of a source of few images; sizes are powers of two, so it has more than half of that
+
+log = logging.getLogger(__name__)
 
 
 def build(
@@ -80,6 +87,7 @@ def build(
     execution = Execution(make_writers(workers), strict, progress, keep)
     listed = list_source(source)
     listed = (listed if labels_csv is None else with_labels_of(listed, labels_csv)).select(share)
+    _warn_of_classes(listed.class_names)
     return _build(listed, local_folder(destination), split, _shard_format(listed, size_px, encoding, alpha), execution)
 
 
@@ -144,6 +152,7 @@ def append(
         lock.begin(job, old)
         known = set(map(class_name, old.class_names))
         names = (*old.class_names, *(name for name in listed.class_names if class_name(name) not in known))
+        _warn_of_classes(names)
         renumbered = listed.with_class_names(names)
         shards, counts = write_shards(renumbered, lock, shard_format, old, execution, jobs[job])
         kept = old.model_dump(exclude={"shards", "xxh3"}) | {"class_names": names}
@@ -164,6 +173,18 @@ def _shard_format(listed: Source, size_px: int | None, encoding: str, alpha: str
     shape = _first_shape(listed) if size_px is None else (size_px, size_px, 3)
     fields = {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
     return ShardFormat.model_validate({**fields, "alpha": listed.treatment.alpha if listed.treatment else asked})
+
+
+def _warn_of_classes(names: Sequence[str]) -> None:
+    """Warn of names that are likely not those of classes, and of two that are likely one."""
+    if len(names) > 1 and _PARTS.issuperset(map(str.lower, names)):
+        log.warning("%s became classes: if these folders are parts, build a store of each", ", ".join(names))
+    first_of = dict[str, str]()
+    for name in names:
+        if (other := first_of.setdefault(name.casefold(), name)) != name:
+            log.warning(
+                "classes %s and %s differ in the case of their letters alone", printable(other), printable(name)
+            )
 
 
 def _format_of(store: Manifest) -> ShardFormat:
@@ -232,7 +253,7 @@ def _write_manifest(store: Path, job: BuildJob, about: dict[str, Any], shards: S
 
 
 def _jobs(listed: Source, shard_format: ShardFormat, old_shards: int, *more: object) -> dict[BuildJob, int]:
-    """Return the job of a build with the images of its shards, then as earlier versions would split the source.
+    """Map the job of a build to the number of images of its shards; a second job is that of earlier versions' shards.
 
     A job has a digest of everything that the store depends on; only a build with the same digest is resumed.
     """

@@ -20,11 +20,6 @@ from ssl_dist.store.building.writer_pool import Writers
 from ssl_dist.store.schema import Manifest, ShardEntry
 
 SHARD_MEMORY_BYTES = 256 << 20  # a shard also ends when its images take this much memory before they are written
-# folders of parts of a data set, or of what belongs to its images
-_PARTS = frozenset(
-    ("train", "training", "val", "valid", "validation", "test", "testing", "images", "masks", "labels", "annotations")
-)
-
 log = logging.getLogger(__name__)
 ProgressCallback = Callable[[int, int], None]  # called with (images done, images in all)
 
@@ -78,7 +73,6 @@ def write_shards(
         lock.abandon(old)
         raise refusal
     _warn_of_one_colour(one_colour)
-    _warn_of_classes(listed.class_names)
     return entries, {"skipped": len(left_out), "one_colour": len(one_colour)}
 
 
@@ -137,18 +131,6 @@ def no_image(listed: Source, first: LeftOut | None) -> SourceError:
     return SourceError(
         f"{listed.name}: none of its {listed.num_images} image files could be read ({first.key}: {first.reason})"
     )
-
-
-def _warn_of_classes(names: Sequence[str]) -> None:
-    """Warn of names that are likely not those of classes, or of classes that are likely one."""
-    if len(names) > 1 and _PARTS.issuperset(map(str.lower, names)):
-        log.warning("the folders %s became classes: build a store of each, if they are parts", ", ".join(names))
-    one_name = dict[str, str]()
-    for name in names:
-        if (other := one_name.setdefault(name.casefold(), name)) != name:
-            log.warning(
-                "%s and %s are two classes, whose names differ in case alone", printable(other), printable(name)
-            )
 
 
 def _warn_of_one_colour(keys: Sequence[str]) -> None:

@@ -172,15 +172,18 @@ def expand_pattern(pattern: str) -> list[File]:
         pattern: a path or URI (s3://, gs://, file:// ...). It may have ``{000..127}`` and ``{a,b}``; ``*``, ``?`` and
             ``[...]`` within a name; and ``**`` as a name, for any number of folders. In a URI, ``?`` begins the
             options. A folder stands for all files below it. A local file or folder that has the name of a pattern, such
-            as ``a[1]``, is taken as it stands, also at the beginning of a longer pattern.
+            as ``a[1]``, is taken as it stands, also at the beginning of a longer pattern. A file's key is its path
+            behind the names before the first brace or wildcard: ``photos/{cat,dog}/*`` has ``cat/0.png``.
 
     Raises:
         SourceError: the pattern stands for no file, or its folder cannot be reached.
     """
     files: dict[str, File] = {}
     there, rest = _split_at_existing(pattern)
+    brace = _BRACES.search(rest)
+    num_plain = rest[: brace.start()].count("/") if brace else None  # names, of a URI with its scheme, before the brace
     for expanded in _expand_braces(rest, pattern):
-        matches = sorted(_match_files(there, expanded), key=lambda file: file.path)
+        matches = sorted(_match_files(there, expanded, num_plain), key=lambda file: file.path)
         if not matches:
             of_pattern = f" (of {pattern})" if expanded != rest else ""
             raise SourceError(f"{there}{expanded}: no such file{of_pattern}")
@@ -216,16 +219,23 @@ def _brace_choices(pattern: str, text: str) -> list[str]:
     return [f"{number:0{len(numbers[1])}d}" for number in range(first, last + 1)]
 
 
-def _match_files(there: str, pattern: str) -> Iterator[File]:
-    """Yield the files that a pattern without braces stands for, behind a beginning that is taken as it stands."""
+def _match_files(there: str, pattern: str, num_plain: int | None) -> Iterator[File]:
+    """Yield the files that a pattern without braces stands for, behind a beginning that is taken as it stands.
+
+    Args:
+        num_plain: number of its names that stood before the first brace; those behind are part of the keys. None:
+            there was no brace.
+    """
     folder, wildcards = _split_at_wildcard(pattern)
+    plain = folder.partition("?")[0] if "://" in folder else folder
+    above = "/".join(filter(None, plain.split("/")[num_plain:])) if num_plain is not None else ""
     folder = there + folder
     filesystem, base = _resolve(folder)
     try:
         if not wildcards:
             info = filesystem.get_file_info(base)
             if info.type == fs.FileType.File:
-                yield _describe(filesystem, info, info.base_name)
+                yield _describe(filesystem, info, above or info.base_name)
             if info.type != fs.FileType.Directory:
                 return
         names = (wildcards or "**").split("/")
@@ -233,7 +243,7 @@ def _match_files(there: str, pattern: str) -> Iterator[File]:
         for info in filesystem.get_file_info(fs.FileSelector(base, recursive=True, allow_not_found=True)):
             key = info.path[len(base) :].lstrip("/")
             if info.type == fs.FileType.File and _matches(parts, key):
-                yield _describe(filesystem, info, key)
+                yield _describe(filesystem, info, f"{above}/{key}" if above else key)
     except (OSError, ValueError, pa.ArrowException) as error:
         raise SourceError(f"{there}{pattern} cannot be reached ({error})") from None
 

@@ -37,32 +37,29 @@ def list_images(name: str, files: Sequence[File], found: Sequence[File], known: 
     Raises:
         SourceError: there is no image, or the class of a sample is not a number.
     """
-    paths = frozenset(file.path for file in found)
-    others = [file for file in files if file.path not in paths]
-    classes = {file.path: _read_class(file) for file in others if file.is_regular and _is_class(file.key)}
-    # by paths: where braces of a pattern name several folders, files of two may have the same key
-    samples = Samples(name, [file.path for file in found], classes)
-    chosen, key_of = frozenset(samples.images), {file.path: file.key for file in files}
-    images = [file for file in found if file.path in chosen]
-    keys = [file.key for file in images]
+    found_keys = [file.key for file in found]
+    are_images = frozenset(found_keys)
+    others = [file for file in files if file.key not in are_images]
+    classes = {file.key: _read_class(file) for file in others if file.is_regular and _is_class(file.key)}
+    samples = Samples(name, found_keys, classes)
+    chosen, keys = frozenset(samples.images), samples.images
+    images = [file for file in found if file.key in chosen]
     names, folder_label = _find_classes(name, keys, len(files), map(_folder_of, images), known)
     # an added folder of a class: its images have the keys that they have in the folder above
     above = f"{PurePosixPath(_folder_of(images[0])).name}/" if names and not any("/" in key for key in keys) else ""
     if samples.labels:
         names = samples.class_names
-    foreign, passed_over = accompanies(
-        [file.key for file in found], [file.key for file in others if file.path not in classes]
-    )
-    left_out = (*foreign, *(LeftOut(key_of[path], reason) for path, reason in samples.left_out))
+    foreign, passed_over = accompanies(found_keys, [file.key for file in others if file.key not in classes])
 
     def members() -> Iterator[Member]:
         for file in images:
-            label = samples.label(file.path) if samples.labels else folder_label(file.key)
+            label = samples.label(file.key) if samples.labels else folder_label(file.key)
             yield Member(above + file.key, label, file)
 
     found_before = [file.key for file in files if file.is_regular and was_image(file.key)]
     identity = _identity(files, [samples], keys == found_before) + (f" {above}" if above else "")
     keys = [above + key for key in keys]
+    left_out = (*foreign, *samples.left_out)
     return Source(name, len(keys), names, identity, members, left_out, tuple(passed_over), keys)
 
 

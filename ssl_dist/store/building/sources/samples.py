@@ -16,12 +16,11 @@ Source: https://github.com/webdataset/webdataset, whose samples end at the first
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from ssl_dist.errors import SourceError, printable
-from ssl_dist.store.building.sources.base import MAX_CLASSES, LeftOut, to_unicode
+from ssl_dist.errors import SourceError
+from ssl_dist.store.building.sources.base import MAX_CLASSES, LeftOut
 from ssl_dist.store.building.sources.image_names import may_be_image, preference
 from ssl_dist.store.schema import NO_LABEL
 
@@ -146,8 +145,8 @@ def _parse_class(name: str, key: str, content: bytes) -> int:
     if digits == b"-1":
         return NO_LABEL
     if not (digits.isdigit() and len(digits) <= _MAX_DIGITS and len(content) <= MAX_CLASS_BYTES):
-        said = printable(to_unicode(os.fsdecode(digits[:_MAX_DIGITS])))
-        raise SourceError(f"{name}: {key} says {said!r}, which is not the number of a class")
+        said = ascii(digits[: 2 * _MAX_DIGITS].decode(errors="replace"))
+        raise SourceError(f"{name}: {key} says {said}, which is not the number of a class")
     if (number := int(digits)) >= MAX_CLASSES:
         raise SourceError(f"{name}: {key} says class {number}: number the classes from 0, below {MAX_CLASSES:,}")
     return number
