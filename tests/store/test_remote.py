@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -539,6 +540,16 @@ def test_shards_that_do_not_all_fit_now_are_not_released_for_each_other(
     assert opened.remote.open_together([0, 1, 2, 3]) is None
     assert [number for number in range(9) if opened.remote.is_open(number)] == [0, 1, 2]
     assert slow.names == [f"shard-{number:05d}.arrow" for number in (8, 0, 1, 2)]
+
+
+def test_threads_that_look_for_room_do_not_keep_each_other_from_downloading(here: Path, cache_path: Path) -> None:
+    """Each looks whether a dead process has left the files of the others."""
+    [entry, *_] = store.Manifest.read(here).shards
+    there = cache.Cache(cache_path, 50 / 1e9)
+    entries = [entry.model_copy(update={"xxh3": f"{number:016x}", "bytes": 1}) for number in range(3000)]
+    with ThreadPoolExecutor(4) as threads:
+        for opened in threads.map(lambda one: there.fetch(one, lambda file: None, wait=False), entries):
+            opened.close()
 
 
 def test_a_cache_too_small_for_the_order_is_refused_with_the_size_it_needs(

@@ -135,12 +135,13 @@ class Cache:
         """Open and lock the file to download to; yield None if another process was downloading and has ended."""
         path = self._partial_path(entry)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+        with self._locked():  # otherwise a thread that looks for room could take the new file for a dead process'
+            file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
+            is_ours = _lock_exclusively(file)
+        with file:
+            if not is_ours:
                 if not wait:
-                    raise Busy from None
+                    raise Busy
                 fcntl.flock(file, fcntl.LOCK_SH)  # returns when the other process has succeeded or failed
                 yield None
                 return
@@ -214,6 +215,15 @@ class Cache:
         return StoreError(f"data.cache {self.folder} cannot be used ({error}): set it to a folder of this machine")
 
 
+def _lock_exclusively(file: IO[bytes]) -> bool:
+    """Lock an open file if no other has locked it; return whether it is locked now."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _is_at(path: Path, file: IO[bytes]) -> bool:
     """Return whether ``path`` still names the open file."""
     try:
@@ -226,10 +236,9 @@ def _evict(path: Path) -> bool:
     """Remove a file unless a process has locked it; return whether it was removed."""
     try:
         with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if not _is_at(path, file):
+            if not (_lock_exclusively(file) and _is_at(path, file)):
                 return False
             path.unlink()
-    except (BlockingIOError, FileNotFoundError):
+    except FileNotFoundError:
         return False
     return True
