@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
 import warnings
@@ -33,6 +34,7 @@ _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     BMP: BmpImagePlugin.BmpImageFile,
     DIB: BmpImagePlugin.DibImageFile,
 }
+_BEHIND = ((b"\0" * 8, "black"), (b"\x55" * 8, "white"), (b"\xaa" * 8, "black"), (b"\xfe" * 8, "white"))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -110,12 +112,41 @@ def _describe_unread(content: bytes, kind: str | None) -> str:
 
 def _read_upright(content: bytes, kind: str, size_px: int | None) -> Image.Image:
     parts = image_files.part(content)
-    image = _OPENERS[kind](io.BytesIO(parts.picture))
-    _prepare(image, parts.scans, size_px)
-    image.load()
+    image = _open(parts, kind, size_px)
+    try:
+        image.load()
+    except OSError:
+        if kind != JPEG or (whole := _load_without_end(parts, size_px)) is None:
+            raise
+        image = whole
     exif, xmp = parts.exif or image.info.get("exif", b""), parts.xmp or image.info.get("xmp", b"")
     turn = _TURNS.get(image_files.read_orientation(exif, xmp))
     return image if turn is None else image.transpose(turn)
+
+
+def _open(parts: image_files.Parts, kind: str, size_px: int | None) -> ImageFile.ImageFile:
+    image = _OPENERS[kind](io.BytesIO(parts.picture))
+    _prepare(image, parts.scans, size_px)
+    return image
+
+
+def _load_without_end(parts: image_files.Parts, size_px: int | None) -> Image.Image | None:
+    """Decode a JPEG that is read in one pass and lacks only its end marker; None: it lacks pixels.
+
+    It is decoded with different bits behind it, over images of different colours. The results are the same if the file
+    has all pixels.
+    """
+    first = None
+    for bits, colour in _BEHIND:
+        image = _open(parts._replace(picture=parts.picture + bits), JPEG, size_px)
+        image.im = Image.new(image.mode, image.size, colour).im
+        with contextlib.suppress(OSError):
+            image.load()
+        image.tile = []  # Pillow shall not decode it again
+        first = first or image
+        if image.tobytes() != first.tobytes():
+            return None
+    return first
 
 
 def _prepare(image: ImageFile.ImageFile, scans: int, size_px: int | None) -> None:
@@ -187,7 +218,9 @@ def is_plain_jpeg(content: bytes, size: tuple[int, int]) -> bool:
     try:
         with Image.open(io.BytesIO(content), formats=("JPEG",)) as image:
             is_rgb = image.mode == "RGB" and image.size == size
-        return is_rgb and image_files.read_orientation(*image_files.part(content)[1:3]) == 1
+        parts = image_files.part(content)
+        is_ended = b"\xff\xd9" in parts.picture
+        return is_rgb and is_ended and image_files.read_orientation(parts.exif, parts.xmp) == 1
     except Exception:  # damage may make a decoder raise anything
         return False
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps, PngImagePlugin
+from PIL import Image, ImageOps
 
 from ssl_dist import store
 from ssl_dist.errors import SourceError, Unreadable
@@ -169,17 +169,6 @@ BESIDE_PNG = {
 @pytest.mark.parametrize("beside", BESIDE_PNG)
 def test_a_png_is_read_whatever_lies_beside_its_pixels(beside: str, behind: bool) -> None:
     assert np.array_equal(decode(png_with(*BESIDE_PNG[beside], behind=behind), None), PIXELS)
-
-
-def test_a_png_that_is_cut_behind_its_pixels_is_read_and_one_cut_before_is_not() -> None:
-    text = PngImagePlugin.PngInfo()
-    text.add_text("name", "text" * 100)
-    whole = png_with(chunk(b"tEXt", b"name\0" + bytes(400)), behind=True)
-    end = whole.index(b"tEXt")
-    for cut in (4, 6, 200):
-        assert np.array_equal(decode(whole[: end + cut], None), PIXELS)
-    with pytest.raises(Unreadable, match="a PNG file that cannot be decoded: image file is truncated"):
-        decode(whole[: end - 60], None)
 
 
 BESIDE_JPEG = {
