@@ -72,6 +72,16 @@ def _check_probe(config: ResolvedConfig, store: ImageStore) -> None:
         )
 
 
+def warn_of_warm_up(config: ResolvedConfig) -> None:
+    """Warn of a run in which the learning rate never falls, as a first try of a few epochs often is."""
+    if config.plan().warmup_steps == config.plan().total_steps:
+        log.warning(
+            "optim.warmup_epochs %g is not shorter than epochs %g, so the learning rate rises until the run ends: try"
+            " --set optim.warmup_epochs=%g",
+            *(config.optim.warmup_epochs, config.epochs, config.epochs / 10),
+        )
+
+
 def check_machine(cluster: ClusterConfig) -> None:
     """Refuse more workers than this machine has room for, unless RAY_ADDRESS names a cluster or Ray was started before.
 

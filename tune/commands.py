@@ -132,6 +132,9 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
         say("no trial has begun")
     if weights:
         say("importance: " + ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items()))
+    for one in trials:
+        if one.reason:
+            say(f"{one.run.name} {one.status}: {one.reason}")
     best = winner(trials)
     if best:
         say(f"best: trial {best.run.name}, {sweep.objective} {best.objective:.4f}")

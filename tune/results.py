@@ -31,6 +31,7 @@ class Trial(NamedTuple):
         status: finished, stopped (by the scheduler), replaced (in a population), diverged, failed, or unfinished.
         images: the rung's number of images at which ``objective`` was measured.
         images_seen: number of images that the trial has trained on.
+        reason: why the trial diverged or failed; empty in other cases.
         parent: in a population, the run from whose checkpoint after ``parent_step`` steps the trial started.
     """
 
@@ -40,6 +41,7 @@ class Trial(NamedTuple):
     images: int
     images_seen: int
     objective: float
+    reason: str
     parent: str | None
     parent_step: int
 
@@ -55,9 +57,10 @@ def read_trials(sweep: Sweep, directory: Path) -> list[Trial]:
         origin = trial_files.read_origin(run) or {"run": "", "step": 0}
         end = trial_files.read_outcome(run)
         if end is None:
-            end = {"status": "unfinished", **trial_files.last_point(sweep, config, run)._asdict()}
+            point = trial_files.last_point(sweep, config, run)
+            end = {"status": "unfinished", **point._asdict(), "reason": ""}
         sample, seen = sweep.sample_of(config), trial_files.images_seen(run, config)
-        result = end["status"], end["images"], seen, end["objective"]
+        result = end["status"], end["images"], seen, end["objective"], end["reason"]
         trials.append(Trial(run, sample, *result, parent=origin["run"] or None, parent_step=origin["step"]))
     return sorted(trials, key=lambda one: (one.status == "finished", one.objective, -one.images), reverse=True)
 

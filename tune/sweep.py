@@ -281,7 +281,4 @@ def _at(tree: Any, key: str) -> Any:
 
 
 def _shapes(config: ResolvedConfig) -> dict[str, Any]:
-    import torch
-
-    with torch.device("meta"):
-        return {name: tensor.shape for name, tensor in config.initial_method().state_dict().items()}
+    return {name: tensor.shape for name, tensor in config.method_without_values().state_dict().items()}

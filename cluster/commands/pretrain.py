@@ -22,7 +22,10 @@ if TYPE_CHECKING:
     from ssl_dist.config import ResolvedConfig
 
 
+_RUNS = Path("runs")
+
 # Help texts that need a line of their own.
+_OUT = "Folder in which the run gets a directory of its own. Default: runs."
 _RESUME = "Resume this run from its newest valid checkpoint; s3://.../RUN restores a run from its mirror."
 _PRINT = "Print the run's settings as a recipe, with all defaults, and start nothing."
 _DRY = "Check the store, the settings and this machine, show steps and sizes, and start nothing."
@@ -31,7 +34,7 @@ _DRY = "Check the store, the settings and this machine, show steps and sizes, an
 def pretrain(
     recipe: Recipe = None,
     settings: Settings = None,
-    out: Annotated[Path, typer.Option(help="Folder in which the run gets a directory of its own.")] = Path("runs"),
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
     run_dir: Annotated[Path | None, typer.Option(help="The run's directory itself; must be new or empty.")] = None,
     resume: Annotated[str | None, typer.Option(metavar="RUN_DIR", help=_RESUME)] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help=_PRINT)] = False,
@@ -42,25 +45,32 @@ def pretrain(
     overrides = overrides_of(settings)
     if recipe is not None:
         find_recipe(recipe)  # a typo is answered before torch is imported
-    from cluster.guards import check_machine
+    from cluster.guards import check_machine, warn_of_warm_up
     from cluster.prepare import resolve, restore
     from cluster.run_directory import RunDirectory
+    from ssl_dist.checkpoint.room import expect_room
 
     if resume is not None and recipe is None:
-        if run_dir or print_config or dry_run:
-            raise ConfigError("--run-dir, --print-config and --dry-run are for a new run: a resumed one has its own")
-        _resume(restore(resume, out) if "://" in resume else Path(resume), overrides, as_json)
+        is_mirror = "://" in resume
+        if run_dir or print_config or dry_run or (out and not is_mirror):
+            raise ConfigError("--out, --run-dir, --print-config and --dry-run are for a new run, not for --resume")
+        _resume(restore(resume, out or _RUNS) if is_mirror else Path(resume), overrides, as_json)
     elif recipe is not None and resume is None:
+        if out and run_dir:
+            raise ConfigError(f"--out {out} and --run-dir {run_dir}: give one of them")
         config = resolve(recipe, overrides)
         if print_config:
             typer.echo(json.dumps(config.model_dump(mode="json")) if as_json else config.to_yaml(), nl=as_json)
             return
         check_machine(config.cluster)
+        warn_of_warm_up(config)
+        name = f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
+        directory = run_dir or (out or _RUNS) / name
         if dry_run:
+            expect_room(directory, [config])
             _show_plan(config, as_json)
             return
-        name = f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
-        train(RunDirectory.create(run_dir or out / name, config), config, as_json)
+        train(RunDirectory.create(directory, config), config, as_json)
     else:
         raise ConfigError("give either a recipe, or --resume RUN_DIR")
 
@@ -108,7 +118,7 @@ def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     try:
         expect_room(run.path, [config])
         metrics = launch(config, run, console)
-    except (ClusterError, RunError):
+    except (ClusterError, ConfigError, RunError):
         run.discard()
         raise
     result = {"run": str(run.path), **metrics}

@@ -16,10 +16,7 @@ log = logging.getLogger(__name__)
 
 def checkpoint_bytes(config: ResolvedConfig) -> int:
     """Return the bytes of one checkpoint of a run, without the small ones of names and settings."""
-    import torch
-
-    with torch.device("meta"):
-        method = config.initial_method()
+    method = config.method_without_values()
     model: int = sum(tensor.nbytes for tensor in method.state_dict().values())
     trained: int = sum(parameter.nbytes for parameter in method.parameters() if parameter.requires_grad)
     return model + config.optim.state_tensors * trained

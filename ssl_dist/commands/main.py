@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -16,6 +18,12 @@ from ssl_dist.commands.console import LogLines, console, errors, escape_unprinta
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.errors import SslDistError
+
+_CANNOT_WRITE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EIO,
+)  # a full disk, or a terminal that is gone
 
 
 class _TableGroup(TyperGroup):
@@ -65,9 +73,21 @@ def main() -> None:
     os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogLines()])
     try:
-        with handled(interrupt), stdout_given_back():
-            app()
-    except SslDistError as error:
-        errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
-        print_json({"error": str(error)}, "--json" in sys.argv)
-        sys.exit(error.exit_code)
+        try:
+            with handled(interrupt), stdout_given_back():
+                app()
+        except SslDistError as error:
+            _print_error(error)
+            print_json({"error": str(error)}, "--json" in sys.argv)
+            sys.exit(error.exit_code)
+    except OSError as error:
+        if error.errno not in _CANNOT_WRITE or error.filename is not None:
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would be written at exit
+        with contextlib.suppress(OSError):
+            _print_error(f"{error.strerror}: the output of this command is cut off")
+        sys.exit(1)
+
+
+def _print_error(error: object) -> None:
+    errors.print(Text.assemble(("error:", "bold red"), f" {error}"))

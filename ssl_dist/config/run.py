@@ -191,6 +191,24 @@ class RunConfig(settings.Section):
             backbone.load_state_dict(weights)
         return methods.load(self.method.name)(backbone, self.method)
 
+    def method_without_values(self) -> methods.Method:
+        """Build the method with tensors that have shapes but no values: torch's meta device.
+
+        Raises:
+            ConfigError: a tensor would be larger than torch can count.
+        """
+        import torch
+
+        try:
+            with torch.device("meta"):
+                return self.initial_method()
+        except (RuntimeError, TypeError) as error:
+            if "verflow" not in str(error):
+                raise
+            reason = str(error).splitlines()[0]
+            network = f"backbone {self.backbone.name} with method {self.method.name}"
+            raise ConfigError(f"{network}: a layer is too large: {reason}") from None
+
     def to_yaml(self) -> str:
         """Return all settings as a recipe."""
         return str(yaml.safe_dump(self.model_dump(mode="json", exclude={"facts"}), sort_keys=False))

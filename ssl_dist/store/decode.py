@@ -130,7 +130,7 @@ def _open(parts: image_files.Parts, kind: str, size_px: int | None) -> ImageFile
     return image
 
 
-def _load_without_end(parts: image_files.Parts, size_px: int | None) -> Image.Image | None:
+def _load_without_end(parts: image_files.Parts, size_px: int | None) -> ImageFile.ImageFile | None:
     """Decode a JPEG that is read in one pass and lacks only its end marker; None: it lacks pixels.
 
     It is decoded with different bits behind it, over images of different colours. The results are the same if the file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,9 @@ def build(folder: Path, num_classes: int, per_class: int) -> Path:
         ((1, 20), ["method={name: supervised}", "augment.recipe=weak", "probe=null"], "every label is 0"),
         ((2, 10), [], "probe.k 20: the probe learns from 16 images"),
         ((2, 20), ["probe={bank: 8, k: 9}"], "probe.k 9: the probe learns from 8 images"),
+        (None, ["backbone.width=1000000000"], "backbone resnet8 with method simclr: a layer is too large"),
+        (None, ["method.projection_dim=1" + 18 * "0"], "backbone resnet8 with method simclr: a layer is too large"),
+        (None, ["method.projection_hidden=1" + 30 * "0"], "backbone resnet8 with method simclr: a layer is too large"),
         (None, ["cluster.workers=9999"], "cluster.workers 9999 of 1 CPU each: this machine has"),
         (None, ["cluster.workers={min: 9998, max: 9999}"], "cluster.workers 9998 of 1 CPU each"),
         (None, ["cluster.cpus_per_worker=9999"], "cluster.workers 1 of 9999 CPU each"),
@@ -231,6 +235,41 @@ def test_print_config_is_a_recipe_of_the_same_run(command: Command, recipe: Path
     assert (outcome.code, printed.optim.lr, printed.probe and printed.probe.k) == (0, 0.001, 20)
     assert printed == RunConfig.load(recipe, {"optim.lr": 0.001, "data.store": printed.data.store})
     assert "facts" not in yaml.safe_load(outcome.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resume", "run", "--out", "runs"], "--out, --run-dir, --print-config and --dry-run are for a new run"),
+        (["--resume", "run", "--run-dir", "other"], "are for a new run, not for --resume"),
+        (["simclr-digits", "--run-dir", "run", "--out", "runs"], "--out runs and --run-dir run: give one of them"),
+    ],
+)
+def test_options_of_which_one_would_not_be_followed_are_refused(
+    command: Command, arguments: list[str], message: str
+) -> None:
+    outcome = command("pretrain", *arguments)
+    assert (outcome.code, message in outcome.err) == (2, True), outcome.err
+
+
+@pytest.mark.parametrize(("epochs", "warmup", "warns"), [(2, 10, True), (2, 2, True), (2, 1, False), (2, 0, False)])
+def test_a_rate_that_never_falls_is_named(
+    command: Command, recipe: Path, caplog: pytest.LogCaptureFixture, epochs: float, warmup: float, warns: bool
+) -> None:
+    outcome = command(
+        "pretrain", recipe, "--dry-run", "--set", f"optim.warmup_epochs={warmup}", "--set", f"epochs={epochs}"
+    )
+    assert outcome.code == 0, outcome.err
+    text = f"optim.warmup_epochs {warmup} is not shorter than epochs 2, so the learning rate rises until the run ends"
+    assert (text in caplog.text) == warns
+
+
+def test_a_dry_run_of_what_the_disk_cannot_hold_is_refused(
+    command: Command, recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: shutil._ntuple_diskusage(10**6, 10**6, 1000))
+    outcome = command("pretrain", recipe, "--dry-run", "--run-dir", tmp_path / "run")
+    assert (outcome.code, "and there is room for 1e-06 GB" in outcome.err) == (2, True), outcome.err
 
 
 def test_a_dry_run_shows_steps_and_sizes(command: Command, recipe: Path, two_steps: Path, small_store: Path) -> None:

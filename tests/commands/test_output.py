@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 from rich.console import Console
@@ -157,11 +157,26 @@ def test_a_name_that_the_terminal_lacks_is_escaped(image_folder: Path, tmp_path:
     assert b"Traceback" not in done.stderr
 
 
-def in_a_process(*arguments: object, **environment: str) -> subprocess.CompletedProcess[bytes]:
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+@pytest.mark.parametrize("line", ["settings", "--help", "store info {store} --json", "store info {images} --json"])
+def test_output_onto_a_full_disk_is_an_error_of_one_line(things: dict[str, Path], line: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = in_a_process(*line.format(**things).split(), stdout=full)
+    assert done.returncode == 1
+    assert done.stderr.decode().splitlines()[-1] == (
+        "error: No space left on device: the output of this command is cut off"
+    )
+    assert b"Traceback" not in done.stderr
+
+
+def in_a_process(
+    *arguments: object, stdout: IO[str] | int = subprocess.PIPE, **environment: str
+) -> subprocess.CompletedProcess[bytes]:
     """Run ``ssl-dist`` in a process of its own."""
     script = "import sys; sys.argv[0] = 'ssl-dist'; from ssl_dist.commands.main import main; main()"
     line = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.run(line, env={**os.environ, **environment}, capture_output=True, check=False)
+    whole = {**os.environ, **environment}
+    return subprocess.run(line, env=whole, stdout=stdout, stderr=subprocess.PIPE, check=False)
 
 
 def screen() -> Console:

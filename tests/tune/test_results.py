@@ -231,6 +231,24 @@ def test_a_sweep_of_which_no_trial_ran_fails_with_the_first_error(
     assert raised.value.exit_code == 1
 
 
+def test_results_say_why_a_trial_failed(small_store: Path, tmp_path: Path, command: Command) -> None:
+    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2, 0.3))}, search="grid", scheduler="none")
+    ended_sweep(sweep, tmp_path)
+    runs = [trial_files.path_of(tmp_path, sweep.config(sample)) for sample in sweep.known_samples]
+    trial_files.write_outcome(runs[0], "failed", trial_files.NO_POINT, "worker 1 crashed (signal 11)")
+    trial_files.write_outcome(runs[1], "diverged", trial_files.NO_POINT, "the loss is nan at step 3")
+    shown = command("tune", "results", tmp_path)
+    assert f"{runs[0].name} failed: worker 1 crashed (signal 11)\n" in shown.out
+    assert f"{runs[1].name} diverged: the loss is nan at step 3\n" in shown.out
+    assert f"{runs[2].name} " not in shown.out.split("└")[1].split("best:")[0]
+    plain = command("tune", "results", tmp_path, "--json").json
+    assert sorted(one["reason"] for one in plain["trials"]) == [
+        "",
+        "the loss is nan at step 3",
+        "worker 1 crashed (signal 11)",
+    ]
+
+
 def test_some_trials_that_never_began_are_told(
     small_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
