@@ -205,6 +205,18 @@ HEADS = {
     "a JPEG XL file": [b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(99)],
     "a PSD file": [b"8BPS\0\1" + bytes(99)],
     "an ICO file": [encoded("ICO", random_images(1, 16)[0])],
+    "a PNM file": [encoded("PPM"), b"P2 2 2 255 0 0 0 0", b"P7\n"],
+    "a raw photo": [
+        b"II*\0\x10\0\0\0CR\2\0",
+        b"IIU\0",
+        b"IIRO\x08\0\0\0",
+        b"FUJIFILMCCD-RAW 0201",
+        b"\0\0\0\x18ftypcrx ",
+    ],
+    "an OpenEXR file": [b"\x76\x2f\x31\x01\2\0\0\0"],
+    "a Radiance HDR file": [b"#?RADIANCE\n"],
+    "a DDS file": [encoded("DDS")],
+    "an XCF file": [b"gimp xcf v011\0"],
     "a PDF file": [b"%PDF-1.7\n"],
     "an SVG file": [b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"\xef\xbb\xbf<?xml version='1.0'?>\n<!-- --><svg >"],
 }

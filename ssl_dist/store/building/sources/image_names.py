@@ -15,7 +15,8 @@ FORMATS = "JPEG, PNG, WebP, BMP"
 # not read count as images: ``decode`` goes by the first bytes, and names such a format.
 _SUFFIX = re.compile(
     r"\.(?:(?P<jpeg>jpe?g|jpe|jfif|jif|jfi|pjp(?:eg)?)|(?P<read>a?png|webp|bmp|dib)"
-    r"|(?P<unread>gif|tiff?|avif|hei[cf]|hif|jp2|j2k|jp[cfx]|jxl|psd|ico|svg)"
+    r"|(?P<unread>gif|tiff?|avif|hei[cf]|hif|jp2|j2k|jp[cfx]|jxl|psd|ico|svg|p[bgpn]m|tga|exr|hdr|dds|pcx|xcf|eps|[ew]mf"
+    r"|dng|cr[23]|nef|nrw|arw|sr[2fw]|orf|rw2|raf|pef|x3f|3fr|iiq|erf|kdc)"  # the second line: cameras' raw data
     r"|(?P<other>txt|md|rst|log|[ct]sv|jsonl?|xml|ya?ml|toml|ini|cfg|conf|html?|css|js|url|cls|id|py|sh|ipynb|c|cpp|h"
     r"|np[yz]|pkl|pickle|pt|pth|safetensors|mat|h5|hdf5|parquet|arrow|feather|tfrecord|[lm]db|db|sqlite|zip|tar|t?gz"
     r"|bz2|xz|zst|7z|rar|pdf|docx?|xlsx?|pptx?|mp[34]|m4v|mov|avi|mkv|webm|wav|flac|ogg|lnk|exe|dll|so|tmp|part"
