@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import ssl_dist
-from cluster.guards import check_machine, num_cores
+from cluster.guards import check_machine
 from ssl_dist.errors import ClusterError
+from ssl_dist.machine import num_cores
 from ssl_dist.settings import ClusterConfig
 
 # Ray reads these when it is imported, or in the processes that it starts.

@@ -10,6 +10,7 @@ import sys
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import read_labels
 from ssl_dist.errors import ClusterError, ConfigError
+from ssl_dist.machine import num_cores
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.store import ImageStore
 
@@ -103,15 +104,10 @@ def check_machine(cluster: ClusterConfig) -> None:
     if workers * cluster.cpus_per_worker > cores:
         share = decimal.Context(prec=2, rounding=decimal.ROUND_FLOOR).divide(cores, workers)
         raise ClusterError(
-            f"cluster.workers {workers} of {cluster.cpus_per_worker:g} CPU each: this machine has {cores} cores: set"
-            f" cluster.workers={max(1, int(cores / cluster.cpus_per_worker))}, or let workers share a core by"
+            f"cluster.workers {workers} of {cluster.cpus_per_worker:g} CPU each are more than this machine's {cores}:"
+            f" set cluster.workers={max(1, int(cores / cluster.cpus_per_worker))}, or let workers share a core by"
             f" cluster.cpus_per_worker={share:f}, or RAY_ADDRESS to a cluster"
         )
-
-
-def num_cores() -> int:
-    """Return the number of this machine's CPU cores."""
-    return os.cpu_count() or 1
 
 
 def num_gpus() -> int:

@@ -20,7 +20,7 @@ from rich.console import Console
 from cluster.connect import Background, failure_reason, ray_with_capacity, torch_trainer
 from cluster.preemption import DrainedNodes
 from cluster.run_directory import RunDirectory
-from ssl_dist.commands.console import say
+from ssl_dist.commands.console import say, waiting
 from ssl_dist.commands.signals import handled
 from ssl_dist.commands.table import COMMANDS
 from ssl_dist.config import ResolvedConfig
@@ -44,9 +44,12 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
         SslDistError: an error ended the workers.
     """
     resume = resume or resume_command(run)
-    with ray_with_capacity(config.cluster) as started_here, _interrupts(run, console, resume) as interrupts:
+    with contextlib.ExitStack() as stack:
+        with waiting("reaching Ray", console):
+            started_here = stack.enter_context(ray_with_capacity(config.cluster))
+        interrupts = stack.enter_context(_interrupts(run, console, resume))
         if started_here:
-            say(f"local Ray, {config.cluster.workers.max} worker(s)", console)
+            say(f"local Ray, workers: {config.cluster.workers.max}", console)
         workers = start_workers(config, run)
         _show_progress(workers, run, console)
     if error := training_error(workers, run, resume):

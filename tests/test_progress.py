@@ -87,9 +87,32 @@ def test_a_run_says_a_line_at_each_probe_and_checkpoint(tmp_path: Path, log: Con
         bar.update()
     first, saved, probed = lines_of(log)
     assert first == "step 0 of 20, knn 0.25"
-    assert saved.startswith("step 5 of 20, loss 3.5  knn 0.25 (from 0.25)  img/s 99.5, ")
+    assert saved.startswith("step 5 of 20, loss 3.5  knn 0.25  100 img/s, ")
     assert saved.endswith(" left, checkpoint step-00000005")
-    assert probed.startswith("step 10 of 20, loss 3.5  knn 0.5 ")
+    assert probed.startswith("step 10 of 20, loss 3.5  knn 0.25 to 0.5 ")
+
+
+def test_a_resumed_run_is_waited_for_and_its_pace_is_that_of_its_new_steps(
+    tmp_path: Path, log: Console, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([3600.0, 3602.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock, 3602.0))
+    write(tmp_path, {"step": 0, "plan/total_steps": 20, "probe/knn": 0.25}, {"step": 10, "probe/knn": 0.5})
+    write(tmp_path, {"step": 15, "train/loss": 9.0})
+    with ProgressBar(tmp_path, log) as bar:
+        bar.update()
+        kept = (tmp_path / "metrics.jsonl").read_text().splitlines(keepends=True)[:2]
+        (tmp_path / "new").write_text("".join(kept))
+        (tmp_path / "new").rename(tmp_path / "metrics.jsonl")  # as a worker does that resumes from step 10
+        bar.update()
+        assert lines_of(log) == [], "nothing is new yet"
+        for step in (11, 12):
+            write(tmp_path, {"step": step, "train/loss": 3.0, "probe/knn": 0.75})
+            bar.update()
+    assert lines_of(log) == [
+        "step 11 of 20, loss 3  knn 0.25 to 0.75",
+        "step 12 of 20, loss 3  knn 0.25 to 0.75, 0:00:16 left",
+    ]
 
 
 def test_a_bar_without_a_total_says_what_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from ssl_dist.commands.console import print_json, say
+from ssl_dist.commands.console import errors, print_json, say, waiting
 from ssl_dist.commands.options import Json
 from ssl_dist.errors import ConfigError
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ssl_dist.store import ImageStore
 
 _OUT = "File to write. Default: the store's name with .yaml, in this folder."
+_FIRST_LOOK = "--set epochs=10 --set optim.warmup_epochs=1"
 _SECONDS = "Seconds for which one worker is measured."
 
 
@@ -34,7 +35,8 @@ def init(
     opened = ImageStore(store)
     file = out or Path(f"{os.path.basename(os.path.abspath(opened.name))}.yaml")
     _expect_free(file)
-    tree, header, result = _proposal(opened, file, seconds)
+    with waiting(f"measuring {seconds:g} s of training", errors):
+        tree, header, result = _proposal(opened, file, seconds)
     body = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=118)
     write_text(file, "\n".join(f"# {line}" for line in header) + f"\n{body}")
     if not as_json:
@@ -57,11 +59,12 @@ def _expect_free(file: Path) -> None:
 def _proposal(store: ImageStore, file: Path, seconds: float) -> tuple[dict[str, Any], list[str], dict[str, Any]]:
     """Return the recipe's sections, the lines of its header, and the command's JSON object."""
     from cluster.doctor.tables import duration
-    from cluster.guards import num_cores, num_gpus
+    from cluster.guards import num_gpus
     from cluster.prepare import resolve_settings
     from ssl_dist.config import RunConfig
     from ssl_dist.config.proposal import propose
     from ssl_dist.evaluate import fastest_device
+    from ssl_dist.machine import num_cores
     from ssl_dist.training.speed import images_per_second
 
     cores, gpus = num_cores(), num_gpus()
@@ -71,14 +74,15 @@ def _proposal(store: ImageStore, file: Path, seconds: float) -> tuple[dict[str, 
     rate = images_per_second(config, store, fastest_device(), seconds)
     workers, steps = config.cluster.workers.max, config.plan().total_steps
     run_s = steps * config.batch.size / (rate * workers)
+    together = f"; so {rate * workers:,.0f} with {workers}" if workers > 1 else ""
     command = f"ssl-dist pretrain {shlex.quote(str(file))}"
     header = [
         f"SimCLR on {store.name}: {len(store):,} images of {store.image_shape[1]} x {store.image_shape[0]} px",
         f"Command:  {command}",
-        f"Hardware: {cores} cores, {gpus or 'no'} GPU; {workers} worker(s)",
+        f"Hardware: CPU cores: {cores}; GPUs: {gpus}; workers: {workers}",
         f"Time:     about {duration(run_s)}, without probes and checkpoints",
-        f"Measured: {rate:,.0f} images/s of one worker in {seconds:g} s; {workers} count as {workers} times as fast",
-        "Result:   not measured yet; for a first look add --set epochs=1",
+        f"Measured: {rate:,.0f} images/s with one worker, for {seconds:g} s{together}",
+        f"Result:   not measured yet; for a first look add {_FIRST_LOOK}",
     ]
     result = {"recipe": str(file), "command": command, "images_per_s": rate * workers, "seconds": run_s, "steps": steps}
     return tree, header, result

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_dist.commands.console import console, print_json, say, show
+from ssl_dist.commands.console import console, print_json, say, show, waiting
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
 from ssl_dist.commands.runs import show_summary
 from ssl_dist.errors import ClusterError, ConfigError, RunError
@@ -68,7 +68,7 @@ def pretrain(
         directory = run_dir or (out or _RUNS) / name
         if dry_run:
             expect_room(directory, [config])
-            _show_plan(config, as_json)
+            _show_plan(config, directory, as_json)
             return
         train(RunDirectory.create(directory, config), config, as_json)
     else:
@@ -92,8 +92,8 @@ def _resume(directory: Path, overrides: dict[str, Any], as_json: bool) -> None:
     train(run, config, as_json)
 
 
-def _show_plan(config: ResolvedConfig, as_json: bool) -> None:
-    """Show the run's length and the sizes of its batch and its checkpoints."""
+def _show_plan(config: ResolvedConfig, run: Path, as_json: bool) -> None:
+    """Show where the run would stand, its length, and the sizes of its batch and its checkpoints."""
     from ssl_dist.checkpoint.room import checkpoint_bytes
 
     plan, batch, kept = config.plan(), config.batch, config.checkpoint
@@ -104,17 +104,18 @@ def _show_plan(config: ResolvedConfig, as_json: bool) -> None:
     megabytes = {"MB of a checkpoint": round(size / 1e6, 1), "MB of checkpoints": round(size * most / 1e6, 1)}
     values |= {"checkpoints kept": most, **megabytes}
     plain = {name.replace(" ", "_").replace("-", "_"): value for name, value in values.items()}
-    rows = [(name, f"{value:,}") for name, value in values.items()]
-    show("dry run: nothing was started", rows, plain, as_json)
+    rows = [("run directory", run), *((name, f"{value:,}") for name, value in values.items())]
+    show("dry run: nothing was started", rows, {"run": str(run), **plain}, as_json)
 
 
 def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     """Launch a run, follow it to its end, and show its last numbers."""
-    from cluster.launch import launch
     from ssl_dist.checkpoint.room import expect_room
 
     say(f"run directory {run.path}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
+    with waiting("loading torch and Ray", console):
+        from cluster.launch import launch
     try:
         expect_room(run.path, [config])
         metrics = launch(config, run, console)

@@ -17,7 +17,7 @@ from ssl_dist import __version__
 from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable, print_json, stdout_given_back
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
-from ssl_dist.errors import SslDistError
+from ssl_dist.errors import Interrupted, SslDistError
 
 _CANNOT_WRITE = (
     errno.ENOSPC,
@@ -90,4 +90,5 @@ def main() -> None:
 
 
 def _print_error(error: object) -> None:
-    errors.print(Text.assemble(("error:", "bold red"), f" {error}"))
+    is_wish = isinstance(error, Interrupted)
+    errors.print(Text(str(error)) if is_wish else Text.assemble(("error:", "bold red"), f" {error}"))

@@ -43,7 +43,7 @@ def _show_checkpoints(run: Path, as_json: bool, *, verified: bool) -> Sequence[d
     if not rows:
         raise RunError(f"{run} has no checkpoints: give the directory of a run that has written one")
     checked = ["state"] if verified else []
-    shown = table(Column("checkpoint", no_wrap=True), "score", "MB", "written", *checked)
+    shown = table(Column("checkpoint", no_wrap=True), "probe", "MB", "written", *checked)
     for row in rows:
         score = "" if row["score"] is None else f"{row['score']:.4f}"
         written = datetime.fromtimestamp(row["written"]).strftime("%Y-%m-%d %H:%M:%S")

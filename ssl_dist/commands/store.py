@@ -25,8 +25,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Build, grow,
 
 # Help texts that need a line of their own.
 _SOURCE = (
-    "Folder of class folders, flat folder, tar of either, WebDataset shards, STL-10's *_X.bin, CIFAR's Python or binary"
-    " files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar', 'b/**/*.jpg')."
+    "Folder of class folders or of images (JPEG, PNG, WebP, BMP), tar of either, WebDataset shards, STL-10's *_X.bin,"
+    " CIFAR's Python or binary files, Parquet, Arrow; by path, URI (s3://, gs://) or pattern ('a-{000..127}.tar',"
+    " 'b/**/*.jpg')."
 )
 _SIZE = "Resize the shorter side, cut out the centre; needed where sizes differ. Default: the size of all images."
 _ENCODING = "raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."
@@ -74,7 +75,8 @@ def build(
         held_out = f"{destination.rstrip('/')}-held-out"
         parts = {held_out: ("held-out", (0.0, split_by_hash)), **parts}
     for path, (name, share) in parts.items():
-        with _writing("building", workers, cluster) as (writers, bar):
+        title = f"building the {name} store" if split_by_hash else "building"
+        with _writing(title, workers, cluster) as (writers, bar):
             manifest = store.build(
                 source,
                 path,

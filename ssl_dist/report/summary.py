@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,10 +21,11 @@ _NAMES = {
     "embedding/uniformity": ("uniformity", "{:.3g} (0: all in one point, -4: spread)"),
     "embedding/separation": ("separation", "{:.3g} (0: two views agree, 1: unlike as two images)"),
     "embedding/std": ("spread", "{:.3g} (0: all in one point, 1: spread)"),
-    "speed/images_per_s": ("speed", "{:,.0f} images/s"),
+    "speed/images_per_s": ("speed", "{:,.0f} images/s (median)"),
     "speed/data_wait_share": ("waiting for data", "{:.1%} of the time"),
     "memory/peak_mb": ("peak memory", "{:,.0f} MB"),
 }
+_SPEEDS = {"speed/images_per_s", "speed/data_wait_share"}
 
 
 class ProbeCurve(NamedTuple):
@@ -73,12 +75,17 @@ class ProbeCurve(NamedTuple):
 
 
 def summary(lines: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Return the last numbers of a run's metrics by plain names, with units; none where there are no lines."""
+    """Return the last numbers of a run's metrics by plain names, with units; none where there are no lines.
+
+    Of speeds it is the median, since the last interval may be one of few steps.
+    """
     last: dict[str, Any] = {}
     for line in lines:
         last |= line
     if not last:
         return {}
+    for tag in _SPEEDS & last.keys():
+        last[tag] = statistics.median(line[tag] for line in lines if tag in line)
     total = f" of {last['plan/total_steps']:,}" if "plan/total_steps" in last else ""
     rows = {"steps": f"{last['step']:,}{total}, {last['epoch']:.4g} epochs"}
     if probe := ProbeCurve.of(lines):

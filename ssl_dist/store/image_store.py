@@ -18,6 +18,7 @@ from typing import Literal
 import numpy as np
 
 from ssl_dist.errors import ConfigError, StoreDamaged, StoreError, Unreadable
+from ssl_dist.machine import num_cores
 from ssl_dist.store.decode import decode
 from ssl_dist.store.gather import gather
 from ssl_dist.store.labels import parse_labels, read_labels
@@ -256,7 +257,7 @@ class ImageStore:
 
     def _decode_jpegs(self, ids: np.ndarray, batches: np.ndarray) -> np.ndarray:
         images = np.empty((len(ids), *self.image_shape), dtype=np.uint8)
-        self._threads = self._threads or ThreadPoolExecutor(os.cpu_count(), thread_name_prefix="jpeg")
+        self._threads = self._threads or ThreadPoolExecutor(num_cores(), thread_name_prefix="jpeg")
         rows = ids - self._batches.starts[batches]
 
         def decode_into(position: int) -> None:

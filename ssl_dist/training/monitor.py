@@ -31,6 +31,7 @@ from ssl_dist.uris import without_secrets
 TENSORBOARD = "tensorboard"
 FIRST_LOG = "worker-0.log"
 _WAITING, _STARTING = "waiting for a worker", "waiting for the first step"
+_WIDE = 100  # columns of a screen that has room for the time that has passed
 _PICTURED = 8  # images whose views are drawn
 
 
@@ -120,11 +121,15 @@ class ProgressBar:
         self._logged, self._checkpoint = _bytes(run / FIRST_LOG), newest_checkpoint(run)
         self.last: dict[str, Any] = {}
         self._start: dict[str, Any] = {}  # the values of step 0
+        self._later: dict[str, Any] = {}  # the last values of later steps
+        self._old = {self._take(line) for line in self._metrics.read_new()}  # lines of before the run was resumed
+        self._going = False
         numbers = TextColumn("{task.fields[numbers]}")
         done = MofNCompleteColumn(table_column=Column(no_wrap=True))
         columns = (TextColumn("{task.description}"), BarColumn(None), done, numbers)
         self._lines = ProgressLines(console, _WAITING)
-        clocks = (TimeElapsedColumn(), TimeRemainingColumn())
+        clocks = [clock(table_column=Column(no_wrap=True)) for clock in (TimeElapsedColumn, TimeRemainingColumn)]
+        clocks = clocks[console.width < _WIDE :]
         self._progress = Progress(*columns, *clocks, console=console, disable=self._lines.wanted)
         self._task = self._progress.add_task(_WAITING, total=None, numbers="")
 
@@ -142,26 +147,36 @@ class ProgressBar:
         """Read new metrics and redraw; print a line of text at each new probe and checkpoint."""
         probed = False
         for line in self._metrics.read_new():
-            self.last.update(line)
-            probed |= any(tag.startswith("probe/") for tag in line)
-            if line["step"] == 0:
-                self._start.update(line)
-        if "plan/total_steps" not in self.last:
+            if self._take(line) not in self._old:
+                self._going = True
+                probed |= any(tag.startswith("probe/") for tag in line)
+        if not self._going:
             if _bytes(self._run / FIRST_LOG) > self._logged:
                 self._progress.update(self._task, description=_STARTING)
                 self._lines.update(_STARTING)
             return
         probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
-        shown = {"loss": "train/loss", **probes, "img/s": "speed/images_per_s"}
         done, total = self.last["step"], self.last["plan/total_steps"]
-        beside = {tag: f" (from {self._start[tag]:.3g})" for tag in probes.values() if done and tag in self._start}
+        before = {
+            tag: f"{self._start[tag]:.3g} to " for tag in probes.values() if tag in self._start and tag in self._later
+        }
+        shown = {"loss": "train/loss", **probes}
         present = {name: tag for name, tag in shown.items() if tag in self.last}
-        numbers = "  ".join(f"{name} {_rounded(self.last[tag])}{beside.get(tag, '')}" for name, tag in present.items())
+        words = [f"{name} {before.get(tag, '')}{_rounded(self.last[tag])}" for name, tag in present.items()]
+        if rate := self.last.get("speed/images_per_s"):
+            words.append(f"{rate:,.0f} img/s")
+        numbers = "  ".join(words)
         self._progress.update(self._task, description="steps", total=total, completed=done, numbers=numbers)
-        before, self._checkpoint = self._checkpoint, newest_checkpoint(self._run)
-        saved = f"checkpoint {self._checkpoint}" if self._checkpoint != before else ""
-        words = (f"step {done:,} of {total:,}", numbers, self._pace(done, total)[1], saved)
+        earlier, self._checkpoint = self._checkpoint, newest_checkpoint(self._run)
+        saved = f"checkpoint {self._checkpoint}" if self._checkpoint != earlier else ""
+        words = [f"step {done:,} of {total:,}", numbers, self._pace(done, total)[1], saved]
         self._lines.update(", ".join(filter(None, words)), reached=probed or bool(saved))
+
+    def _take(self, line: dict[str, Any]) -> str:
+        """Keep the values of a line of metrics; return it as text."""
+        self.last.update(line)
+        (self._later if line["step"] else self._start).update(line)
+        return json.dumps(line)
 
 
 def _bytes(file: Path) -> int:

@@ -399,7 +399,7 @@ def test_ctrl_c_prints_one_line_and_the_same_command_resumes(
     wait_until((tmp_path / "s" / ".shard-00001.json").exists)
     os.killpg(builder.pid, signal.SIGINT)
     _, err = builder.communicate()
-    assert (builder.returncode, err) == (130, "error: stopped; the same command goes on where it was\n")
+    assert (builder.returncode, err) == (130, "stopped; the same command goes on where it was\n")
     assert len(list((tmp_path / "s").glob("shard-*.arrow"))) == 2
     assert not writers_of(tmp_path / "s")
 

@@ -21,6 +21,7 @@ from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.errors import ClusterError, ConfigError, StoreError
 from ssl_dist.evaluate import compare
 from ssl_dist.settings import ClusterConfig
+from ssl_dist.store.building.writer_pool import make_writers
 from tests.command import Command
 from tests.conftest import write_images
 from tests.helpers import RECIPE, resolved_config, save, small_config, train, with_facts
@@ -69,7 +70,7 @@ def build(folder: Path, num_classes: int, per_class: int) -> Path:
         (None, ["backbone.width=1000000000"], "backbone resnet8 with method simclr: a layer is too large"),
         (None, ["method.projection_dim=1" + 18 * "0"], "backbone resnet8 with method simclr: a layer is too large"),
         (None, ["method.projection_hidden=1" + 30 * "0"], "backbone resnet8 with method simclr: a layer is too large"),
-        (None, ["cluster.workers=9999"], "cluster.workers 9999 of 1 CPU each: this machine has"),
+        (None, ["cluster.workers=9999"], "cluster.workers 9999 of 1 CPU each are more than this machine's "),
         (None, ["cluster.workers={min: 9998, max: 9999}"], "cluster.workers 9998 of 1 CPU each"),
         (None, ["cluster.cpus_per_worker=9999"], "cluster.workers 1 of 9999 CPU each"),
         (None, ["cluster.gpu=true", "cluster.workers=9999"], "no GPU found on this machine: set cluster.gpu=false"),
@@ -125,6 +126,14 @@ def test_a_remote_cluster_is_not_measured_by_this_machine(monkeypatch: pytest.Mo
         guards.check_machine(large)
     monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
     guards.check_machine(large)
+
+
+def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {5}, raising=False)  # as schedulers of clusters set it
+    with pytest.raises(ClusterError, match=r"2 of 1 CPU each are more than this machine's 1: set cluster\.workers=1"):
+        guards.check_machine(ClusterConfig.model_validate({"workers": 2, "gpu": False}))
+    guards.check_machine(ClusterConfig.model_validate({"workers": 1, "gpu": False}))
+    assert type(make_writers(None)) is type(make_writers(1))
 
 
 def test_workers_share_cores_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

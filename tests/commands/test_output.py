@@ -204,7 +204,7 @@ main.main()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 130
     resume = f"resume with: ssl-dist pretrain --resume {long}"
-    assert done.stderr.splitlines() == [f"warning: {resume}", f"error: stopped; {resume}"]
+    assert done.stderr.splitlines() == [f"warning: {resume}", f"stopped; {resume}"]
 
 
 def test_the_doctors_tables_fit_80_columns() -> None:
@@ -225,11 +225,15 @@ def test_the_doctors_tables_fit_80_columns() -> None:
 
 def test_bars_fit_80_columns(small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     console = screen()
-    metrics = {"step": 123456, "train/loss": 5.43219, "probe/knn": 0.54321, "speed/images_per_s": 12345.6}
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({**metrics, "plan/total_steps": 234567}) + "\n")
-    with ProgressBar(tmp_path, console):
-        pass
-    assert any("img/s 12,346" in line for line in lines(console))
+    metrics = {"step": 0, "train/loss": 5.43219, "probe/linear": 0.47321, "plan/total_steps": 234567}
+    later = {"step": 123456, "probe/linear": 0.54321, "speed/images_per_s": 12345.6}
+    with ProgressBar(tmp_path, console) as bar, (tmp_path / "metrics.jsonl").open("w") as file:
+        for seconds, line in enumerate((metrics, later, {**later, "step": 123457})):
+            monkeypatch.setattr(bar._progress, "get_time", lambda now=50_000.0 * seconds: now)
+            print(json.dumps(line), file=file, flush=True)
+            bar.update()
+    whole = "123457/234567 loss 5.432  linear 0.473 to 0.5432  12,346 img/s [-0-9]+:[-0-9]{2}:[-0-9]{2}$"
+    assert any(re.search(whole, line) for line in lines(console))
     sweep = make(small_store, search="grid", scheduler="none")
     monkeypatch.setattr(runner, "_POLL_S", 0.01)
     monkeypatch.setattr(runner, "_progress", lambda *_: (123_456_789.0, 234_567_890.0, 15, 0.54321))

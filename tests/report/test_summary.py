@@ -60,9 +60,16 @@ def test_the_probe_is_shown_beside_step_0(lines: Lines, shown: str, says: str | 
 def test_the_table_has_plain_names_and_units() -> None:
     rows = summary([*curve("probe/knn", 0.5, 0.75), {"step": 10, "epoch": 1.0, "my/own": 0.123456789}])
     assert rows["steps"] == "10 of 40, 1 epochs"
-    assert (rows["loss"], rows["speed"], rows["peak memory"]) == ("4.251", "1,391 images/s", "1,092 MB")
+    assert (rows["loss"], rows["speed"], rows["peak memory"]) == ("4.251", "1,391 images/s (median)", "1,092 MB")
     assert rows["my/own"] == "0.123457"
     assert [name for name in rows if "/" in name or "_" in name] == ["my/own"]
+
+
+def test_the_speed_is_that_of_the_whole_run() -> None:
+    rates = [
+        {"step": step, "epoch": 1.0, "speed/images_per_s": rate} for step, rate in ((1, 90.0), (2, 100.0), (3, 5.0))
+    ]
+    assert summary(rates)["speed"] == "90 images/s (median)"
 
 
 def test_a_run_without_a_probe_has_none() -> None:
@@ -95,9 +102,12 @@ def test_a_report_shows_it_and_says_so(command: Command, run: Path) -> None:
 
 def test_the_bar_shows_it(run: Path) -> None:
     screen = io.StringIO()
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").unlink()
     with ProgressBar(run, Console(file=screen, force_terminal=True, width=80)) as bar:
+        (run / "metrics.jsonl").write_text(lines)
         bar.update()
-    assert "knn 0.25 (from 0.5)" in screen.getvalue()
+    assert "knn 0.5 to 0.25" in screen.getvalue()
 
 
 def test_the_next_commands_can_be_copied(tmp_path: Path) -> None:

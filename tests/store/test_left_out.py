@@ -279,6 +279,23 @@ def test_what_appends_leave_out_is_named_behind_what_the_build_left_out(tmp_path
     assert ImageStore(tmp_path / "s").manifest.skipped == 2
 
 
+def test_each_file_is_told_of_once_where_a_source_is_split(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    folder = tmp_path / "d"
+    folder.mkdir()
+    for number in range(30):
+        (folder / f"{number}.png").write_bytes(png(random_images(1, 8)[0]) if number % 3 else b"no image")
+        (folder / f"note-{number}.txt").write_text("no image")
+        (folder / f".{number}").write_text("hidden")
+    shares = {"a": (0.0, 0.4), "b": (0.4, 1.0)}
+    skipped = [store.build(folder, tmp_path / name, share=share, workers=1).skipped for name, share in shares.items()]
+    assert (sum(skipped), 0 in skipped) == (40, False)
+    named = [line for name in shares for line in (tmp_path / f"{name}-left-out.txt").read_text().splitlines()]
+    assert len(named) == len(set(named)) == 40
+    hidden = re.findall(r"passed over: ([0-9]+) hidden", caplog.text)
+    assert (len(hidden), sum(map(int, hidden))) == (2, 30)
+
+
 def test_a_strict_append_leaves_the_store_as_it_was(tmp_path: Path) -> None:
     before = built(folder_of(tmp_path / "d", ["0.png"]), tmp_path / "s").manifest
     more = folder_of(tmp_path / "more", ["1.png", "2.png", "x.xyz"])

@@ -16,6 +16,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from ssl_dist.errors import ConfigError
+from ssl_dist.machine import num_cores
 from ssl_dist.store.building.shard_writer import ShardJob, WrittenShard, read_summary, write_shard
 
 Writers = Callable[[Iterator[ShardJob]], Generator[WrittenShard | int, None, None]]
@@ -48,7 +49,7 @@ def make_writers(workers: int | Writers | None) -> Writers:
     """
     if callable(workers):
         return workers
-    number = (os.cpu_count() or 1) if workers is None else workers
+    number = num_cores() if workers is None else workers
     if number < 1:
         raise ConfigError(f"workers {number}: at least 1 writer process is needed")
     return _write_here if number == 1 else functools.partial(_write_in_pool, num_processes=number)

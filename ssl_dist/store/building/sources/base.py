@@ -114,19 +114,24 @@ class Source:
     def select(self, hash_range: HashRange) -> Source:
         """Select the images whose key, hashed to a number in [0, 1), lies in a range; ``num_images`` is then estimated.
 
-        Whether an image is selected does not depend on the other images.
+        Whether an image is selected does not depend on the other images. Files that are no images are selected alike,
+        so that each is told of once.
         """
         low, high = hash_range
         if low <= 0 and high >= 1:
             return self
 
-        def members() -> Iterator[Member]:
-            for member in self.members():
-                if low <= xxhash.xxh3_64_intdigest(member.key.encode(errors="surrogateescape")) / 2**64 < high:
-                    yield member
+        def is_selected(file: Member | LeftOut) -> bool:
+            return low <= xxhash.xxh3_64_intdigest(file.key.encode(errors="surrogateescape")) / 2**64 < high
 
-        estimate = round(self.num_images * (high - low))
-        return replace(self, num_images=estimate, fingerprint=f"{self.fingerprint} {hash_range}", members=members)
+        return replace(
+            self,
+            num_images=round(self.num_images * (high - low)),
+            fingerprint=f"{self.fingerprint} {hash_range}",
+            members=lambda: filter(is_selected, self.members()),
+            left_out=tuple(filter(is_selected, self.left_out)),
+            passed_over=tuple(filter(is_selected, self.passed_over)),
+        )
 
     def with_class_names(self, names: tuple[str, ...]) -> Source:
         """Renumber the labels as indices into ``names``, which must contain all of ``class_names``, in any form."""
