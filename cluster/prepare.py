@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -98,12 +99,30 @@ def expect_same_past(before: ResolvedConfig, now: ResolvedConfig, step: int, run
         raise ConfigError(
             f"--set epochs={now.epochs:g}: that is {plan.total_steps} steps, and {run} has trained {step}"
         )
+    if follows := _what_follows_length(before, now, step):
+        raise ConfigError(
+            f"--set epochs={now.epochs:g}: in {run} {follows} followed the length of {before.epochs:g} epochs, so its"
+            f" {step} steps would have been other ones. Train on from its weights in a new run: {_from_weights(run)}"
+        )
+
+
+def how_to_train_longer(config: ResolvedConfig, step: int, run: Path) -> str:
+    """Say how to go on with a run that has trained all its steps."""
+    longer = config.model_copy(update={"epochs": 2 * config.epochs})
+    if follows := _what_follows_length(config, longer, step):
+        return f"Since {follows} followed its length, train on from its weights in a new run: {_from_weights(run)}"
+    return "For a longer run add --set epochs=..."
+
+
+def _what_follows_length(before: ResolvedConfig, now: ResolvedConfig, step: int) -> str:
+    """Name what would have been other in the first ``step`` steps of a run of another length; "": nothing."""
     follows = [f"method {now.method.name}"] if methods.load(now.method.name).follows_length else []
     if any(was != would_be for was, would_be in zip(before.rates(step), now.rates(step), strict=True)):
         follows.append(f"the learning rate (optim.schedule {now.optim.schedule})")
-    if follows:
-        raise ConfigError(
-            f"--set epochs={now.epochs:g}: in {run} {' and '.join(follows)} followed the length of"
-            f" {before.epochs:g} epochs, so its {step} steps would have been other ones. Train on from its weights in a"
-            f" new run: ssl-dist pretrain {run}/config.json --set backbone.weights={run} --set epochs=..."
-        )
+    return " and ".join(follows)
+
+
+def _from_weights(run: Path) -> str:
+    """Return the command that trains on from a run's weights."""
+    there = shlex.quote(str(run))
+    return f"ssl-dist pretrain {there}/config.json --set backbone.weights={there} --set epochs=..."

@@ -64,8 +64,7 @@ def pretrain(
             return
         check_machine(config.cluster)
         warn_of_warm_up(config)
-        name = f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
-        directory = run_dir or (out or _RUNS) / name
+        directory = run_dir or (out or _RUNS) / _new_name(Path(recipe), config)
         if dry_run:
             expect_room(directory, [config])
             _show_plan(config, directory, as_json)
@@ -75,17 +74,21 @@ def pretrain(
         raise ConfigError("give either a recipe, or --resume RUN_DIR")
 
 
+def _new_name(recipe: Path, config: ResolvedConfig) -> str:
+    """Return the name of a new run: that of its recipe, or of the run whose config is its recipe, and a time."""
+    of = recipe.absolute().parent.name if recipe.name == "config.json" else recipe.stem
+    return f"{of}-{datetime.now():%Y%m%d-%H%M%S}-{config.fingerprint()[:6]}"
+
+
 def _resume(directory: Path, overrides: dict[str, Any], as_json: bool) -> None:
     """Resume a run; of a run that has all its steps, say so."""
-    from cluster.prepare import reopen
+    from cluster.prepare import how_to_train_longer, reopen
 
     run, config, step = found = reopen(directory, overrides)
     if found.finished:
         run.release()
-        say(
-            f"{directory} is finished: it has all {step} steps of {config.epochs:g} epochs. For a longer run add"
-            " --set epochs=..."
-        )
+        more = how_to_train_longer(config, step, directory)
+        say(f"{directory} is finished: it has all {step} steps of {config.epochs:g} epochs. {more}")
         print_json({"run": str(run.path), "step": step}, as_json)
         return
     say(f"continuing from step {step}" if step else "no checkpoint yet: starting from step 0")

@@ -93,7 +93,7 @@ def show_comparison(
     """Compare a run's encoder with random weights: a bar while features are computed, then a table."""
     from ssl_dist.evaluate import compare
 
-    with image_bar("embedding", "reading the checkpoint") as bar:
+    with image_bar("embedding, trained and random", "reading the checkpoint") as bar:
         result = compare(run, train, test, score, check=check, checkpoint=checkpoint, progress=bar)
     rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
     title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"

@@ -67,7 +67,7 @@ class ProbeCurve(NamedTuple):
         name, _ = _PROBES[self.tag]
         return (
             f"{name} is no better than at step 0, {self._show(self.last)} after {self._show(self.start)}: these weights"
-            " are worth no more than random ones; more epochs, another learning rate or other views may help"
+            " are worth no more than the run's first ones; more epochs, another learning rate or other views may help"
         )
 
     def _show(self, value: float) -> str:

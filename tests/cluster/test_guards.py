@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cluster import guards
-from cluster.prepare import expect_same_past
+from cluster.prepare import expect_same_past, how_to_train_longer
 from cluster.run_directory import RunDirectory
 from ssl_dist import methods, store
 from ssl_dist.checkpoint import Checkpoints
@@ -220,6 +220,17 @@ def test_a_run_whose_past_would_have_been_another_is_not_made_longer(
         expect_same_past(before, now, step, Path("run"))
     assert "ssl-dist pretrain run/config.json --set backbone.weights=run --set epochs=" in str(caught.value)
     expect_same_past(before, now, 0, Path("run"))
+    assert how_to_train_longer(before, step, Path("my run")).endswith(
+        "train on from its weights in a new run:"
+        " ssl-dist pretrain 'my run'/config.json --set backbone.weights='my run' --set epochs=..."
+    )
+
+
+def test_a_run_that_can_be_made_longer_says_how() -> None:
+    config = with_facts(small_config(Path("s"), epochs=2, optim=CONSTANT), 51)
+    assert (
+        how_to_train_longer(config, config.plan().total_steps, Path("run")) == "For a longer run add --set epochs=..."
+    )
 
 
 def test_in_its_warm_up_any_run_is_made_longer() -> None:
@@ -271,6 +282,11 @@ def test_a_rate_that_never_falls_is_named(
     assert outcome.code == 0, outcome.err
     text = f"optim.warmup_epochs {warmup} is not shorter than epochs 2, so the learning rate rises until the run ends"
     assert (text in caplog.text) == warns
+
+
+def test_a_run_from_the_config_of_another_has_its_name(command: Command, two_steps: Path, tmp_path: Path) -> None:
+    outcome = command("pretrain", two_steps / "config.json", "--out", tmp_path, "--dry-run", "--json")
+    assert (outcome.code, Path(outcome.json["run"]).name.startswith(f"{two_steps.name}-2")) == (0, True), outcome
 
 
 def test_a_dry_run_of_what_the_disk_cannot_hold_is_refused(
