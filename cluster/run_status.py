@@ -20,6 +20,7 @@ from ssl_dist.files import RUN_LOCK
 from ssl_dist.training.metrics import MetricsReader, newest_checkpoint
 
 STOP, ERROR, CONFIG = "stop", "error.json", "config.json"
+SWEEP, OUTCOME = "sweep.json", "outcome.json"  # of a sweep; in a trial's run directory, how the trial ended
 SIGN_EVERY_S = 10
 _SILENT_S = 60  # so long without a sign, on another machine, and a run is not running
 
@@ -91,6 +92,42 @@ def read_status(run: Path) -> RunStatus:
         first_probe=first_probe,
         checkpoint=newest_checkpoint(run),
     )
+
+
+class TrialStatus(NamedTuple):
+    """The state of a trial of a sweep.
+
+    Attributes:
+        settings: the settings that the sweep searches, by dotted key.
+        run: of its run directory; its ``state`` is that of the trial where that has ended: "finished", "stopped early"
+            by the scheduler, "replaced" in a population, "diverged" or "failed".
+    """
+
+    trial: str
+    settings: dict[str, Any]
+    run: RunStatus
+
+
+def read_trials(directory: Path) -> list[TrialStatus] | None:
+    """Read what the trials that a sweep has begun are doing; None where the directory is no sweep."""
+    if not (directory / SWEEP).exists():
+        return None
+    keys, found = _read_json(directory / SWEEP).get("space", {}), []
+    for config in sorted((directory / "trials").glob(f"*/{CONFIG}")):
+        run, outcome = read_status(config.parent), _read_json(config.with_name(OUTCOME))
+        if ended := outcome.get("status"):
+            run = run._replace(state="stopped early" if ended == "stopped" else ended, message=outcome["reason"])
+        elif run.state == "killed" and (directory / STOP).exists():
+            run = run._replace(state="stopped")
+        found.append(TrialStatus(config.parent.name, {key: _at(_read_json(config), key) for key in keys}, run))
+    return found
+
+
+def _at(tree: Any, key: str) -> Any:
+    """Return the value of a dotted key; None in a section that is null."""
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def is_driven(run: Path) -> bool:

@@ -15,6 +15,7 @@ from typer.core import TyperGroup
 
 from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
+from ssl_dist.commands.runs import evaluate_line
 from ssl_dist.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 # Help texts that need a line of their own.
 _RUNGS = "Epochs between two probes and to ASHA's first rung. Default: docs/search.md."
 _RESUME = "Resume this sweep, every trial from its newest checkpoint."
+
+_STATES = {"stopped": "stopped early"}  # by the scheduler; a person's "stopped" is another thing
 
 
 class _RunByDefault(TyperGroup):
@@ -131,7 +134,8 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
     else:
         say("no trial has begun")
     if weights:
-        say("importance: " + ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items()))
+        shares = ", ".join(f"{key} {weight:.0%}" for key, weight in weights.items())
+        say(f"importance, a rough one of {len(trials)} trials: {shares}")
     for one in trials:
         if one.reason:
             say(f"{one.run.name} {one.status}: {one.reason}")
@@ -139,7 +143,7 @@ def _show(sweep: Sweep, directory: Path, as_json: bool) -> None:
     if best:
         say(f"best: trial {best.run.name}, {sweep.objective} {best.objective:.4f}")
         say(f"its recipe: ssl-dist pretrain {shlex.quote(str(directory / 'best.yaml'))}")
-        say(f"its encoder: ssl-dist evaluate knn {shlex.quote(str(directory / 'best'))} --train STORE --test STORE")
+        say(f"its features: {evaluate_line(directory / 'best', sweep.recipe.data.store)}")
         say(f"picture: {directory / 'parallel.png'}")
     elif trials:
         say("no trial has finished, so none is the best")
@@ -157,10 +161,16 @@ def _table(sweep: Sweep, trials: list[Trial]) -> Table:
 
     def rows(headings: list[str], settings: Callable[[Trial], list[str]]) -> Table:
         last = ["started from"] if sweep.scheduler == "pbt" else []
-        shown = table(Column("trial", no_wrap=True), *headings, "images", sweep.objective, "", *last)
+        shown = table(Column("trial", no_wrap=True), *headings, "images", sweep.objective, "state", *last)
         for one in trials:
             parent = [f"{one.parent} at step {one.parent_step}"] if one.parent else []
-            cells = [*settings(one), f"{one.images:,}", f"{one.objective:.4f}", one.status, *parent]
+            cells = [
+                *settings(one),
+                f"{one.images:,}",
+                f"{one.objective:.4f}",
+                _STATES.get(one.status, one.status),
+                *parent,
+            ]
             shown.add_row(one.run.name, *map(Text, cells))
         return shown
 

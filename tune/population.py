@@ -24,6 +24,7 @@ from ray.tune import Checkpoint
 from ray.tune.schedulers import PopulationBasedTraining
 
 from cluster.run_directory import RunDirectory
+from cluster.run_status import OUTCOME
 from ssl_dist.checkpoint import Checkpoints, verify
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.reading import exact
@@ -124,7 +125,7 @@ def _claim_own(path: Path, config: ResolvedConfig) -> tuple[RunDirectory, dict[s
     run = RunDirectory.claim(path, config)
     outcome = trial_files.read_outcome(path)
     if outcome and outcome["status"] == "replaced":  # a kill came before the run that should replace it
-        (path / trial_files.OUTCOME).unlink()
+        (path / OUTCOME).unlink()
     return run, trial_files.read_origin(path) or {"run": "", "step": 0}
 
 

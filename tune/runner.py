@@ -83,6 +83,7 @@ def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: i
 def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:
     """Run all trials; return the failed ones' reasons by the names of their run directories."""
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray._private.worker").addFilter(lambda record: "SIGTERM handler" not in record.getMessage())
     search, failures = _search(sweep, directory), {}
     if search is None:
         return {}
@@ -195,7 +196,7 @@ def _announcement(sweep: Sweep, directory: Path, at_once: int) -> str:
         most = sum(map(sweep.budget_images, configs))
         text += f"; at most {most:,} images"
         if sweep.scheduler == "asha":
-            text += f", about {sum(map(sweep.expected_images, configs)):,.0f} as ASHA stops trials"
+            text += f", at best {sum(map(sweep.expected_images, configs)):,.0f} as ASHA stops trials"
     if begun := trial_files.begun_trials(directory):
         ended = sum(trial_files.read_outcome(run) is not None for run, _ in begun)
         text += f"; {len(begun)} have begun before, {ended} of them have ended"

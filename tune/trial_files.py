@@ -12,12 +12,12 @@ import math
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from cluster.run_status import OUTCOME
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.files import write_text
 from ssl_dist.training.metrics import MetricsReader
 from tune.sweep import Sweep
 
-OUTCOME = "outcome.json"
 WORST = 0.0  # the lowest value of every objective; a diverged trial gets it
 
 

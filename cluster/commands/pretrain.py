@@ -12,10 +12,9 @@ import typer
 
 from ssl_dist.commands.console import console, print_json, say, show, waiting
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
-from ssl_dist.commands.runs import show_summary
+from ssl_dist.commands.runs import evaluate_line, show_summary
 from ssl_dist.errors import ClusterError, ConfigError, RunError
 from ssl_dist.reading import find_recipe
-from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
     from cluster.run_directory import RunDirectory
@@ -131,10 +130,7 @@ def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
 
 def _next_commands(run: Path, config: ResolvedConfig) -> list[str]:
     """Return the commands that a person may want next, each on a line to copy."""
-    here, held_out = shlex.quote(str(run)), Path(f"{config.data.store}-held-out")
-    train = shlex.quote(without_secrets(config.data.store))
-    test = shlex.quote(str(held_out)) if held_out.exists() else "TEST_STORE"
     return [
-        f"its curves: ssl-dist report {here}",
-        f"its features: ssl-dist evaluate knn {here} --train {train} --test {test}",
+        f"its curves: ssl-dist report {shlex.quote(str(run))}",
+        f"its features: {evaluate_line(run, config.data.store)}",
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from rich.text import Text
 from ssl_dist.commands.console import console, print_json, say, show, table
 from ssl_dist.commands.options import Json, Run
 from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.uris import without_secrets
 
 checkpoint = typer.Typer(no_args_is_help=True, add_completion=False, help="List, check and clear checkpoints of runs.")
 
@@ -91,6 +93,14 @@ def report(
     picture = out or run / "report.png"
     draw(run, picture)
     show_summary(f"{run}: {picture}", run, {"run": str(run), "picture": str(picture)}, as_json)
+
+
+def evaluate_line(run: Path, store: str) -> str:
+    """Return the command that measures a run's features, on the part of its store that was held out if there is one."""
+    held_out = Path(f"{store}-held-out")
+    test = shlex.quote(str(held_out)) if held_out.exists() else "TEST_STORE"
+    train = shlex.quote(without_secrets(store))
+    return f"ssl-dist evaluate knn {shlex.quote(str(run))} --train {train} --test {test}"
 
 
 def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, then: Sequence[str] = ()) -> None:

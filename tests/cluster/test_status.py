@@ -28,6 +28,7 @@ from tests.command import Command
 from tests.helpers import resolved_config
 from tests.store.held import wait_until
 from tune import runner
+from tune.trial_files import NO_POINT, write_outcome
 
 HERE = {"host": socket.gethostname(), "process": os.getpid()}
 
@@ -172,23 +173,62 @@ def test_a_run_that_is_stopped_from_elsewhere_ends_as_at_ctrl_c(
         launch.launch(resolved_config(small_store), run, Console(quiet=True))
 
 
-def test_a_sweep_shows_its_trials_and_is_ended(run: RunDirectory, command: Command, tmp_path: Path) -> None:
-    sweep = tmp_path / "sweep"
-    (sweep / "trials").mkdir(parents=True)
-    (sweep / "sweep.json").touch()
-    assert command("status", sweep).out == "no trial has begun\n"
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    """Make a sweep without trials."""
+    (tmp_path / "sweep" / "trials").mkdir(parents=True)
+    space = {"optim.lr": {}, "backbone.name": {}, "probe.k": {}}
+    (tmp_path / "sweep" / "sweep.json").write_text(json.dumps({"space": space}))
+    return tmp_path / "sweep"
+
+
+def test_a_sweep_without_trials_says_so(sweep: Path, command: Command) -> None:
+    assert command("status", sweep).out.startswith("no trial has begun\n")
     assert command("status", sweep, "--json").json == {"sweep": str(sweep), "trials": []}
     refused = command("stop", sweep)
     assert (refused.code, "is not running" in refused.err) == (2, True)
+
+
+def test_a_sweep_shows_its_trials_and_is_ended(run: RunDirectory, sweep: Path, command: Command) -> None:
     run.path.rename(sweep / "trials" / "abc")
     [trial] = command("status", sweep, "--json").json["trials"]
     assert (trial["trial"], trial["state"], trial["step"]) == ("abc", "running", 40)
+    assert trial["settings"] == {"optim.lr": 0.005, "backbone.name": "resnet8", "probe.k": 20}
+    shown = command("status", sweep).out
+    assert "lr=0.005 name=resnet8 k=20" in " ".join(shown.replace("│", " ").split())
+    assert shown.endswith(f"end it: ssl-dist stop {sweep}\n")
     outcome = command("stop", sweep, "--json")
     assert outcome.json["resume"] == f"ssl-dist tune --resume {sweep}"
     fit = SimpleNamespace(is_alive=lambda: True, join=lambda timeout: None)
     plan = SimpleNamespace(known_samples=(), expected_images=lambda _: 1.0, recipe=None)
     with pytest.raises(KeyboardInterrupt):
         runner._show_progress(fit, plan, sweep, Console(quiet=True))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("outcome", "asked", "state"),
+    [
+        ("finished", False, "finished"),
+        ("stopped", False, "stopped early"),
+        ("diverged", True, "diverged"),
+        ("failed", False, "failed"),
+        (None, True, "stopped"),
+        (None, False, "killed"),
+    ],
+)
+def test_a_trial_has_the_state_in_which_the_sweep_left_it(
+    outcome: str | None, asked: bool, state: str, run: RunDirectory, sweep: Path, command: Command
+) -> None:
+    run.release()
+    if outcome:
+        write_outcome(run.path, outcome, NO_POINT, "out of luck")
+    if asked:
+        (sweep / "stop").touch()
+    run.path.rename(sweep / "trials" / "abc")
+    shown = command("status", sweep, "--json")
+    [trial] = shown.json["trials"]
+    assert (trial["state"], trial["message"]) == (state, "out of luck" if outcome else "")
+    assert f"it is not running; resume it: ssl-dist tune --resume {sweep}\n" in shown.err
 
 
 def test_a_run_is_looked_at_without_torch(run: RunDirectory) -> None:
