@@ -12,10 +12,12 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import ssl_dist
 from cluster.guards import check_machine
+from ssl_dist.commands.console import errors, say
 from ssl_dist.errors import ClusterError
 from ssl_dist.machine import num_cores
 from ssl_dist.settings import ClusterConfig
@@ -96,6 +98,9 @@ def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool
             )
         failed = f"the Ray cluster at RAY_ADDRESS={address} cannot be reached" if address else "Ray cannot start here"
         raise ClusterError(f"{failed}: {reason}") from None
+    except KeyboardInterrupt:
+        ray.shutdown()
+        raise
     try:
         yield not address
     finally:
@@ -106,18 +111,32 @@ def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool
 def _signals_kept() -> Iterator[None]:
     """Keep this process' handlers, of which Ray replaces that of SIGTERM; Ray's processes shall outlive a terminal.
 
-    They inherit that SIGHUP is ignored, so that the workers of a run whose terminal closes can write a checkpoint.
+    They inherit that SIGHUP is ignored, so that the workers of a run whose terminal closes can write a checkpoint. A
+    first Ctrl-C or SIGTERM waits until Ray has started, because this process may crash when it ends before that.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    terminate, hang_up = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hang_up, came = signal.signal(signal.SIGHUP, signal.SIG_IGN), list[int]()
+
+    def wait(number: int, frame: FrameType | None) -> None:
+        if came:
+            before[number](number, frame)
+        came.append(number)
+        say("stopping once Ray has started; Ctrl-C again to stop at once", errors)
+
+    ours = [number for number, handler in before.items() if callable(handler)]
+    for number in ours:
+        signal.signal(number, wait)
     try:
         yield
     finally:
         signal.signal(signal.SIGHUP, hang_up)
-        if callable(terminate):  # otherwise Ray's, which ends the processes that it has started
-            signal.signal(signal.SIGTERM, terminate)
+        for number in ours:  # where SIGTERM had none, Ray's stays, which ends the processes that it has started
+            signal.signal(number, before[number])
+    if came:
+        before[came[0]](came[0], None)
 
 
 def _connect_to(address: str) -> None:

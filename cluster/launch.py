@@ -120,7 +120,7 @@ class _Interrupts:
             raise KeyboardInterrupt
         self.asked = True
         self._run.ask_to_stop()
-        say("stopping after this step, with a checkpoint; Ctrl-C again to stop at once", self._console)
+        say("stopping after the next step, with a checkpoint; Ctrl-C again to stop at once", self._console)
 
 
 @contextlib.contextmanager

@@ -131,8 +131,9 @@ class RunDirectory:
 
     def discard(self) -> None:
         """Delete the directory if nothing has run in it."""
-        if self._lock and sorted(path.name for path in self.path.iterdir()) == [CONFIG, RUN_LOCK]:
-            for name in (CONFIG, RUN_LOCK):
+        found = [path.name for path in self.path.iterdir()]
+        if self._lock and {CONFIG, RUN_LOCK} <= {*found} <= {CONFIG, RUN_LOCK, STOP}:
+            for name in found:
                 (self.path / name).unlink()
             self.path.rmdir()
 

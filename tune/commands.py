@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tune.sweep import Sweep
 
 # Help texts that need a line of their own.
+_OUT = "Folder in which the sweep gets a directory of its own. Default: sweeps."
 _RUNGS = "Epochs between two probes and to ASHA's first rung. Default: docs/search.md."
 _RESUME = "Resume this sweep, every trial from its newest checkpoint."
 
@@ -60,7 +61,7 @@ def run(
     reduction: Annotated[int, typer.Option(min=2, help="ASHA: one trial in this many continues at a rung.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the samples.")] = 0,
     concurrency: Annotated[int | None, typer.Option(min=1, help="Trials at once. Default: as many as fit.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder in which the sweep gets a directory of its own.")] = Path("sweeps"),
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
     sweep_dir: Annotated[Path | None, typer.Option(help="The sweep's directory itself; must be new or empty.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="SWEEP", help=_RESUME)] = None,
     as_json: Json = False,
@@ -69,15 +70,22 @@ def run(
 
     Each trial is a pretraining of its own; trials are ranked by a probe, at equal numbers of images seen.
     """
+    from tune import trial_files
     from tune.sweep import Sweep
 
     if resume is not None and recipe is None:
         _expect_no_other_options(ctx)
         directory, sweep = resume, Sweep.read(resume)
+        if trial_files.all_ended(sweep, directory):
+            say(f"{directory} is finished: its {sweep.num_trials} trials have ended; start a new sweep for more")
+            _show(sweep, directory, as_json)
+            return
     elif recipe is not None and resume is None:
+        if out and sweep_dir:
+            raise ConfigError(f"--out {out} and --sweep-dir {sweep_dir}: give one of them")
         options = {"search": search, "scheduler": scheduler, "samples": samples, "objective": objective}
         options |= {"rung_epochs": rung_epochs, "reduction": reduction, "seed": seed}
-        directory = sweep_dir or out / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+        directory = sweep_dir or (out or Path("sweeps")) / f"{Path(recipe).stem}-{datetime.now():%Y%m%d-%H%M%S}"
         sweep = _create(recipe, space, settings, directory, options)
     else:
         raise ConfigError("give either a recipe, or --resume SWEEP")
@@ -101,7 +109,7 @@ def _create(
     recipe: str, space: Path | None, settings: list[str] | None, directory: Path, options: dict[str, Any]
 ) -> Sweep:
     """Make a sweep in a new directory, and refuse it where some trial could not run."""
-    from cluster.guards import check_machine
+    from cluster.guards import check_machine, warn_of_warm_up
     from cluster.prepare import resolve
     from tune import space as spaces
     from tune.sweep import Sweep
@@ -109,6 +117,7 @@ def _create(
     sweep = Sweep.make(recipe=resolve(recipe, overrides_of(settings)), space=spaces.load(space), **options)
     sweep.check()
     check_machine(sweep.recipe.cluster)
+    warn_of_warm_up(min(map(sweep.config, sweep.known_samples), key=lambda one: one.epochs, default=sweep.recipe))
     sweep.write(directory)
     return sweep
 
@@ -164,13 +173,9 @@ def _table(sweep: Sweep, trials: list[Trial]) -> Table:
         shown = table(Column("trial", no_wrap=True), *headings, "images", sweep.objective, "state", *last)
         for one in trials:
             parent = [f"{one.parent} at step {one.parent_step}"] if one.parent else []
-            cells = [
-                *settings(one),
-                f"{one.images:,}",
-                f"{one.objective:.4f}",
-                _STATES.get(one.status, one.status),
-                *parent,
-            ]
+            state = _STATES.get(one.status, one.status)
+            measured = [f"{one.images:,}", f"{one.objective:.4f}"] if one.images else ["", ""]
+            cells = [*settings(one), *measured, state, *parent]
             shown.add_row(one.run.name, *map(Text, cells))
         return shown
 

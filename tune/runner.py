@@ -250,7 +250,9 @@ def _progress(sweep: Sweep, directory: Path, usual: float) -> tuple[float, float
         outcome, origin = trial_files.read_outcome(run), trial_files.read_origin(run)
         here, before = trial_files.images_seen(run, config), origin["step"] * config.batch.size if origin else 0
         seen += here
-        expected += here if outcome else max(here, sweep.expected_images(config) - before)
+        usual_here = sweep.expected_images(config) - before
+        unended = usual_here if here < usual_here else sweep.budget_images(config) - before  # it was let on
+        expected += here if outcome else unended
         begun += not before
         ended += outcome is not None and outcome["status"] != "replaced"
         if outcome and outcome["status"] == "finished":

@@ -56,6 +56,12 @@ def begun_trials(directory: Path) -> list[tuple[Path, ResolvedConfig]]:
     return [(file.parent, config_of(file.parent)) for file in runs]
 
 
+def all_ended(sweep: Sweep, directory: Path) -> bool:
+    """Return whether all trials of a sweep have ended; of a population it is not known without Ray Tune."""
+    ended = sum(read_outcome(run) is not None for run, _ in begun_trials(directory))
+    return sweep.scheduler != "pbt" and ended >= sweep.num_trials
+
+
 @functools.cache
 def config_of(run: Path) -> ResolvedConfig:
     """Read the config of a trial that has begun; it never changes, because it names the run directory."""

@@ -13,7 +13,7 @@ import typer
 from ssl_dist.commands.console import console, print_json, say, show, waiting
 from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
 from ssl_dist.commands.runs import evaluate_line, show_summary
-from ssl_dist.errors import ClusterError, ConfigError, RunError
+from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from ssl_dist.reading import find_recipe
 
 if TYPE_CHECKING:
@@ -116,14 +116,17 @@ def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
 
     say(f"run directory {run.path}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
-    with waiting("loading torch and Ray", console):
-        from cluster.launch import launch
     try:
+        with waiting("loading torch and Ray", console):
+            from cluster.launch import launch
         expect_room(run.path, [config])
         metrics = launch(config, run, console)
-    except (ClusterError, ConfigError, RunError):
+    except SslDistError:
         run.discard()
         raise
+    except KeyboardInterrupt:  # before `launch` took over
+        run.discard()
+        raise Interrupted("stopped before it began") from None
     result = {"run": str(run.path), **metrics}
     show_summary(run.path.name, run.path, result, as_json, _next_commands(run.path, config))
 

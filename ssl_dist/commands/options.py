@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from ssl_dist.commands.console import keep_stdout
-from ssl_dist.errors import ConfigError
+from ssl_dist.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from ssl_dist.settings import CheckpointChoice
@@ -29,10 +29,22 @@ def _checkpoint_choice(text: str) -> CheckpointChoice:
 
 _JSON = "Print one JSON object on standard output; tables, bars and other lines go to standard error."
 Json = Annotated[bool, typer.Option("--json", callback=keep_stdout, help=_JSON)]
-Run = Annotated[Path, typer.Argument(help="Run directory that `ssl-dist pretrain` printed.")]
-RunOrCheckpoint = Annotated[
-    Path, typer.Argument(metavar="RUN", help="Run directory, its folder of checkpoints, or one checkpoint.")
-]
+
+
+def _run_of(path: Path) -> Path:
+    """Refuse a sweep where a run is asked for.
+
+    Raises:
+        RunError: it is a sweep.
+    """
+    if (path / "sweep.json").exists():
+        raise RunError(f"{path} is a sweep: give one of its runs, such as {path}/best, or see `ssl-dist tune results`")
+    return path
+
+
+Run = Annotated[Path, typer.Argument(callback=_run_of, help="Run directory that `ssl-dist pretrain` printed.")]
+_RUN_OR_CHECKPOINT = "Run directory, its folder of checkpoints, or one checkpoint."
+RunOrCheckpoint = Annotated[Path, typer.Argument(metavar="RUN", callback=_run_of, help=_RUN_OR_CHECKPOINT)]
 WhichCheckpoint = Annotated[
     Any,  # a settings.CheckpointChoice
     typer.Option(

@@ -14,6 +14,7 @@ from ssl_dist.errors import ConfigError
 from ssl_dist.reading import Written, find_recipe, parse, read_file
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*|[0-9]+")
+_LONG = {"optim.lr": "optim.learning_rate"}  # what other programs call a setting
 _PLAINER = {
     "a valid tuple": "a list, such as [1, 2]",
     r"a valid dictionary or instance of \w+": "a section, such as {key: value}",
@@ -79,9 +80,15 @@ def _explain_one(error: Any, known: list[str]) -> tuple[str, str, str]:
 
 def suggest(key: str, known: list[str]) -> str:
     """Ask whether the nearest known key was meant; return an empty string if none is near."""
-    last, last_known = key.rpartition(".")[2], [name.rpartition(".")[2] for name in known]
-    near = difflib.get_close_matches(key, known, 1, 0.4) or difflib.get_close_matches(last, last_known, 1, 0.6)
-    return f"; did you mean {near[0]}?" if near else ""
+    written = {name: name for name in known} | {_LONG[name]: name for name in known if name in _LONG}
+
+    def likeness(name: str) -> float:
+        pairs = [(key, name), (key.rpartition(".")[2], name.rpartition(".")[2])]
+        whole, last = (difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        return whole if "." in key else max(whole, last)
+
+    near = max(written, key=likeness, default="")
+    return f"; did you mean {written[near]}?" if near and likeness(near) > 0.5 else ""
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
@@ -154,9 +155,17 @@ class RunConfig(settings.Section):
             ConfigError: no such recipe, a key that does not exist (with its nearest neighbour), a value out of range.
         """
         tree = read_recipe(path)
-        for key, value in (overrides or {}).items():
+        given = overrides or {}
+        for key, value in given.items():
             put_override(tree, key, value)
-        return cls.from_tree(tree, str(path))
+        try:
+            return cls.from_tree(tree, str(path))
+        except ConfigError as error:
+            text = str(error).removeprefix(f"{path}: ")
+            mine = next((key for key in given if re.match(rf"(unknown key )?{re.escape(key)}\b", text)), None)
+            raise ConfigError(
+                f"{path}: {text}" if mine is None else f"--set {mine}: {text.removeprefix(f'{mine}: ')}"
+            ) from None
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], origin: str) -> Self:

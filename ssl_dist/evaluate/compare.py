@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_dist.checkpoint import Checkpoint, locate
 from ssl_dist.errors import StoreError
-from ssl_dist.evaluate.labelled import labels_by_name, open_labelled
+from ssl_dist.evaluate.labelled import labels_by_name, open_labelled, warn_of_same_images
 from ssl_dist.settings import CheckpointChoice
 from ssl_dist.store import ImageStore
 
@@ -61,6 +61,7 @@ def compare(
     found = locate(run, checkpoint)
     train_store = open_labelled(train, found.config.data, found.config.facts.image_shape)
     test_store = open_labelled(test, found.config.data, train_store.image_shape)
+    warn_of_same_images(train_store, test_store)
     stores, labels = (train_store, test_store), (train_store.labels, labels_by_name(train_store, test_store))
     known = labels[0][labels[0] >= 0]
     check(known)

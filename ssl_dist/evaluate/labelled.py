@@ -34,6 +34,16 @@ def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, in
     return store
 
 
+def warn_of_same_images(train: ImageStore, test: ImageStore) -> None:
+    """Warn where both stores have shards of the same content: their test images are their own nearest neighbours."""
+    train_shards, test_shards = ({shard.xxh3 for shard in store.manifest.shards} for store in (train, test))
+    if train_shards & test_shards:
+        log.warning(
+            "%s and %s have images in common, which a classifier has seen: the accuracy says nothing about new images",
+            *(train.name, test.name),
+        )
+
+
 def labels_by_name(train: ImageStore, test: ImageStore) -> np.ndarray:
     """Return the test store's labels as numbers of the training store's classes, which are matched by name.
 

@@ -149,8 +149,9 @@ class Manifest(_Record):
         try:
             content = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
+            names = f"{store} STORE" if store.exists() else f"SOURCE {store}"
             raise StoreError(
-                f"{store} is not a store (no {MANIFEST}): make one with `ssl-dist store build SRC {store}`"
+                f"{store} is not a store (no {MANIFEST}): make one with `ssl-dist store build {names}`"
             ) from None
         except OSError as error:
             raise StoreError(f"{path} cannot be read ({error}): build the store again") from None

@@ -188,8 +188,10 @@ def recipe(tmp_path: Path, small_store: Path) -> Path:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("optim.lrr=1", "unknown key optim.lrr; did you mean optim.lr?"),
-        ("batch.size=1", "batch.size: Input should be greater than or equal to 2"),
+        ("optim.lrr=1", "--set optim.lrr: unknown key optim.lrr; did you mean optim.lr?"),
+        ("lr=1", "--set lr: unknown key lr; did you mean optim.lr?"),
+        ("batch.size=1.5", "error: --set batch.size: Input should be a valid integer"),
+        ("batch.size=1", "--set batch.size: Input should be greater than or equal to 2"),
         ("batch.size=13", "batch.size 13 is not a multiple of batch.micro 4"),
         ("method.temperature=0", "method.temperature: Input should be greater than 0"),
         ("epochs=0.01", "are less than one batch of 12"),
@@ -278,3 +280,18 @@ def test_settings_are_explained_by_key_section_and_all_at_once(command: Command)
     }
     assert len(command("settings", "--json").json["settings"]) > 60
     refused(command("settings", "optim.lrr"), "unknown setting optim.lrr; did you mean optim.lr?")
+
+
+@pytest.mark.parametrize(
+    "line", ["evaluate knn {} --train a --test b", "report {}", "checkpoint list {}", "checkpoint verify {}"]
+)
+def test_a_sweep_in_place_of_a_run_is_refused(command: Command, tmp_path: Path, line: str) -> None:
+    (tmp_path / "sweep.json").touch()
+    refused(
+        command(*line.format(tmp_path).split()), f"{tmp_path} is a sweep: give one of its runs, such as {tmp_path}/best"
+    )
+
+
+def test_a_folder_that_is_no_store_is_the_source_of_one(command: Command, tmp_path: Path) -> None:
+    refused(command("store", "info", tmp_path), f"make one with `ssl-dist store build {tmp_path} STORE`")
+    refused(command("store", "info", tmp_path / "s"), f"make one with `ssl-dist store build SOURCE {tmp_path / 's'}`")

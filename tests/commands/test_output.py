@@ -135,6 +135,7 @@ def test_a_mistake_is_one_json_object_too(
         ("evaluate", "knn", "run", "--train", "a", "--test", "b", "--json", "--checkpoint", "last"),
         ("evaluate", "knn", "run", "--train", "a", "--test", "b", "--json", "--k", "few"),
         ("store", "info", "--json"),
+        ("tune", "simclr-digits", "--out", "sweeps", "--sweep-dir", "sweep", "--json"),
     ],
 )
 def test_a_wrong_option_beside_json_leaves_standard_output_as_it_was(command: Command, wrong: tuple[str, ...]) -> None:

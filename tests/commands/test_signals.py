@@ -19,6 +19,7 @@ from cluster.connect import _signals_kept
 from cluster.run_directory import RunDirectory
 from ssl_dist.commands.signals import ENDING, handled, interrupt
 from ssl_dist.errors import Interrupted
+from tests.command import Command
 
 # A build that lasts until it is told to end, and says so by a file.
 _CODE = """
@@ -105,3 +106,44 @@ def test_rays_processes_do_not_hear_that_a_terminal_closes() -> None:
             assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "which processes inherit"
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does, with a handler of its own
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == ours
+
+
+def test_a_signal_waits_until_ray_has_started() -> None:
+    steps = []
+
+    def start() -> None:
+        with _signals_kept():
+            os.kill(os.getpid(), signal.SIGINT)
+            steps.append("started")
+        steps.append("not reached")
+
+    with handled(interrupt):
+        ours = signal.getsignal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            start()
+        assert (signal.getsignal(signal.SIGINT), steps) == (ours, ["started"])
+
+
+def test_a_second_signal_does_not_wait_for_ray() -> None:
+    def start() -> None:
+        with _signals_kept():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+            raise AssertionError("it has waited")
+
+    with handled(interrupt), pytest.raises(KeyboardInterrupt):
+        start()
+
+
+def test_a_run_that_is_stopped_before_it_begins_leaves_no_directory(
+    small_store: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def connect(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(launch, "ray_with_capacity", connect)
+    settings = [f"data.store={small_store}", "batch={size: 12, micro: 4}", "optim.warmup_epochs=0", "cluster.workers=1"]
+    options = [part for setting in settings for part in ("--set", setting)]
+    outcome = command("pretrain", "simclr-digits", *options, "--run-dir", tmp_path / "run")
+    assert (outcome.code, outcome.err) == (130, "stopped before it began\n"), outcome
+    assert not (tmp_path / "run").exists()

@@ -42,6 +42,10 @@ def test_every_recipe_that_ships_is_valid_and_opens_with_its_result(recipe: Path
         ({"tempeature": 1}, "unknown key tempeature; did you mean method.temperature?"),
         ({"method__temprature": 1}, "unknown key method.temprature; did you mean method.temperature?"),
         ({"bach__size": 8}, "unknown key bach; did you mean batch?"),
+        ({"lr": 1}, "unknown key lr; did you mean optim.lr?"),
+        ({"learning_rate": 1}, "unknown key learning_rate; did you mean optim.lr?"),
+        ({"optim__leaning_rate": 1}, "unknown key optim.leaning_rate; did you mean optim.lr?"),
+        ({"batch_size": 8}, "unknown key batch_size; did you mean batch.size?"),
         ({"batch__size": 1}, "batch.size: Input should be greater than or equal to 2 (given 1)"),
         (
             {"batch__size": 500},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from ssl_dist.checkpoint import State
 from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.evaluate import compare, knn_accuracy, linear_accuracy
 from ssl_dist.evaluate.labelled import expect_two_classes, expect_voters, labels_by_name
-from ssl_dist.store import ImageStore, build
+from ssl_dist.store import ImageStore, append, build
 from tests.helpers import save, small_config
 
 Stores = Callable[..., Path]
@@ -55,6 +56,20 @@ def run(stores: Stores, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same(*names: str) -> tuple[tuple[str, str], ...]:
     return tuple((name, name) for name in names)
+
+
+def test_the_same_images_on_both_sides_are_named(
+    run: Path, stores: Stores, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    train, test = stores(*same("apple", "fig")), stores(*same("apple", "fig"), seed=1)
+    compare(run, train, test, nearest)
+    assert "images in common" not in caplog.text
+    shutil.copytree(test, tmp_path / "grown")
+    append(train.parent / "apple", tmp_path / "grown", workers=1)
+    for one, other in ((train, train), (test, tmp_path / "grown")):
+        caplog.clear()
+        compare(run, one, other, nearest)
+        assert f"{one} and {other} have images in common, which a classifier has seen" in caplog.text
 
 
 @pytest.mark.parametrize("lacking", [same("cherry"), same("apple", "fig"), same("fig")])

@@ -231,6 +231,41 @@ def test_a_sweep_of_which_no_trial_ran_fails_with_the_first_error(
     assert raised.value.exit_code == 1
 
 
+def test_a_trial_that_was_not_measured_shows_no_number(small_store: Path, tmp_path: Path, command: Command) -> None:
+    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2))}, search="grid", scheduler="none")
+    ended_sweep(sweep, tmp_path, unended=1)
+    [row] = [line for line in command("tune", "results", tmp_path).out.splitlines() if "unfinished" in line]
+    assert row.replace(" ", "").endswith("│││unfinished│")
+
+
+@pytest.mark.parametrize("scheduler", ["none", "asha"])
+def test_a_sweep_that_has_ended_says_so_at_once(
+    small_store: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch, scheduler: str
+) -> None:
+    monkeypatch.setattr(runner, "run_sweep", lambda *_, **__: pytest.fail("Ray was started"))
+    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2))}, search="grid", scheduler=scheduler)
+    ended_sweep(sweep, tmp_path)
+    shown = command("tune", "--resume", tmp_path)
+    assert shown.code == 0
+    assert shown.out.startswith(f"{tmp_path} is finished: its 2 trials have ended; start a new sweep for more\n")
+    assert "best: trial" in shown.out
+
+
+def test_a_trial_that_was_let_on_is_expected_to_see_its_whole_budget(small_store: Path, tmp_path: Path) -> None:
+    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2))}, search="grid", scheduler="asha")
+    sweep.write(tmp_path)
+    for sample in sweep.known_samples:
+        begin(sweep, tmp_path, sample)
+    config = sweep.config(sweep.known_samples[0])
+    usual, run = sweep.expected_images(config), trial_files.path_of(tmp_path, config)
+    assert runner._progress(sweep, tmp_path, usual)[:2] == (0, 2 * usual)
+    step = -(-usual // config.batch.size)
+    (run / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+    seen, expected, *_ = runner._progress(sweep, tmp_path, usual)
+    assert (seen, expected) == (step * config.batch.size, usual + sweep.budget_images(config))
+    assert seen < sweep.budget_images(config)
+
+
 def test_results_say_why_a_trial_failed(small_store: Path, tmp_path: Path, command: Command) -> None:
     sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2, 0.3))}, search="grid", scheduler="none")
     ended_sweep(sweep, tmp_path)
