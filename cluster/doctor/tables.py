@@ -20,7 +20,7 @@ from ssl_dist.training.exactness import Finding
 def show_report(console: Console, report: Report) -> None:
     """Print a report."""
     _nodes(console, report.nodes)
-    if link := report.link:
+    if (link := report.link) and link.workers > 1:
         latency = f"all-reduce of one number {link.latency_s * 1e3:.2f} ms, of 64 MiB {link.rate / 1e6:,.0f} MB/s"
         say(f"{link.workers} workers: {latency}", console)
     if trial := report.dry_run:

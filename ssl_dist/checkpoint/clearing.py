@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_dist.checkpoint.checkpoints import Checkpoints
+from ssl_dist.checkpoint.checkpoints import FOLDER, Checkpoints
 from ssl_dist.errors import RunError
 from ssl_dist.files import RUN_LOCK, lock
 
@@ -38,7 +38,8 @@ class Clearing(NamedTuple):
         """
         checkpoints = Checkpoints(run)
         if not (there := checkpoints.list()):
-            raise RunError(f"{run} has no checkpoints: give the directory of a run that has written one")
+            runs = f", such as {run}/*" if any(run.glob(f"*/{FOLDER}")) else ""
+            raise RunError(f"{run} has no checkpoints: give directories of runs that have written one{runs}")
         with _ended(run):
             newest = checkpoints.newest()
             kept = {there[0], newest.path if newest else there[0]}

@@ -33,7 +33,9 @@ _SIZE = "Resize the shorter side, cut out the centre; needed where sizes differ.
 _ENCODING = "raw: pixels. jpeg: smaller, slower to read; JPEGs of the right size are kept as they are."
 _ALPHA = "Ground under transparent pixels: white, black, a colour as #rrggbb; drop shows the colours under them."
 _LABELS = "CSV file with the columns key (an image's path in the source) and label, in place of class folders."
-_HELD_OUT = "Hold this share (0.1: a tenth) out, by the hash of image paths, in a second store DESTINATION-held-out."
+_HELD_OUT = (
+    "Hold about this share (0.1: a tenth) out, by the hash of image paths, in a second store DESTINATION-held-out."
+)
 _DUPLICATES = "Add also images that the store has already, with the same key and pixels."
 _NEW_CLASSES = "Add classes that the store does not have."
 _WORKERS = "Writers at once. Default: one for each core; with --cluster, for each CPU of the cluster."

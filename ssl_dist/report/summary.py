@@ -56,6 +56,8 @@ class ProbeCurve(NamedTuple):
         best, beside = max(self.values, key=lambda step: (self.values[step], step)), []
         if self.start is not None and max(self.values):
             beside.append(f"{self._show(self.start)} at step 0")
+        elif self.start is not None:
+            beside.append("at step 0")
         if self.values[best] > self.last and best:
             beside.append(f"best {self._show(self.values[best])} at step {best:,}")
         return self._show(self.last) + (f" ({', '.join(beside)})" if beside else "")

@@ -88,7 +88,10 @@ def test_what_a_kill_left_of_a_checkpoint_is_deleted_too(command: Command, run: 
 def test_mistakes(command: Command, run: Path, tmp_path: Path) -> None:
     for arguments, message in (
         ((tmp_path / "nowhere",), "nowhere has no checkpoints"),
-        ((run, tmp_path), "has no checkpoints"),
+        (
+            (run, tmp_path),
+            f"{tmp_path} has no checkpoints: give directories of runs that have written one, such as {tmp_path}/*",
+        ),
         ((run, "--keep", "worst"), "--keep worst: it is newest, or best"),
     ):
         refused = command("checkpoint", "clear", *arguments, "--yes")

@@ -220,6 +220,10 @@ def test_the_doctors_tables_fit_80_columns() -> None:
     show_report(console, report)
     shown = lines(console)
     assert max(len(line) for line in shown if not line.endswith(mend)) <= 80, "a remedy stands on one line, to copy it"
+    assert any("2 workers: all-reduce" in line for line in shown)
+    console = screen()
+    show_report(console, report._replace(link=Link(1, 1e-6, 1e13)))
+    assert not any("all-reduce" in line for line in lines(console)), "one worker has no link"
     for word in (name, "10.0.112.123", "2.14.0+cu130", "192 CPU", "8 GPU", "self_classifier", "float32"):
         assert any(word in line for line in shown), word
 

@@ -45,7 +45,7 @@ def curve(tag: str, *values: float) -> Lines:
         ),
         (curve("probe/rankme", 20.5, 30.25, 28.0), "rank 28 (rank 20.5 at step 0, best rank 30.25 at step 10)", None),
         (curve("probe/lidar", 20.5, 3.0), "rank 3 (rank 20.5 at step 0)", "online LiDAR is no better than at step 0"),
-        (curve("probe/knn", 0.5), "50.0%", None),  # nothing is trained yet
+        (curve("probe/knn", 0.5), "50.0% (at step 0)", None),  # nothing is trained yet
         (curve("probe/knn", 0.5, 0.4)[2:], "40.0%", None),  # an earlier version wrote no step 0
     ],
 )
