@@ -83,7 +83,7 @@ class RunDirectory:
             run.path.mkdir(parents=True, exist_ok=True)
             if any(run.path.iterdir()):
                 raise RunError(f"{path} is not empty: resume its run by --resume {path}, or choose another --run-dir")
-            run._acquire_lock()
+            run.acquire_lock()
             run.update(config)
         except OSError as error:
             raise RunError(f"run directory {path} cannot be written: {error.strerror}") from None
@@ -100,7 +100,7 @@ class RunDirectory:
         """
         run = cls(path.absolute())
         run.path.mkdir(parents=True, exist_ok=True)
-        run._acquire_lock()
+        run.acquire_lock()
         run.update(config)
         return run
 
@@ -120,7 +120,7 @@ class RunDirectory:
         run = cls(path.absolute())
         try:
             tree = json.loads((run.path / CONFIG).read_text(encoding="utf-8"))
-            run._acquire_lock()
+            run.acquire_lock()
         except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a run that can resume ({error})") from None
         return run, ResolvedConfig.from_tree(tree, str(run.path / CONFIG))
@@ -137,7 +137,7 @@ class RunDirectory:
                 (self.path / name).unlink()
             self.path.rmdir()
 
-    def _acquire_lock(self) -> None:
+    def acquire_lock(self) -> None:
         """Lock the directory, and delete what an earlier start may have left there."""
         tries = _LOCK_TRIES  # `ssl-dist status` locks it for a moment, to see whether another process has locked it
         while (found := lock(self.path / RUN_LOCK)) is None and (tries := tries - 1):

@@ -16,14 +16,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cluster.connect import Background, last_line, ray_with_capacity, worker_capacity, worker_resources
-from cluster.run_status import STOP
+from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.commands.console import say
 from ssl_dist.data import resolve
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from ssl_dist.progress import Pace, ProgressLines
 from tune import trial_files
-from tune.space import encode
 from tune.sweep import Sweep
 from tune.trial import run_trial
 
@@ -50,12 +49,23 @@ def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: i
         concurrency: number of trials at once; None: as many as the cluster has room for.
 
     Raises:
+        RunError: another process runs this sweep.
         ClusterError: Ray cannot be reached, or has no room for one trial.
         Interrupted: Ctrl-C; the message says how to resume.
         SslDistError: every trial failed; the message is the first one's reason.
     """
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
+    held = RunDirectory(directory.absolute())
+    held.acquire_lock()
+    try:
+        _run(sweep, held, directory, console, concurrency)
+    finally:
+        held.release()
+
+
+def _run(sweep: Sweep, held: RunDirectory, directory: Path, console: Console, concurrency: int | None) -> None:
+    """Run the trials of a sweep whose directory is locked."""
     cluster = sweep.recipe.cluster
     drivers = int(cluster.workers.max > 1)
     with ray_with_capacity(cluster, drivers=drivers):
@@ -66,12 +76,11 @@ def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: i
                 f"--scheduler pbt with trials of {cluster.workers.max} workers runs all of them at once, and there is"
                 f" room for {at_once}: set --samples {at_once}, or cluster.workers=1, whose trials take turns"
             )
-        (directory / STOP).unlink(missing_ok=True)
         say(_announcement(sweep, directory, at_once), console)
         fit = Background(lambda: _fit(sweep, directory, at_once))
         fit.start()
         try:
-            _show_progress(fit, sweep, directory, console)
+            _show_progress(fit, sweep, held, console)
         except KeyboardInterrupt:
             resume = f"ssl-dist tune --resume {shlex.quote(str(directory))}"
             raise Interrupted(f"stopped; every trial resumes from its newest checkpoint with: {resume}") from None
@@ -112,10 +121,13 @@ def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[
     import ray.tune
 
     if sweep.search == "optuna":
+        from tune.optuna_search import DistinctOptunaSearch
+
         begun = trial_files.begun_trials(directory)
         unended = sum(trial_files.read_outcome(run) is None for run, _ in begun)
-        number = unended + max(0, sweep.samples - len(begun))
-        return (None, {"search_alg": _optuna(sweep, directory), "num_samples": number}) if number else None
+        number = unended + max(0, sweep.num_trials - len(begun))
+        search = {"search_alg": DistinctOptunaSearch(sweep, directory), "num_samples": number}
+        return (None, search) if number else None
     if sweep.scheduler == "pbt":
         from tune.population import member_samples
 
@@ -124,26 +136,6 @@ def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[
         runs = ((sample, trial_files.path_of(directory, sweep.config(sample))) for sample in sweep.known_samples)
         samples = [sample for sample, run in runs if trial_files.read_outcome(run) is None]
     return ({"sample": ray.tune.grid_search(samples)}, {}) if samples else None
-
-
-def _optuna(sweep: Sweep, directory: Path) -> Any:
-    """Return an Optuna search that knows the results of ended trials, and suggests the unended ones first."""
-    from ray.tune.search.optuna import OptunaSearch
-
-    begun = trial_files.begun_trials(directory)
-    trials = [(sweep.sample_of(config), trial_files.read_outcome(run)) for run, config in begun]
-    search = OptunaSearch(
-        space={key: domain.distribution() for key, domain in sweep.space.items()},
-        metric="objective",
-        mode="max",
-        seed=sweep.seed + len(trials),  # the first start's seed would draw the first samples again
-        points_to_evaluate=[encode(sweep.space, sample) for sample, outcome in trials if outcome is None],
-    )
-    for sample, outcome in trials:
-        if outcome:
-            point, failed = encode(sweep.space, sample), outcome["status"] == "failed"
-            search.add_evaluated_point(point, outcome["objective"], error=failed)
-    return search
 
 
 def _tuner(sweep: Sweep, directory: Path, at_once: int, space: dict[str, Any] | None, search: dict[str, Any]) -> Any:
@@ -204,7 +196,7 @@ def _announcement(sweep: Sweep, directory: Path, at_once: int) -> str:
     return text
 
 
-def _show_progress(fit: Background, sweep: Sweep, directory: Path, console: Console) -> None:
+def _show_progress(fit: Background, sweep: Sweep, held: RunDirectory, console: Console) -> None:
     """Show a bar over images until the fit ends; the number still to come is estimated anew as trials end."""
     columns = (TextColumn("images"), BarColumn(None), TextColumn("{task.fields[numbers]}"))
     known = [sweep.expected_images(sweep.config(sample)) for sample in sweep.known_samples]
@@ -216,9 +208,10 @@ def _show_progress(fit: Background, sweep: Sweep, directory: Path, console: Cons
         task = bar.add_task("images", total=None, numbers=_WAITING)
         while fit.is_alive():
             fit.join(timeout=_POLL_S)
-            if (directory / STOP).exists():
+            held.give_sign_of_life()
+            if held.stop_asked():
                 raise KeyboardInterrupt  # `ssl-dist stop`, in another terminal
-            seen, expected, ended, best = _progress(sweep, directory, usual)
+            seen, expected, ended, best = _progress(sweep, held.path, usual)
             numbers = f"{_short(seen)} of {_short(expected)}  {ended} of {sweep.num_trials} trials"
             numbers += "" if seen else f", {_WAITING}"
             if best is not None:
@@ -274,9 +267,11 @@ def _write_missing_outcomes(sweep: Sweep, directory: Path, failures: dict[str, s
     if unbegun := failures.keys() - {run.name for run, _ in trials}:
         log.warning("%d trials failed before they began: %s", len(unbegun), failures[min(unbegun)])
     for run, config in trials:
+        if trial_files.read_outcome(run) is not None:
+            continue  # it has ended, whatever came afterwards
         if run.name in failures:
             trial_files.write_outcome(run, "failed", trial_files.NO_POINT, failures[run.name])
-        elif trial_files.read_outcome(run) is None:
+        else:
             trial_files.write_outcome(run, "stopped", trial_files.last_point(sweep, config, run))
     outcomes = [trial_files.read_outcome(run) for run, _ in trials]
     if failures and all(outcome is None or outcome["status"] == "failed" for outcome in outcomes):

@@ -166,6 +166,12 @@ def draw(space: Space, number: int, seed: int) -> list[Sample]:
     return list(found.values())
 
 
+def size(space: Space) -> int | None:
+    """Return the number of samples in a space; None where a domain is continuous."""
+    values = [domain.values for domain in space.values()]
+    return None if None in values else math.prod(len(some or ()) for some in values)
+
+
 def grid(space: Space) -> list[Sample]:
     """Return every combination of the domains' values.
 

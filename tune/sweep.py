@@ -32,6 +32,7 @@ from ssl_dist.uris import without_secrets
 from tune import space as spaces
 from tune.space import Sample, Space
 
+_NOT_SEARCHED = ("probe", "checkpoint", "monitor")  # sections that judge a run, or write it down
 _FIXED_IN_POPULATION = ("optim", "optim.name", "method", "method.name")  # the optimizer's state must fit
 
 
@@ -85,7 +86,9 @@ class Sweep(pydantic.BaseModel):
 
     @property
     def num_trials(self) -> int:
-        return self.samples if self.search == "optuna" else len(self.known_samples)
+        if self.search != "optuna":
+            return len(self.known_samples)
+        return min(self.samples, spaces.size(self.space) or self.samples)
 
     @property
     def probe_every_epochs(self) -> float:
@@ -110,7 +113,10 @@ class Sweep(pydantic.BaseModel):
         """The values of ``epochs`` that trials can have, or their bounds."""
         domain = self.space.get("epochs")
         found = (domain.values or domain.uniform or domain.log_uniform or ()) if domain else (self.recipe.epochs,)
-        return tuple(float(one) if isinstance(one, str) else one for one in found)  # a choice may be in quotes
+        try:
+            return tuple(one if isinstance(one, (int, float)) else float(one) for one in found)  # it may be in quotes
+        except (TypeError, ValueError):
+            raise ConfigError(f"space: epochs: {list(found)}: each choice must be a number") from None
 
     def config(self, sample: Sample) -> ResolvedConfig:
         """Return a trial's config: the recipe with the sample's settings, and a probe and a checkpoint at each rung.
@@ -170,6 +176,9 @@ class Sweep(pydantic.BaseModel):
         from cluster.guards import check_data
         from ssl_dist.data import open_store
 
+        for key in self.space:
+            if key.partition(".")[0] in _NOT_SEARCHED:
+                raise ConfigError(f"space: {key} does not change what a trial learns: set it by --set, for all trials")
         samples = self.known_samples or spaces.draw(self.space, 100, self.seed)
         configs = [self.config(sample) for sample in samples]
         if self.recipe.cluster.workers.min < self.recipe.cluster.workers.max:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from datetime import datetime
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_dist.commands.console import console, print_json, say, show, waiting
-from ssl_dist.commands.options import Json, Recipe, Settings, overrides_of
+from ssl_dist.commands.options import Json, Recipe, Settings, expect_run, overrides_of
 from ssl_dist.commands.runs import evaluate_line, show_summary
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from ssl_dist.reading import find_recipe
@@ -53,13 +52,16 @@ def pretrain(
         is_mirror = "://" in resume
         if run_dir or print_config or dry_run or (out and not is_mirror):
             raise ConfigError("--out, --run-dir, --print-config and --dry-run are for a new run, not for --resume")
-        _resume(restore(resume, out or _RUNS) if is_mirror else Path(resume), overrides, as_json)
+        _resume(restore(resume, out or _RUNS) if is_mirror else expect_run(Path(resume)), overrides, as_json)
     elif recipe is not None and resume is None:
         if out and run_dir:
             raise ConfigError(f"--out {out} and --run-dir {run_dir}: give one of them")
+        if print_config and dry_run:
+            raise ConfigError("--print-config and --dry-run: give one of them")
         config = resolve(recipe, overrides)
         if print_config:
-            typer.echo(json.dumps(config.model_dump(mode="json")) if as_json else config.to_yaml(), nl=as_json)
+            typer.echo(config.to_yaml(), nl=False)
+            print_json(config.model_dump(mode="json"), as_json)
             return
         check_machine(config.cluster)
         warn_of_warm_up(config)

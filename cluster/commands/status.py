@@ -12,7 +12,7 @@ import typer
 from rich.table import Column
 from rich.text import Text
 
-from cluster.run_status import STOP, RunStatus, TrialStatus, read_status, read_trials
+from cluster.run_status import STOP, RunStatus, TrialStatus, is_driven, read_status, read_trials
 from ssl_dist.commands.console import console, print_json, say, show, table
 from ssl_dist.commands.options import Json
 from ssl_dist.errors import RunError
@@ -39,8 +39,9 @@ def status(run: Place, as_json: Json = False) -> None:
 def stop(run: Place, as_json: Json = False) -> None:
     """End a run after its current step, with a checkpoint, from any machine that sees its directory; or end a sweep."""
     trials = read_trials(run)
-    states = [read_status(run).state] if trials is None else [one.run.state for one in trials]
-    if not any(state in _RUNNING for state in states):
+    if trials is None:
+        read_status(run)
+    if not (is_driven(run) or any(one.run.state in _RUNNING for one in trials or ())):
         raise RunError(f"{run} is not running: `ssl-dist status {shlex.quote(str(run))}` says how it ended")
     (run / STOP).touch()
     resume = f"ssl-dist {'pretrain' if trials is None else 'tune'} --resume {shlex.quote(str(run))}"
@@ -79,10 +80,11 @@ def _show_trials(sweep: Path, trials: list[TrialStatus], as_json: bool) -> None:
         say("no trial has begun")
     there = shlex.quote(str(sweep))
     say(f"its results: ssl-dist tune results {there}")
-    if any(one.run.state in _RUNNING for one in trials):
+    if is_driven(sweep) or any(one.run.state in _RUNNING for one in trials):
         say(f"end it: ssl-dist stop {there}")
     else:
-        say(f"it is not running; resume it: ssl-dist tune --resume {there}")
+        left = "" if any(one.run.state in ("killed", "stopped") for one in trials) else "if it has trials left, "
+        say(f"it is not running; {left}resume it: ssl-dist tune --resume {there}")
     rows = [{"trial": one.trial, "settings": one.settings, **one.run._asdict()} for one in trials]
     print_json({"sweep": str(sweep), "trials": rows}, as_json)
 

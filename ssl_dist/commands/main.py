@@ -33,6 +33,12 @@ class _TableGroup(TyperGroup):
         lines = {name: TyperCommand(name, help=entry.help) for name, entry in COMMANDS.items()}
         super().__init__(**{**attributes, "commands": lines})
 
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise Interrupted("stopped") from None
+
     def resolve_command(self, ctx: Any, args: list[str]) -> tuple[str | None, Any, list[str]]:
         name, _, rest = super().resolve_command(ctx, args)
         return name, name and command_of(name), rest

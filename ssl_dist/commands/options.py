@@ -31,20 +31,20 @@ _JSON = "Print one JSON object on standard output; tables, bars and other lines 
 Json = Annotated[bool, typer.Option("--json", callback=keep_stdout, help=_JSON)]
 
 
-def _run_of(path: Path) -> Path:
-    """Refuse a sweep where a run is asked for.
+def expect_run(path: Path) -> Path:
+    """Return the directory of a run.
 
     Raises:
-        RunError: it is a sweep.
+        RunError: it is that of a sweep.
     """
     if (path / "sweep.json").exists():
-        raise RunError(f"{path} is a sweep: give one of its runs, such as {path}/best, or see `ssl-dist tune results`")
+        raise RunError(f"{path} is a sweep: give one of its runs, such as {path}/best, or see `ssl-dist tune`")
     return path
 
 
-Run = Annotated[Path, typer.Argument(callback=_run_of, help="Run directory that `ssl-dist pretrain` printed.")]
+Run = Annotated[Path, typer.Argument(callback=expect_run, help="Run directory that `ssl-dist pretrain` printed.")]
 _RUN_OR_CHECKPOINT = "Run directory, its folder of checkpoints, or one checkpoint."
-RunOrCheckpoint = Annotated[Path, typer.Argument(metavar="RUN", callback=_run_of, help=_RUN_OR_CHECKPOINT)]
+RunOrCheckpoint = Annotated[Path, typer.Argument(metavar="RUN", callback=expect_run, help=_RUN_OR_CHECKPOINT)]
 WhichCheckpoint = Annotated[
     Any,  # a settings.CheckpointChoice
     typer.Option(

@@ -150,7 +150,7 @@ class ProgressBar:
             if self._take(line) not in self._old:
                 self._going = True
                 probed |= any(tag.startswith("probe/") for tag in line)
-        if not self._going:
+        if not self._going or "plan/total_steps" not in self.last:
             if _bytes(self._run / FIRST_LOG) > self._logged:
                 self._progress.update(self._task, description=_STARTING)
                 self._lines.update(_STARTING)

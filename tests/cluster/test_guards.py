@@ -263,6 +263,7 @@ def test_print_config_is_a_recipe_of_the_same_run(command: Command, recipe: Path
         (["--resume", "run", "--out", "runs"], "--out, --run-dir, --print-config and --dry-run are for a new run"),
         (["--resume", "run", "--run-dir", "other"], "are for a new run, not for --resume"),
         (["simclr-digits", "--run-dir", "run", "--out", "runs"], "--out runs and --run-dir run: give one of them"),
+        (["simclr-digits", "--print-config", "--dry-run"], "--print-config and --dry-run: give one of them"),
     ],
 )
 def test_options_of_which_one_would_not_be_followed_are_refused(

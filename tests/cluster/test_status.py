@@ -27,7 +27,9 @@ from ssl_dist.errors import Interrupted, RunError
 from tests.command import Command
 from tests.helpers import resolved_config
 from tests.store.held import wait_until
+from tests.tune.test_sweep import make
 from tune import runner
+from tune.space import Domain
 from tune.trial_files import NO_POINT, write_outcome
 
 HERE = {"host": socket.gethostname(), "process": os.getpid()}
@@ -199,10 +201,11 @@ def test_a_sweep_shows_its_trials_and_is_ended(run: RunDirectory, sweep: Path, c
     assert shown.endswith(f"end it: ssl-dist stop {sweep}\n")
     outcome = command("stop", sweep, "--json")
     assert outcome.json["resume"] == f"ssl-dist tune --resume {sweep}"
-    fit = SimpleNamespace(is_alive=lambda: True, join=lambda timeout: None)
+    fit, held = SimpleNamespace(is_alive=lambda: True, join=lambda timeout: None), RunDirectory(sweep)
+    (sweep / "lock").touch()
     plan = SimpleNamespace(known_samples=(), expected_images=lambda _: 1.0, recipe=None)
     with pytest.raises(KeyboardInterrupt):
-        runner._show_progress(fit, plan, sweep, Console(quiet=True))  # type: ignore[arg-type]
+        runner._show_progress(fit, plan, held, Console(quiet=True))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +231,21 @@ def test_a_trial_has_the_state_in_which_the_sweep_left_it(
     shown = command("status", sweep, "--json")
     [trial] = shown.json["trials"]
     assert (trial["state"], trial["message"]) == (state, "out of luck" if outcome else "")
-    assert f"it is not running; resume it: ssl-dist tune --resume {sweep}\n" in shown.err
+    left = "" if state in ("stopped", "killed") else "if it has trials left, "
+    assert f"it is not running; {left}resume it: ssl-dist tune --resume {sweep}\n" in shown.err
+
+
+def test_a_sweep_is_run_by_one_process(sweep: Path, command: Command, small_store: Path) -> None:
+    held = RunDirectory(sweep)
+    held.acquire_lock()
+    assert command("status", sweep).out.endswith(f"end it: ssl-dist stop {sweep}\n"), "no trial has begun yet"
+    plan = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2))}, search="grid")
+    with pytest.raises(RunError, match="is being run by another process"):
+        runner.run_sweep(plan, sweep, Console(quiet=True))
+    assert command("stop", sweep).code == 0
+    assert held.stop_asked()
+    held.release()
+    assert command("stop", sweep).code == 2
 
 
 def test_a_run_is_looked_at_without_torch(run: RunDirectory) -> None:

@@ -283,7 +283,14 @@ def test_settings_are_explained_by_key_section_and_all_at_once(command: Command)
 
 
 @pytest.mark.parametrize(
-    "line", ["evaluate knn {} --train a --test b", "report {}", "checkpoint list {}", "checkpoint verify {}"]
+    "line",
+    [
+        "evaluate knn {} --train a --test b",
+        "report {}",
+        "checkpoint list {}",
+        "checkpoint verify {}",
+        "pretrain --resume {}",
+    ],
 )
 def test_a_sweep_in_place_of_a_run_is_refused(command: Command, tmp_path: Path, line: str) -> None:
     (tmp_path / "sweep.json").touch()

@@ -21,6 +21,7 @@ from cluster.doctor import show_report
 from cluster.doctor.checks import Report
 from cluster.doctor.complaints import Complaint
 from cluster.doctor.workers import Link
+from cluster.run_directory import RunDirectory
 from ssl_dist.commands import console as streams
 from ssl_dist.commands.main import command_of
 from ssl_dist.commands.table import COMMANDS
@@ -28,7 +29,7 @@ from ssl_dist.training.exactness import Finding
 from ssl_dist.training.monitor import ProgressBar
 from tests.cluster.test_doctor import healthy
 from tests.command import Command
-from tests.helpers import save, small_config, train
+from tests.helpers import RECIPE, save, small_config, train
 from tests.tune.test_search import begin
 from tests.tune.test_sweep import make
 from tune import runner
@@ -62,10 +63,13 @@ def things(small_store: Path, image_folder: Path, tmp_path_factory: pytest.TempP
     sweep.write(folder / "sweep")
     for sample in sweep.known_samples:
         begin(sweep, folder / "sweep", sample, "finished", 0.5 + sample["epochs"] / 100)
-    return {"store": small_store, "images": image_folder, "run": folder / "run", "sweep": folder / "sweep"}
+    (folder / "mine.yaml").write_text(f"{RECIPE}data: {{store: {small_store}}}\n")
+    made = {"run": folder / "run", "sweep": folder / "sweep", "recipe": folder / "mine.yaml"}
+    return {"store": small_store, "images": image_folder, **made}
 
 
 QUICK = {
+    "pretrain": "{recipe} --print-config",
     "store build": "{images} {new}/s --workers 1 --split-by-hash 0.3",
     "store append": "{images} {copy} --workers 1 --allow-duplicates",
     "store merge": "{store} {store} {new}/m --workers 1",
@@ -244,7 +248,8 @@ def test_bars_fit_80_columns(small_store: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(runner, "_progress", lambda *_: (123_456_789.0, 234_567_890.0, 15, 0.54321))
     fit = Background(lambda: None)
     fit.start()
-    runner._show_progress(fit, sweep, tmp_path, console)
+    (tmp_path / "lock").touch()
+    runner._show_progress(fit, sweep, RunDirectory(tmp_path), console)
     monkeypatch.setattr(streams, "errors", console)
     with streams.image_bar("embedding", "reading the checkpoint") as bar:
         bar.add_note("3 nodes write")

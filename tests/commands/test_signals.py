@@ -147,3 +147,12 @@ def test_a_run_that_is_stopped_before_it_begins_leaves_no_directory(
     outcome = command("pretrain", "simclr-digits", *options, "--run-dir", tmp_path / "run")
     assert (outcome.code, outcome.err) == (130, "stopped before it began\n"), outcome
     assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_ends_any_command_with_a_word(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def draw(*_: object) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr("ssl_dist.report.curves.draw", draw)
+    outcome = command("report", tmp_path, "--json")
+    assert (outcome.code, outcome.err, outcome.json) == (130, "stopped\n", {"error": "stopped"})

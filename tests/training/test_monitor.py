@@ -118,8 +118,10 @@ def test_a_store_of_other_images_is_refused(small_store: Path, config: ResolvedC
 
 
 def test_the_bar_shows_the_metrics(run: Path) -> None:
-    screen = io.StringIO()
+    screen, lines = io.StringIO(), (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").unlink()
     with ProgressBar(run, Console(file=screen, force_terminal=True, width=120)) as bar:
+        (run / "metrics.jsonl").write_text(lines)
         bar.update()
     assert bar.last["step"] == 8
     assert "8/8" in screen.getvalue()

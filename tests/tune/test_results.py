@@ -19,6 +19,7 @@ from tests.tune.test_search import begin
 from tests.tune.test_sweep import make
 from tune import runner, trial_files
 from tune import space as spaces
+from tune.optuna_search import DistinctOptunaSearch
 from tune.results import write_results
 from tune.space import Domain, Sample
 from tune.sweep import Sweep
@@ -95,7 +96,7 @@ def test_every_accepted_space_is_shown_plotted_and_resumed(
     assert not shares or shares.keys() == tree.keys()
     unended = samples[1:][-1:]
     if search == "optuna":
-        algorithm = runner._optuna(sweep, directory)
+        algorithm = DistinctOptunaSearch(sweep, directory)
         assert [sweep.sample_from(algorithm.suggest(str(n))) for n, _ in enumerate(unended)] == unended
     elif unended or len(samples) < sweep.num_trials:
         assert (runner._search(sweep, directory) or [{}])[0]["sample"]["grid_search"][:1] == unended
@@ -154,13 +155,21 @@ def test_values_that_no_tree_tells_apart_have_no_importance(small_store: Path, t
         ({"epochs": [1, 1.0]}, "epochs=1 and epochs=1 are the same run"),
         ({"optim": [{"name": "adamw"}, {}]}, "are the same run"),
         ({"augment.only": [["crop", "flip"], ["flip", "crop"]]}, "are the same run"),
-        ({"checkpoint.every_epochs": [30, 40]}, "are the same run"),
         ({"cluster.workers": [1, 2]}, "all trials share the recipe's cluster"),
         ({"data.order": ["full", "shards"]}, "other images or labels than the recipe"),
         ({"batch": [{"size": 8, "micro": 8}], "batch.size": [8, 16]}, "batch holds batch.size"),
         ({"optim.lr": [[0.1]]}, "optim.lr"),
         ({"batch.size": [12, 96]}, "batch.size 96 is larger than the 51 images"),
-        ({"probe.k": [5, 41]}, "probe.k 41: the probe learns from 40 images"),
+        ({"probe.k": [5, 10]}, r"space: probe\.k does not change what a trial learns: set it by --set"),
+        ({"probe": [None, {"k": 5}]}, "space: probe does not change"),
+        ({"probe.kind": ["knn", "linear"]}, r"space: probe\.kind does not change"),
+        ({"probe.every_epochs": {"uniform": [1, 2]}}, r"space: probe\.every_epochs does not change"),
+        ({"checkpoint.every_epochs": {"uniform": [2, 3]}}, r"space: checkpoint\.every_epochs does not change"),
+        ({"monitor.hparams": [["optim.lr"], ["epochs"]]}, r"space: monitor\.hparams does not change"),
+        ({"epochs": [1, "abc"]}, r"space: epochs: \[1, 'abc'\]: each choice must be a number"),
+        ({"epochs": [1, None]}, "each choice must be a number"),
+        ({"epochs": [1, [1]]}, "each choice must be a number"),
+        ({"epochs": [2, {"a": 1}]}, "each choice must be a number"),
     ],
 )
 def test_trials_that_cannot_be_compared_are_refused(
