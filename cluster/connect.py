@@ -14,10 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 import ssl_dist
 from cluster.guards import check_machine
 from ssl_dist.commands.console import errors, say
+from ssl_dist.commands.signals import ENDING
 from ssl_dist.errors import ClusterError
 from ssl_dist.machine import num_cores
 from ssl_dist.settings import ClusterConfig
@@ -109,16 +111,16 @@ def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Keep this process' handlers, of which Ray replaces that of SIGTERM; Ray's processes shall outlive a terminal.
+    """Let signals that end this process wait until Ray has started, since it may crash when it ends before that.
 
-    They inherit that SIGHUP is ignored, so that the workers of a run whose terminal closes can write a checkpoint. A
-    first Ctrl-C or SIGTERM waits until Ray has started, because this process may crash when it ends before that.
+    A second one does not wait. Ray installs no handler of its own for SIGTERM where this process has one. Its processes
+    inherit that SIGHUP is blocked, so that the workers of a run whose terminal closes can write a checkpoint.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    hang_up, came = signal.signal(signal.SIGHUP, signal.SIG_IGN), list[int]()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in ENDING}
+    ours, came = [number for number, handler in before.items() if callable(handler)], list[int]()
 
     def wait(number: int, frame: FrameType | None) -> None:
         if came:
@@ -126,15 +128,16 @@ def _signals_kept() -> Iterator[None]:
         came.append(number)
         say("stopping once Ray has started; Ctrl-C again to stop at once", errors)
 
-    ours = [number for number, handler in before.items() if callable(handler)]
     for number in ours:
         signal.signal(number, wait)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGHUP, hang_up)
-        for number in ours:  # where SIGTERM had none, Ray's stays, which ends the processes that it has started
-            signal.signal(number, before[number])
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    with mock.patch("ray._private.utils.set_sigterm_handler") if signal.SIGTERM in ours else contextlib.nullcontext():
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)  # one that came meanwhile is handled here
+            for number in ours:
+                signal.signal(number, before[number])
     if came:
         before[came[0]](came[0], None)
 

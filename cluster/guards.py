@@ -83,8 +83,11 @@ def warn_of_warm_up(config: ResolvedConfig) -> None:
         )
 
 
-def check_machine(cluster: ClusterConfig) -> None:
+def check_machine(cluster: ClusterConfig, option: str = "--set") -> None:
     """Refuse more workers than this machine has room for, unless RAY_ADDRESS names a cluster or Ray was started before.
+
+    Args:
+        option: the option that changes ``cluster``, for messages.
 
     Raises:
         ClusterError: the message says which setting to change.
@@ -98,15 +101,15 @@ def check_machine(cluster: ClusterConfig) -> None:
         found = f"this machine has {gpus}" if gpus else "no GPU found on this machine"
         mend = f"cluster.workers={gpus}" if gpus else "cluster.gpu=false"
         raise ClusterError(
-            f"cluster.gpu=true with cluster.workers {workers}, one GPU each: {found}: set {mend}, or RAY_ADDRESS to a"
-            " cluster that has them"
+            f"cluster.gpu=true with cluster.workers {workers}, one GPU each: {found}: {option} {mend}, or set"
+            " RAY_ADDRESS to a cluster that has them"
         )
     if workers * cluster.cpus_per_worker > cores:
         share = decimal.Context(prec=2, rounding=decimal.ROUND_FLOOR).divide(cores, workers)
         raise ClusterError(
             f"cluster.workers {workers} of {cluster.cpus_per_worker:g} CPU each are more than this machine's {cores}:"
-            f" set cluster.workers={max(1, int(cores / cluster.cpus_per_worker))}, or let workers share a core by"
-            f" cluster.cpus_per_worker={share:f}, or RAY_ADDRESS to a cluster"
+            f" {option} cluster.workers={max(1, int(cores / cluster.cpus_per_worker))}, or let workers share a core by"
+            f" {option} cluster.cpus_per_worker={share:f}, or set RAY_ADDRESS to a cluster"
         )
 
 

@@ -114,6 +114,8 @@ def read_trials(directory: Path) -> list[TrialStatus] | None:
         return None
     keys, found = _read_json(directory / SWEEP).get("space", {}), []
     for config in sorted((directory / "trials").glob(f"*/{CONFIG}")):
+        if not _read_json(config):  # a crash of the machine may have cut it
+            continue
         run, outcome = read_status(config.parent), _read_json(config.with_name(OUTCOME))
         if ended := outcome.get("status"):
             run = run._replace(state="stopped early" if ended == "stopped" else ended, message=outcome["reason"])

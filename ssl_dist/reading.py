@@ -7,6 +7,7 @@ other one reads it by YAML 1.2's core schema, with decimal numbers. So ``00012``
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 from fractions import Fraction
@@ -67,8 +68,10 @@ def parse(text: str, origin: str) -> Any:
         ConfigError: it is not YAML, or a mapping has a key twice; the message names the lines.
     """
     try:
-        return yaml.load(text, _Loader)  # a safe loader
-    except (yaml.YAMLError, RecursionError) as error:
+        found = yaml.load(text, _Loader)  # a safe loader
+        json.dumps(found, default=str, skipkeys=True)  # refuses what contains itself, as `&a [*a]` does
+        return found
+    except (yaml.YAMLError, RecursionError, ValueError, LookupError, AttributeError) as error:  # of explicit tags
         reason = " ".join(str(error).split()).replace('in "<unicode string>",', "on")
         raise ConfigError(f"{origin} cannot be read as YAML: {reason}") from None
 
@@ -160,9 +163,9 @@ def _plain(text: str) -> Any:
 def exact(number: float) -> Fraction:
     """Return the rational number that was written: 0.29 is 29/100, although its float is a little less.
 
-    A float that was computed is the simplest fraction with a denominator up to a million that has this very float, if
-    there is one: 100 / 9 is 100/9.
+    A float that was computed is the simplest fraction with a denominator up to 16 million, more than the images of most
+    data sets, that has this very float, if there is one: 100 / 9 is 100/9.
     """
     written = Fraction(str(number))
-    simple = written.limit_denominator(10**6)
+    simple = written.limit_denominator(1 << 24)
     return simple if float(simple) == number else written

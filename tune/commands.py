@@ -115,8 +115,8 @@ def _create(
     from tune.sweep import Sweep
 
     sweep = Sweep.make(recipe=resolve(recipe, overrides_of(settings)), space=spaces.load(space), **options)
-    sweep.check()
     check_machine(sweep.recipe.cluster)
+    sweep.check()
     warn_of_warm_up(min(map(sweep.config, sweep.known_samples), key=lambda one: one.epochs, default=sweep.recipe))
     sweep.write(directory)
     return sweep

@@ -82,6 +82,7 @@ def _run(sweep: Sweep, held: RunDirectory, directory: Path, console: Console, co
         try:
             _show_progress(fit, sweep, held, console)
         except KeyboardInterrupt:
+            held.ask_to_stop()  # its status tells that it was stopped
             resume = f"ssl-dist tune --resume {shlex.quote(str(directory))}"
             raise Interrupted(f"stopped; every trial resumes from its newest checkpoint with: {resume}") from None
     if fit.error:

@@ -80,14 +80,14 @@ class Domain(pydantic.BaseModel):
             return self.values[random.integers(len(self.values))]
         if self.log_uniform:
             low, high = map(math.log, self.log_uniform)
-            return _rounded(math.exp(random.uniform(low, high)))
+            return self.clip(math.exp(random.uniform(low, high)))
         assert self.uniform, "a domain has one of four kinds"
-        return _rounded(random.uniform(*self.uniform))
+        return self.clip(random.uniform(*self.uniform))
 
     def clip(self, value: Any) -> Any:
-        """Return the nearest value in a continuous domain; ``value`` itself in a finite one."""
+        """Return the nearest value of four digits, or a bound, in a continuous domain; ``value`` in a finite one."""
         bounds = self.log_uniform or self.uniform
-        return _rounded(min(max(value, bounds[0]), bounds[1])) if bounds else value
+        return min(max(_rounded(value), bounds[0]), bounds[1]) if bounds else value
 
     def distribution(self) -> BaseDistribution:
         """Return the same domain as a distribution of Optuna, over what ``encode`` returns."""
@@ -97,12 +97,12 @@ class Domain(pydantic.BaseModel):
             return CategoricalDistribution([self.encode(value) for value in self.values])
         bounds = self.log_uniform or self.uniform
         assert bounds, "a domain has one of four kinds"
-        low, high = bounds  # a drawn value is rounded, perhaps beyond a bound that has more digits
-        low, high = min(low, _rounded(low)), max(high, _rounded(high))
-        return FloatDistribution(low, high, log=self.log_uniform is not None)
+        return FloatDistribution(*bounds, log=self.log_uniform is not None)
 
     def encode(self, value: Any) -> Any:
-        """Return a value as Optuna takes it: a list or a section as JSON text."""
+        """Return a value as Optuna takes it: a list or a section as JSON text, a number within its bounds."""
+        if bounds := self.log_uniform or self.uniform:
+            return min(max(value, bounds[0]), bounds[1])  # earlier versions rounded beyond them
         return json.dumps(value) if isinstance(value, (list, dict)) else value
 
     def decode(self, value: Any) -> Any:

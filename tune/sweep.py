@@ -32,6 +32,7 @@ from ssl_dist.uris import without_secrets
 from tune import space as spaces
 from tune.space import Sample, Space
 
+MAX_TRIALS = 10_000
 _NOT_SEARCHED = ("probe", "checkpoint", "monitor")  # sections that judge a run, or write it down
 _FIXED_IN_POPULATION = ("optim", "optim.name", "method", "method.name")  # the optimizer's state must fit
 
@@ -54,7 +55,7 @@ class Sweep(pydantic.BaseModel):
     space: Space
     search: Literal["random", "grid", "optuna"] = "random"
     scheduler: Literal["asha", "median", "pbt", "none"] = "asha"
-    samples: int = pydantic.Field(16, ge=1)
+    samples: int = pydantic.Field(16, ge=1, le=MAX_TRIALS)
     objective: Literal["knn", "linear", "rankme", "lidar"] = "knn"
     rung_epochs: float | None = pydantic.Field(None, gt=0)
     reduction: int = pydantic.Field(3, ge=2)
@@ -176,6 +177,10 @@ class Sweep(pydantic.BaseModel):
         from cluster.guards import check_data
         from ssl_dist.data import open_store
 
+        if self.search == "grid" and (number := spaces.size(self.space) or 0) > MAX_TRIALS:
+            raise ConfigError(
+                f"space: a grid of {number:,} trials: search at random with --samples, or give fewer values"
+            )
         for key in self.space:
             if key.partition(".")[0] in _NOT_SEARCHED:
                 raise ConfigError(f"space: {key} does not change what a trial learns: set it by --set, for all trials")

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cluster.run_status import OUTCOME
 from ssl_dist.config import ResolvedConfig
+from ssl_dist.errors import ConfigError
 from ssl_dist.files import write_text
 from ssl_dist.training.metrics import MetricsReader
 from tune.sweep import Sweep
@@ -51,15 +52,25 @@ def path_of(directory: Path, config: ResolvedConfig) -> Path:
 
 
 def begun_trials(directory: Path) -> list[tuple[Path, ResolvedConfig]]:
-    """Return run directories and configs of the trials that have begun, oldest first."""
+    """Return run directories and configs of the trials that have begun, oldest first.
+
+    One whose config was cut by a crash of the machine is as one that has not begun, since it can be begun again.
+    """
     runs = sorted((directory / "trials").glob("*/config.json"), key=lambda file: (file.stat().st_ctime, file))
-    return [(file.parent, config_of(file.parent)) for file in runs]
+    return [(file.parent, config) for file in runs if (config := _whole_config_of(file.parent))]
 
 
 def all_ended(sweep: Sweep, directory: Path) -> bool:
     """Return whether all trials of a sweep have ended; of a population it is not known without Ray Tune."""
     ended = sum(read_outcome(run) is not None for run, _ in begun_trials(directory))
     return sweep.scheduler != "pbt" and ended >= sweep.num_trials
+
+
+def _whole_config_of(run: Path) -> ResolvedConfig | None:
+    try:
+        return config_of(run)
+    except (ValueError, ConfigError):
+        return None
 
 
 @functools.cache
@@ -142,6 +153,6 @@ def write_origin(run: Path, trial: str, parent: str, step: int) -> None:
 def _read(file: Path) -> dict[str, Any] | None:
     try:
         found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):  # a crash of the machine may have cut it
         return None
     return found

@@ -39,8 +39,8 @@ def g_simclr(
     RunConfig.load(recipe, {**given, "data.stratified": True})  # as it will be: nothing is trained for a refusal
     later = resolve(recipe, {**given, "data.stratified": False, "data.label_file": None})
     first = resolve(autoencoder, {"data.store": later.data.store, **overrides_of(autoencoder_settings)})
-    for config in (first, later):
-        check_machine(config.cluster)
+    check_machine(first.cluster, "--set-autoencoder")
+    check_machine(later.cluster)
     from cluster.pipelines.g_simclr import GSimCLR  # imports torch: a mistake above is told before
 
     last = GSimCLR(run_dir.absolute(), first, later, clusters or later.batch.size).run(console)

@@ -38,7 +38,8 @@ class Clearing(NamedTuple):
         """
         checkpoints = Checkpoints(run)
         if not (there := checkpoints.list()):
-            runs = f", such as {run}/*" if any(run.glob(f"*/{FOLDER}")) else ""
+            below = next((below for below in ("trials/*", "*") if any(run.glob(f"{below}/{FOLDER}"))), "")
+            runs = f", such as {run}/{below}" if below else ""
             raise RunError(f"{run} has no checkpoints: give directories of runs that have written one{runs}")
         with _ended(run):
             newest = checkpoints.newest()

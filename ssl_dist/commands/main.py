@@ -17,7 +17,7 @@ from ssl_dist import __version__
 from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable, print_json, stdout_given_back
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
-from ssl_dist.errors import Interrupted, SslDistError
+from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 
 _CANNOT_WRITE = (
     errno.ENOSPC,
@@ -70,16 +70,36 @@ def _root(version: Annotated[bool, _VERSION] = False) -> None:
     """Pretrain an image encoder on unlabelled images: store -> pretrain -> evaluate."""
 
 
+def _leave_current_folder() -> None:
+    """Let this process and those that it starts import nothing of the current folder.
+
+    An empty entry of PYTHONPATH, as ``$PYTHONPATH:/lib`` leaves one, stands for that folder.
+
+    Raises:
+        ConfigError: the folder is gone.
+    """
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        raise ConfigError("the current folder is gone: change to another one, as with cd") from None
+    os.environ["PYTHONSAFEPATH"] = "1"
+    if given := os.environ.get("PYTHONPATH"):
+        entries = given.split(os.pathsep)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, entries))
+        if "" in entries and here not in entries:
+            sys.path[:] = [path for path in sys.path if os.path.abspath(path) != here]
+
+
 def main() -> None:
     """Run the command line; an error raised on purpose ends as one line and its exit code, without a traceback.
 
     With --json the object on standard output is then ``{"error": ...}``.
     """
     escape_unprintable()
-    os.environ["PYTHONSAFEPATH"] = "1"  # the processes that a command starts import nothing of the current folder
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[LogLines()])
     try:
         try:
+            _leave_current_folder()
             with handled(interrupt), stdout_given_back():
                 app()
         except SslDistError as error:

@@ -73,7 +73,7 @@ def build(folder: Path, num_classes: int, per_class: int) -> Path:
         (None, ["cluster.workers=9999"], "cluster.workers 9999 of 1 CPU each are more than this machine's "),
         (None, ["cluster.workers={min: 9998, max: 9999}"], "cluster.workers 9998 of 1 CPU each"),
         (None, ["cluster.cpus_per_worker=9999"], "cluster.workers 1 of 9999 CPU each"),
-        (None, ["cluster.gpu=true", "cluster.workers=9999"], "no GPU found on this machine: set cluster.gpu=false"),
+        (None, ["cluster.gpu=true", "cluster.workers=9999"], "no GPU found on this machine: --set cluster.gpu=false"),
     ],
 )
 def test_what_cannot_work_is_refused_in_one_line(
@@ -130,7 +130,7 @@ def test_a_remote_cluster_is_not_measured_by_this_machine(monkeypatch: pytest.Mo
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.sched_getaffinity", lambda process: {5}, raising=False)  # as schedulers of clusters set it
-    with pytest.raises(ClusterError, match=r"2 of 1 CPU each are more than this machine's 1: set cluster\.workers=1"):
+    with pytest.raises(ClusterError, match=r"2 of 1 CPU each are more than this machine's 1: --set cluster\.workers=1"):
         guards.check_machine(ClusterConfig.model_validate({"workers": 2, "gpu": False}))
     guards.check_machine(ClusterConfig.model_validate({"workers": 1, "gpu": False}))
     assert type(make_writers(None)) is type(make_writers(1))

@@ -170,3 +170,28 @@ def test_a_process_that_trains_alone_is_rank_0_under_any_launcher(monkeypatch: p
         zero._import_deepspeed(World())
         assert os.environ.keys() & LAUNCHERS.keys() == {"LOCAL_RANK"}
         assert os.environ["LOCAL_RANK"] == "0"
+
+
+@pytest.mark.parametrize("given", [":/nowhere", "/nowhere:", "/nowhere::/elsewhere"])
+def test_an_empty_entry_of_pythonpath_is_not_the_current_folder(given: str, tmp_path: Path) -> None:
+    for name in ("cluster", "tune"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit(7)")
+    code = "import sys; from ssl_dist.commands.main import main; sys.argv = ['ssl-dist', 'status', '.']; main()"
+    environment = {**os.environ, "PYTHONPATH": given}
+    line = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "is no run" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_current_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    code = "import os, sys; from ssl_dist.commands.main import main; os.rmdir(os.getcwd()); main()"
+    for rest in (["settings"], ["store", "build", "a", "b", "--json"]):
+        gone.mkdir(exist_ok=True)
+        line = [sys.executable, "-P", "-c", code, *rest]
+        done = subprocess.run(line, cwd=gone, capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stderr) == (
+            2,
+            "error: the current folder is gone: change to another one, as with cd\n",
+        )

@@ -100,28 +100,46 @@ def test_a_signal_asks_a_run_to_stop_and_a_second_one_ends_it(number: signal.Sig
 
 
 def test_rays_processes_do_not_hear_that_a_terminal_closes() -> None:
+    code = "import os, signal; os.kill(os.getpid(), signal.SIGHUP); print('lives')"
     with handled(interrupt):
-        ours = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)
+        ours = [signal.getsignal(number) for number in ENDING]
         with _signals_kept():
-            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN, "which processes inherit"
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # as Ray does, with a handler of its own
-        assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGHUP)) == ours
+            done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert (done.returncode, done.stdout) == (0, "lives\n")
+        assert [signal.getsignal(number) for number in ENDING] == ours
+        assert signal.SIGHUP not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
-def test_a_signal_waits_until_ray_has_started() -> None:
+def test_ray_takes_no_signal_over() -> None:
+    import ray._private.utils
+
+    with handled(interrupt):
+        ours = signal.getsignal(signal.SIGTERM)
+        with _signals_kept():
+            ray._private.utils.set_sigterm_handler(lambda *_: None)
+            assert signal.getsignal(signal.SIGTERM) != ours, "it waits"
+            assert signal.getsignal(signal.SIGTERM).__module__ == "cluster.connect"
+        assert signal.getsignal(signal.SIGTERM) == ours
+
+
+@pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
+def test_a_signal_waits_until_ray_has_started(number: signal.Signals) -> None:
     steps = []
 
     def start() -> None:
         with _signals_kept():
-            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), number)
             steps.append("started")
         steps.append("not reached")
 
     with handled(interrupt):
-        ours = signal.getsignal(signal.SIGINT)
+        ours = signal.getsignal(number)
         with pytest.raises(KeyboardInterrupt):
             start()
-        assert (signal.getsignal(signal.SIGINT), steps) == (ours, ["started"])
+        assert steps == ["started"]
+        assert signal.getsignal(number) == (signal.SIG_IGN if number == signal.SIGHUP else ours), (
+            "a second HUP is nothing"
+        )
 
 
 def test_a_second_signal_does_not_wait_for_ray() -> None:

@@ -16,7 +16,7 @@ from ssl_dist.augment import OPERATIONS, POLICIES
 from ssl_dist.commands.options import overrides_of
 from ssl_dist.config import DataFacts, Plan, ResolvedConfig, RunConfig
 from ssl_dist.errors import ConfigError
-from ssl_dist.reading import RECIPE_FOLDER, exact, parse_override
+from ssl_dist.reading import RECIPE_FOLDER, exact, parse, parse_override
 from tests.helpers import small_config, with_facts
 
 STORE = Path("/nowhere/store")
@@ -437,3 +437,11 @@ def test_a_backbone_is_made_for_the_size_of_its_views() -> None:
     with pytest.raises(ConfigError, match="backbone vit_b_16 takes images of a multiple of 16 px: these have 40"):
         with_facts(load(backbone={"name": "vit_b_16"}), 51, size_px=40)
     assert load().view_sizes == (), "no store was opened"
+
+
+@pytest.mark.parametrize(
+    "text", ["gpu: !!bool maybe", "a: !!timestamp x", "&a [*a]", "a: !!int x", "a: !!float x", "a: !!binary x"]
+)
+def test_a_value_that_its_tag_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="here cannot be read as YAML"):
+        parse(text, "here")

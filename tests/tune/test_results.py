@@ -275,6 +275,27 @@ def test_a_trial_that_was_let_on_is_expected_to_see_its_whole_budget(small_store
     assert seen < sweep.budget_images(config)
 
 
+@pytest.mark.parametrize("left", ["", "{", '{"seed": '])
+def test_what_a_crash_of_the_machine_cut_is_as_not_written(
+    small_store: Path, tmp_path: Path, command: Command, left: str
+) -> None:
+    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2, 0.3))}, search="grid", scheduler="none")
+    ended_sweep(sweep, tmp_path)
+    runs = [trial_files.path_of(tmp_path, sweep.config(sample)) for sample in sweep.known_samples]
+    (runs[0] / "outcome.json").write_text(left)
+    (runs[1] / "config.json").write_text(left)
+    trial_files.config_of.cache_clear()
+    shown = command("tune", "results", tmp_path, "--json").json["trials"]
+    assert {(Path(one["run"]).name, one["status"]) for one in shown} == {
+        (runs[0].name, "unfinished"),
+        (runs[2].name, "finished"),
+    }
+    assert len(command("status", tmp_path, "--json").json["trials"]) == 2
+    found = runner._search(sweep, tmp_path)
+    assert found is not None
+    assert found[0] == {"sample": {"grid_search": sweep.known_samples[:2]}}, "both are begun again"
+
+
 def test_results_say_why_a_trial_failed(small_store: Path, tmp_path: Path, command: Command) -> None:
     sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2, 0.3))}, search="grid", scheduler="none")
     ended_sweep(sweep, tmp_path)

@@ -9,6 +9,7 @@ import pytest
 
 from ssl_dist.errors import ConfigError
 from tests.helpers import resolved_config
+from tests.tune.test_sweep import make
 from tune import space as spaces
 from tune.space import Domain
 
@@ -108,3 +109,26 @@ def test_a_sample_is_a_dict_of_overrides_whose_micro_batch_is_made_to_fit(small_
 def test_a_misspelt_key_is_answered_with_its_neighbour(small_store: Path) -> None:
     with pytest.raises(ConfigError, match=r"did you mean optim\.lr"):
         spaces.apply(resolved_config(small_store), {"optim.lrr": 0.5})
+
+
+@pytest.mark.parametrize("kind", ["uniform", "log_uniform"])
+def test_no_value_lies_beyond_its_bounds(kind: str) -> None:
+    bounds = (0.123456, 0.99999)
+    domain, random = Domain.model_validate({kind: bounds}), np.random.default_rng(0)
+    drawn = [domain.draw(random) for _ in range(20_000)]
+    assert bounds[0] <= min(drawn) < 0.13
+    assert 0.99 < max(drawn) <= bounds[1]
+    assert (domain.clip(0.999995), domain.clip(2.0), domain.clip(0.1)) == (bounds[1], bounds[1], bounds[0])
+    distribution = domain.distribution()
+    assert (distribution.low, distribution.high) == bounds
+    assert domain.encode(1.0) == bounds[1], "earlier versions rounded beyond a bound"
+
+
+def test_a_grid_that_is_too_large_is_refused_at_once(small_store: Path) -> None:
+    space = {
+        f"augment.{name}_p": Domain(choice=tuple(n / 100 for n in range(1, 31))) for name in ("flip", "grey", "blur")
+    }
+    with pytest.raises(ConfigError, match="a grid of 27,000 trials: search at random"):
+        make(small_store, space=space, search="grid").check()
+    with pytest.raises(ConfigError, match="samples: Input should be less than or equal to 10000"):
+        make(small_store, samples=20_000)

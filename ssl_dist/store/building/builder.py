@@ -9,10 +9,12 @@ was.
 
 from __future__ import annotations
 
+import collections
 import json
 import logging
 import math
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -25,18 +27,17 @@ from ssl_dist.store.building.lock import BuildJob, local_folder, lock_store, ref
 from ssl_dist.store.building.room import expect_room_for_raw
 from ssl_dist.store.building.shard_writer import ShardFormat, decode_member
 from ssl_dist.store.building.sources import HashRange, LeftOut, Source, list_source, list_stores
-from ssl_dist.store.building.sources.base import class_name
+from ssl_dist.store.building.sources.base import SPLITS, class_name
 from ssl_dist.store.building.writer_pool import Writers, make_writers
 from ssl_dist.store.building.writing import SHARD_MEMORY_BYTES, Execution, ProgressCallback, no_image, write_shards
-from ssl_dist.store.decode import ALPHA, MAX_PIXELS, combine_alpha, describe_resize, parse_alpha
+from ssl_dist.store.decode import ALPHA, MAX_PIXELS, combine_alpha, describe_alpha, describe_resize, parse_alpha
 from ssl_dist.store.schema import BATCH_ROWS, MANIFEST, Encoding, Manifest, ShardEntry
 
 SHARD_IMAGES = 16 * BATCH_ROWS
 SMALLEST_SHARD = 64  # images
 # names of folders that are parts of a data set, or hold what belongs to its images
-_PARTS = frozenset(
-    ("train", "training", "val", "valid", "validation", "test", "testing", "images", "masks", "labels", "annotations")
-)
+_KINDS = r"images?|imgs?|masks?|labels?|annot\w*|gt|segmentation\w*"
+_PART = re.compile(rf"(?:(?:jpeg|png)?(?:{_KINDS})|{'|'.join(SPLITS)})[-_ ]?(?:{_KINDS}|[0-9]+)?", re.IGNORECASE)
 _SHARDS = 32  # the most of a source of few images; sizes are powers of two, so it has more than half of that
 
 log = logging.getLogger(__name__)
@@ -113,6 +114,9 @@ def merge(
         raise ConfigError("there is no store to merge: name one or more")
     execution = Execution(make_writers(workers), True, progress)
     first = Manifest.read(paths[0])
+    sums = collections.Counter(sum_ for path in paths for sum_ in {shard.xxh3 for shard in Manifest.read(path).shards})
+    if max(sums.values(), default=0) > 1:
+        log.warning("some of the stores have shards of the same images: the new store will have these images twice")
     listed = list_stores(", ".join(map(str, paths)), paths)
     shard_format = _shard_format(listed, None, first.encoding, ALPHA)
     return _build(listed, local_folder(destination), first.split, shard_format, execution)
@@ -153,12 +157,17 @@ def append(
         known = set(map(class_name, old.class_names))
         names = (*old.class_names, *(name for name in listed.class_names if class_name(name) not in known))
         _warn_of_classes(names)
+        _warn_of_numbers(old.class_names, listed.class_names)
         renumbered = listed.with_class_names(names)
         shards, counts = write_shards(renumbered, lock, shard_format, old, execution, jobs[job])
         kept = old.model_dump(exclude={"shards", "xxh3"}) | {"class_names": names}
         kept |= {name: getattr(old, name) + number for name, number in counts.items()}
         if listed.treatment:
             kept["alpha"] = combine_alpha([old.alpha, listed.treatment.alpha])
+            if kept["alpha"] != old.alpha:
+                ways = describe_alpha(old.alpha), describe_alpha(listed.treatment.alpha)
+                log.warning("transparency differs (%s: %s, %s: %s)", path, ways[0], listed.name, ways[1])
+            kept["resize"] = listed.treatment.resize if old.resize == describe_resize(None) else old.resize
         return _write_manifest(path, job, kept, [*old.shards, *shards])
 
 
@@ -171,20 +180,31 @@ def _shard_format(listed: Source, size_px: int | None, encoding: str, alpha: str
     if size_px is not None and not 1 <= size_px <= max_px:
         raise ConfigError(f"size_px {size_px}: it is a number of pixels from 1 to {max_px}")
     shape = _first_shape(listed) if size_px is None else (size_px, size_px, 3)
+    if listed.treatment and asked not in (ALPHA, listed.treatment.alpha):
+        raise ConfigError(f"alpha {alpha}: the images of a store are as that store has them: build it from its source")
     fields = {"encoding": encoding, "image_shape": shape, "size_px": size_px, "batch_rows": BATCH_ROWS}
     return ShardFormat.model_validate({**fields, "alpha": listed.treatment.alpha if listed.treatment else asked})
 
 
 def _warn_of_classes(names: Sequence[str]) -> None:
     """Warn of names that are likely not those of classes, and of two that are likely one."""
-    if len(names) > 1 and _PARTS.issuperset(map(str.lower, names)):
-        log.warning("%s became classes: if these folders are parts, build a store of each", ", ".join(names))
+    if len(parts := list(filter(_PART.fullmatch, names))) > 1:
+        log.warning("%s became classes: if these folders are parts, build a store of each", ", ".join(parts))
     first_of = dict[str, str]()
     for name in names:
         if (other := first_of.setdefault(name.casefold(), name)) != name:
             log.warning(
                 "classes %s and %s differ in the case of their letters alone", printable(other), printable(name)
             )
+
+
+def _warn_of_numbers(old: Sequence[str], added: Sequence[str]) -> None:
+    """Warn where numbers are added to classes that have names, or names to numbers: they may be the same classes."""
+    if old and added and all(map(str.isdecimal, added)) != all(map(str.isdecimal, old)):
+        log.warning(
+            "classes %s and %s stand side by side now: if they are the same, label the new images by the old names",
+            *(printable(", ".join(some[:3])) for some in (old, added)),
+        )
 
 
 def _format_of(store: Manifest) -> ShardFormat:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import collections
 import csv
+import logging
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +25,10 @@ from ssl_dist.store.schema import NO_LABEL, Manifest
 
 _NAMED = 5  # wrong keys or classes that a message names
 _NONE = ("", "-1", "-1.0")  # labels of images without one
+_LIKE_NONE = frozenset({"nan", "none", "na", "n/a", "<na>", "null", "nat"})  # what programs write for a missing value
+_NEGATIVE, _WHOLE = re.compile(r"-[0-9]+(\.0)?"), re.compile(r"([0-9]+)\.0")
+
+log = logging.getLogger(__name__)
 
 
 class Labels(NamedTuple):
@@ -64,10 +70,11 @@ class Labels(NamedTuple):
 def read_labels_csv(file: str | os.PathLike[str]) -> Labels:
     """Read a CSV file with the columns ``key`` and ``label``, which its first line names; others are not read.
 
-    An empty label, or -1, means none.
+    An empty label, or -1, means none. Where all labels are numbers such as 3.0, as programs write numbers of which some
+    are missing, they are those numbers. A warning names labels that look like missing values.
 
     Raises:
-        ConfigError: the file cannot be read, lacks a column, or has two labels for one key.
+        ConfigError: the file cannot be read, lacks a column, has two labels for one key, or a negative number.
     """
     name, by_key, lines = os.fspath(file), dict[str, str | None](), dict[str, int]()
     try:
@@ -75,20 +82,32 @@ def read_labels_csv(file: str | os.PathLike[str]) -> Labels:
             reader = csv.reader(content, strict=True)
             header = [column.strip().lower() for column in next(reader, [])]
             if header.count("key") != 1 or header.count("label") != 1:
-                raise ConfigError(f"{name} begins with {','.join(header)!r:.60}: its first line must be key,label")
+                raise ConfigError(
+                    f"{name} begins with {','.join(header)!r:.60}: its first line must be key,label, with a comma"
+                )
             key_at, label_at = header.index("key"), header.index("label")
             for row in filter(None, reader):
                 if len(row) != len(header) or not row[key_at]:
                     raise ConfigError(f"{name} line {reader.line_num}: it has no key, or not {len(header)} fields")
                 key, text = key_form(row[key_at]), row[label_at].strip()
                 label = None if text in _NONE else class_name(text)
+                if label and _NEGATIVE.fullmatch(label):
+                    raise ConfigError(f"{name} line {reader.line_num}: label {label}: leave it empty if there is none")
                 if by_key.setdefault(key, label) != label:
                     raise ConfigError(f"{name} lines {lines[key]} and {reader.line_num}: two labels of {key}: keep one")
                 lines.setdefault(key, reader.line_num)
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{name} is not encoded in UTF-8 ({error.reason}): save it so") from None
     except (OSError, ValueError, csv.Error) as error:
         raise ConfigError(f"{name} cannot be read as a table of keys and labels ({error})") from None
     if not by_key:
         raise ConfigError(f"{name} has no line of a key and a label below its first")
+    names = {label for label in by_key.values() if label is not None}
+    if names and all(map(_WHOLE.fullmatch, names)):
+        by_key = {key: label and label.removesuffix(".0") for key, label in by_key.items()}
+    for like_none in sorted(names):
+        if like_none.lower() in _LIKE_NONE:
+            log.warning("%s has a class %s: where it means that there is no label, leave it empty", name, like_none)
     return Labels(name, by_key)
 
 

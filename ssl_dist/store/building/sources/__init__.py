@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from ssl_dist.errors import SourceError
 from ssl_dist.store.building.sources import cifar, images, stl10, tables
-from ssl_dist.store.building.sources.base import HashRange, LeftOut, Member, Source
+from ssl_dist.store.building.sources.base import SPLITS, HashRange, LeftOut, Member, Source
 from ssl_dist.store.building.sources.files import (
     File,
     expand_pattern,
@@ -26,8 +28,12 @@ from ssl_dist.store.schema import MANIFEST
 
 __all__ = ["File", "HashRange", "LeftOut", "Member", "Source", "list_source", "list_stores"]
 
+log = logging.getLogger(__name__)
+
 _HEAD_BYTES = 262  # bytes read from the start of each file: enough to know a tar
 _PICKLE, _PROTOCOLS = b"\x80", b"\x02\x03\x04\x05"
+_ARCHIVES = (".zip", ".7z", ".rar", ".zst", ".gz", ".bz2", ".xz")
+_PACKED = (".tar", ".tgz", ".parquet", ".arrow")  # endings of files that hold many images
 _OTHER, _BINARY = "something else", "CIFAR's binary form"
 # the function that lists each kind, and endings of files beside the images that need no warning
 _KINDS: dict[str, tuple[Callable[[str, list[File]], Source], tuple[str, ...]]] = {
@@ -62,16 +68,27 @@ def list_source(source: str | os.PathLike[str], known: Collection[str] = ()) -> 
     found = files_below(folder) if os.path.isdir(name) else expand_pattern(name)
     parts = {} if os.path.isfile(name) else {file.key: hidden_part(file.key) for file in found}  # a named file is meant
     hidden = tuple(LeftOut(part, "hidden") for part in dict.fromkeys(filter(None, parts.values())))
-    files = [file for file in found if parts.get(file.key) is None]
+    shown = [file for file in found if parts.get(file.key) is None]
+    again = [file for file in shown if not file.is_regular and file.filesystem is None and os.path.isdir(file.path)]
+    files = [file for file in shown if file not in again]
     if hidden and not files:
         raise SourceError(f"{name}: all files are hidden, below {hidden[0].key}: hidden files are passed over")
     listed = _list_files(name, files, known)
-    return replace(listed, passed_over=(*listed.passed_over, *hidden))
+    links = tuple(
+        LeftOut(file.key, "a folder that is read already, in its own place or by another link") for file in again
+    )
+    return replace(listed, left_out=(*listed.left_out, *links), passed_over=(*listed.passed_over, *hidden))
 
 
 def _list_files(name: str, files: list[File], known: Collection[str]) -> Source:
     """List the images in files, or among them."""
     if found := find_images(files):
+        packed = [file.path for file in files if file.is_regular and PurePosixPath(file.path).suffix.lower() in _PACKED]
+        if len(found) <= len(packed):
+            raise SourceError(
+                f"{name}: files of several kinds ({len(found)} images beside {len(packed)} as {packed[0]}): build a"
+                " store of each, by a pattern"
+            )
         return images.list_images(name, files, found, known)
     by_kind: dict[str, list[File]] = {}
     for file in files:
@@ -82,16 +99,26 @@ def _list_files(name: str, files: list[File], known: Collection[str]) -> Source:
     if len(by_kind) > 1:
         raise SourceError(f"{name}: files of several kinds ({', '.join(by_kind)}): build a store of each, by a pattern")
     if not by_kind:
+        archive = next((file.path for file in files if file.path.lower().endswith(_ARCHIVES)), None)
         raise SourceError(
             f"{name}: no image file ({FORMATS}) among {len(files)} files, and no tar,"
-            " Parquet or Arrow file, nor any of STL-10 or CIFAR"
+            " Parquet or Arrow file, nor any of STL-10 or CIFAR" + (f": unpack {archive} first" if archive else "")
         )
     [(kind, alike)] = by_kind.items()
+    _warn_of_parts([file.key for file in alike])
     list_kind, known_endings = _KINDS[kind]
     listed = list_kind(name, alike) if kind != "tar" else images.list_tars(name, alike, known)
     unexpected = [file.key for file in others if not file.path.endswith(known_endings)]
     foreign, beside = accompanies([file.key for file in alike], unexpected)
     return replace(listed, left_out=(*listed.left_out, *foreign), passed_over=(*listed.passed_over, *beside))
+
+
+def _warn_of_parts(keys: Sequence[str]) -> None:
+    """Warn where the names of tars or tables, or of their folders, say that they are parts of a data set."""
+    words = (set(re.split(r"[^a-z]+", key.lower())) for key in keys)
+    found = sorted({word for some in words for word in some & SPLITS})
+    if len(found) > 1:
+        log.warning("files of %s go into one store: if these are parts, build a store of each", ", ".join(found))
 
 
 def _kind_of(file: File) -> str:

@@ -16,6 +16,7 @@ from ssl_dist.store.building.sources.files import File
 from ssl_dist.store.schema import NO_LABEL
 
 HashRange = tuple[float, float]  # keys whose hash, a number in [0, 1), lies in [low, high)
+SPLITS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})  # names of data sets' parts
 MAX_CLASSES = 1_000_000  # for labels that are numbers: each number up to the largest label gets a class name
 
 
@@ -114,7 +115,8 @@ class Source:
     def select(self, hash_range: HashRange) -> Source:
         """Select the images whose key, hashed to a number in [0, 1), lies in a range; ``num_images`` is then estimated.
 
-        Whether an image is selected does not depend on the other images. Files that are no images are selected alike,
+        Whether an image is selected depends neither on the other images nor on how its path is written (``./a.png``).
+        Files that are no images are selected alike,
         so that each is told of once.
         """
         low, high = hash_range
@@ -122,7 +124,7 @@ class Source:
             return self
 
         def is_selected(file: Member | LeftOut) -> bool:
-            return low <= xxhash.xxh3_64_intdigest(file.key.encode(errors="surrogateescape")) / 2**64 < high
+            return low <= xxhash.xxh3_64_intdigest(key_form(file.key).encode()) / 2**64 < high
 
         return replace(
             self,

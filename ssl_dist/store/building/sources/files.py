@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fnmatch
+import glob
 import itertools
 import math
 import os
@@ -27,7 +28,7 @@ _MAX_FILES = 1_000_000  # files that the braces of a pattern may stand for
 # what file systems, file managers and archivers leave between a person's files, in lower case
 _OF_THE_SYSTEM = frozenset(
     {"__macosx", "@eadir", "thumbs.db", "desktop.ini", "$recycle.bin", "#recycle", "@recycle", "#snapshot"}
-    | {"system volume information", "lost+found"}
+    | {"system volume information", "lost+found", "icon\r", "ehthumbs.db", "ehthumbs_vista.db", "picasa.ini"}
 )
 _MAX_RATIO, _SLACK_BYTES = 50, 8 << 20
 
@@ -141,7 +142,8 @@ def hidden_part(key: str) -> str | None:
 def files_below(folder: Path) -> list[File]:
     """List all files below a folder, sorted; links to folders are followed, but no folder is entered twice.
 
-    A hidden folder is not entered; it is listed as if it were a file.
+    A folder in its own place comes before links to it. Hidden folders and links to folders that are listed elsewhere
+    are not entered; they are listed as if they were files.
 
     Raises:
         SourceError: a folder cannot be read.
@@ -150,13 +152,22 @@ def files_below(folder: Path) -> list[File]:
     def refuse(error: OSError) -> None:
         raise SourceError(f"{error.filename}: {error.strerror}")
 
-    keys, seen = list[str](), set()
-    for root, folders, files in os.walk(folder, onerror=refuse, followlinks=True):
-        seen.add(os.path.realpath(root))
-        hidden = list(filter(hidden_part, folders))
-        others = [name for name in folders if name not in hidden]
-        folders[:] = [name for name in others if os.path.realpath(os.path.join(root, name)) not in seen]
-        keys += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *hidden)]
+    keys, links, seen = list[str](), [os.fspath(folder)], set[str]()
+    while links:
+        link = links.pop(0)
+        if os.path.realpath(link) in seen:
+            keys.append(Path(link).relative_to(folder).as_posix())
+            continue
+        found = list[str]()
+        for root, folders, files in os.walk(link, onerror=refuse):
+            seen.add(os.path.realpath(root))
+            hidden = list(filter(hidden_part, folders))
+            places = {name: os.path.join(root, name) for name in folders if name not in hidden}
+            linked = [name for name, path in places.items() if os.path.islink(path) or os.path.realpath(path) in seen]
+            folders[:] = [name for name in places if name not in linked]
+            keys += [(Path(root) / name).relative_to(folder).as_posix() for name in (*files, *hidden)]
+            found += [places[name] for name in linked]
+        links += sorted(found)
     return [local_file(str(folder / key), key) for key in sorted(keys)]
 
 
@@ -186,9 +197,18 @@ def expand_pattern(pattern: str) -> list[File]:
         matches = sorted(_match_files(there, expanded, num_plain), key=lambda file: file.path)
         if not matches:
             of_pattern = f" (of {pattern})" if expanded != rest else ""
-            raise SourceError(f"{there}{expanded}: no such file{of_pattern}")
+            hint = (
+                "; it stands for folders: name them without the wildcard, or their files"
+                if _is_of_folders(there + expanded)
+                else ""
+            )
+            raise SourceError(f"{there}{expanded}: no such file{of_pattern}{hint}")
         files |= {file.path: file for file in matches}
     return list(files.values())
+
+
+def _is_of_folders(pattern: str) -> bool:
+    return "://" not in pattern and any(map(os.path.isdir, glob.iglob(pattern)))
 
 
 def _split_at_existing(pattern: str) -> tuple[str, str]:

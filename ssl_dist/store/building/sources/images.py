@@ -8,6 +8,7 @@ an image like the file that it leads to, and follows it in the store.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from ssl_dist.store.decode import MAX_FILE_BYTES
 from ssl_dist.store.image_files import HEAD_BYTES
 from ssl_dist.store.schema import NO_LABEL
 
+log = logging.getLogger(__name__)
+
 _MAX_LINKS = 16  # links that lead from one to the next
 
 
@@ -44,10 +47,9 @@ def list_images(name: str, files: Sequence[File], found: Sequence[File], known: 
     samples = Samples(name, found_keys, classes)
     chosen, keys = frozenset(samples.images), samples.images
     images = [file for file in found if file.key in chosen]
-    names, folder_label = _find_classes(name, keys, len(files), map(_folder_of, images), known)
-    # an added folder of a class: its images have the keys that they have in the folder above
-    above = f"{PurePosixPath(_folder_of(images[0])).name}/" if names and not any("/" in key for key in keys) else ""
+    names, folder_label, above = _find_classes(name, keys, len(files), map(_folder_of, images), known)
     if samples.labels:
+        _warn_of_unlabelled(name, len(keys) - len(samples.labels), names)
         names = samples.class_names
     foreign, passed_over = accompanies(found_keys, [file.key for file in others if file.key not in classes])
 
@@ -83,9 +85,10 @@ def list_tars(name: str, tars: Sequence[File], known: Collection[str] = ()) -> S
     listed = [_list_tar(tar) for tar in tars]
     keys = [key for one in listed for at in one.keys_of.values() for key in at]
     folders, num_files = (key.rpartition("/")[0] for key in keys), sum(one.num_files for one in listed)
-    names, folder_label = _find_classes(name, keys, num_files, folders, known)
+    names, folder_label, _ = _find_classes(name, keys, num_files, folders, known)
     is_labelled = any(one.samples.labels for one in listed)
     if is_labelled:
+        _warn_of_unlabelled(name, len(keys) - sum(len(one.samples.labels) for one in listed), names)
         names = max((one.samples.class_names for one in listed), key=len)
 
     def members() -> Iterator[Member]:
@@ -101,6 +104,14 @@ def list_tars(name: str, tars: Sequence[File], known: Collection[str] = ()) -> S
     found_before = [key for one in listed for key in one.found_before]
     identity = _identity(tars, [one.samples for one in listed], keys == found_before)
     return Source(name, len(keys), names, identity, members, left_out, passed_over, keys)
+
+
+def _warn_of_unlabelled(name: str, number: int, folders: Sequence[str]) -> None:
+    """Warn where images have no ``.cls`` file, but lie in folders that would be classes if no image had one."""
+    if number and folders:
+        log.warning(
+            "%s: %d images have no .cls file as others have, so they get no label, nor their folder's", name, number
+        )
 
 
 def _identity(files: Sequence[File], samples: Sequence[Samples], are_as_before: bool) -> str:
@@ -243,33 +254,47 @@ def _folders_in(key: str) -> tuple[str, ...]:
     return PurePosixPath(normpath(f"/{key}")).parts[1:-1]
 
 
+class _Classes(NamedTuple):
+    """The classes of a source.
+
+    Attributes:
+        label: returns the class of an image by its key; NO_LABEL for one above the class folders.
+        above: what the keys of images in an added folder of a class lack of those that they have in the folder above.
+    """
+
+    names: tuple[str, ...]
+    label: Callable[[str], int]
+    above: str = ""
+
+
 def _find_classes(
     name: str, keys: Sequence[str], num_files: int, folders_of_all: Iterable[str], known: Collection[str]
-) -> tuple[tuple[str, ...], Callable[[str], int]]:
-    """Return the names of the classes of a source, and a function that returns the class of an image by its key.
-
-    The function returns NO_LABEL for an image above the class folders. Where all images lie in one folder that has the
-    name of a ``known`` class, they are of that class.
-    """
+) -> _Classes:
+    """Return the classes of a source: its folders, or the ``known`` class whose folder has all its images."""
     if not keys:
         raise SourceError(f"{name}: no image file ({FORMATS}) among {num_files} files")
     parents = set(map(_folders_in, keys))
-    of_all = {class_name(folder.rpartition("/")[2]) for folder in set(folders_of_all)} if len(parents) == 1 else set()
-    if len(of_all) == 1 and of_all <= set(map(class_name, known)):
-        return tuple(of_all), lambda key: 0
-    depth = len(os.path.commonprefix(list(parents)))  # noqa: RUF071  (these are tuples: it compares folders)
-    folders = sorted({parent[depth] for parent in parents if len(parent) > depth})
+    shared = os.path.commonprefix(list(parents))  # noqa: RUF071  (these are tuples: it compares folders)
+    folders = sorted({parent[len(shared)] for parent in parents if len(parent) > len(shared)})
     if len(set(map(to_unicode, folders))) < len(folders):
         raise SourceError(f"{name}: names of folders that are not text would become the same class: rename them")
+    known_names = set(map(class_name, known))
+    if known_names and known_names.isdisjoint(map(class_name, folders)):
+        common = os.path.commonprefix([tuple(folder.split("/")) for folder in set(folders_of_all)])  # noqa: RUF071
+        around = common[-len(shared) - 1 :]  # the source's own folder, unless it is a tar, and those below it
+        for number, folder in reversed(list(enumerate(around))):
+            if (found := class_name(folder)) in known_names:
+                is_own = number == 0 and len(around) > len(shared)
+                return _Classes((found,), lambda key: 0, f"{folder}/" if is_own else "")
     names = tuple(dict.fromkeys(map(class_name, folders)))
     by_name = {name: number for number, name in enumerate(names)}
     numbers = {folder: by_name[class_name(folder)] for folder in folders}
 
     def label(key: str) -> int:
-        below = _folders_in(key)[depth:]
+        below = _folders_in(key)[len(shared) :]
         return numbers[below[0]] if below else NO_LABEL
 
-    return names, label
+    return _Classes(names, label)
 
 
 def _read_tar(tar: File, is_wanted: Callable[[int, str], bool], max_bytes: int) -> Iterator[TarMember]:

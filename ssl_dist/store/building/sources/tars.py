@@ -146,8 +146,8 @@ def _read_member_header(stream: _Stream) -> _Header | None:
     """Read the next member's header and the extension headers before it; None: the tar ends here."""
     extensions: dict[str, Any] = {}
     for _ in range(_MAX_HEADERS):
-        block = stream.read(_BLOCK)
-        if len(block) == _BLOCK and not any(block):
+        block = _next_block(stream)
+        if block is None:
             return None
         if len(block) < _BLOCK:
             raise ValueError("it has no end: it is cut")
@@ -174,6 +174,14 @@ def _read_member_header(stream: _Stream) -> _Header | None:
         if header.kind in _PAX and b"size" in records:
             extensions["size"] = _parse_digits(records[b"size"], _DECIMAL, 10)
     raise ValueError(f"one member has more than {_MAX_HEADERS} headers")
+
+
+def _next_block(stream: _Stream) -> bytes | None:
+    """Read a block that is not empty; None: empty ones end the tar, and no other tar was joined to it (``cat a b``)."""
+    block, has_ended = stream.read(_BLOCK), False
+    while len(block) == _BLOCK and not any(block):
+        block, has_ended = stream.read(_BLOCK), True
+    return None if has_ended and block[257:262] != b"ustar" else block
 
 
 def _parse_header(block: bytes, start: int) -> _Header:
