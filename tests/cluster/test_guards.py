@@ -138,7 +138,7 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 def test_workers_share_cores_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "num_cores", lambda: 2)
-    with pytest.raises(ClusterError, match=r"set cluster\.workers=2, or let workers share a core by \S+=0\.5, or"):
+    with pytest.raises(ClusterError, match=r"--set cluster\.workers=2, or let workers share a core by --set \S+=0\.5, or"):
         guards.check_machine(ClusterConfig.model_validate({"workers": 4}))
     for workers in (3, 4, 7, 9999):
         with pytest.raises(ClusterError, match="let workers share a core by ") as caught:
@@ -147,7 +147,7 @@ def test_workers_share_cores_where_that_is_asked_for(monkeypatch: pytest.MonkeyP
         guards.check_machine(ClusterConfig.model_validate({"workers": workers, "cpus_per_worker": share}))
     guards.check_machine(ClusterConfig.model_validate({"workers": {"min": 1, "max": 4}}))
     monkeypatch.setattr(guards, "num_gpus", lambda: 1)
-    with pytest.raises(ClusterError, match=r"one GPU each: this machine has 1: set cluster\.workers=1"):
+    with pytest.raises(ClusterError, match=r"one GPU each: this machine has 1: --set cluster\.workers=1"):
         guards.check_machine(ClusterConfig.model_validate({"workers": 2, "gpu": True}))
 
 
