@@ -135,7 +135,8 @@ def _search(sweep: Sweep, directory: Path) -> tuple[dict[str, Any] | None, dict[
         samples = member_samples(sweep, directory)
     else:
         runs = ((sample, trial_files.path_of(directory, sweep.config(sample))) for sample in sweep.known_samples)
-        samples = [sample for sample, run in runs if trial_files.read_outcome(run) is None]
+        ended = {run for run, _ in trial_files.begun_trials(directory) if trial_files.read_outcome(run) is not None}
+        samples = [sample for sample, run in runs if run not in ended]
     return ({"sample": ray.tune.grid_search(samples)}, {}) if samples else None
 
 

@@ -138,7 +138,9 @@ def test_cores_are_those_that_the_process_may_use(monkeypatch: pytest.MonkeyPatc
 
 def test_workers_share_cores_where_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guards, "num_cores", lambda: 2)
-    with pytest.raises(ClusterError, match=r"--set cluster\.workers=2, or let workers share a core by --set \S+=0\.5, or"):
+    with pytest.raises(
+        ClusterError, match=r"--set cluster\.workers=2, or let workers share a core by --set \S+=0\.5, or"
+    ):
         guards.check_machine(ClusterConfig.model_validate({"workers": 4}))
     for workers in (3, 4, 7, 9999):
         with pytest.raises(ClusterError, match="let workers share a core by ") as caught:
