@@ -160,6 +160,7 @@ def _kill_at_random(directory: Path, times: int) -> None:
     print(f"{len(killed)} kills")
 
 
+@pytest.mark.slow
 def test_a_diverged_run_names_its_step_and_keeps_its_checkpoint(
     local_ray: None, small_store: Path, tmp_path: Path
 ) -> None:
@@ -185,6 +186,7 @@ def _first_to_meet_batch_1(seed: int) -> int | None:
     raise AssertionError("an epoch holds every sample")
 
 
+@pytest.mark.slow
 def test_damage_that_only_one_worker_finds_ends_the_run_with_its_reason(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
