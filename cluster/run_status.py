@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from ssl_dist.errors import RunError
 from ssl_dist.files import RUN_LOCK
+from ssl_dist.reading import value_at
 from ssl_dist.training.metrics import MetricsReader, newest_checkpoint
 
 STOP, ERROR, CONFIG = "stop", "error.json", "config.json"
@@ -121,15 +122,8 @@ def read_trials(directory: Path) -> list[TrialStatus] | None:
             run = run._replace(state="stopped early" if ended == "stopped" else ended, message=outcome["reason"])
         elif run.state == "killed" and (directory / STOP).exists():
             run = run._replace(state="stopped")
-        found.append(TrialStatus(config.parent.name, {key: _at(_read_json(config), key) for key in keys}, run))
+        found.append(TrialStatus(config.parent.name, {key: value_at(_read_json(config), key) for key in keys}, run))
     return found
-
-
-def _at(tree: Any, key: str) -> Any:
-    """Return the value of a dotted key; None in a section that is null."""
-    for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
 
 
 def is_driven(run: Path) -> bool:

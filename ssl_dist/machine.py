@@ -1,4 +1,4 @@
-"""What this process may use of its machine."""
+"""Count what this process may use of its machine."""
 
 from __future__ import annotations
 

@@ -160,6 +160,13 @@ def _plain(text: str) -> Any:
     return float(text.replace(".", "")) if _NOT_FINITE.fullmatch(text) else str(text)
 
 
+def value_at(tree: Any, key: str) -> Any:
+    """Return the value of a dotted key; None in a section that is null or not there."""
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
 def exact(number: float) -> Fraction:
     """Return the rational number that was written: 0.29 is 29/100, although its float is a little less.
 

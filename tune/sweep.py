@@ -26,7 +26,7 @@ from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.overrides import explain
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.files import write_text
-from ssl_dist.reading import exact
+from ssl_dist.reading import exact, value_at
 from ssl_dist.settings import ProbeConfig
 from ssl_dist.uris import without_secrets
 from tune import space as spaces
@@ -145,7 +145,7 @@ class Sweep(pydantic.BaseModel):
         return {key: self._value_of(key, config, tree) for key in self.space}
 
     def _value_of(self, key: str, config: ResolvedConfig, tree: dict[str, Any]) -> Any:
-        found, choices = _at(tree, key), self.space[key].values or ()
+        found, choices = value_at(tree, key), self.space[key].values or ()
         # the config completes sections, turns text into numbers and sorts names
         return next((one for one in choices if one == found or self._gives(config, key, one, found)), found)
 
@@ -155,7 +155,7 @@ class Sweep(pydantic.BaseModel):
             made = self._measured(spaces.apply(config, {key: choice}))
         except ConfigError:
             return False
-        return bool(_at(made.model_dump(mode="json"), key) == found)
+        return bool(value_at(made.model_dump(mode="json"), key) == found)
 
     def sample_from(self, values: dict[str, Any]) -> Sample:
         """Return the sample in the values that Ray Tune hands to a trial."""
@@ -285,13 +285,6 @@ class Sweep(pydantic.BaseModel):
             raise RunError(
                 f"{directory} is not a sweep ({error}): give the directory that `ssl-dist tune` printed"
             ) from None
-
-
-def _at(tree: Any, key: str) -> Any:
-    """Return the value of a dotted key; None in a section that is null."""
-    for name in key.split("."):
-        tree = tree[name] if isinstance(tree, dict) else None
-    return tree
 
 
 def _shapes(config: ResolvedConfig) -> dict[str, Any]:

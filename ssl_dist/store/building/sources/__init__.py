@@ -70,7 +70,8 @@ def list_source(source: str | os.PathLike[str], known: Collection[str] = ()) -> 
     hidden = tuple(LeftOut(part, "hidden") for part in dict.fromkeys(filter(None, parts.values())))
     shown = [file for file in found if parts.get(file.key) is None]
     again = [file for file in shown if not file.is_regular and file.filesystem is None and os.path.isdir(file.path)]
-    files = [file for file in shown if file not in again]
+    entered = {file.key for file in again}
+    files = [file for file in shown if file.key not in entered]
     if hidden and not files:
         raise SourceError(f"{name}: all files are hidden, below {hidden[0].key}: hidden files are passed over")
     listed = _list_files(name, files, known)

@@ -116,8 +116,7 @@ class Source:
         """Select the images whose key, hashed to a number in [0, 1), lies in a range; ``num_images`` is then estimated.
 
         Whether an image is selected depends neither on the other images nor on how its path is written (``./a.png``).
-        Files that are no images are selected alike,
-        so that each is told of once.
+        Files that are no images are selected alike, so that each is told of once.
         """
         low, high = hash_range
         if low <= 0 and high >= 1:
