@@ -46,11 +46,21 @@ class _TableGroup(TyperGroup):
 
 def command_of(name: str) -> Any:
     """Import a command of the table, or a group of commands, as Click knows it."""
-    found = load(COMMANDS[name].target)
+    entry = COMMANDS[name]
+    found = load(entry.target)
     if not isinstance(found, typer.Typer):
-        function, found = found, typer.Typer(add_completion=False)
-        found.command(name)(function)
-    return typer.main.get_command(found)
+        return _click_command(name, found)
+    group = typer.main.get_command(found)
+    assert isinstance(group, TyperGroup)
+    for inner, target in entry.more.items():
+        group.add_command(_click_command(inner, load(target)))
+    return group
+
+
+def _click_command(name: str, function: Any) -> Any:
+    app = typer.Typer(add_completion=False)
+    app.command(name)(function)
+    return typer.main.get_command(app)
 
 
 app = typer.Typer(cls=_TableGroup, no_args_is_help=True, pretty_exceptions_enable=False)

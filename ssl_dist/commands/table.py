@@ -7,14 +7,20 @@ A module is imported when its command is called, so that ``ssl-dist --help`` is 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 
 class Entry(NamedTuple):
-    """``target`` is ``module:name`` of a function (one command) or of a ``typer.Typer`` (a group of commands)."""
+    """``target`` is ``module:name`` of a function (one command) or of a ``typer.Typer`` (a group of commands).
+
+    ``more`` holds further commands of a group that stand in modules of their own: their names and targets.
+    """
 
     target: str
     help: str
+    more: Mapping[str, str] = MappingProxyType({})
 
 
 COMMANDS: dict[str, Entry] = {

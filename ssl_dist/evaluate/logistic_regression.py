@@ -60,10 +60,22 @@ class LogisticRegression(NamedTuple):
         others = ((0, 0), (len(classes) - num_columns, 0))
         return cls(classes, np.pad(weight, others), np.pad(bias, others[1]))
 
+    def scores(self, x: np.ndarray) -> np.ndarray:
+        """Return the logit of each class, float64 ``[n, K]``, of features ``[n, D]``."""
+        with threadpool_limits(1, user_api="blas"):
+            scores: np.ndarray = x @ self.weight + self.bias
+        return scores
+
+    def probabilities(self, x: np.ndarray) -> np.ndarray:
+        """Return the probability of each class, float64 ``[n, K]``, of features ``[n, D]``."""
+        scores = self.scores(x)
+        p: np.ndarray = np.exp(scores - scores.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        return p
+
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Return the likeliest class of each image, int64 ``[n]``."""
-        with threadpool_limits(1, user_api="blas"):
-            labels: np.ndarray = self.classes[(x @ self.weight + self.bias).argmax(1)]
+        labels: np.ndarray = self.classes[self.scores(x).argmax(1)]
         return labels
 
 

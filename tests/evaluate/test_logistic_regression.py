@@ -98,3 +98,11 @@ def test_no_warning_of_a_library_reaches_the_person(
     assert [record.getMessage() for record in caplog.records] == [
         "linear probe: not at its optimum after 3 iterations: a larger --l2 helps"
     ]
+
+
+def test_probabilities_are_scikit_learns() -> None:
+    case = CASES["numbers with gaps"]
+    (x, labels), (queries, _) = case.data(), case.data(seed=1)
+    found = LogisticRegression.fit(x, labels, case.l2).probabilities(queries)
+    reference = Reference(C=1 / (case.l2 * len(x)), tol=1e-10, max_iter=10_000).fit(x, labels)
+    np.testing.assert_allclose(found, reference.predict_proba(queries), atol=1e-4)  # both stop near the optimum
