@@ -11,7 +11,7 @@ from pathlib import Path
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data import resolve
-from ssl_dist.evaluate import compare, knn_accuracy
+from ssl_dist.evaluate import Knn, compare
 from ssl_dist.store import build
 from ssl_dist.training.loop import StopRequests, pretrain
 
@@ -24,7 +24,7 @@ def main(images: Path, out: Path) -> None:
     run.mkdir()
     last = pretrain(resolve(config).config, run, World.current(), StopRequests())
     print(f"{last['step']} steps, loss {last['train/loss']:.3f}, checkpoints in {run / 'checkpoints'}")
-    result = compare(run, store, store, lambda *features: knn_accuracy(*features, k=2))
+    result = compare(run, store, store, Knn(k=2))
     print(f"2-nearest-neighbour accuracy on the images themselves: {result.trained:.1%}")
 
 

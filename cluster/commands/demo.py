@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import tempfile
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -32,8 +31,7 @@ def demo(
     from cluster.prepare import resolve
     from cluster.run_directory import RunDirectory
     from ssl_dist.commands.evaluate import show_comparison
-    from ssl_dist.evaluate import knn_accuracy
-    from ssl_dist.evaluate.labelled import expect_voters
+    from ssl_dist.evaluate import Knn
     from ssl_dist.store import build
 
     with tempfile.TemporaryDirectory() as folder:
@@ -43,7 +41,6 @@ def demo(
     config = resolve("simclr-digits", overrides)
     run = RunDirectory.create(out / "run", config)
     train(run, config, as_json=False)
-    check = partial(expect_voters, k=20)
-    result = show_comparison("kNN, k = 20", knn_accuracy, check, run.path, stores["train"], stores["test"])
+    result = show_comparison(Knn(), run.path, stores["train"], stores["test"])
     say(f"TensorBoard's logs: {run.path / 'tensorboard'}")
-    print_json({"run": str(run.path), **result._asdict()}, as_json)
+    print_json({"run": str(run.path), **result.plain()}, as_json)

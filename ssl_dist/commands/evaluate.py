@@ -1,28 +1,43 @@
-"""The commands that measure a run's frozen features."""
+"""The commands that measure a run's frozen features with labels."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
+from rich.table import Column, Table
+from rich.text import Text
 
-from ssl_dist.commands.console import image_bar, print_json, show
+from ssl_dist.commands.console import console, image_bar, print_json, say, table
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from ssl_dist.evaluate.compare import Check, Comparison, Score
+    from ssl_dist.evaluate.classifier_settings import Distance
+    from ssl_dist.evaluate.compare import Comparison, Options, Row
+    from ssl_dist.evaluate.protocols import EvaluationProtocol
     from ssl_dist.settings import CheckpointChoice
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, help="Measure a run's frozen features beside random weights."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure what a run's encoder is worth.")
+
+# Help texts that need a line of their own.
+_FEATURES = "Outputs that are features, by commas: the backbone's, or the head's without its last one or two layers."
+_LAYER = "Layers of the backbone whose pooled outputs are features too, by commas, e.g. layer2,layer3."
+_BASELINES = "What stands beside the run, by commas: random (weights), pixels, pca (of pixels), or none."
+_LABELS = "Training labels to use, drawn so that each class has its share. Default: all."
+_SEEDS = "Repeat what is random: random weights, and the draws of images."
+_REPORT = "Folder for a report on the run's answers: per class, confusions, the most confident mistakes."
+_PENALTY = "Penalty: the mean cross-entropy + l2/2 |weights|² is minimised. Default: chosen on training images."
 
 TrainStore = Annotated[str, typer.Option("--train", help="Labelled store to learn from, a folder or a URI.")]
 TestStore = Annotated[str, typer.Option("--test", help="Labelled store to classify, a folder or a URI.")]
+Features = Annotated[str, typer.Option(metavar="backbone|head-1|head-2|all", help=_FEATURES)]
+Layers = Annotated[str, typer.Option("--layer", metavar="NAMES", help=_LAYER)]
+Baselines = Annotated[str, typer.Option(metavar="random|pixels|pca|none", help=_BASELINES)]
+Labels = Annotated[str | None, typer.Option(metavar="10%|5000|32-per-class", help=_LABELS)]
+Seeds = Annotated[int, typer.Option(min=1, help=_SEEDS)]
+Report = Annotated[Path | None, typer.Option("--report", help=_REPORT)]
 
 
 @app.command()
@@ -33,18 +48,22 @@ def knn(
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     checkpoint: WhichCheckpoint = "newest",
     temperature: Annotated[float, typer.Option(help="The smaller, the more the nearest of them weigh.")] = 0.1,
+    equal_votes: Annotated[bool, typer.Option("--equal-votes", help="Let all of them weigh alike.")] = False,
+    distance: Annotated[str, typer.Option(metavar="cosine|euclidean", help="What is near.")] = "cosine",
+    features: Features = "backbone",
+    layers: Layers = "",
+    baselines: Baselines = "random",
+    labels: Labels = None,
+    seeds: Seeds = 1,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Let k nearest neighbours by cosine similarity s vote, with weights exp(s / temperature)."""
-    from ssl_dist.evaluate.labelled import expect_voters
+    """Let the k nearest training images vote, with weights exp(s / temperature) for cosine similarities s."""
+    from ssl_dist.evaluate.protocols import Knn
 
-    def score(*features: Tensor) -> float:
-        from ssl_dist.evaluate import knn_accuracy  # imports torch: a mistake is told before
-
-        return knn_accuracy(*features, k=k, temperature=temperature)
-
-    check = partial(expect_voters, k=k, temperature=temperature)
-    _evaluate(f"kNN, k = {k}", score, check, run, train, test, as_json, checkpoint)
+    protocol = Knn(k, None if equal_votes else temperature, cast("Distance", distance))
+    options = options_of(features, layers, baselines, checkpoint, seeds, labels)
+    _evaluate(protocol, run, train, test, options, report, as_json)
 
 
 @app.command()
@@ -52,50 +71,88 @@ def linear(
     run: RunOrCheckpoint,
     train: TrainStore,
     test: TestStore,
-    l2: Annotated[float, typer.Option(help="Penalty: the mean cross-entropy + l2/2 |weights|² is minimised.")] = 1e-3,
+    l2: Annotated[float | None, typer.Option(help=_PENALTY)] = None,
+    standardise: Annotated[bool, typer.Option(help="Scale each feature to mean 0 and variance 1.")] = True,
     checkpoint: WhichCheckpoint = "newest",
+    features: Features = "backbone",
+    layers: Layers = "",
+    baselines: Baselines = "random",
+    labels: Labels = None,
+    seeds: Seeds = 1,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
-    """Fit multinomial logistic regression on standardised features."""
-    from ssl_dist.evaluate.labelled import expect_two_classes
+    """Fit multinomial logistic regression on frozen features."""
+    from ssl_dist.evaluate.protocols import Linear
 
-    def score(*features: Tensor) -> float:
-        from ssl_dist.evaluate import linear_accuracy  # imports torch: a mistake is told before
+    options = options_of(features, layers, baselines, checkpoint, seeds, labels)
+    _evaluate(Linear(l2, standardise), run, train, test, options, report, as_json)
 
-        return linear_accuracy(*features, l2=l2)
 
-    _evaluate("linear probe", score, partial(expect_two_classes, l2=l2), run, train, test, as_json, checkpoint)
+def options_of(
+    features: str, layers: str, baselines: str, checkpoint: CheckpointChoice, seeds: int, labels: str | None
+) -> Options:
+    """Return the options of a comparison, of texts with names between commas."""
+    from ssl_dist.evaluate.compare import Options
+
+    def names(text: str) -> list[str]:
+        return [name.strip() for name in text.split(",") if name.strip()]
+
+    beside = [] if baselines.strip() == "none" else names(baselines)
+    return Options(names(features), names(layers), beside, checkpoint, seeds, labels)
 
 
 def _evaluate(
-    name: str,
-    score: Score,
-    check: Check,
+    protocol: EvaluationProtocol,
     run: Path,
     train: str,
     test: str,
+    options: Options,
+    report: Path | None,
     as_json: bool,
-    checkpoint: CheckpointChoice,
 ) -> None:
-    result = show_comparison(name, score, check, run, train, test, checkpoint)
-    print_json({"evaluation": name, **result._asdict()}, as_json)
+    from ssl_dist.report import classification
+
+    if report:
+        classification.expect_writable(report)
+    result = show_comparison(protocol, run, train, test, options)
+    plain = {"evaluation": protocol.name, **result.plain()}
+    if report:
+        plain["report"] = classification.write(result, report)
+        console.print(plain["report"]["summary"], markup=False, highlight=False)
+        say(f"{report}: {', '.join(classification.FILES)}")
+    print_json(plain, as_json)
 
 
 def show_comparison(
-    name: str,
-    score: Score,
-    check: Check,
-    run: Path,
-    train: str | Path,
-    test: str | Path,
-    checkpoint: CheckpointChoice = "newest",
+    protocol: EvaluationProtocol, run: Path, train: str | Path, test: str | Path, options: Options | None = None
 ) -> Comparison:
-    """Compare a run's encoder with random weights: a bar while features are computed, then a table."""
-    from ssl_dist.evaluate import compare
+    """Compare a run's encoder with baselines: a bar while features are computed, then a table and its protocol."""
+    from ssl_dist.evaluate.compare import Options, compare
 
-    with image_bar("embedding, trained and random", "reading the checkpoint") as bar:
-        result = compare(run, train, test, score, check=check, checkpoint=checkpoint, progress=bar)
-    rows = {f"trained, {result.step} steps": f"{result.trained:.2%}", "random weights": f"{result.random:.2%}"}
-    title = f"{name}: accuracy on {result.num_test:,} images, {result.num_train:,} labelled"
-    show(title, rows.items(), {}, as_json=False)
+    with image_bar("embedding", "reading the checkpoint") as bar:
+        result = compare(run, train, test, protocol, options or Options(), bar)
+    console.print(protocol.name, style="bold", highlight=False)
+    console.print(accuracy_table(result.rows))
+    console.print(result.protocol, markup=False, highlight=False)
     return result
+
+
+def accuracy_table(rows: Sequence[Row]) -> Table:
+    """Make the table of a comparison's rows; a column that would say nothing is left out."""
+    from ssl_dist.evaluate.scores import spread
+
+    columns: dict[str, list[str]] = {
+        "encoder": [row.encoder for row in rows],
+        "features": [row.features for row in rows] if len({row.features for row in rows}) > 1 else [],
+        "top-1": [f"{row.top1.value:.2%}" for row in rows],
+        "95 %": [row.top1.interval for row in rows],
+        "seeds": ["" if (s := spread(row.repeats)) is None else f"±{100 * s:.2f}" for row in rows],
+        "top-5": ["" if row.top5 is None else f"{row.top5.value:.2%}" for row in rows],
+        "chosen": [", ".join(f"{name} {value:g}" for name, value in row.chosen.items()) for row in rows],
+    }
+    columns = {name: texts for name, texts in columns.items() if any(texts)}
+    shown = table(Column("encoder", no_wrap=True), *list(columns)[1:])
+    for texts in zip(*columns.values(), strict=True):
+        shown.add_row(*map(Text, texts))
+    return shown

@@ -1,103 +1,221 @@
-"""Compare a run's encoder with the random weights that it started from."""
+"""Measure a run's features by a protocol, beside baselines by the same protocol, in the rows of one table."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from ssl_dist.checkpoint import Checkpoint, locate
-from ssl_dist.errors import StoreError
-from ssl_dist.evaluate.labelled import labels_by_name, open_labelled, warn_of_same_images
+from ssl_dist.errors import ConfigError
+from ssl_dist.evaluate.label_draw import draw
+from ssl_dist.evaluate.labelled import Labelled, open_pair
+from ssl_dist.evaluate.levels import BACKBONE, levels_of
+from ssl_dist.evaluate.protocols import BASELINES, EvaluationProtocol, ProgressCallback
+from ssl_dist.evaluate.scores import TOP, Accuracy, Answers
 from ssl_dist.settings import CheckpointChoice
-from ssl_dist.store import ImageStore
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-Score = Callable[["Tensor", "Tensor", "Tensor", "Tensor"], float]
-"""(training features, their labels, test features, their labels) -> accuracy."""
-ProgressCallback = Callable[[int, int], None]
-"""(images done, images in all) -> None."""
-Check = Callable[[np.ndarray], None]
-"""Labels of the training images ``[n]`` -> None; it raises ConfigError where a score cannot be computed with them."""
+    from ssl_dist.evaluate.contenders import Contender
+
+
+class Options(NamedTuple):
+    """What is compared, beside the run and the stores.
+
+    Attributes:
+        features, layers: see ``levels.levels_of``.
+        baselines: some of ``protocols.BASELINES``.
+        checkpoint: which one, where the run has several.
+        seeds: how many times all that is random is repeated: random weights, and the draws of images.
+        labels: how many training labels are used, see ``label_draw.draw``; None: all.
+    """
+
+    features: Sequence[str] = (BACKBONE,)
+    layers: Sequence[str] = ()
+    baselines: Sequence[str] = ("random",)
+    checkpoint: CheckpointChoice = "newest"
+    seeds: int = 1
+    labels: str | None = None
+
+
+class Row(NamedTuple):
+    """The accuracy of one encoder's features.
+
+    Attributes:
+        encoder, features: their names.
+        dim: number of features.
+        top1: mean accuracy over the repeats, with its interval over the test images.
+        top5: the same of the five first classes; None where there are no more than five.
+        repeats: accuracy of each repeat; one entry where nothing is random.
+        chosen: what was chosen on training images, of the first repeat.
+        answers: of the first repeat.
+    """
+
+    encoder: str
+    features: str
+    dim: int
+    top1: Accuracy
+    top5: Accuracy | None
+    repeats: Sequence[float]
+    chosen: dict[str, Any]
+    answers: Answers
+
+    def plain(self) -> dict[str, Any]:
+        """Return the row without the answers, for JSON."""
+        top5 = self.top5 and {"top5": self.top5.value, "top5_interval": [self.top5.low, self.top5.high]}
+        return {
+            "encoder": self.encoder,
+            "features": self.features,
+            "dim": self.dim,
+            "top1": self.top1.value,
+            "top1_interval": [self.top1.low, self.top1.high],
+            **(top5 or {}),
+            "repeats": list(self.repeats),
+            "chosen": self.chosen,
+        }
 
 
 class Comparison(NamedTuple):
-    """Accuracies in [0, 1] of the trained encoder and of its random start."""
+    """A run's features and its baselines, measured by one protocol.
 
-    trained: float
-    random: float
+    Attributes:
+        rows: the run's own first, one for each level of features.
+        step: of the checkpoint.
+        train, test: the labelled images; of training ones those of the first draw.
+        protocol: one sentence that says how the figures came about.
+        answered: train features, test features of the run's first row; for a report.
+    """
+
+    rows: Sequence[Row]
     step: int
-    num_train: int
-    num_test: int
+    train: Labelled
+    test: Labelled
+    protocol: str
+    answered: tuple[Tensor, Tensor]
+
+    @property
+    def trained(self) -> float:
+        """Accuracy of the run's first row, in [0, 1]."""
+        return self.rows[0].top1.value
+
+    @property
+    def random(self) -> float | None:
+        """Accuracy of random weights with the same features as the first row; None where they were not compared."""
+        wanted = ("random weights", self.rows[0].features)
+        return next((row.top1.value for row in self.rows if (row.encoder, row.features) == wanted), None)
+
+    def plain(self) -> dict[str, Any]:
+        """Return all that the table says, for JSON."""
+        facts = {"step": self.step, "num_train": len(self.train.ids), "num_test": len(self.test.ids)}
+        rows = [row.plain() for row in self.rows]
+        return {"trained": self.trained, "random": self.random, **facts, "rows": rows, "protocol": self.protocol}
 
 
 def compare(
     run: Path,
     train: str | Path,
     test: str | Path,
-    score: Score,
-    *,
-    check: Check = lambda labels: None,
-    checkpoint: CheckpointChoice = "newest",
+    protocol: EvaluationProtocol,
+    options: Options = Options(),  # noqa: B008 (it is immutable)
     progress: ProgressCallback | None = None,
 ) -> Comparison:
-    """Score a run's encoder, and the random weights of its seed, on the labelled images of two stores.
+    """Measure a run's features on the labelled images of two stores, beside baselines.
+
+    Whatever is wrong with the arguments is said before anything is embedded.
 
     Args:
-        run, checkpoint: as ``trained_method`` takes them.
-        check: called before anything is embedded.
+        run: the run's directory, its folder of checkpoints, or one checkpoint.
+        train, test: stores to learn from and to measure on.
         progress: called with (images embedded, images in all).
 
     Raises:
-        RunError: no usable checkpoint.
-        StoreError: no labels or of one class only, different classes (see ``labels_by_name``), or images of another
-            size than the run's.
-        ConfigError: of ``check``.
+        RunError: no usable checkpoint, or its network does not have the features.
+        StoreError: the stores do not fit, see ``labelled.open_pair``.
+        ConfigError: the options or the protocol's settings are out of range.
     """
-    found = locate(run, checkpoint)
-    train_store = open_labelled(train, found.config.data, found.config.facts.image_shape)
-    test_store = open_labelled(test, found.config.data, train_store.image_shape)
-    warn_of_same_images(train_store, test_store)
-    stores, labels = (train_store, test_store), (train_store.labels, labels_by_name(train_store, test_store))
-    known = labels[0][labels[0] >= 0]
-    check(known)
-    if len(np.unique(known)) < 2:
-        raise StoreError(f"{train_store.name} has labelled images of one class only, and every answer would be right")
-    accuracies = _accuracies(found, stores, labels, score, progress)
-    return Comparison(*accuracies, found.step, len(known), int((labels[1] >= 0).sum()))
+    for name in options.baselines:
+        if name not in BASELINES:
+            raise ConfigError(f"--baselines {name}: it is one of {', '.join(BASELINES)}, or none")
+    found = locate(run, options.checkpoint)
+    levels = levels_of(found.config, options.features, options.layers)
+    known, asked = open_pair(train, test, found.config.data, found.config.facts.image_shape)
+    draws = [_drawn(known, options.labels, seed) for seed in range(options.seeds if options.labels else 1)]
+    for drawn in draws:
+        protocol.check(known.labels[drawn])
+    used = np.unique(np.concatenate(draws))
+    tries = _Tries(protocol, known.at(used), asked, [np.searchsorted(used, one) for one in draws], options.seeds)
+    from ssl_dist.evaluate.contenders import contenders  # imports torch: a mistake is told before
+
+    rows, answered = list[Row](), None
+    for contender in contenders(found, (tries.known, asked), levels, options.baselines, options.seeds, progress):
+        more, features = tries.rows(contender)
+        rows, answered = rows + more, answered or features
+    assert answered
+    sentence = _sentence(protocol, options, found, known, asked, len(draws[0]))
+    return Comparison(rows, found.step, known.at(draws[0]), asked, sentence, answered)
 
 
-def _accuracies(
-    found: Checkpoint,
-    stores: Sequence[ImageStore],
-    labels: Sequence[np.ndarray],
-    score: Score,
-    progress: ProgressCallback | None,
-) -> tuple[float, float]:
-    """Return the accuracy of a checkpoint's backbone and that of random weights."""
-    import torch  # here: a mistake is told before
+def _drawn(known: Labelled, wanted: str | None, seed: int) -> np.ndarray:
+    """Return the rows of the labelled images of one draw, int64."""
+    if wanted is None:
+        return np.arange(len(known.ids))
+    return draw(known.labels, wanted, seed, known.store.class_names)
 
-    from ssl_dist.evaluate.features import extract, fastest_device, load_method
 
-    ids = [np.flatnonzero(some >= 0) for some in labels]
-    truth = [torch.from_numpy(some[rows]).long() for some, rows in zip(labels, ids, strict=True)]
-    config, device, done = found.config, fastest_device(), 0
+class _Tries(NamedTuple):
+    """The repeats of a comparison.
 
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress:
-            progress(done, 2 * sum(map(len, ids)))
+    Attributes:
+        known: all training images of any draw; asked: the test images.
+        draws: rows of ``known`` that a repeat learns from; a single one serves all repeats.
+    """
 
-    def accuracy(encoder: torch.nn.Module) -> float:
-        encoder.to(device)
-        features = [
-            extract(encoder, store, rows, device, config, count).cpu() for store, rows in zip(stores, ids, strict=True)
-        ]
-        return score(features[0], truth[0], features[1], truth[1])
+    protocol: EvaluationProtocol
+    known: Labelled
+    asked: Labelled
+    draws: Sequence[np.ndarray]
+    seeds: int
 
-    return accuracy(load_method(found).backbone), accuracy(config.initial_method().backbone)
+    def rows(self, contender: Contender) -> tuple[list[Row], tuple[Tensor, Tensor]]:
+        """Return a contender's rows, one a level; and the features of the first repeat's first level."""
+        is_random = self.protocol.is_random or contender.draws > 1 or len(self.draws) > 1
+        first = features = contender.features(0)
+        answers, chosen = dict[str, list[Answers]](), dict[str, dict[str, Any]]()
+        for seed in range(self.seeds if is_random else 1):
+            if 0 < seed < contender.draws:
+                features = contender.features(seed)
+            rows = self.draws[seed % len(self.draws)]
+            for level, (known, asked) in features.items():
+                found, choice = self.protocol.answer(known[rows], self.known.labels[rows], asked, seed)
+                answers.setdefault(level, []).append(found)
+                chosen.setdefault(level, choice)
+        known, asked = next(iter(first.values()))
+        dims = {level: part.shape[1] for level, (part, _) in first.items()}
+        made = [self._row(contender.name, level, dims[level], some, chosen[level]) for level, some in answers.items()]
+        return made, (known[self.draws[0]], asked)
+
+    def _row(self, encoder: str, level: str, dim: int, tries: Sequence[Answers], chosen: dict[str, Any]) -> Row:
+        truth = self.asked.labels
+        first = [answers.right(truth) for answers in tries]
+        top5 = None
+        if len(self.known.store.class_names) > TOP:
+            top5 = Accuracy.mean([answers.right(truth, TOP) for answers in tries])
+        values = [float(right.mean()) for right in first]
+        return Row(encoder, level, dim, Accuracy.mean(first), top5, values, chosen, tries[0])
+
+
+def _sentence(
+    protocol: EvaluationProtocol, options: Options, found: Checkpoint, known: Labelled, asked: Labelled, used: int
+) -> str:
+    which = f"{options.checkpoint} checkpoint" if isinstance(options.checkpoint, str) else "checkpoint"
+    part = "" if options.labels is None else f"{used:,} labels, drawn from each class, of "
+    seeds = f"; {options.seeds} seeds of what is random" if options.seeds > 1 else ""
+    return (
+        f"Accuracy on the {len(asked.ids):,} labelled images of {asked.store.name}, learned from {part}the"
+        f" {len(known.ids):,} of {known.store.name}: {protocol.sentence()}. The run's {which}, of step"
+        f" {found.step}{seeds}. Intervals are 95 % bootstrap intervals over the test images."
+    )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -12,12 +13,14 @@ from torch import Tensor, nn
 from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import Checkpoint, locate
 from ssl_dist.config import ResolvedConfig, RunConfig
+from ssl_dist.evaluate.levels import BACKBONE, HEADS, LAYER
 from ssl_dist.methods import Method
 from ssl_dist.settings import CheckpointChoice
 from ssl_dist.store import ImageStore
 from ssl_dist.store.decode import resize
 
 _MOST_TOGETHER = 256  # images of a forward pass
+_PIXELS_PX = 32  # largest side of raw pixels as features
 ChunkCallback = Callable[[int], None]
 """(images of a chunk that is done) -> None."""
 
@@ -52,14 +55,30 @@ def extract(
     size_px = max(view.size_px or store.image_shape[0] for view in config.augment.views())
 
     def whole(ids: np.ndarray) -> Tensor:
-        pixels = store.gather(ids)
-        if pixels.shape[1:3] != (size_px, size_px):
-            pixels = np.stack([resize(image, size_px) for image in pixels])
-        return torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2).float() / 255
+        return torch.from_numpy(_resized(store.gather(ids), size_px)).to(device).permute(0, 3, 1, 2).float() / 255
 
     features = embed(backbone, ids, whole, config, count)
     store.release()  # the next store may need the room in the cache
     return features
+
+
+def raw_pixels(store: ImageStore, ids: np.ndarray, count: ChunkCallback | None = None) -> Tensor:
+    """Return pixels in [0, 1] as features, float32 ``[n, 3 S S]``; images of more than 32 px are made that small."""
+    size_px, parts = min(_PIXELS_PX, store.image_shape[0]), []
+    for start in range(0, len(ids), _MOST_TOGETHER):
+        pixels = _resized(store.gather(ids[start : start + _MOST_TOGETHER]), size_px)
+        parts.append(torch.from_numpy(pixels).flatten(1).float() / 255)
+        if count:
+            count(len(pixels))
+    store.release()
+    return torch.cat(parts)
+
+
+def _resized(pixels: np.ndarray, size_px: int) -> np.ndarray:
+    """Return images ``[N, H, W, 3]`` at another size, their centre cut out, as in the building of a store."""
+    if pixels.shape[1:3] == (size_px, size_px):
+        return pixels
+    return np.stack([resize(image, size_px) for image in pixels])
 
 
 @torch.no_grad()
@@ -85,6 +104,58 @@ def embed(
             count(len(part))
     backbone.train(was_training)
     return found
+
+
+class Levels(nn.Module):
+    """Network that gives the features of several levels at once, one after another: images -> ``[N, sum of dims]``.
+
+    A layer that gives a map ``[C, h, w]`` counts as its mean over the places, and one that gives tokens ``[T, D]``
+    (a transformer's) as the mean of its patches' tokens.
+
+    Attributes:
+        levels: their names, see ``levels.levels_of``.
+        dims: number of features of each level, known after the first images.
+    """
+
+    def __init__(self, method: Method, levels: Sequence[str]) -> None:
+        super().__init__()
+        self.backbone, self.levels, self.dims = method.backbone, list(levels), list[int]()
+        self._heads = nn.ModuleDict({level: _head(method, HEADS[level]) for level in levels if level in HEADS})
+        self._layers = {level: level.removeprefix(LAYER) for level in levels if level.startswith(LAYER)}
+        self._has_class_token = hasattr(self.backbone.body, "class_token")
+        self._channels_last = type(self.backbone.body).__name__ == "SwinTransformer"
+
+    def forward(self, images: Tensor) -> Tensor:
+        seen = dict[str, Tensor]()
+
+        def keep(level: str) -> Callable[[nn.Module, Any, Tensor], None]:
+            return lambda module, inputs, output: seen.update({level: self._pooled(output)})
+
+        body = self.backbone.body
+        hooks = [body.get_submodule(name).register_forward_hook(keep(level)) for level, name in self._layers.items()]
+        try:
+            features = self.backbone(images)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        seen |= {BACKBONE: features} | {level: head(features) for level, head in self._heads.items()}
+        found = [seen[level] for level in self.levels]
+        self.dims = [level.shape[1] for level in found]
+        return torch.cat(found, dim=1)
+
+    def _pooled(self, output: Tensor) -> Tensor:
+        if output.dim() == 4:
+            return output.mean((1, 2) if self._channels_last else (2, 3))
+        if output.dim() == 3:
+            return output[:, 1:].mean(1) if self._has_class_token else output.mean(1)
+        return output.flatten(1)
+
+
+def _head(method: Method, left_out: int) -> nn.Sequential:
+    """Return the projection head before the last ``left_out`` of its linear layers."""
+    layers = list(cast(nn.Sequential, method.projection_head))
+    linear = [number for number, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
+    return nn.Sequential(*layers[: linear[-left_out]])
 
 
 def encoder_of(run: Path, checkpoint: CheckpointChoice = "newest") -> tuple[Backbone, ResolvedConfig, int]:

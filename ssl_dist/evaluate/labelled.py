@@ -1,20 +1,62 @@
-"""Labelled stores of an evaluation, and what their labels must allow. Torch is not needed to check them."""
+"""Labelled stores of an evaluation, which must fit each other and the run. They are checked without torch."""
 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Sequence, Sized
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from ssl_dist.data import open_store
-from ssl_dist.errors import ConfigError, StoreError
+from ssl_dist.errors import StoreError
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
 
 log = logging.getLogger(__name__)
+
+
+class Labelled(NamedTuple):
+    """The labelled images of a store.
+
+    Attributes:
+        ids: int64 ``[n]``, their sample ids.
+        labels: int64 ``[n]``, numbers of the training store's classes.
+    """
+
+    store: ImageStore
+    ids: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, store: ImageStore, labels: np.ndarray) -> Labelled:
+        """Take the images that have a label, 0 or more of int ``[len(store)]``."""
+        ids = np.flatnonzero(labels >= 0)
+        return cls(store, ids, labels[ids].astype(np.int64))
+
+    def at(self, rows: np.ndarray) -> Labelled:
+        """Return some of the images, by their rows here."""
+        return Labelled(self.store, self.ids[rows], self.labels[rows])
+
+
+def open_pair(
+    train: str | Path, test: str | Path, data: DataConfig, image_shape: tuple[int, int, int]
+) -> tuple[Labelled, Labelled]:
+    """Open the labelled stores that an evaluation learns from and measures on.
+
+    Raises:
+        StoreError: no labels or of one class only, different classes (see ``labels_by_name``), or images of another
+            size than ``image_shape``, the run's.
+    """
+    train_store = open_labelled(train, data, image_shape)
+    test_store = open_labelled(test, data, train_store.image_shape)
+    warn_of_same_images(train_store, test_store)
+    test_labels = labels_by_name(train_store, test_store)
+    mine = Labelled.of(train_store, train_store.labels)
+    if len(np.unique(mine.labels)) < 2:
+        raise StoreError(f"{train_store.name} has labelled images of one class only, and every answer would be right")
+    return mine, Labelled.of(test_store, test_labels)
 
 
 def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
@@ -77,27 +119,3 @@ def _some(names: Sequence[str]) -> str:
     """Quote at most three names, and say how many others there are."""
     shown = ", ".join(map(repr, names[:3]))
     return shown if len(names) <= 3 else f"{shown} and {len(names) - 3} more"
-
-
-def expect_voters(bank_labels: Sized, k: int, temperature: float = 0.1) -> None:
-    """Refuse a kNN of more voters than the bank ``[n]`` has images, or of no temperature.
-
-    Raises:
-        ConfigError: k or the temperature is out of range.
-    """
-    if not 0 < temperature < math.inf:
-        raise ConfigError(f"temperature {temperature}: it must be greater than 0, and finite")
-    if not 1 <= k <= len(bank_labels):
-        raise ConfigError(f"k {k}: the bank has {len(bank_labels)} labelled images, k is one of 1..{len(bank_labels)}")
-
-
-def expect_two_classes(train_labels: np.ndarray, l2: float) -> None:
-    """Refuse a linear probe that has nothing to tell apart, or no penalty.
-
-    Raises:
-        ConfigError: the training labels ``[n]`` have fewer than two classes, or l2 <= 0.
-    """
-    if len(np.unique(train_labels)) < 2:
-        raise ConfigError("linear probe: the training images have fewer than two classes")
-    if not 0 < l2 < math.inf:
-        raise ConfigError(f"l2 {l2}: it must be greater than 0, and finite")

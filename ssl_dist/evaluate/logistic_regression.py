@@ -34,7 +34,9 @@ class LogisticRegression(NamedTuple):
     bias: np.ndarray
 
     @classmethod
-    def fit(cls, x: np.ndarray, labels: np.ndarray, l2: float) -> LogisticRegression:
+    def fit(
+        cls, x: np.ndarray, labels: np.ndarray, l2: float, start: LogisticRegression | None = None
+    ) -> LogisticRegression:
         """Minimise the mean cross-entropy + l2/2 |weight|^2.
 
         Of two classes the first has weight and bias 0, as in scikit-learn; of more, each has its own. L-BFGS searches
@@ -46,14 +48,15 @@ class LogisticRegression(NamedTuple):
             x: float64 ``[n, D]``, of similar scales.
             labels: int64 ``[n]``, of two classes or more.
             l2: weight of the penalty, > 0.
+            start: the result for another penalty and the same classes; from near the optimum it is sooner there.
         """
         classes, numbers = np.unique(labels, return_inverse=True)
         num_columns = 1 if len(classes) == 2 else len(classes)  # the classes that have weights of their own
         with threadpool_limits(1, user_api="blas"):
             objective = _Objective(x, numbers, len(classes), num_columns, l2)
-            start = np.zeros((x.shape[1] + 1) * num_columns)
+            first = np.zeros((x.shape[1] + 1) * num_columns) if start is None else objective.pack(start)
             options = {"maxiter": _MAX_ITERATIONS, "ftol": _LEAST_DECREASE, "gtol": 0.0, "maxcor": 20}
-            found = minimize(objective, start, jac=True, method="L-BFGS-B", options=options)
+            found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
             weight, bias = objective.unpack(found.x)
         if found.nit >= _MAX_ITERATIONS:
             log.warning("linear probe: not at its optimum after %d iterations: a larger --l2 helps", found.nit)
@@ -98,6 +101,11 @@ class _Objective:
         """Return weights [D, columns] and biases [columns]."""
         table = scaled.reshape(len(self._root) + 1, -1)
         return solve_triangular(self._root, table[:-1], lower=True, trans=1), table[-1] * self._bias_scale
+
+    def pack(self, classifier: LogisticRegression) -> np.ndarray:
+        """Return the scaled weights and biases of a classifier: the inverse of ``unpack``."""
+        weight, bias = classifier.weight[:, self._columns], classifier.bias[self._columns]
+        return np.concatenate([self._root.T @ weight, bias[None] / self._bias_scale]).ravel()
 
     def __call__(self, scaled: np.ndarray) -> tuple[float, np.ndarray]:
         weight, bias = self.unpack(scaled)

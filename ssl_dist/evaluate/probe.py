@@ -17,8 +17,9 @@ from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.permutation import sample_ids
 from ssl_dist.data.windowed_order import WindowedOrder
-from ssl_dist.evaluate.classifiers import knn_accuracy, linear_accuracy
 from ssl_dist.evaluate.features import embed, extract
+from ssl_dist.evaluate.knn import knn_accuracy
+from ssl_dist.evaluate.linear import linear_accuracy
 from ssl_dist.evaluate.rank import lidar, rankme
 from ssl_dist.store import ImageStore
 

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import shutil
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from ssl_dist.checkpoint import State
-from ssl_dist.errors import ConfigError, StoreError
-from ssl_dist.evaluate import compare, knn_accuracy, linear_accuracy
-from ssl_dist.evaluate.labelled import expect_two_classes, expect_voters, labels_by_name
-from ssl_dist.store import ImageStore, append, build
+from ssl_dist.errors import RunError, StoreError, UsageError
+from ssl_dist.evaluate import Knn, Linear, Options, compare
+from ssl_dist.evaluate.labelled import labels_by_name
+from ssl_dist.evaluate.protocols import EvaluationProtocol
+from ssl_dist.store import ImageStore, append, build, label
 from tests.helpers import save, small_config
 
 Stores = Callable[..., Path]
 TINTS = {"apple": (200, 30, 30), "banana": (210, 200, 40), "cherry": (90, 10, 60), "fig": (40, 40, 200)}
-nearest = partial(knn_accuracy, k=3)
+nearest = Knn(k=3)
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +74,14 @@ def test_the_same_images_on_both_sides_are_named(
 
 
 @pytest.mark.parametrize("lacking", [same("cherry"), same("apple", "fig"), same("fig")])
-@pytest.mark.parametrize("score", [nearest, linear_accuracy])
+@pytest.mark.parametrize("protocol", [nearest, Linear(1e-3)])
 def test_a_test_store_that_lacks_classes_is_compared_by_their_names(
-    run: Path, stores: Stores, lacking: tuple[tuple[str, str], ...], score: Callable[..., float]
+    run: Path, stores: Stores, lacking: tuple[tuple[str, str], ...], protocol: EvaluationProtocol
 ) -> None:
     train = stores(*same(*TINTS))
     left = [pair for pair in same(*TINTS) if pair not in lacking]
-    result = compare(run, train, stores(*left, seed=1), score)
-    assert (result.trained, result.num_test) == (1.0, 4 * len(left))
+    result = compare(run, train, stores(*left, seed=1), protocol)
+    assert (result.trained, len(result.test.ids)) == (1.0, 4 * len(left))
 
 
 def test_images_of_classes_that_the_training_store_lacks_count_as_wrong(
@@ -90,7 +91,7 @@ def test_images_of_classes_that_the_training_store_lacks_count_as_wrong(
     train, test = stores(*same("apple", "cherry", "fig")), stores(*same(*TINTS), seed=1)
     with caplog.at_level(logging.WARNING):
         result = compare(run, train, test, nearest)
-    assert (result.trained, result.num_test) == (0.75, 16)
+    assert (result.trained, len(result.test.ids)) == (0.75, 16)
     assert [record.getMessage() for record in caplog.records] == [
         f"{train} has no class 'banana', so 4 images of {test} count as wrong"
     ]
@@ -146,29 +147,89 @@ def test_a_store_without_labels_is_refused(run: Path, stores: Stores, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("check", "score", "classes", "message"),
+    ("protocol", "options", "message"),
     [
-        (partial(expect_voters, k=9), partial(knn_accuracy, k=9), ("apple", "fig"), "k 9: the bank has 8 labelled"),
-        (partial(expect_voters, k=0), partial(knn_accuracy, k=0), ("apple", "fig"), "k 0: the bank has 8 labelled"),
+        (Knn(k=9), Options(), "k 9: the bank has 8 labelled"),
+        (Knn(k=0), Options(), "k 0: the bank has 8 labelled"),
+        (Knn(k=3, temperature=0.0), Options(), "temperature 0.0: it must be"),
+        (Knn(k=3, distance=cast(Any, "manhattan")), Options(), "--distance manhattan: it is one of cosine, euclidean"),
+        (Linear(0.0), Options(), "l2 0.0: it must be"),
+        (nearest, Options(baselines=["lucky"]), "--baselines lucky: it is one of random, pixels, pca, or none"),
+        (nearest, Options(features=["neck"]), "--features neck: it is one of backbone, head-1, head-2, all"),
         (
-            partial(expect_voters, k=3, temperature=0.0),
-            partial(knn_accuracy, k=3, temperature=0.0),
-            ("apple", "fig"),
-            "temperature 0.0: it must be",
+            nearest,
+            Options(features=["all"]),
+            "head-2 leaves out the last 2 linear layers .* this run's has 2 .* head-1",
         ),
-        (partial(expect_two_classes, l2=0.0), partial(linear_accuracy, l2=0.0), ("apple", "fig"), "l2 0.0: it must be"),
+        (
+            nearest,
+            Options(layers=["layer9"]),
+            r"--layer layer9: backbone resnet8 has no such layer; it has 0 \(Conv2d\)",
+        ),
     ],
 )
-def test_nothing_is_embedded_for_a_score_that_cannot_be_had(
-    run: Path,
-    stores: Stores,
-    check: Callable[[np.ndarray], None],
-    score: Callable[..., float],
-    classes: tuple[str, ...],
-    message: str,
+def test_nothing_is_embedded_for_figures_that_cannot_be_had(
+    run: Path, stores: Stores, protocol: EvaluationProtocol, options: Options, message: str
 ) -> None:
-    train = stores(*same(*classes))
+    train = stores(*same("apple", "fig"))
     done: list[int] = []
-    with pytest.raises(ConfigError, match=message):
-        compare(run, train, train, score, check=check, progress=lambda images, of: done.append(images))
+    with pytest.raises(UsageError, match=message):
+        compare(run, train, train, protocol, options, lambda images, of: done.append(images))
     assert not done
+
+
+def test_a_run_without_a_projection_head_is_named(stores: Stores, tmp_path: Path) -> None:
+    train = stores(*same("apple", "fig"))
+    config = small_config(train, method={"name": "supervised", "num_classes": 2})
+    save(State(dict(config.initial_method().state_dict()), {}), tmp_path, 1, config)
+    with pytest.raises(RunError, match="head-1: method supervised has no projection head"):
+        compare(tmp_path, train, train, nearest, Options(features=["head-1"]))
+
+
+@pytest.mark.parametrize("protocol", [nearest, Linear()])
+def test_rows_of_levels_and_baselines_are_of_one_protocol(
+    run: Path, stores: Stores, protocol: EvaluationProtocol
+) -> None:
+    train, test = stores(*same(*TINTS)), stores(*same(*TINTS), seed=1)
+    options = Options(["backbone", "head-1"], ["3"], ["pca", "random", "pixels"], seeds=2)
+    done: list[tuple[int, int]] = []
+    result = compare(run, train, test, protocol, options, lambda *images: done.append(images))
+    levels = [("backbone", 32), ("head-1", 64), ("layer 3", 8)]
+    assert [(row.encoder, row.features, row.dim) for row in result.rows] == [
+        *(("trained, 1 steps", name, dim) for name, dim in levels),
+        *(("random weights", name, dim) for name, dim in levels),
+        ("raw pixels", "pixels", 768),
+        ("raw pixels", "PCA", 16),
+    ]
+    assert done[-1] == (32 * 5, 32 * 5)
+    repeats = [len(row.repeats) for row in result.rows]
+    assert repeats == ([1, 1, 1, 2, 2, 2, 1, 1] if protocol is nearest else [2] * 8)
+    assert result.random == result.rows[3].top1.value
+    plain = json.loads(json.dumps(result.plain()))
+    assert plain["rows"][0].keys() == {"encoder", "features", "dim", "top1", "top1_interval", "repeats", "chosen"}
+    assert plain["protocol"].startswith(f"Accuracy on the 16 labelled images of {test}, learned from the 16 of {train}")
+
+
+def test_features_of_the_first_seed_are_the_runs_random_start(run: Path, stores: Stores) -> None:
+    """The run's weights are those of its seed, so both rows must agree in all answers."""
+    train, test = stores(*same(*TINTS)), stores(*same(*TINTS), seed=1)
+    trained, random = compare(run, train, test, nearest).rows
+    np.testing.assert_array_equal(trained.answers.classes, random.answers.classes)
+    np.testing.assert_array_equal(trained.answers.confidence, random.answers.confidence)
+
+
+@pytest.mark.parametrize("protocol", [nearest, Linear()])
+def test_test_labels_choose_nothing(run: Path, stores: Stores, tmp_path: Path, protocol: EvaluationProtocol) -> None:
+    """Answers and choices stay what they are when all test labels are false."""
+    train, test = stores(*same(*TINTS)), stores(*same(*TINTS), seed=1)
+    shutil.copytree(test, tmp_path / "false")
+    following = dict(zip(TINTS, [*list(TINTS)[1:], "apple"], strict=True))
+    lines = [f"{name}/{number}.png,{following[name]}" for name in TINTS for number in range(4)]
+    (tmp_path / "false.csv").write_text("\n".join(["key,label", *lines]))
+    label(tmp_path / "false", tmp_path / "false.csv")
+    options = Options(baselines=["random", "pca"], seeds=2)
+    honest, leaked = (compare(run, train, path, protocol, options) for path in (test, tmp_path / "false"))
+    assert honest.trained != leaked.trained
+    for one, other in zip(honest.rows, leaked.rows, strict=True):
+        np.testing.assert_array_equal(one.answers.classes, other.answers.classes)
+        assert one.chosen == other.chosen

@@ -16,7 +16,7 @@ from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.errors import ConfigError
-from ssl_dist.evaluate import extract, knn_accuracy, linear_accuracy
+from ssl_dist.evaluate import extract, linear_accuracy
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.evaluate.rank import lidar, rankme
 from ssl_dist.store import ImageStore, build
@@ -32,30 +32,6 @@ def clusters(n: int, seed: int, spread: float = 1.0) -> tuple[torch.Tensor, torc
     labels = torch.randint(0, 4, (n,), generator=generator)
     centres = torch.randn(4, 8, generator=torch.Generator().manual_seed(9))
     return centres[labels] + spread * torch.randn(n, 8, generator=generator), labels
-
-
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.1), (5, 0.1), (20, 0.1), (20, 0.02), (20, 1.0)])
-def test_knn_equals_the_formula_written_out(k: int, temperature: float) -> None:
-    bank, bank_labels = clusters(60, 0)
-    queries, query_labels = clusters(700, 1)
-    right = 0
-    for query, truth in zip(queries, query_labels, strict=True):
-        similarity = [float(torch.dot(query, row) / (query.norm() * row.norm())) for row in bank]
-        nearest = sorted(range(60), key=lambda row: -similarity[row])[:k]
-        votes = [
-            sum(math.exp(similarity[row] / temperature) for row in nearest if bank_labels[row] == c) for c in range(4)
-        ]
-        right += int(np.argmax(votes)) == int(truth)
-    assert 0.3 < right / 700 < 0.95
-    assert knn_accuracy(bank, bank_labels, queries, query_labels, k=k, temperature=temperature) == right / 700
-
-
-def test_knn_refuses_too_large_a_k_and_no_query() -> None:
-    bank, labels = clusters(5, 0)
-    with pytest.raises(ConfigError, match=r"k 6: the bank has 5 labelled images, k is one of 1\.\.5"):
-        knn_accuracy(bank, labels, bank, labels, k=6)
-    with pytest.raises(ConfigError, match="no query image"):
-        knn_accuracy(bank, labels, bank[:0], labels[:0], k=1)
 
 
 def test_the_linear_probe_reaches_the_minimum_of_its_loss() -> None:

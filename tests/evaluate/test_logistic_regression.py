@@ -14,6 +14,9 @@ from sklearn.linear_model import LogisticRegression as Reference
 from threadpoolctl import threadpool_limits
 
 from ssl_dist.evaluate import linear_accuracy, logistic_regression
+from ssl_dist.evaluate.classifier_settings import HELD_OUT, PENALTIES
+from ssl_dist.evaluate.label_draw import held_out
+from ssl_dist.evaluate.linear import linear_probe
 from ssl_dist.evaluate.logistic_regression import LogisticRegression
 
 
@@ -106,3 +109,24 @@ def test_probabilities_are_scikit_learns() -> None:
     found = LogisticRegression.fit(x, labels, case.l2).probabilities(queries)
     reference = Reference(C=1 / (case.l2 * len(x)), tol=1e-10, max_iter=10_000).fit(x, labels)
     np.testing.assert_allclose(found, reference.predict_proba(queries), atol=1e-4)  # both stop near the optimum
+
+
+def test_a_penalty_is_chosen_on_training_images_alone() -> None:
+    """Scikit-learn's fits on the same part agree on each penalty, and the best one (the largest) is fitted to all."""
+    (x, labels), (queries, _) = (
+        Case(num_images=400, num_features=60, spread=6.0).data(),
+        Case(num_features=60, spread=6.0).data(seed=1),
+    )
+    train, test = torch.from_numpy(x), torch.from_numpy(queries)
+    found = linear_probe(train, torch.from_numpy(labels), test, standardise=False, seed=5)
+    out = held_out(labels, HELD_OUT, 5)
+    expected = {}
+    for l2 in PENALTIES:
+        reference = Reference(C=1 / (l2 * (~out).sum()), tol=1e-8, max_iter=10_000).fit(x[~out], labels[~out])
+        expected[l2] = float((reference.predict(x[out]) == labels[out]).mean())
+    assert found.held_out == pytest.approx(expected, abs=1.5 / out.sum())  # an image may lie on the border
+    assert len(set(expected.values())) > 1
+    best = max(found.held_out.values())
+    assert found.l2 == max(l2 for l2, value in found.held_out.items() if value == best)
+    alone = linear_probe(train, torch.from_numpy(labels), test, standardise=False, l2=found.l2)
+    np.testing.assert_array_equal(found.answers.classes, alone.answers.classes)

@@ -1,0 +1,65 @@
+"""Levels of a run's network whose outputs are features: the backbone, its layers, the head without its last layers.
+
+G-SimCLR (arXiv 2009.12007) calls the backbone P3, the head without its last layer P1, and without its last two P2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ssl_dist.config import ResolvedConfig
+from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.methods.settings import ProjectionConfig
+
+BACKBONE = "backbone"
+HEADS = {"head-1": 1, "head-2": 2}
+"""Levels of the projection head, and how many of its last linear layers they leave out."""
+ALL = "all"
+LAYER = "layer "
+"""Beginning of the name of a level that is a layer of the backbone."""
+
+
+def levels_of(config: ResolvedConfig, features: Sequence[str], layers: Sequence[str] = ()) -> list[str]:
+    """Return the levels that ``--features`` and ``--layer`` name, in their order; ``features.Levels`` computes them.
+
+    Args:
+        features: names of levels, or ``all``.
+        layers: dotted names of modules of the backbone's network.
+
+    Raises:
+        ConfigError: there is no such level or layer.
+        RunError: the run's method has no projection head, or too short a one.
+    """
+    levels = list(dict.fromkeys(features))
+    if ALL in levels:
+        levels = [BACKBONE, *HEADS]
+    for level in levels:
+        if level != BACKBONE and level not in HEADS:
+            raise ConfigError(f"--features {level}: it is one of {', '.join((BACKBONE, *HEADS, ALL))}")
+        if level in HEADS:
+            _expect_head(config, level)
+    if layers:
+        _expect_layers(config, layers)
+    return levels + [f"{LAYER}{name}" for name in dict.fromkeys(layers)]
+
+
+def _expect_head(config: ResolvedConfig, level: str) -> None:
+    method, left_out = config.method, HEADS[level]
+    if not isinstance(method, ProjectionConfig):
+        raise RunError(f"--features {level}: method {method.name} has no projection head: take --features {BACKBONE}")
+    if method.projection_layers <= left_out:
+        fitting = [name for name, count in HEADS.items() if count < method.projection_layers]
+        raise RunError(
+            f"--features {level} leaves out the last {left_out} linear layers of the projection head, and this run's"
+            f" has {method.projection_layers} (method.projection_layers), so nothing of it would be left: take"
+            f" --features {' or '.join((BACKBONE, *fitting))}"
+        )
+
+
+def _expect_layers(config: ResolvedConfig, layers: Sequence[str]) -> None:
+    body = config.method_without_values().backbone.body
+    known = dict(body.named_modules())
+    for name in layers:
+        if name not in known or not name:
+            first = ", ".join(f"{child} ({type(module).__name__})" for child, module in body.named_children())
+            raise ConfigError(f"--layer {name}: backbone {config.backbone.name} has no such layer; it has {first}")
