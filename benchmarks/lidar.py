@@ -28,7 +28,7 @@ def main(run: Annotated[Path, typer.Argument(help="A run directory.")]) -> None:
         found = {}
         for way, (images, views) in WAYS.items():
             settings = config.model_copy(update={"probe": ProbeConfig(kind="lidar", bank=images)})
-            with mock.patch.object(probe, "_LIDAR_VIEWS", views):
+            with mock.patch.object(probe, "LIDAR_VIEWS", views):
                 found[way] = probe.Probe(settings, store).score(encoder, World.current())
         print(json.dumps({"step": at, **found}), flush=True)
 

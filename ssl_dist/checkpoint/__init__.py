@@ -4,8 +4,18 @@
 ``mirror`` holds the copies on a remote store, ``pretrained`` reads weights for a new run to begin with.
 """
 
-from ssl_dist.checkpoint.checkpoints import Checkpoints, locate
+from ssl_dist.checkpoint.checkpoints import Checkpoints, locate, locate_all, run_directory
 from ssl_dist.checkpoint.files import Checkpoint, State, checksum, verify
 from ssl_dist.checkpoint.writer import Writer
 
-__all__ = ["Checkpoint", "Checkpoints", "State", "Writer", "checksum", "locate", "verify"]
+__all__ = [
+    "Checkpoint",
+    "Checkpoints",
+    "State",
+    "Writer",
+    "checksum",
+    "locate",
+    "locate_all",
+    "run_directory",
+    "verify",
+]

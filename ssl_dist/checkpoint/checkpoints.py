@@ -220,21 +220,61 @@ def locate(path: Path, choice: CheckpointChoice = "newest") -> Checkpoint:
         RunError: there is no such checkpoint, or ``path`` is one and another is chosen.
         CheckpointError: it is damaged.
     """
-    if not path.is_dir():
-        raise RunError(f"{path} is not a run directory: give the directory that `ssl-dist pretrain` printed")
-    if (path / META).exists() or path.absolute().name.startswith("step-"):
+    if _is_one(path):
         if choice != "newest":
             raise RunError(f"{path} is one checkpoint, and {choice} chooses among a run's: give the run's directory")
         return verify(path)
-    folder = path.absolute()
-    run = folder.parent if folder.name == FOLDER and not (folder / FOLDER).is_dir() else path
-    checkpoints = Checkpoints(run)
+    checkpoints = Checkpoints(run_directory(path))
     if isinstance(choice, int):
         return checkpoints.at(choice)
     found = checkpoints.best() if choice == "best" else checkpoints.newest()
     if found is None:
         raise RunError(f"{path} holds no checkpoint that verifies")
     return found
+
+
+def locate_all(path: Path) -> Sequence[Checkpoint]:
+    """Return all checkpoints of a run that verify, oldest first; at least one. Name damaged ones in the log.
+
+    Args:
+        path: the run's directory, its folder of checkpoints, or one checkpoint.
+
+    Raises:
+        RunError: there are none.
+        CheckpointError: there are some, and none verifies.
+    """
+    if _is_one(path):
+        return [verify(path)]
+    found, paths = [], Checkpoints(run_directory(path)).list()
+    for one in reversed(paths):
+        try:
+            found.append(verify(one))
+        except CheckpointError as error:
+            log.warning("%s: passed over", error)
+    if not paths:
+        raise RunError(f"{path} holds no checkpoint that verifies")
+    if not found:
+        raise CheckpointError(f"none of the {len(paths)} checkpoints of {path} verifies")
+    return found
+
+
+def run_directory(path: Path) -> Path:
+    """Return the run's directory of ``path``, which is that directory, its folder of checkpoints, or one of these."""
+    folder = path.absolute()
+    if _is_one(path):
+        folder = folder.parent
+    return folder.parent if folder.name == FOLDER and not (folder / FOLDER).is_dir() else path
+
+
+def _is_one(path: Path) -> bool:
+    """Return whether a path is one checkpoint and not a run.
+
+    Raises:
+        RunError: it is no directory.
+    """
+    if not path.is_dir():
+        raise RunError(f"{path} is not a run directory: give the directory that `ssl-dist pretrain` printed")
+    return (path / META).exists() or path.absolute().name.startswith("step-")
 
 
 def _superfluous(written: str, scores: Mapping[str, float | None], kept: CheckpointConfig) -> Sequence[str]:

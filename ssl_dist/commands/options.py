@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -25,6 +25,20 @@ def _checkpoint_choice(text: str) -> CheckpointChoice:
     if text.isascii() and text.isdigit():
         return int(text)
     raise ConfigError(f"--checkpoint {text}: it is newest, best, or a step such as 500")
+
+
+def _checkpoint_choices(text: str) -> CheckpointChoice | Literal["all"]:
+    """Read ``--checkpoint`` of a command that takes several.
+
+    Raises:
+        ConfigError: it is none of its choices.
+    """
+    if text == "all":
+        return "all"
+    try:
+        return _checkpoint_choice(text)
+    except ConfigError:
+        raise ConfigError(f"--checkpoint {text}: it is all, newest, best, or a step such as 500") from None
 
 
 _JSON = "Print one JSON object on standard output; tables, bars and other lines go to standard error."
@@ -52,6 +66,15 @@ WhichCheckpoint = Annotated[
         parser=_checkpoint_choice,
         metavar="newest|best|STEP",
         help="The newest checkpoint, the one with the best online probe, or that of a step.",
+    ),
+]
+WhichCheckpoints = Annotated[
+    Any,  # a settings.CheckpointChoice or "all"
+    typer.Option(
+        *("--checkpoint", "--checkpoints"),
+        parser=_checkpoint_choices,
+        metavar="all|newest|best|STEP",
+        help="All checkpoints of the run, the newest, the one with the best online probe, or that of a step.",
     ),
 ]
 Recipe = Annotated[str | None, typer.Argument(help="Recipe file, or the name of one that comes with the package.")]

@@ -40,7 +40,11 @@ COMMANDS: dict[str, Entry] = {
     "stop": Entry("cluster.commands.status:stop", "End a run after its current step, from any terminal or host."),
     "settings": Entry("ssl_dist.commands.settings:settings", "Explain every setting of a run, with its default."),
     "checkpoint": Entry("ssl_dist.commands.runs:checkpoint", "List, check and clear checkpoints of runs."),
-    "evaluate": Entry("ssl_dist.commands.evaluate:app", "Measure a run's frozen features beside random weights."),
+    "evaluate": Entry(
+        "ssl_dist.commands.evaluate:app",
+        "Measure a run's frozen features beside random weights.",
+        more={"rank": "ssl_dist.commands.rank:rank"},
+    ),
     "report": Entry("ssl_dist.commands.runs:report", "Draw a run's loss, probe, embedding and speed."),
     "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),
     "g-simclr": Entry(

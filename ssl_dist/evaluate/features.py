@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ssl_dist import augment
 from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import Checkpoint, locate
 from ssl_dist.config import ResolvedConfig, RunConfig
@@ -79,6 +80,32 @@ def _resized(pixels: np.ndarray, size_px: int) -> np.ndarray:
     if pixels.shape[1:3] == (size_px, size_px):
         return pixels
     return np.stack([resize(image, size_px) for image in pixels])
+
+
+def extract_view(
+    backbone: nn.Module,
+    store: ImageStore,
+    ids: np.ndarray,
+    device: torch.device,
+    config: RunConfig,
+    count: ChunkCallback | None = None,
+    *,
+    seed: int,
+    number: int,
+) -> Tensor:
+    """Compute features, as ``extract`` does, of a random view of each image, by the first view of the run's policy.
+
+    Args:
+        store: of images of the size that the run was trained on.
+        seed, number: of the view; other numbers give other views.
+    """
+    policy = config.augment.views()[:1]
+
+    def view(ids: np.ndarray) -> Tensor:
+        pixels, numbers = torch.from_numpy(store.gather(ids)).to(device), torch.from_numpy(ids).to(device)
+        return augment.views(pixels, numbers, seed=seed, epoch=number, recipe=policy)[0]
+
+    return embed(backbone, ids, view, config, count)
 
 
 @torch.no_grad()

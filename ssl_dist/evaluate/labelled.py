@@ -59,20 +59,30 @@ def open_pair(
     return mine, Labelled.of(test_store, test_labels)
 
 
-def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
-    """Open a labelled store to evaluate a run on; ``data`` is the run's section and names the cache.
+def open_images(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
+    """Open a store to evaluate a run on, with labels or without; ``data`` is the run's section and names the cache.
 
     Raises:
-        StoreError: the store has no labels, or images of another size than ``image_shape``.
+        StoreError: the store has images of another size than ``image_shape``.
     """
     store = open_store(data, str(path))
-    if not store.class_names or not (store.labels >= 0).any():
-        raise StoreError(f"{store.name} has no labels: an evaluation needs a store built from class folders")
     if image_shape is not None and store.image_shape != image_shape:
         raise StoreError(
             f"{store.name} holds {store.image_shape} images where {image_shape} is needed: build it"
             f" with --size-px {image_shape[0]}"
         )
+    return store
+
+
+def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
+    """Open a labelled store, as ``open_images`` does.
+
+    Raises:
+        StoreError: the store has no labels, or images of another size than ``image_shape``.
+    """
+    store = open_images(path, data, image_shape)
+    if not store.class_names or not (store.labels >= 0).any():
+        raise StoreError(f"{store.name} has no labels: an evaluation needs a store built from class folders")
     return store
 
 

@@ -11,20 +11,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_dist import augment
 from ssl_dist.backbones import Backbone
 from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.permutation import sample_ids
 from ssl_dist.data.windowed_order import WindowedOrder
-from ssl_dist.evaluate.features import embed, extract
+from ssl_dist.evaluate.features import extract, extract_view
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
-from ssl_dist.evaluate.rank import lidar, rankme
+from ssl_dist.evaluate.rank import LIDAR_VIEWS, lidar, rankme
 from ssl_dist.store import ImageStore
 
 _STREAM = -1  # the "epoch" whose permutation chooses the probe's images; training uses epochs from 0
-_LIDAR_VIEWS = 10  # for each image
 
 
 class Probe:
@@ -64,7 +62,7 @@ class Probe:
         if not self.possible:
             return None
         if self.kind == "lidar":
-            views = [self._features(backbone, world, view) for view in range(_LIDAR_VIEWS)]
+            views = [self._features(backbone, world, view) for view in range(LIDAR_VIEWS)]
             return lidar(torch.stack(views, dim=1))
         features = self._features(backbone, world, None)
         if self.kind == "rankme":
@@ -82,17 +80,9 @@ class Probe:
         share = -(-len(self.ids) // world.size)
         padded = np.pad(self.ids, (0, share * world.size - len(self.ids)), mode="wrap")
         mine = padded[world.rank * share : (world.rank + 1) * share]
-        if view is None:
-            features = extract(backbone, self._store, mine, world.device, self._config)
-        else:
-            features = embed(backbone, mine, lambda ids: self._view(ids, view, world.device), self._config)
+        given = (backbone, self._store, mine, world.device, self._config)
+        features = extract(*given) if view is None else extract_view(*given, seed=self._config.seed, number=view)
         return RowCounts.of(features).gather(features)[: len(self.ids)]
-
-    def _view(self, ids: np.ndarray, view: int, device: torch.device) -> Tensor:
-        pixels = torch.from_numpy(self._store.gather(ids)).to(device)
-        numbers = torch.from_numpy(ids).to(device)
-        policy = self._config.augment.views()[:1]
-        return augment.views(pixels, numbers, seed=self._config.seed, epoch=view, recipe=policy)[0]
 
 
 def _rows(config: RunConfig, store: ImageStore, with_labels: bool) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ssl_dist.errors import RunError
+from ssl_dist.report.pictures import save
 from ssl_dist.training.metrics import read_metrics
 
 _PANELS = (
@@ -36,7 +36,4 @@ def draw(run: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
         if len(axis.lines) > 1:
             axis.legend()
-    try:
-        figure.savefig(picture, dpi=110)
-    except (OSError, ValueError) as error:
-        raise RunError(f"picture {picture} cannot be written ({error})") from None
+    save(figure, picture)

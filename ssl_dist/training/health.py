@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ssl_dist.evaluate.rank import alignment, uniformity
+
 COLLAPSED_STD = 0.01  # an embedding with a smaller std is collapsed; a healthy one is near 1
 COLLAPSED_SEPARATION = 0.9  # a larger one is collapse; 512 rows of noise have 0.96 to 1.03 (measured)
 FLAT_SHARE = 0.99  # a loss above this share of a collapsed network's is collapse; runs that learn have 0.96 at step 40
@@ -29,8 +31,8 @@ MAX_ROWS = 1024  # uniformity is a mean over pairs: more rows cost time and chan
 def embedding_statistics(embeddings: Tensor) -> dict[str, float]:
     """Return alignment, uniformity, separation and spread of normalised embeddings.
 
-        alignment   mean |z_a - z_b|^2 over images      0: views agree; 2: unrelated
-        uniformity  log mean exp(-2 |z_i - z_j|^2)      about -4: spread over the sphere; 0: all in one point
+        alignment   mean |z_a - z_b|^2 over images      0: views agree; 2: unrelated (``evaluate.rank.alignment``)
+        uniformity  log mean exp(-2 |z_i - z_j|^2)      about -4: spread; 0: in one point (``evaluate.rank.uniformity``)
         separation  alignment / mean |z_i - z_j|^2      0: views agree; 1: they are as unlike as different images
         std         mean over dimensions of the standard deviation, times sqrt(D)     1: spread; 0: collapsed
 
@@ -39,12 +41,12 @@ def embedding_statistics(embeddings: Tensor) -> dict[str, float]:
     """
     z = normalize(embeddings[:MAX_ROWS].float(), dim=2)
     z_a, z_b = z[:, 0], z[:, 1]
-    distances = torch.pdist(z_a).square()
-    alignment = (z_a - z_b).square().sum(1).mean()
+    between_images = float(torch.pdist(z_a).square().mean())
+    aligned = alignment(z_a, z_b)
     return {
-        "alignment": float(alignment),
-        "uniformity": float((-2 * distances).exp().mean().log()),
-        "separation": float(alignment / distances.mean().clamp(min=1e-12)),
+        "alignment": aligned,
+        "uniformity": uniformity(z_a),
+        "separation": aligned / max(between_images, 1e-12),
         "std": float(z_a.std(0).mean() * z.shape[2] ** 0.5),
     }
 

@@ -133,6 +133,11 @@ TYPOS = [
     "evaluate linear {run} --train {store} --test {store} --l2 0",
     "evaluate linear {run} --train {store} --test {store} --l2 inf",
     "evaluate knn {run} --train {store} --test {store} --temperature nan",
+    "evaluate rank {run}",
+    "evaluate rank nowhere --store {store}",
+    "evaluate rank {run} --store nowhere",
+    "evaluate rank {run} --store {store} --checkpoint al",
+    "evaluate rank {run} --store {store} --out curve.jpg",
 ]
 
 

@@ -79,6 +79,7 @@ QUICK = {
     "checkpoint list": "{run}",
     "checkpoint verify": "{run}",
     "evaluate knn": "{run} --train {store} --test {store}",
+    "evaluate rank": "{run} --store {store} --views 2 --out {new}/rank.png",
     "report": "{run}",
     "tune results": "{sweep}",
     "status": "{sweep}",

@@ -1,0 +1,41 @@
+"""Pictures and pages as files: where they may be written, and writing them whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ssl_dist.errors import RunError
+from ssl_dist.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def expect_writable(path: Path, suffixes: Sequence[str]) -> None:
+    """Refuse a file that cannot be written, or whose name does not end in one of ``suffixes``, before work begins.
+
+    Raises:
+        RunError: as above.
+    """
+    if path.suffix.lower() not in suffixes:
+        raise RunError(f"--out {path}: its name must end in {' or '.join(suffixes)}")
+    if path.is_dir() or not path.parent.is_dir():
+        raise RunError(f"--out {path}: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+    if not os.access(path.parent, os.W_OK):
+        raise RunError(f"--out {path}: the folder {path.parent} is not writable")
+
+
+def save(figure: Figure, picture: Path) -> None:
+    """Write a picture at 110 dots an inch, as PNG or in the format of the name's ending.
+
+    Raises:
+        RunError: it cannot be written.
+    """
+    try:
+        with replacing(picture) as aside:
+            figure.savefig(aside, dpi=110, format=picture.suffix[1:].lower() or "png")
+    except (OSError, ValueError) as error:
+        raise RunError(f"picture {picture} cannot be written ({error})") from None
