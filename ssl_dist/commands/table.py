@@ -43,7 +43,7 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry(
         "ssl_dist.commands.evaluate:app",
         "Measure a run's frozen features beside random weights.",
-        more={"rank": "ssl_dist.commands.rank:rank"},
+        more={"rank": "ssl_dist.commands.rank:rank", "map": "ssl_dist.commands.map:map_"},
     ),
     "report": Entry("ssl_dist.commands.runs:report", "Draw a run's loss, probe, embedding and speed."),
     "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),

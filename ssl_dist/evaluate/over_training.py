@@ -48,9 +48,18 @@ def weights_over_training(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[i
         yield checkpoint.step, load_method(checkpoint)
 
 
-def drawn(count: int, num_images: int, seed: int) -> np.ndarray:
-    """Draw the numbers of ``count`` of a store's images, or of all where it has fewer: int64, ascending."""
-    return np.sort(sample_ids(seed, _STREAM, 0, min(count, num_images), num_images))
+def drawn(count: int, num_images: int, seed: int, labels: np.ndarray | None = None) -> np.ndarray:
+    """Draw the numbers of ``count`` of a store's images, or of all where it has fewer: int64, ascending.
+
+    Args:
+        labels: int32 ``[num_images]``; each label then has its share of the images, rounded down or up.
+    """
+    count = min(count, num_images)
+    if labels is None:
+        return np.sort(sample_ids(seed, _STREAM, 0, count, num_images))
+    order = sample_ids(seed, _STREAM, 0, num_images, num_images)
+    order = order[np.argsort(labels[order], kind="stable")]  # label by label, and in random order within each
+    return np.sort(order[(np.arange(count) * num_images + num_images // 2) // max(count, 1)])
 
 
 def rank_curve(

@@ -129,6 +129,21 @@ class ImageStore:
             labels[positions] = self._labels_in_batch(number)[ids[positions] - self._batches.starts[number]]
         return labels
 
+    def keys_at(self, ids: np.ndarray) -> list[str]:
+        """Return the keys of these images; only the record batches that hold them are read.
+
+        Raises:
+            StoreError: an id is outside the store.
+            StoreDamaged: a record batch differs from its checksum.
+        """
+        ids, batches = self._batches.locate_samples(ids)
+        keys = np.empty(len(ids), dtype=object)
+        for number, positions in _positions_by_value(batches):
+            column = self._batches.read(number).column("key").to_pylist()
+            keys[positions] = [column[row] for row in (ids[positions] - self._batches.starts[number]).tolist()]
+        found: list[str] = keys.tolist()
+        return found
+
     def _labels_in_batch(self, number: int) -> np.ndarray:
         """Return the labels of a record batch; it is not read if all of them are in the store's file of labels."""
         ids, entry = self._batches.sample_range(number), self.manifest.labels

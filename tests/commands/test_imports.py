@@ -138,6 +138,11 @@ TYPOS = [
     "evaluate rank {run} --store nowhere",
     "evaluate rank {run} --store {store} --checkpoint al",
     "evaluate rank {run} --store {store} --out curve.jpg",
+    "evaluate map {run} --store nowhere",
+    "evaluate map {run} --store {store} --out map.svg",
+    "evaluate map {run} --store {store} --perplexity 99",
+    "evaluate map {run} --store {store} --colour red",
+    "evaluate map {run} --store {store} --checkpoint newst",
 ]
 
 

@@ -80,6 +80,7 @@ QUICK = {
     "checkpoint verify": "{run}",
     "evaluate knn": "{run} --train {store} --test {store}",
     "evaluate rank": "{run} --store {store} --views 2 --out {new}/rank.png",
+    "evaluate map": "{run} --store {store} --perplexity 5 --out {new}/map.png",
     "report": "{run}",
     "tune results": "{sweep}",
     "status": "{sweep}",

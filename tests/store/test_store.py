@@ -85,6 +85,20 @@ def test_gather_takes_any_order_with_repeats_across_batches(
         opened.gather(np.array([3, 51]))
 
 
+def test_keys_come_in_any_order_with_repeats_across_batches(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(builder, "SHARD_IMAGES", 20)
+    monkeypatch.setattr(builder, "BATCH_ROWS", 7)
+    store.build(image_folder, tmp_path / "s", workers=1)
+    opened, ids = ImageStore(tmp_path / "s"), np.array([50, 0, 17, 17, 3, 34])
+    keys = [key for key, _, _ in opened.rows()]
+    assert len(set(keys)) == 51
+    assert opened.keys_at(ids) == [keys[number] for number in ids]
+    with pytest.raises(StoreError, match=r"has samples 0\.\.50"):
+        opened.keys_at(np.array([51]))
+
+
 def test_files_that_are_not_readable_images_are_named_counted_and_skipped(
     image_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
