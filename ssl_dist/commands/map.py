@@ -21,7 +21,9 @@ _COLOUR = (
 def map_(
     run: RunOrCheckpoint,
     store: Annotated[str, typer.Option(help="Store whose images are drawn, a folder or a URI.")],
-    out: Annotated[Path | None, typer.Option(help="PNG of the map. Default: RUN/map.png.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Picture (.png) or interactive page (.html). Default: RUN/map.png.")
+    ] = None,
     checkpoint: WhichCheckpoints = "newest",
     images: Annotated[int, typer.Option(min=2, help="Images, drawn by the seed, of each class by its share.")] = 2000,
     method: Annotated[str, typer.Option(help="tsne, or umap where umap-learn is installed.")] = "tsne",
@@ -33,7 +35,7 @@ def map_(
     seed: Annotated[int, typer.Option(min=0, help="Seed of the drawn images, the map and the clusters.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Draw images by their features in the plane, as a picture.
+    """Draw images by their features in the plane, as a picture or as a page that shows them.
 
     --checkpoint all makes a map of the random weights and of up to eight checkpoints, each begun from the one before.
     """
@@ -46,7 +48,7 @@ def map_(
     whole_run = checkpoint == "all"
     checkpoints = spread_evenly(checkpoints_of(run, checkpoint))
     picture = out or run_directory(run) / "map.png"
-    expect_writable(picture, [".png"])
+    expect_writable(picture, [".png", ".html"])
     config = checkpoints[-1].config
     opened = open_images(store, config.data, config.facts.image_shape)
     ids = drawn(images, len(opened), seed, opened.labels)
@@ -64,9 +66,14 @@ def map_(
     title = (
         f"{run_directory(run).absolute().name}: {name} of {len(ids):,} images, perplexity {perplexity:g}, seed {seed}"
     )
-    from ssl_dist.report.maps import draw_maps
+    if picture.suffix.lower() == ".png":
+        from ssl_dist.report.maps import draw_maps
 
-    draw_maps(panels, groups, title, picture)
+        draw_maps(panels, groups, title, picture)
+    else:
+        from ssl_dist.report.map_page import write_page
+
+        write_page(panels, groups, title, opened, ids, picture)
     beside = [share_beside_their_own(panel.points, groups.numbers) for panel in panels]
     shown = table("weights", Column("nearest neighbour has the same colour", justify="right"))
     for panel, share in zip(panels, beside, strict=True):

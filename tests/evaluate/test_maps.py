@@ -33,6 +33,7 @@ from ssl_dist.store import ImageStore, build
 from tests.command import Command
 from tests.conftest import write_images
 from tests.helpers import save, small_config
+from tests.report.test_map_page import Page
 
 CPU = torch.device("cpu")
 TSNE = Settings("tsne", 5.0, "class", 3, 0)
@@ -209,6 +210,18 @@ def test_a_strip_has_a_panel_for_the_random_weights_and_each_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["strip.png"], "nothing is left beside it"
 
 
+def test_the_command_writes_a_page(command: Command, run: Path, small_store: Path, tmp_path: Path) -> None:
+    out, options = tmp_path / "map.HTML", ("--checkpoint", "all", "--perplexity", "5", "--images", "20")
+    done = command(
+        "evaluate", "map", run, "--store", small_store, "--out", out, *options, "--colour", "cluster", "--json"
+    )
+    assert (done.code, done.json["picture"]) == (0, str(out))
+    data = Page(out.read_text(encoding="utf-8")).data
+    assert [panel["title"] for panel in data["panels"]] == ["random weights", "step 2", "step 6"]
+    assert (len(data["keys"]), data["groupTitle"]) == (20, "cluster of k-means")
+    assert data["title"] == "a run: t-SNE of 20 images, perplexity 5, seed 0"
+
+
 def test_without_labels_the_colours_are_clusters(command: Command, run: Path, tmp_path: Path) -> None:
     write_images(tmp_path / "images", num_classes=1, per_class=12)
     build(tmp_path / "images" / "class0", tmp_path / "store", workers=1)
@@ -224,8 +237,8 @@ def test_without_labels_the_colours_are_clusters(command: Command, run: Path, tm
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--out", "map.svg"), "--out map.svg: its name must end in .png"),
-        (("--out", "map"), "--out map: its name must end in .png"),
+        (("--out", "map.svg"), "--out map.svg: its name must end in .png or .html"),
+        (("--out", "map"), "--out map: its name must end in .png or .html"),
         (("--perplexity", "51"), "--perplexity 51: it is at least 1 and less than the 51 images of the map"),
         (("--perplexity", "nan"), "--perplexity nan: it is at least 1"),
         (("--images", "20"), "--perplexity 30: it is at least 1 and less than the 20 images of the map"),
