@@ -62,6 +62,7 @@ FLOORS = [
     "ssl_dist.data",
     "ssl_dist.checkpoint",
     "ssl_dist.evaluate",
+    "ssl_dist.selection",
     "ssl_dist.training",
     "ssl_dist.report",
     "ssl_dist.commands",
