@@ -45,6 +45,10 @@ COMMANDS: dict[str, Entry] = {
         "Measure a run's frozen features beside random weights.",
         more={"rank": "ssl_dist.commands.rank:rank", "map": "ssl_dist.commands.map:map_"},
     ),
+    "label-request": Entry(
+        "ssl_dist.commands.label_request:label_request",
+        "Choose the images of a store to label next, and write a page for it.",
+    ),
     "report": Entry("ssl_dist.commands.runs:report", "Draw a run's loss, probe, embedding and speed."),
     "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),
     "g-simclr": Entry(

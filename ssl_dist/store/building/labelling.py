@@ -146,7 +146,7 @@ def label(store: str | os.PathLike[str], file: str | os.PathLike[str], *, new_cl
     with lock_store(path):
         opened = ImageStore(path)
         old = opened.manifest
-        keys = _stored_keys(path, old)
+        keys = stored_keys(path, old)
         labels.expect_known(keys, str(path))
         by_form = {class_name(name): name for name in reversed(old.class_names)}
         more = tuple(name for name in labels.class_names if name not in by_form)
@@ -201,7 +201,8 @@ def count_labels(store: str | os.PathLike[str], manifest: Manifest) -> np.ndarra
     return np.roll(np.bincount(labels + 1, minlength=num_classes + 1), -1)
 
 
-def _stored_keys(path: Path, manifest: Manifest) -> list[str]:
+def stored_keys(path: Path, manifest: Manifest) -> list[str]:
+    """Return the keys of all images of a local store, in their order."""
     columns = (column for shard in manifest.shards for column in read_column(path / shard.file, shard, "key"))
     return [key for column in columns for key in column.to_pylist()]
 

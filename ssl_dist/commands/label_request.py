@@ -1,0 +1,138 @@
+"""The command that asks for labels: it chooses images of a store and writes a page on which a person labels them."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ssl_dist.commands.console import errors, image_bar, print_json, say, show, waiting
+from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
+from ssl_dist.commands.runs import evaluate_line
+from ssl_dist.errors import ConfigError
+from ssl_dist.files import replacing
+from ssl_dist.selection.strategies import STRATEGIES, expect_known
+
+if TYPE_CHECKING:
+    from ssl_dist.checkpoint import Checkpoint
+    from ssl_dist.selection.pool import Selection
+    from ssl_dist.selection.recommended import Gain
+    from ssl_dist.selection.request import Candidates
+
+_STRATEGY = f"One of {', '.join(STRATEGIES)}. Default: what was best where it was measured."
+_OUT = "Folder to write, new or empty. Default: RUN/label-request-STRATEGY-COUNT."
+
+
+def label_request(
+    run: RunOrCheckpoint,
+    store: Annotated[str, typer.Argument(help="Folder of the store whose images are labelled next.")],
+    count: Annotated[int, typer.Option(min=1, help="Images to request.")],
+    strategy: Annotated[str | None, typer.Option(help=_STRATEGY)] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of all that is random.")] = 0,
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    checkpoint: WhichCheckpoint = "newest",
+    as_json: Json = False,
+) -> None:
+    """Choose unlabelled images of a store to label next, by the features of a run's encoder.
+
+    Writes index.html, on which a person labels them, labels.csv, and keys.txt.
+    """
+    if strategy is not None:
+        expect_known(strategy)
+    _expect_free(out)
+    from ssl_dist.checkpoint import locate
+    from ssl_dist.report.label_page import write_pages
+    from ssl_dist.selection.recommended import recommend
+    from ssl_dist.selection.request import Candidates, write_table
+
+    found = locate(run, checkpoint)
+    candidates = Candidates.of(found, store)
+    total = int((candidates.labels >= 0).sum()) + count
+    best = recommend(total, from_none=candidates.num_classes < 2)
+    chosen = strategy or (best.strategy if best else "random")
+    candidates.expect_possible(chosen, count)
+    out = out or _run_of(run) / f"label-request-{chosen}-{count}"
+    _expect_free(out)
+    selection = _choose(found, candidates, chosen, count, seed)
+    keys = [candidates.keys[row] for row in selection.rows]
+    then = f"ssl-dist store label {shlex.quote(store)}"
+    title = f"{count:,} images of {Path(store).name} to label"
+    with _new(out) as folder:
+        write_table(folder, keys)
+        images = candidates.store
+        pages = write_pages(
+            *(folder, title, keys, lambda part: images.gather(selection.rows[part]), images.class_names),
+            f"{then} labels.csv",
+        )
+    rows = {
+        "strategy": f"{chosen}: {STRATEGIES[chosen].rule}",
+        "recommended": _describe(best, total),
+        "labelled before": f"{total - count:,} of {len(images):,} images",
+        "pages": ", ".join(pages) if len(pages) < 4 else f"index.html to {pages[-1]}",
+    }
+    show(f"{title}: {out}", rows.items(), {}, as_json=False)
+    for line in (
+        *filter(None, [selection.note]),
+        f"Label them on {out / 'index.html'}, which saves a labels.csv, or write classes into the one beside it. Then:",
+        f"{then} {shlex.quote(str(out / 'labels.csv'))}",
+        evaluate_line(run, store),
+    ):
+        say(line)
+    result = {"run": str(run), "store": store, "out": str(out), "strategy": chosen, "count": count, "seed": seed}
+    more = {"step": found.step, "labelled": total - count, "pages": pages, "note": selection.note}
+    print_json({**result, **more, "recommended": best._asdict() if best else None}, as_json)
+
+
+def _choose(found: Checkpoint, candidates: Candidates, strategy: str, count: int, seed: int) -> Selection:
+    """Embed the images with a bar, unless they are drawn at random, and choose among them."""
+    import numpy as np
+
+    features = np.empty((len(candidates.rows), 0), np.float32)
+    if strategy != "random":
+        with image_bar("embedding", "reading the checkpoint") as bar:
+            features = candidates.features(found, bar)
+    with waiting(f"choosing {count:,} images by {strategy}", errors):
+        return candidates.choose(strategy, features, count, seed)
+
+
+def _describe(best: Gain | None, total: int) -> str:
+    """Return what the package's table of measurements recommends for a number of labels in all."""
+    if best is None:
+        return f"random: nothing that was measured beats it at about {total:,} labels, beyond the 95 % interval"
+    points = (f"{100 * value:+.1f}" for value in (best.mean, best.low, best.high))
+    return "{}: at {:,} labels of {}, {} points over random ({} to {})".format(
+        best.strategy, best.budget, best.store, *points
+    )
+
+
+def _run_of(path: Path) -> Path:
+    """Return the directory of a run, of which ``path`` may be the folder of checkpoints or one of them."""
+    path = path.absolute() if path.name.startswith("step-") or path.name == "checkpoints" else path
+    path = path.parent if path.name.startswith("step-") else path
+    return path.parent if path.name == "checkpoints" else path
+
+
+def _expect_free(folder: Path | None) -> None:
+    """Expect that a folder is empty or not there; raise ConfigError if it is not."""
+    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ConfigError(f"--out {folder}: it is there already, and not empty: give a new folder, or delete this one")
+
+
+@contextlib.contextmanager
+def _new(folder: Path) -> Iterator[Path]:
+    """Yield a folder to write into, which gets its name when all is written.
+
+    Raises:
+        ConfigError: it cannot be written.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(folder) as aside:
+            aside.mkdir()
+            yield aside
+    except OSError as error:
+        raise ConfigError(f"--out {folder} cannot be written ({error.strerror})") from None
