@@ -57,15 +57,18 @@ def label_request(
     candidates.expect_possible(chosen, count)
     out = out or _run_of(run) / f"label-request-{chosen}-{count}"
     _expect_free(out)
+    with _writing(out):
+        out.mkdir(parents=True, exist_ok=True)  # now: choosing may take long
     selection = _choose(found, candidates, chosen, count, seed)
     keys = [candidates.keys[row] for row in selection.rows]
     then = f"ssl-dist store label {shlex.quote(store)}"
     title = f"{count:,} images of {Path(store).name} to label"
-    with _new(out) as folder:
-        write_table(folder, keys)
-        images = candidates.store
+    images = candidates.store
+    with _writing(out), replacing(out) as aside:
+        aside.mkdir()
+        write_table(aside, keys)
         pages = write_pages(
-            *(folder, title, keys, lambda part: images.gather(selection.rows[part]), images.class_names),
+            *(aside, title, keys, lambda part: images.gather(selection.rows[part]), images.class_names),
             f"{then} labels.csv",
         )
     rows = {
@@ -123,16 +126,9 @@ def _expect_free(folder: Path | None) -> None:
 
 
 @contextlib.contextmanager
-def _new(folder: Path) -> Iterator[Path]:
-    """Yield a folder to write into, which gets its name when all is written.
-
-    Raises:
-        ConfigError: it cannot be written.
-    """
+def _writing(folder: Path) -> Iterator[None]:
+    """Raise ConfigError where the block cannot write into the folder."""
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(folder) as aside:
-            aside.mkdir()
-            yield aside
+        yield
     except OSError as error:
         raise ConfigError(f"--out {folder} cannot be written ({error.strerror})") from None

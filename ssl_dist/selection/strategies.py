@@ -66,10 +66,7 @@ def expect_possible(name: str, count: int, num_unlabelled: int, num_classes: int
         StoreError: there are not.
     """
     if count > num_unlabelled:
-        raise StoreError(
-            f"--count {count}: {store} has {num_unlabelled:,} images without a label that can be asked for"
-            + ("" if num_unlabelled else ": it is labelled, and there is nothing to request")
-        )
+        raise StoreError(f"--count {count}: {store} has {num_unlabelled:,} images without a label to request")
     if STRATEGIES[name].needs_probe and num_classes < 2:
         have = "labels of one class only" if num_classes else "no labels"
         raise StoreError(

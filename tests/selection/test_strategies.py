@@ -85,7 +85,7 @@ def test_a_strategy_with_a_probe_refuses_a_store_without_two_classes(name: str, 
 
 
 def test_more_images_than_there_are_and_unknown_strategies_are_refused() -> None:
-    with pytest.raises(StoreError, match=r"--count 278: .* has 277 images without a label"):
+    with pytest.raises(StoreError, match=r"--count 278: .* has 277 images without a label to request"):
         select("random", made(), 278)
     with pytest.raises(ConfigError, match="--strategy best: it is one of random, representative"):
         select("best", made(), 3)
