@@ -26,8 +26,8 @@ import typer
 
 from benchmarks import page
 from ssl_dist.checkpoint import locate
-from ssl_dist.evaluate.classifiers import knn_accuracy
 from ssl_dist.evaluate.features import extract, fastest_device, load_method
+from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.labelled import labels_by_name, open_labelled
 from ssl_dist.selection.pool import Pool, draw
 from ssl_dist.selection.probe import Probe
