@@ -116,7 +116,7 @@ def _evaluate(
     if report:
         classification.expect_writable(report)
     result = show_comparison(protocol, run, train, test, options)
-    plain = {"evaluation": protocol.name, **result.plain()}
+    plain = result.plain()
     if report:
         plain["report"] = classification.write(result, report)
         console.print(plain["report"]["summary"], markup=False, highlight=False)

@@ -110,6 +110,7 @@ def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, t
         result: printed with --json, beside the last value of each tag and ``probe_at_step_0``.
         then: lines that follow, each to copy.
     """
+    from ssl_dist.report import evaluation
     from ssl_dist.report.summary import ProbeCurve, summary
     from ssl_dist.training.metrics import MetricsReader
 
@@ -117,7 +118,8 @@ def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, t
     for line in lines:
         last |= line
     probe = ProbeCurve.of(lines)
-    show(title, summary(lines).items(), {}, as_json=False)
+    rows = [*summary(lines).items(), *evaluation.rows(run)]
+    show(title, rows, {}, as_json=False)
     if probe and (verdict := probe.verdict()):
         say(verdict)
     for command in then:

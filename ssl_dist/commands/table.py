@@ -43,7 +43,12 @@ COMMANDS: dict[str, Entry] = {
     "evaluate": Entry(
         "ssl_dist.commands.evaluate:app",
         "Measure a run's frozen features beside random weights.",
-        more={"rank": "ssl_dist.commands.rank:rank", "map": "ssl_dist.commands.map:map_"},
+        more={
+            "transfer": "ssl_dist.commands.transfer:transfer",
+            "all": "ssl_dist.commands.everything:all_",
+            "rank": "ssl_dist.commands.rank:rank",
+            "map": "ssl_dist.commands.map:map_",
+        },
     ),
     "label-request": Entry(
         "ssl_dist.commands.label_request:label_request",

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from ssl_dist.evaluate.contenders import Contender
 
 
+_Try = tuple[Answers, dict[str, Any]]
+
+
 class Options(NamedTuple):
     """What is compared, beside the run and the stores.
 
@@ -49,7 +52,8 @@ class Row(NamedTuple):
         encoder, features: their names.
         dim: number of features.
         top1: mean accuracy over the repeats, with its interval over the test images.
-        top5: the same of the five first classes; None where there are no more than five.
+        top5: the same of the five first classes; None where there are no more than five, or an answer
+            names one class only.
         repeats: accuracy of each repeat; one entry where nothing is random.
         chosen: what was chosen on training images, of the first repeat.
         answers: of the first repeat.
@@ -85,11 +89,13 @@ class Comparison(NamedTuple):
     Attributes:
         rows: the run's own first, one for each level of features.
         step: of the checkpoint.
+        name: of the protocol.
         train, test: the labelled images; of training ones those of the first draw.
         protocol: one sentence that says how the figures came about.
         answered: train features, test features of the run's first row; for a report.
     """
 
+    name: str
     rows: Sequence[Row]
     step: int
     train: Labelled
@@ -110,7 +116,12 @@ class Comparison(NamedTuple):
 
     def plain(self) -> dict[str, Any]:
         """Return all that the table says, for JSON."""
-        facts = {"step": self.step, "num_train": len(self.train.ids), "num_test": len(self.test.ids)}
+        facts = {
+            "evaluation": self.name,
+            "step": self.step,
+            "num_train": len(self.train.ids),
+            "num_test": len(self.test.ids),
+        }
         rows = [row.plain() for row in self.rows]
         return {"trained": self.trained, "random": self.random, **facts, "rows": rows, "protocol": self.protocol}
 
@@ -137,26 +148,50 @@ def compare(
         StoreError: the stores do not fit, see ``labelled.open_pair``.
         ConfigError: the options or the protocol's settings are out of range.
     """
+    found = locate(run, options.checkpoint)
+    pair = open_pair(train, test, found.config.data, found.config.facts.image_shape)
+    return compare_on(found, pair, [protocol], options, progress)[0]
+
+
+def compare_on(
+    found: Checkpoint,
+    pair: tuple[Labelled, Labelled],
+    protocols: Sequence[EvaluationProtocol],
+    options: Options = Options(),  # noqa: B008 (it is immutable)
+    progress: ProgressCallback | None = None,
+) -> Sequence[Comparison]:
+    """Measure a checkpoint's features, as ``compare`` does, by several protocols; images are embedded once.
+
+    Args:
+        pair: training images, test images.
+    """
     for name in options.baselines:
         if name not in BASELINES:
             raise ConfigError(f"--baselines {name}: it is one of {', '.join(BASELINES)}, or none")
-    found = locate(run, options.checkpoint)
     levels = levels_of(found.config, options.features, options.layers)
-    known, asked = open_pair(train, test, found.config.data, found.config.facts.image_shape)
+    known, asked = pair
     draws = [_drawn(known, options.labels, seed) for seed in range(options.seeds if options.labels else 1)]
     for drawn in draws:
-        protocol.check(known.labels[drawn])
+        for protocol in protocols:
+            protocol.check(known.labels[drawn])
     used = np.unique(np.concatenate(draws))
-    tries = _Tries(protocol, known.at(used), asked, [np.searchsorted(used, one) for one in draws], options.seeds)
+    tries = _Tries(known.at(used), asked, [np.searchsorted(used, one) for one in draws], options.seeds)
     from ssl_dist.evaluate.contenders import contenders  # imports torch: a mistake is told before
 
-    rows, answered = list[Row](), None
+    rows, answered = [list[Row]() for _ in protocols], None
     for contender in contenders(found, (tries.known, asked), levels, options.baselines, options.seeds, progress):
-        more, features = tries.rows(contender)
-        rows, answered = rows + more, answered or features
+        more, features = tries.rows(contender, protocols)
+        for mine, new in zip(rows, more, strict=True):
+            mine.extend(new)
+        answered = answered or features
     assert answered
-    sentence = _sentence(protocol, options, found, known, asked, len(draws[0]))
-    return Comparison(rows, found.step, known.at(draws[0]), asked, sentence, answered)
+    learned = known.at(draws[0])
+    return [
+        Comparison(
+            p.name, mine, found.step, learned, asked, _sentence(p, options, found, known, learned, asked), answered
+        )
+        for p, mine in zip(protocols, rows, strict=True)
+    ]
 
 
 def _drawn(known: Labelled, wanted: str | None, seed: int) -> np.ndarray:
@@ -174,48 +209,53 @@ class _Tries(NamedTuple):
         draws: rows of ``known`` that a repeat learns from; a single one serves all repeats.
     """
 
-    protocol: EvaluationProtocol
     known: Labelled
     asked: Labelled
     draws: Sequence[np.ndarray]
     seeds: int
 
-    def rows(self, contender: Contender) -> tuple[list[Row], tuple[Tensor, Tensor]]:
-        """Return a contender's rows, one a level; and the features of the first repeat's first level."""
-        is_random = self.protocol.is_random or contender.draws > 1 or len(self.draws) > 1
+    def rows(
+        self, contender: Contender, protocols: Sequence[EvaluationProtocol]
+    ) -> tuple[list[list[Row]], tuple[Tensor, Tensor]]:
+        """Return a contender's rows by each protocol, one a level; and its features of the first level and repeat."""
+        varies = contender.draws > 1 or len(self.draws) > 1
         first = features = contender.features(0)
-        answers, chosen = dict[str, list[Answers]](), dict[str, dict[str, Any]]()
-        for seed in range(self.seeds if is_random else 1):
+        tries = [{level: list[_Try]() for level in features} for _ in protocols]
+        for seed in range(self.seeds):
             if 0 < seed < contender.draws:
                 features = contender.features(seed)
             rows = self.draws[seed % len(self.draws)]
-            for level, (known, asked) in features.items():
-                found, choice = self.protocol.answer(known[rows], self.known.labels[rows], asked, seed)
-                answers.setdefault(level, []).append(found)
-                chosen.setdefault(level, choice)
+            for protocol, by_level in zip(protocols, tries, strict=True):
+                if seed == 0 or varies or protocol.is_random:
+                    for level, (known, asked) in features.items():
+                        by_level[level].append(protocol.answer(known[rows], self.known.labels[rows], asked, seed))
         known, asked = next(iter(first.values()))
         dims = {level: part.shape[1] for level, (part, _) in first.items()}
-        made = [self._row(contender.name, level, dims[level], some, chosen[level]) for level, some in answers.items()]
+        made = [[self._row(contender.name, level, dims[level], some) for level, some in by.items()] for by in tries]
         return made, (known[self.draws[0]], asked)
 
-    def _row(self, encoder: str, level: str, dim: int, tries: Sequence[Answers], chosen: dict[str, Any]) -> Row:
+    def _row(self, encoder: str, level: str, dim: int, tries: Sequence[_Try]) -> Row:
         truth = self.asked.labels
-        first = [answers.right(truth) for answers in tries]
+        first = [answers.right(truth) for answers, _ in tries]
         top5 = None
-        if len(self.known.store.class_names) > TOP:
-            top5 = Accuracy.mean([answers.right(truth, TOP) for answers in tries])
+        if len(self.known.store.class_names) > TOP and (tries[0][0].classes[:, 1] >= 0).any():
+            top5 = Accuracy.mean([answers.right(truth, TOP) for answers, _ in tries])
         values = [float(right.mean()) for right in first]
-        return Row(encoder, level, dim, Accuracy.mean(first), top5, values, chosen, tries[0])
+        return Row(encoder, level, dim, Accuracy.mean(first), top5, values, tries[0][1], tries[0][0])
 
 
 def _sentence(
-    protocol: EvaluationProtocol, options: Options, found: Checkpoint, known: Labelled, asked: Labelled, used: int
+    protocol: EvaluationProtocol,
+    options: Options,
+    found: Checkpoint,
+    known: Labelled,
+    learned: Labelled,
+    asked: Labelled,
 ) -> str:
     which = f"{options.checkpoint} checkpoint" if isinstance(options.checkpoint, str) else "checkpoint"
-    part = "" if options.labels is None else f"{used:,} labels, drawn from each class, of "
+    part = "" if options.labels is None else f"{len(learned.ids):,} labels, drawn from each class, of "
     seeds = f"; {options.seeds} seeds of what is random" if options.seeds > 1 else ""
     return (
-        f"Accuracy on the {len(asked.ids):,} labelled images of {asked.store.name}, learned from {part}the"
-        f" {len(known.ids):,} of {known.store.name}: {protocol.sentence()}. The run's {which}, of step"
+        f"Accuracy on {asked.what}, learned from {part}{known.what}: {protocol.sentence()}. The run's {which}, of step"
         f" {found.step}{seeds}. Intervals are 95 % bootstrap intervals over the test images."
     )

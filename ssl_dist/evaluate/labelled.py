@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_dist.data import open_store
 from ssl_dist.errors import StoreError
+from ssl_dist.evaluate.label_draw import held_out
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
 
@@ -23,11 +24,13 @@ class Labelled(NamedTuple):
     Attributes:
         ids: int64 ``[n]``, their sample ids.
         labels: int64 ``[n]``, numbers of the training store's classes.
+        part: of the store, for messages; "" is the whole.
     """
 
     store: ImageStore
     ids: np.ndarray
     labels: np.ndarray
+    part: str = ""
 
     @classmethod
     def of(cls, store: ImageStore, labels: np.ndarray) -> Labelled:
@@ -35,9 +38,14 @@ class Labelled(NamedTuple):
         ids = np.flatnonzero(labels >= 0)
         return cls(store, ids, labels[ids].astype(np.int64))
 
+    @property
+    def what(self) -> str:
+        """The images in words."""
+        return f"the {len(self.ids):,} labelled images of {self.part}{self.store.name}"
+
     def at(self, rows: np.ndarray) -> Labelled:
         """Return some of the images, by their rows here."""
-        return Labelled(self.store, self.ids[rows], self.labels[rows])
+        return self._replace(ids=self.ids[rows], labels=self.labels[rows])
 
 
 def open_pair(
@@ -53,10 +61,35 @@ def open_pair(
     test_store = open_labelled(test, data, train_store.image_shape)
     warn_of_same_images(train_store, test_store)
     test_labels = labels_by_name(train_store, test_store)
-    mine = Labelled.of(train_store, train_store.labels)
-    if len(np.unique(mine.labels)) < 2:
-        raise StoreError(f"{train_store.name} has labelled images of one class only, and every answer would be right")
-    return mine, Labelled.of(test_store, test_labels)
+    known = Labelled.of(train_store, train_store.labels)
+    _expect_classes(known)
+    return known, Labelled.of(test_store, test_labels)
+
+
+def split_in_two(
+    path: str | Path, data: DataConfig, image_shape: tuple[int, int, int], share: float, seed: int
+) -> tuple[Labelled, Labelled]:
+    """Open a labelled store, and hold a share of each class out to measure on.
+
+    Returns:
+        (images to learn from, images to measure on).
+
+    Raises:
+        StoreError: no labels or of one class only, images of another size than ``image_shape``, or one image a class.
+    """
+    store = open_labelled(path, data, image_shape)
+    labelled = Labelled.of(store, store.labels)
+    _expect_classes(labelled)
+    out = held_out(labelled.labels, share, seed)
+    if not out.any():
+        raise StoreError(f"{store.name} has one labelled image of each class, so none can be held out to measure on")
+    known, asked = labelled.at(np.flatnonzero(~out)), labelled.at(np.flatnonzero(out))
+    return known._replace(part=f"a {1 - share:.0%} part of "), asked._replace(part=f"the other {share:.0%} of ")
+
+
+def _expect_classes(known: Labelled) -> None:
+    if len(np.unique(known.labels)) < 2:
+        raise StoreError(f"{known.store.name} has labelled images of one class only, and every answer would be right")
 
 
 def open_images(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:

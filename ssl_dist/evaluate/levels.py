@@ -48,11 +48,10 @@ def _expect_head(config: ResolvedConfig, level: str) -> None:
     if not isinstance(method, ProjectionConfig):
         raise RunError(f"--features {level}: method {method.name} has no projection head: take --features {BACKBONE}")
     if method.projection_layers <= left_out:
-        fitting = [name for name, count in HEADS.items() if count < method.projection_layers]
         raise RunError(
             f"--features {level} leaves out the last {left_out} linear layers of the projection head, and this run's"
             f" has {method.projection_layers} (method.projection_layers), so nothing of it would be left: take"
-            f" --features {' or '.join((BACKBONE, *fitting))}"
+            f" --features {' or '.join(levels_that_fit(config))}"
         )
 
 
@@ -63,3 +62,10 @@ def _expect_layers(config: ResolvedConfig, layers: Sequence[str]) -> None:
         if name not in known or not name:
             first = ", ".join(f"{child} ({type(module).__name__})" for child, module in body.named_children())
             raise ConfigError(f"--layer {name}: backbone {config.backbone.name} has no such layer; it has {first}")
+
+
+def levels_that_fit(config: ResolvedConfig) -> list[str]:
+    """Return the backbone and the levels that the run's projection head has."""
+    method = config.method
+    layers = method.projection_layers if isinstance(method, ProjectionConfig) else 0
+    return [BACKBONE, *(level for level, left_out in HEADS.items() if left_out < layers)]

@@ -12,7 +12,8 @@ import numpy as np
 from ssl_dist.errors import RunError
 from ssl_dist.evaluate.compare import Comparison
 from ssl_dist.evaluate.mistakes import Mistakes
-from ssl_dist.files import replacing, write_text
+from ssl_dist.files import write_text
+from ssl_dist.report.pictures import save
 
 _SHOWN = 40  # mistakes in the picture
 _NAMED = 40  # classes whose names and counts fit into the picture
@@ -93,8 +94,7 @@ def _draw_confusion(found: Mistakes, path: Path) -> None:
             if share >= 0.005:
                 colour = "white" if share > 0.5 else "black"
                 axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", color=colour, fontsize=8)
-    with replacing(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    save(figure, path)
 
 
 def _draw_mistakes(result: Comparison, found: Mistakes, path: Path) -> None:
@@ -112,5 +112,4 @@ def _draw_mistakes(result: Comparison, found: Mistakes, path: Path) -> None:
             axes.imshow(image)
             title = f"{one['given']} {one['confidence']:.0%}\nis {one['true']}"
             axes.set_title(title, fontsize=7, parse_math=False)
-    with replacing(path) as aside:
-        figure.savefig(aside, format="png", dpi=110)
+    save(figure, path)

@@ -207,7 +207,9 @@ def test_rows_of_levels_and_baselines_are_of_one_protocol(
     assert result.random == result.rows[3].top1.value
     plain = json.loads(json.dumps(result.plain()))
     assert plain["rows"][0].keys() == {"encoder", "features", "dim", "top1", "top1_interval", "repeats", "chosen"}
-    assert plain["protocol"].startswith(f"Accuracy on the 16 labelled images of {test}, learned from the 16 of {train}")
+    assert plain["protocol"].startswith(
+        f"Accuracy on the 16 labelled images of {test}, learned from the 16 labelled images of {train}: "
+    )
 
 
 def test_features_of_the_first_seed_are_the_runs_random_start(run: Path, stores: Stores) -> None:

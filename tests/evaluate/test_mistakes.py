@@ -84,7 +84,7 @@ def test_the_commands_print_one_table_for_all_rows(
     assert "the 1 nearest by s = -(distance squared) / 2 vote, all alike" in found.json["protocol"]
     few = command("evaluate", "linear", run, *stores, "--labels", "50%", "--seeds", 2, "--json")
     assert few.code == 0, few.err
-    assert "learned from 14 labels, drawn from each class, of the 27 of" in few.json["protocol"]
+    assert "learned from 14 labels, drawn from each class, of the 27 labelled images of" in few.json["protocol"]
     assert [len(row["repeats"]) for row in few.json["rows"]] == [2, 2]
     table = command("evaluate", "linear", run, *stores, "--baselines", "none", "--l2", 0.1)
     assert "penalty 0.1; nothing was chosen" in " ".join(table.out.split())

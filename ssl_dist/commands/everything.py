@@ -1,0 +1,60 @@
+"""The command that measures all of an encoder that fits into a number of minutes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from ssl_dist.commands.console import ImageBar, console, image_bar, print_json, say
+from ssl_dist.commands.evaluate import TestStore, TrainStore, accuracy_table
+from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
+
+
+def all_(
+    run: RunOrCheckpoint,
+    train: TrainStore,
+    test: TestStore,
+    minutes: Annotated[float, typer.Option(min=0.1, help="Time that all of it may take.")] = 5,
+    checkpoint: WhichCheckpoint = "newest",
+    as_json: Json = False,
+) -> None:
+    """Measure all of an encoder that fits into some minutes: accuracies, ranks, mistakes, a map.
+
+    The figures are written to RUN/evaluation.json, which `ssl-dist report` reads, and pictures to RUN/evaluation. What
+    does not fit is named. Fine-tuning is a run of its own: see `evaluate finetune`.
+    """
+    from ssl_dist.checkpoint import locate, run_directory
+    from ssl_dist.evaluate.labelled import open_pair
+    from ssl_dist.evaluate.protocols import Knn
+    from ssl_dist.report import classification, evaluation
+
+    found = locate(run, checkpoint)
+    pair = open_pair(train, test, found.config.data, found.config.facts.image_shape)
+    Knn(1).check(pair[0].labels)
+    directory = run_directory(run)
+    classification.expect_writable(directory / evaluation.FOLDER)
+    from ssl_dist.evaluate.everything import measure  # imports torch: a mistake is told before
+
+    result = measure(found, pair, 60 * minutes, _bar)
+    plain = evaluation.write(directory, result)
+    for one in result.accuracies:
+        console.print(one.name, style="bold", highlight=False)
+        console.print(accuracy_table(one.rows))
+    console.print(result.accuracies[-1].protocol, markup=False, highlight=False)
+    for row in result.ranks or ():
+        weights = "random weights" if row.step is None else f"step {row.step:,}"
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in row.ranks._asdict().items())
+        console.print(f"{weights}: {figures}", markup=False, highlight=False)
+    for name, reason in result.left_out.items():
+        say(f"left out: {name}: {reason}")
+    say(f"{result.seconds:.0f} s; {directory / evaluation.FILE}, pictures in {directory / evaluation.FOLDER}")
+    print_json({"run": str(run), **plain}, as_json)
+
+
+@contextmanager
+def _bar(title: str) -> Iterator[ImageBar]:
+    with image_bar(title, "reading the checkpoint") as bar:
+        yield bar
