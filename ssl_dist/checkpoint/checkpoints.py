@@ -259,11 +259,16 @@ def locate_all(path: Path) -> Sequence[Checkpoint]:
 
 
 def run_directory(path: Path) -> Path:
-    """Return the run's directory of ``path``, which is that directory, its folder of checkpoints, or one of these."""
-    folder = path.absolute()
-    if _is_one(path):
-        folder = folder.parent
-    return folder.parent if folder.name == FOLDER and not (folder / FOLDER).is_dir() else path
+    """Return the run's directory of ``path``, which is that directory, its folder of checkpoints, or one of these.
+
+    Of a checkpoint that is in no run it is the folder that the checkpoint is in.
+
+    Raises:
+        RunError: ``path`` is no directory.
+    """
+    folder = path.absolute().parent if _is_one(path) else path
+    is_inside = folder.absolute().name == FOLDER and not (folder / FOLDER).is_dir()
+    return folder.absolute().parent if is_inside else folder
 
 
 def _is_one(path: Path) -> bool:

@@ -1,6 +1,6 @@
-"""Measures of a run's features: kNN and a linear probe beside baselines, effective ranks without labels, pseudo-labels.
+"""Measures of frozen features: kNN and a linear probe beside baselines, measures without labels, maps, pseudo-labels.
 
-This is the part that most callers need; ``features``, ``rank`` and ``pseudo_labels`` hold more.
+This is the part that most callers need; ``features``, ``rank``, ``maps`` and ``pseudo_labels`` hold more.
 """
 
 from typing import TYPE_CHECKING

@@ -101,8 +101,10 @@ def rank_curve(
     for step, method in weights_over_training(checkpoints):
         backbone = method.backbone.to(device)
         whole = extract(backbone, store, ids, device, config, count)  # [n, D]
+        seen = torch.stack([view(backbone, number) for number in range(views)], dim=1)  # [n, q, D]
         if step is None and len(ids) <= whole.shape[1]:
             log.warning("%d images of %d features: ranks are those of the images: take more", *whole.shape)
-        seen = torch.stack([view(backbone, number) for number in range(views)], dim=1)  # [n, q, D]
+        if step is None and seen[:, 0].equal(seen[:, 1]):
+            log.warning("views by policy %s are not random: align and LiDAR say nothing", config.augment.recipe)
         rows.append(RankRow(step, Ranks.of(whole, seen)))
     return rows

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ssl_dist.checkpoint import Checkpoints, State, locate, pretrained
+from ssl_dist.checkpoint import Checkpoints, State, locate, locate_all, pretrained, run_directory
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, ConfigError, RunError
 from tests.command import Command
@@ -50,6 +51,33 @@ def test_one_checkpoint_is_itself_and_none_is_said(run: Path, tmp_path: Path) ->
     for place in (tmp_path, tmp_path / "checkpoints"):
         with pytest.raises(RunError, match="holds no checkpoint that verifies"):
             locate(place)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_all_of_a_run_come_oldest_first(run: Path, place: str) -> None:
+    assert [one.step for one in locate_all(run / place)] == [2, 4, 6, 8]
+    assert run_directory(run / place).resolve() == run
+
+
+def test_one_checkpoint_is_all_and_knows_its_run(run: Path, tmp_path: Path) -> None:
+    one = run / "checkpoints" / "step-00000004"
+    assert [found.step for found in locate_all(one)] == [4]
+    assert run_directory(one) == run
+    alone = shutil.copytree(one, tmp_path / "mine")
+    assert run_directory(alone) == tmp_path
+
+
+def test_all_are_those_that_verify(small_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="holds no checkpoint that verifies"):
+        locate_all(tmp_path)
+    config = resolved_config(small_store, probe=None)
+    for step in (2, 4):
+        Checkpoints(tmp_path).save(step, config, State(config.initial_method().state_dict(), {}))
+    (Checkpoints(tmp_path).path(4) / "model.safetensors").write_bytes(b"rubbish")
+    assert [one.step for one in locate_all(tmp_path)] == [2]
+    (Checkpoints(tmp_path).path(2) / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(CheckpointError, match=r"none of the 2 checkpoints of .* verifies"):
+        locate_all(tmp_path)
 
 
 def test_the_best_is_the_best_that_verifies(small_store: Path, tmp_path: Path) -> None:

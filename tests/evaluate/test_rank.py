@@ -140,6 +140,18 @@ def test_the_curve_measures_each_checkpoint_and_names_a_damaged_one(
     assert len({row.ranks.rankme for row in rows}) == 3
 
 
+def test_what_makes_measures_say_little_is_named(
+    run: Path, small_store: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    [newest] = locate_all(run / "checkpoints" / "step-00000006")
+    augment = newest.config.augment.model_copy(update={"only": []})
+    still = newest._replace(config=newest.config.model_copy(update={"augment": augment}))
+    [row, _] = rank_curve([still], ImageStore(small_store), np.arange(20), views=2, seed=0)
+    assert row.ranks.alignment == 0
+    assert "20 images of 32 features: ranks are those of the images: take more" in caplog.text
+    assert "views by policy simclr-small are not random: align and LiDAR say nothing" in caplog.text
+
+
 def test_rank_prints_a_table_draws_a_curve_and_has_json(
     command: Command, run: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
