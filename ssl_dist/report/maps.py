@@ -13,8 +13,8 @@ from ssl_dist.evaluate.maps import Groups, Panel
 from ssl_dist.report.pictures import save
 
 PANEL_IN = 4.0  # inches, at 110 dots each
-_LEGEND_ROW_IN, _LEGEND_COLUMN_IN, _TITLE_IN = 0.22, 1.3, 0.5
-_LARGEST_LEGEND = 40  # groups; the others have colours alone
+_LEGEND_ROW_IN, _CHARACTER_IN, _TITLE_IN = 0.22, 0.075, 0.5
+_LARGEST_LEGEND, _LONGEST_NAME = 30, 24  # groups, the others have colours alone; characters
 _TEN = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f9f1f", "#17becf", "#d4b000")
 _NO_LABEL = "#999999"
 
@@ -49,33 +49,37 @@ def draw_maps(panels: Sequence[Panel], groups: Groups, title: str, picture: Path
 
     rows, columns = grid(len(panels))
     width = max(PANEL_IN * columns, PANEL_IN * 1.5)
-    in_legend = groups.names[:_LARGEST_LEGEND]
-    longest = max(map(len, in_legend))
-    legend_columns = max(1, min(len(in_legend), int(width / max(_LEGEND_COLUMN_IN, 0.4 + 0.08 * min(longest, 40)))))
-    legend_in = 0.4 + _LEGEND_ROW_IN * math.ceil(len(in_legend) / legend_columns)
+    names = [_short(name) for name in groups.names[:_LARGEST_LEGEND]]
+    in_a_row = max(1, min(len(names), int(width / (0.5 + _CHARACTER_IN * max(map(len, names))))))
+    legend_in = 0.4 + _LEGEND_ROW_IN * math.ceil(len(names) / in_a_row)
     figure = Figure(figsize=(width, PANEL_IN * rows + legend_in + _TITLE_IN), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(_literal(title), fontsize=9)
     colours = np.array(palette(groups.names))
     order = np.random.default_rng(0).permutation(len(groups.numbers))  # else the last group would hide the others
     size = float(np.clip(12_000 / len(order), 1, 20))
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axis in axes:
-        axis.set(xticks=[], yticks=[])
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis, panel in zip(axes, panels, strict=False):
-        axis.set_visible(True)
         axis.scatter(*panel.points[order].T, s=size, c=colours[groups.numbers[order]], linewidths=0, alpha=0.75)
+        axis.set(xticks=[], yticks=[])
         axis.set_title(panel.title, fontsize=9)
         axis.set_aspect("equal", adjustable="datalim")
         axis.spines[:].set_color("#cccccc")
-    handles = [
-        Line2D([], [], marker="o", ls="", ms=5, color=colour, label=name if len(name) <= 40 else f"{name[:39]}…")
-        for name, colour in zip(in_legend, colours, strict=False)
-    ]
-    more = len(groups.names) - len(in_legend)
-    legend_title = groups.title + (f", and {more} more" if more else "")
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=legend_columns, fontsize=8, title=legend_title,
-        title_fontsize=8, frameon=False, handletextpad=0.1,
-    )  # fmt: skip
+    handles = [Line2D([], [], marker="o", ls="", ms=5, color=colour) for colour in colours[: len(names)]]
+    only = f", the first {len(names)} of {len(groups.names)}" if len(names) < len(groups.names) else ""
+    legend = figure.legend(handles, names, loc="outside lower center", ncols=in_a_row, fontsize=8, handletextpad=0)
+    legend.set_title(groups.title + only)
+    legend.get_title().set_fontsize(8)
+    legend.set_frame_on(False)
     save(figure, picture)
+
+
+def _short(name: str) -> str:
+    """Return a group's name for a legend; without the space, a legend leaves out a name that begins with "_"."""
+    return " " + _literal(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
+
+
+def _literal(text: str) -> str:
+    """Return text that is drawn as it stands, also between dollars, which would else be a formula."""
+    return text.replace("$", r"\$")

@@ -17,6 +17,7 @@ from ssl_dist.checkpoint import Checkpoint, State, locate, locate_all
 from ssl_dist.evaluate import extract
 from ssl_dist.evaluate.features import load_method
 from ssl_dist.evaluate.maps import (
+    Groups,
     Panel,
     Settings,
     embed_over_training,
@@ -28,7 +29,7 @@ from ssl_dist.evaluate.maps import (
     vote_of_others,
 )
 from ssl_dist.evaluate.over_training import drawn
-from ssl_dist.report.maps import grid, palette
+from ssl_dist.report.maps import draw_maps, grid, palette
 from ssl_dist.store import ImageStore, build
 from tests.command import Command
 from tests.conftest import write_images
@@ -140,6 +141,15 @@ def test_panels_are_laid_out_and_groups_differ_in_colour() -> None:
         assert len(set(colours)) == count + 1
         assert colours[-1] == "#999999"
         assert all(len(colour) == 7 for colour in colours)
+
+
+def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
+    names = ["_misc", "$x^$", "a$", r"\frac", "a class of a name that is far too long for a legend", "no label"]
+    panels = [Panel(None, np.arange(12.0).reshape(6, 2))]
+    draw_maps(panels, Groups("class", names, np.arange(6)), "run $^$ 1", tmp_path / "map.png")
+    plain = Groups("class", [f"c{number}" for number in range(99)], np.arange(6))
+    draw_maps(panels, plain, "99 classes", tmp_path / "many.png")
+    assert Image.open(tmp_path / "map.png").size[0] == Image.open(tmp_path / "many.png").size[0] == 660
 
 
 @pytest.fixture(scope="module")
