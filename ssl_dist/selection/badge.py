@@ -5,12 +5,33 @@ m images that are chosen from, D features, K classes.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 from ssl_dist.selection.pool import ROOM_BYTES, Pool, Selection, draw, squares_of
 from ssl_dist.selection.probe import Probe, probabilities
 
-_TILE = 1 << 15  # rows
+_TILE = 1 << 15  # rows that are standardised at once
+_ROWS = 4096  # of a tile of distances
+_TOGETHER = 256  # picks that all rows are told of at once
+
+
+class _Gradients(NamedTuple):
+    """Gradients as products of their factors: errors ``[m, K]`` and inputs ``[m, D]``, with their squared lengths."""
+
+    errors: np.ndarray
+    inputs: np.ndarray
+    squares: np.ndarray
+
+    def nearest(self, rows: slice | list[int], others: list[int]) -> np.ndarray:
+        """Return the squared distance of each row to the nearest of the others."""
+        found = self.errors[rows] @ self.errors[others].T
+        found *= self.inputs[rows] @ self.inputs[others].T
+        found *= -2
+        found += self.squares[others]
+        least: np.ndarray = np.maximum(found.min(1) + self.squares[rows], 0)
+        return least
 
 
 def badge(pool: Pool, count: int, seed: int, room_bytes: int = ROOM_BYTES) -> Selection:
@@ -34,12 +55,12 @@ def badge(pool: Pool, count: int, seed: int, room_bytes: int = ROOM_BYTES) -> Se
     if fits < len(rows):
         note = f"badge: {fits:,} of {len(rows):,} images, drawn at random, fit in memory and are chosen from"
         rows = rows[np.sort(draw(fits, len(rows), seed, stream=2))]
-    picked = _spread(*_gradients(probe, pool.features, rows), count, seed)
+    picked = _spread(_gradients(probe, pool.features, rows), count, seed)
     return Selection(rows[picked], note)
 
 
-def _gradients(probe: Probe, features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the two factors of each gradient: of classes, float32 ``[m, K]``, and of features, float32 ``[m, D]``."""
+def _gradients(probe: Probe, features: np.ndarray, rows: np.ndarray) -> _Gradients:
+    """Return the gradients of these rows, float32."""
     errors = np.empty((len(rows), len(probe.classifier.classes)), np.float32)
     inputs = np.empty((len(rows), features.shape[1]), np.float32)
     for start in range(0, len(rows), _TILE):
@@ -48,27 +69,34 @@ def _gradients(probe: Probe, features: np.ndarray, rows: np.ndarray) -> tuple[np
         p = probabilities(probe.classifier.scores(x))
         p[np.arange(len(p)), p.argmax(1)] -= 1
         errors[part], inputs[part] = p, x
-    return errors, inputs
+    return _Gradients(errors, inputs, squares_of(errors) * squares_of(inputs))
 
 
-def _spread(errors: np.ndarray, inputs: np.ndarray, count: int, seed: int) -> list[int]:
-    """Return ``count`` rows by k-means++ over gradients ``[m, K D]``; a uniform number decides all but the first."""
-    random = np.random.default_rng(seed)
-    squares = squares_of(errors) * squares_of(inputs)  # [m]
-    nearest = np.full(len(squares), np.inf, np.float32)
-    picked = [int(squares.argmax())]
+def _spread(gradients: _Gradients, count: int, seed: int) -> list[int]:
+    """Return ``count`` rows by k-means++.
+
+    A pick changes the distances of all rows, but they only fall. So a row is proposed with a chance of the distance
+    that was known, and taken with a chance of its present share of that: the picks are distributed as if all distances
+    were known. All rows are told of many picks in one matrix product.
+    """
+    random, squares = np.random.default_rng(seed), gradients.squares
+    known = np.full(len(squares), np.inf, np.float32)  # no less than the distances
+    picked = untold = [int(squares.argmax())]
     while len(picked) < count:
-        last = picked[-1]
-        found = errors @ errors[last]
-        found *= inputs @ inputs[last]
-        found *= -2
-        found += squares
-        found += squares[last]
-        np.minimum(nearest, np.maximum(found, 0, out=found), out=nearest)
-        nearest[last] = 0
-        sums = np.cumsum(nearest, dtype=np.float64)
+        for start in range(0, len(known), _ROWS):
+            rows = slice(start, start + _ROWS)
+            np.minimum(known[rows], gradients.nearest(rows, untold), out=known[rows])
+        known[untold] = 0
+        sums, untold, refused = np.cumsum(known, dtype=np.float64), [], 0
         if not sums[-1] > 0:
             others = np.setdiff1d(np.arange(len(squares)), picked)
             return [*picked, *others[draw(count - len(picked), len(others), seed, stream=3)].tolist()]
-        picked.append(int(np.searchsorted(sums, random.random() * sums[-1], side="right")))
+        while len(picked) + len(untold) < count and len(untold) < _TOGETHER and refused <= len(untold) + 8:
+            row = int(np.searchsorted(sums, random.random() * sums[-1], side="right"))
+            now = min(known[row], *gradients.nearest([row], untold)) if untold else known[row]
+            if row not in untold and random.random() * known[row] < now:
+                untold.append(row)
+            else:
+                refused += 1
+        picked = picked + untold
     return picked

@@ -12,6 +12,7 @@ from ssl_dist.selection.typical import clusters
 
 _PURITY = 0.95
 _SAMPLE = 4096  # balls that the radius and the size of the graph are measured on
+_ROWS = 64  # of a tile, at the least: products of fewer rows are slow
 _BYTES_OF_A_ROW = 200  # of the graph, beside 4 for each edge
 _MOST_CLUSTERS = 100  # where the number of classes is not known
 
@@ -51,7 +52,10 @@ def purity_radius(x: np.ndarray, num_clusters: int, seed: int) -> float:
     """
     cluster, squares = clusters(x, min(num_clusters, len(x)), seed), squares_of(x)
     centres = draw(min(_SAMPLE, len(x)), len(x), seed, stream=1)
-    reach, size = np.empty(len(centres), np.float32), max(1, TILE // len(x))  # distance to the nearest other cluster
+    reach, size = (
+        np.empty(len(centres), np.float32),
+        max(_ROWS, TILE // len(x)),
+    )  # distance to the nearest other cluster
     for start in range(0, len(centres), size):
         part = centres[start : start + size]
         found = squared_distances(x[part], x, squares[part], squares)
@@ -72,19 +76,18 @@ def _most_that_fit(x: np.ndarray, radius: float, seed: int, room_bytes: int) -> 
 def _balls(x: np.ndarray, radius: float, centres: np.ndarray | None = None) -> list[np.ndarray]:
     """Return for each row of ``[m, D]``, or of ``centres``, the rows that are nearer than the radius, int32."""
     squares, balls = squares_of(x), list[np.ndarray]()
-    centres, size = np.arange(len(x)) if centres is None else centres, max(1, TILE // len(x))
+    centres, size = np.arange(len(x)) if centres is None else centres, max(_ROWS, TILE // len(x))
     for start in range(0, len(centres), size):
         part = centres[start : start + size]
         near = squared_distances(x[part], x, squares[part], squares) < np.float32(radius) ** 2
-        columns = np.nonzero(near)[1].astype(np.int32)
-        balls += np.split(columns, np.cumsum(near.sum(1))[:-1])
+        balls += [np.flatnonzero(row).astype(np.int32) for row in near]
     return balls
 
 
 def _covered_by(centres: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
     """Return bool ``[m]``: whether a row of ``x`` is nearer than the radius to a row of ``centres``."""
     squares, others = squares_of(x), squares_of(centres)
-    covered, size = np.zeros(len(x), dtype=bool), max(1, TILE // len(x))
+    covered, size = np.zeros(len(x), dtype=bool), max(_ROWS, TILE // len(x))
     for start in range(0, len(centres), size):
         part = slice(start, start + size)
         near = squared_distances(centres[part], x, others[part], squares) < np.float32(radius) ** 2

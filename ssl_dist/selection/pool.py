@@ -73,8 +73,11 @@ def squares_of(x: np.ndarray) -> np.ndarray:
 
 
 def squared_distances(a: np.ndarray, b: np.ndarray, squares_a: np.ndarray, squares_b: np.ndarray) -> np.ndarray:
-    """Return the squared Euclidean distances ``[A, B]`` of the rows of ``[A, D]`` and ``[B, D]``, none below 0."""
-    found: np.ndarray = a @ (-2 * b).T
+    """Return the squared Euclidean distances ``[A, B]`` of the rows of ``[A, D]`` and ``[B, D]``, none below 0.
+
+    Fast where A is not much less than 64, and no larger than B.
+    """
+    found: np.ndarray = (-2 * a) @ b.T
     found += squares_b
     found += squares_a[:, None]
     np.maximum(found, 0, out=found)

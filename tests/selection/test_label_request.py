@@ -18,6 +18,8 @@ import pytest
 
 from ssl_dist import store
 from ssl_dist.report.label_page import write_pages
+from ssl_dist.selection import recommended
+from ssl_dist.selection.recommended import Measured
 from ssl_dist.selection.strategies import STRATEGIES
 from ssl_dist.store import ImageStore, stored_keys
 from tests.command import Command
@@ -129,6 +131,26 @@ def test_a_request_lies_beside_the_run_and_prints_what_comes_next(command: Comma
     assert again.code == 2
     assert f"--out {out}: it is there already, and not empty" in again.err
     shutil.rmtree(out)
+
+
+def test_the_recommended_strategy_is_taken_and_named(
+    command: Command, run: Path, partly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("label-request", run, partly, "--count", 3, "--out")
+    table = [
+        Measured("made", 8, 20, name, seed, 0.5 + seed / 10 + gain, 0.5)
+        for seed in range(3)
+        for name, gain in (("random", 0), ("coreset", 0.03 + seed / 1000), ("typical", 0.02))
+    ]
+    monkeypatch.setattr(recommended, "shipped", lambda: table)
+    done = command(*asked, tmp_path / "a", "--json")
+    assert done.json["strategy"] == "coreset"
+    assert done.json["recommended"]["mean"] == pytest.approx(0.031)
+    said = " ".join(command(*asked, tmp_path / "b").out.replace("│", " ").split())
+    assert "coreset: at 20 labels of made, +3.1 points over random (+2.9 to +3.3)" in said
+    monkeypatch.setattr(recommended, "shipped", lambda: table[:0])
+    done = command(*asked, tmp_path / "c", "--json")
+    assert (done.json["strategy"], done.json["recommended"]) == ("random", None)
 
 
 def test_random_requests_need_no_features(command: Command, run: Path, partly: Path, tmp_path: Path) -> None:
