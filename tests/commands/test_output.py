@@ -122,6 +122,7 @@ def test_nothing_is_cut_on_a_narrow_screen(
         *("settings optim.lrr", "recipes simclr", "status {new}", "stop {new}", "stop {sweep}", "report {new}"),
         *("checkpoint list {new}", "checkpoint clear {new}", "tune results {run}", "tune {new}", "pretrain {new}"),
         *("pretrain", "store info {images}", "init {images}", "evaluate knn {new} --train {store} --test {store}"),
+        "label-request {run} {store} --count 3",
         *("doctor --set epochs=1", "self-train --test {new} {new}", "demo --set epoch=1"),
     ],
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ssl_dist import store
 from ssl_dist.report.label_page import write_pages
@@ -151,6 +152,17 @@ def test_the_recommended_strategy_is_taken_and_named(
     monkeypatch.setattr(recommended, "shipped", lambda: table[:0])
     done = command(*asked, tmp_path / "c", "--json")
     assert (done.json["strategy"], done.json["recommended"]) == ("random", None)
+
+
+def test_features_that_are_not_finite_are_refused(
+    command: Command, run: Path, partly: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssl_dist.evaluate import features
+
+    monkeypatch.setattr(features, "extract", lambda *_: torch.full((51, 4), torch.nan))
+    done = command("label-request", run, partly, "--count", 3, "--strategy", "coreset", "--out", tmp_path / "out")
+    assert done.code == 2
+    assert "its features are not finite numbers" in done.err
 
 
 def test_random_requests_need_no_features(command: Command, run: Path, partly: Path, tmp_path: Path) -> None:
