@@ -131,7 +131,7 @@ def _fit(method: Method, data: Data) -> None:
     """Train a method for the whole length of its run."""
     config, plan, world = data.config, data.config.plan(), World.current()
     engine = Engine(method, config, world)
-    length = {"warmup_steps": plan.warmup_steps, "total_steps": plan.total_steps}
+    length: dict[str, Any] = {"warmup_steps": plan.warmup_steps, "total_steps": plan.total_steps}
     for batch in Batches(data.sample_plan, world, 0, plan.total_steps):
         engine.step(batch, config.optim.learning_rate(batch.step, batch_size=config.batch.size, **length))
 

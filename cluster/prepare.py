@@ -53,15 +53,12 @@ def restore(uri: str, out: Path) -> Path:
 
 
 class Reopened(NamedTuple):
-    """A run that was opened to resume it, after ``step`` of its steps."""
+    """A run that was opened to resume it, after ``step`` of its steps; ``finished``: it has ended by itself."""
 
     run: RunDirectory
     config: ResolvedConfig
     step: int
-
-    @property
-    def finished(self) -> bool:
-        return self.step >= self.config.plan().total_steps
+    finished: bool
 
 
 def reopen(directory: Path, overrides: dict[str, Any]) -> Reopened:
@@ -83,7 +80,7 @@ def reopen(directory: Path, overrides: dict[str, Any]) -> Reopened:
     step = found.step if found else 0
     expect_same_past(before, config, step, directory)
     run.update(config)
-    return Reopened(run, config, step)
+    return Reopened(run, config, step, config.is_over(step, found.losses if found else ()))
 
 
 def expect_same_past(before: ResolvedConfig, now: ResolvedConfig, step: int, run: Path) -> None:
@@ -107,7 +104,12 @@ def expect_same_past(before: ResolvedConfig, now: ResolvedConfig, step: int, run
 
 
 def how_to_train_longer(config: ResolvedConfig, step: int, run: Path) -> str:
-    """Say how to go on with a run that has trained all its steps."""
+    """Say how to go on with a run that has trained all its steps, or has ended early."""
+    if step < config.plan().total_steps:
+        return (
+            f"Its validation loss fell no more for probe.patience {config.probe and config.probe.patience}: train on"
+            f" from its weights in a new run: {_from_weights(run)}"
+        )
     longer = config.model_copy(update={"epochs": 2 * config.epochs})
     if follows := _what_follows_length(config, longer, step):
         return f"Since {follows} followed its length, train on from its weights in a new run: {_from_weights(run)}"

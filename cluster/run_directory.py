@@ -40,6 +40,7 @@ FREE_ON_RESUME = (
     "data.cache",
     "data.cache_gb",
     "backbone.weights",
+    "probe.label_file",
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -223,9 +223,10 @@ class EngineConfig(Section):
 class ProbeConfig(Section):
     """The online probe: a measure of the encoder while training continues."""
 
-    kind: Literal["knn", "linear", "rankme", "lidar"] = "knn"
+    kind: Literal["knn", "linear", "rankme", "lidar", "validation"] = "knn"
     """Accuracy of a kNN or linear classifier on held-out labels, or (without labels) the effective rank of embeddings
-    by RankMe or LiDAR."""
+    by RankMe or LiDAR; or accuracy and loss of the method's own classifier on the images of `label_file`
+    (validation)."""
     every_epochs: float = pydantic.Field(1, gt=0)
     """Epochs between two measurements."""
     bank: int = pydantic.Field(4096, ge=1)
@@ -234,6 +235,27 @@ class ProbeConfig(Section):
     """Other images that it classifies (knn, linear)."""
     k: int = pydantic.Field(20, ge=1)
     """Neighbours that vote (knn)."""
+    label_file: str | None = None
+    """A `.npy` file like `data.label_file`, with the labels of images that the method is validated on and learns no
+    label of (validation)."""
+    patience: int | None = pydantic.Field(None, ge=1)
+    """Measurements in succession without a lower loss, after which the run ends early (validation); `None`: it does
+    not."""
+
+    @pydantic.model_validator(mode="after")
+    def _check_validation(self) -> ProbeConfig:
+        if self.kind == "validation" and self.label_file is None:
+            raise ValueError("probe.kind validation needs labels of its own: name their file in probe.label_file")
+        if self.kind != "validation" and (self.label_file is not None or self.patience is not None):
+            key = "patience" if self.label_file is None else "label_file"
+            raise ValueError(f"probe.{key} is for probe.kind validation, and it is {self.kind}: leave it out")
+        return self
+
+    def gives_up(self, losses: Sequence[float]) -> bool:
+        """Tell whether the run ends after these validation losses, because none of the last ones was lower."""
+        if self.patience is None or not losses:
+            return False
+        return len(losses) - 1 - losses.index(min(losses)) >= self.patience
 
     @property
     def tag(self) -> str:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ssl_dist import methods
+from ssl_dist.config import RunConfig
 from ssl_dist.lars import LARS
 from ssl_dist.optim import OptimConfig, parameter_groups
 from ssl_dist.training.exactness import config_of
+from tests.gloo import GlooPool
+from tests.helpers import small_config, smooth_method, train
 
 
 def reference_lars(
@@ -78,7 +83,17 @@ def reference_adamw(w: Tensor, grads: list[Tensor], rates: list[float], decay: f
     return w
 
 
-REFERENCES = {"sgd": reference_sgd, "lars": reference_lars, "adamw": reference_adamw}
+def reference_adam(w: Tensor, grads: list[Tensor], rates: list[float], decay: float, adapt: bool) -> Tensor:
+    """Compute Kingma and Ba's algorithm 1 (arXiv 1412.6980), with the decay in the gradient."""
+    mean, square = torch.zeros_like(w), torch.zeros_like(w)
+    for step, (grad, rate) in enumerate(zip(grads, rates, strict=True), 1):
+        decayed = grad + decay * w
+        mean, square = 0.9 * mean + 0.1 * decayed, 0.999 * square + 0.001 * decayed.square()
+        w = w - rate * (mean / (1 - 0.9**step)) / ((square / (1 - 0.999**step)).sqrt() + 1e-8)
+    return w
+
+
+REFERENCES = {"sgd": reference_sgd, "lars": reference_lars, "adamw": reference_adamw, "adam": reference_adam}
 
 
 @pytest.mark.parametrize("weight_decay", [0.0, 0.05])
@@ -113,6 +128,52 @@ def test_freezable_parameters_have_the_settings_of_their_kind() -> None:
     groups = parameter_groups(module, 0.1, ("2.weight", "1.bias"))
     found = [(group["freezable"], group["weight_decay"], group["adapt"], len(group["params"])) for group in groups]
     assert found == [(False, 0.1, True, 1), (False, 0.0, False, 3), (True, 0.1, True, 1), (True, 0.0, False, 1)]
+
+
+@pytest.mark.parametrize("patience", [0, 1, 3])
+@pytest.mark.parametrize(("factor", "rate"), [(0.1, 0.3), (0.5, 1e-3), (0.3, 3e-8)])
+def test_plateau_decides_as_torchs_scheduler_does(patience: int, factor: float, rate: float) -> None:
+    """Losses that fall, stay, rise, and fall by less than the threshold; the last rate is too small to be lowered."""
+    optim = OptimConfig(lr=rate, schedule="plateau", plateau_factor=factor, plateau_patience=patience)
+    torchs = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=rate)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(torchs, factor=factor, patience=patience)
+    random, losses = np.random.default_rng(patience), list[float]()
+    where = {"batch_size": 8, "warmup_steps": 4, "total_steps": 99}
+    rates = set()
+    for step in range(4, 64):
+        found = optim.learning_rate(step, **where, losses=losses)  # type: ignore[arg-type]
+        assert found == torchs.param_groups[0]["lr"], losses
+        rates.add(found)
+        losses.append(float(random.choice([3.0 / step, 0.5, 0.5 * (1 - 0.9e-4), 1.0, float("nan")])))
+        scheduler.step(losses[-1])
+    assert len(rates) > 1
+    assert optim.learning_rate(1, **where, losses=losses) == rate / 2, "it warms up first"  # type: ignore[arg-type]
+
+
+def test_a_layers_rate_is_lower_by_its_depth(small_store: Path, gloo: Callable[[int], GlooPool]) -> None:
+    """A step of Adam moves each parameter by a half of what it would, for each layer between it and the head."""
+    config = small_config(
+        small_store,
+        method={"name": "supervised", "num_classes": 3},
+        augment={"recipe": "weak"},
+        optim={"name": "adam", "lr": 0.01, "layer_decay": 0.5, "weight_decay": 0.1, "warmup_epochs": 0},
+    )
+    flat = config.model_copy(update={"optim": config.optim.model_copy(update={"layer_decay": 1.0})})
+    for stage in (0, 1, 2, 3):
+        engine = config.engine.model_copy(update={"zero_stage": stage})
+        moves = [gloo(2).run(moved, one.model_copy(update={"engine": engine}))[0] for one in (config, flat)]
+        depths = config.initial_method().depths()
+        assert set(depths.values()) == {1, 2, 3, 4}
+        for name, whole in moves[1].items():
+            expected = whole * 0.5 ** depths.get(name, 0)
+            assert (moves[0][name] - expected).norm() <= 1e-3 * expected.norm(), name  # weights round by 6e-8
+
+
+def moved(rank: int, size: int, config: RunConfig) -> dict[str, Tensor]:
+    """Return what the first step of the engine subtracts from each parameter."""
+    before = dict(smooth_method(config).named_parameters())
+    after = train(rank, size, config, 0, 1).state.model
+    return {name: weight.detach() - after[name] for name, weight in before.items()}
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -85,11 +85,13 @@ def _resume(directory: Path, overrides: dict[str, Any], as_json: bool) -> None:
     """Resume a run; of a run that has all its steps, say so."""
     from cluster.prepare import how_to_train_longer, reopen
 
-    run, config, step = found = reopen(directory, overrides)
-    if found.finished:
+    run, config, step, finished = reopen(directory, overrides)
+    if finished:
         run.release()
         more = how_to_train_longer(config, step, directory)
-        say(f"{directory} is finished: it has all {step} steps of {config.epochs:g} epochs. {more}")
+        early = step < config.plan().total_steps
+        has = f"it ended early, after step {step}" if early else f"it has all {step} steps of {config.epochs:g} epochs"
+        say(f"{directory} is finished: {has}. {more}")
         print_json({"run": str(run.path), "step": step}, as_json)
         return
     say(f"continuing from step {step}" if step else "no checkpoint yet: starting from step 0")

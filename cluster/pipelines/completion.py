@@ -34,16 +34,14 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
         RunError: the run was stopped before its last step.
         Interrupted: Ctrl-C.
     """
-    total_steps = config.plan().total_steps
     if config.checkpoint.mirror:  # several commands have runs of one name, and each needs a mirror of its own
         uri = join_uri(config.checkpoint.mirror, directory.parent.name)
         config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"mirror": uri})})
     run = _claim(directory, config)
     try:
-        found = Checkpoints(directory).newest()
-        if found is not None and found.step == total_steps:
+        if (step := _finished(directory, config)) is not None:
             say(f"{directory}: finished before", console)
-            return {"step": total_steps}
+            return {"step": step}
         expect_room(directory, [config])
         say(f"{directory}", console)
         last = launch(config, run, console, SAME_COMMAND)
@@ -52,9 +50,16 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
         raise
     finally:
         run.release()
-    if last["step"] < total_steps:
+    total_steps = config.plan().total_steps
+    if last["step"] < total_steps and _finished(directory, config) is None:
         raise RunError(f"{directory} was stopped after {last['step']} of {total_steps} steps: run {SAME_COMMAND}")
     return last
+
+
+def _finished(directory: Path, config: ResolvedConfig) -> int | None:
+    """Return the step with which the run has ended by itself; None where it has not."""
+    found = Checkpoints(directory).newest()
+    return found.step if found is not None and config.is_over(found.step, found.losses) else None
 
 
 def _claim(directory: Path, config: ResolvedConfig) -> RunDirectory:

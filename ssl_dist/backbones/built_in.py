@@ -34,6 +34,7 @@ def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
     """Build three stages of basic blocks; the shortcut has a 1 x 1 convolution where the shape changes."""
     convolution, pool = stem_layers(stem, width)
     layers, channels = [convolution, nn.BatchNorm2d(width), nn.ReLU(inplace=True), *pool], width
+    stages = [len(layers) + blocks * stage for stage in range(3)]
     for stage in range(3):
         for block in range(blocks):
             out, stride = width << stage, 2 if stage and not block else 1
@@ -42,7 +43,7 @@ def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
                 shortcut = nn.Sequential(_shortcut(channels, out, stride), nn.BatchNorm2d(out))
             layers.append(BasicBlock(channels, out, stride, shortcut))
             channels = out
-    return _initialised(ConvolutionalBackbone(layers, channels, 4 * STEM_STRIDES[stem]))
+    return _initialised(ConvolutionalBackbone(layers, channels, 4 * STEM_STRIDES[stem], stages=stages))
 
 
 def _shortcut(channels: int, out: int, stride: int) -> nn.Conv2d:
@@ -72,6 +73,7 @@ def _wide_resnet(stem: Stem) -> ConvolutionalBackbone:
     """
     convolution, pool = stem_layers(stem, 16)
     layers, channels = [convolution, *pool], 16
+    stages = [len(layers) + 5 * stage for stage in range(4)]
     for stage in range(4):
         for block in range(5):
             is_first, out = block == 0, 16 << stage
@@ -79,7 +81,7 @@ def _wide_resnet(stem: Stem) -> ConvolutionalBackbone:
             layers.append(PreActivationBlock(channels, out, stride, convolved_skip=is_first))
             channels = out
     layers += _activation(channels)
-    return _initialised(ConvolutionalBackbone(layers, channels, 8 * STEM_STRIDES[stem]), _SLOPE)
+    return _initialised(ConvolutionalBackbone(layers, channels, 8 * STEM_STRIDES[stem], stages=stages), _SLOPE)
 
 
 class PreActivationBlock(nn.Module):

@@ -157,7 +157,14 @@ class Checkpoints:
             raise CheckpointError(f"{self.mirror.uri}/{name} cannot be read ({error})") from None
         return verify(here)
 
-    def save(self, step: int, config: ResolvedConfig, state: State, score: float | None = None) -> Path:
+    def save(
+        self,
+        step: int,
+        config: ResolvedConfig,
+        state: State,
+        score: float | None = None,
+        losses: Sequence[float] = (),
+    ) -> Path:
         """Write a checkpoint, copy it to the mirror, and delete older ones; one process of the run calls.
 
         The newest ``keep`` and the best ``keep_best`` by score, of ``config.checkpoint``, stay. A mirror that cannot be
@@ -168,7 +175,7 @@ class Checkpoints:
         """
         final = self.path(step)
         try:
-            write(final, step, config, state, score)
+            write(final, step, config, state, score, losses)
         except (OSError, safetensors.SafetensorError) as error:
             raise RunError(f"checkpoint {final} cannot be written ({error}): older checkpoints are untouched") from None
         for name in _superfluous(final.name, {path.name: _score(path) for path in self.list()}, config.checkpoint):

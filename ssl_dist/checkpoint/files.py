@@ -3,7 +3,8 @@
     step-00000500/
       model.safetensors       parameters and buffers; its metadata name the backbone's normalisation, if it has one
       optimizer.safetensors   optimizer state, by "parameter/key"
-      checkpoint.json         step, config, the online probe's score, checksums of the two files and of itself
+      checkpoint.json         step, config, the online probe's score, validation losses so far, checksums of the two
+                              files and of itself
 
 The directory is renamed into place when all files are on the disk: it is complete or damaged, never half written.
 No file is a pickle.
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -52,12 +54,14 @@ class Checkpoint(NamedTuple):
         step: number of steps done.
         config: the run's config.
         score: the online probe's value at this step; None where it was not measured.
+        losses: the validation losses so far, on which the learning rate and the run's end may depend.
     """
 
     path: Path
     step: int
     config: ResolvedConfig
     score: float | None
+    losses: tuple[float, ...] = ()
 
     @property
     def model_file(self) -> Path:
@@ -78,7 +82,9 @@ class Checkpoint(NamedTuple):
         return State(model, optimizer)
 
 
-def write(path: Path, step: int, config: ResolvedConfig, state: State, score: float | None) -> None:
+def write(
+    path: Path, step: int, config: ResolvedConfig, state: State, score: float | None, losses: Sequence[float] = ()
+) -> None:
     """Write the directory of a checkpoint in place of an older one.
 
     Raises:
@@ -89,6 +95,8 @@ def write(path: Path, step: int, config: ResolvedConfig, state: State, score: fl
     with replacing(path, durable=True) as aside:
         aside.mkdir(parents=True)
         meta: dict[str, Any] = {"step": step, "score": score, "config": config.model_dump(mode="json"), "xxh3": {}}
+        if losses:
+            meta["validation_losses"] = list(losses)
         for name, tensors in zip(_TENSORS, state, strict=True):
             save_file(tensors, aside / name, _metadata(config) if name == MODEL else None)
             meta["xxh3"][name] = checksum(aside / name)
@@ -115,7 +123,8 @@ def verify(path: Path) -> Checkpoint:
             if checksum(path / name) != meta["xxh3"][name]:
                 raise CheckpointError(f"{path / name} differs from its checksum")
         config = ResolvedConfig.from_tree(meta["config"], str(path / META))
-        return Checkpoint(path, meta["step"], config, meta.get("score"))  # the first checkpoints had no score
+        losses = tuple(meta.get("validation_losses", ()))
+        return Checkpoint(path, meta["step"], config, meta.get("score"), losses)  # the first checkpoints had no score
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a whole checkpoint ({error!r})") from None
 

@@ -21,7 +21,13 @@ class Writer:
         self._snapshot: State | None = None
         checkpoints.remove_torn()
 
-    def write(self, step: int, take: Callable[[State | None], State], score: float | None) -> None:
+    def write(
+        self,
+        step: int,
+        take: Callable[[State | None], State],
+        score: float | None,
+        losses: tuple[float, ...] = (),
+    ) -> None:
         """Wait for the checkpoint before, take a snapshot, and begin to write it.
 
         Args:
@@ -31,7 +37,8 @@ class Writer:
             wait([self._last])
         self._snapshot = take(self._snapshot)
         if not self.failed:
-            self._last = self._thread.submit(self._checkpoints.save, step, self._config, self._snapshot, score)
+            save = self._checkpoints.save
+            self._last = self._thread.submit(save, step, self._config, self._snapshot, score, losses)
 
     @property
     def failed(self) -> bool:

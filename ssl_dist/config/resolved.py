@@ -6,7 +6,7 @@ import decimal
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pydantic
@@ -24,7 +24,13 @@ DIGESTS_OF_STORE = {
 }
 
 # Settings that older versions did not have, and their defaults, which leave a run what it was.
-_LATER_SETTINGS: dict[str, dict[str, Any]] = {"backbone": {"checkpoint": "newest", "normalisation": None}}
+_LATER_SETTINGS: dict[str, dict[str, Any]] = {
+    "data": {"validation_digest": None},
+    "backbone": {"checkpoint": "newest", "normalisation": None},
+    "method": {"unfreeze": "all", "anew": False, "hidden": None},
+    "optim": {"layer_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 3},
+    "probe": {"label_file": None, "patience": None},
+}
 
 
 class DataFacts(Section):
@@ -38,6 +44,8 @@ class DataFacts(Section):
     """Height, width and channels of the stored images."""
     label_digest: str | None = None
     """Digest of ``data.label_file``; None where the labels are the store's."""
+    validation_digest: str | None = None
+    """Digest of ``probe.label_file``; None where there is none."""
     shards_digest: str | None = None
     """Digest of the shards' sizes, on which ``data.order`` shards depends; None for the order full."""
     weights_digest: str | None = None
@@ -102,7 +110,8 @@ class ResolvedConfig(RunConfig):
         for name in FACTS_IN_SECTIONS["data"]:
             began, now = getattr(self.facts, name), getattr(found.facts, name)
             if began != now:
-                key = "data.label_file" if name == "label_digest" else "data.store"
+                files = {"label_digest": "data.label_file", "validation_digest": "probe.label_file"}
+                key = files.get(name, "data.store")
                 raise StoreError(f"{store} has {name} {now} where the run began with {began}: set {key} to what it was")
         for name, other in DIGESTS_OF_STORE.items():
             began, now = getattr(self.facts, name), getattr(found.facts, name)
@@ -129,6 +138,10 @@ class ResolvedConfig(RunConfig):
         warmup = min(round(exact(self.optim.warmup_epochs) * num_samples / batch), total)
         return Plan(num_samples=num_samples, images_per_step=batch, total_steps=total, warmup_steps=warmup)
 
+    def is_over(self, step: int, losses: Sequence[float]) -> bool:
+        """Tell whether the run ends after ``step`` steps, with these validation losses so far."""
+        return step >= self.plan().total_steps or (self.probe is not None and self.probe.gives_up(losses))
+
     def rates(self, stop: int) -> Iterator[float]:
         """Yield the learning rates of the steps 0 .. stop - 1."""
         plan, size = self.plan(), self.batch.size
@@ -150,6 +163,6 @@ class ResolvedConfig(RunConfig):
         tree["data"] |= {key: facts[key] for key in DIGESTS_OF_STORE if facts[key] is not None}
         for section, later in _LATER_SETTINGS.items():
             for key, default in later.items():
-                if tree[section][key] == default:
+                if tree[section] and tree[section].get(key, ...) == default:
                     del tree[section][key]
         return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:12]

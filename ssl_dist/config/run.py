@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # Facts (see ``resolved.DataFacts``) that older versions wrote into these sections of config.json.
 FACTS_IN_SECTIONS = {
-    "data": ("num_images", "num_samples", "image_shape", "label_digest", "shards_digest"),
+    "data": ("num_images", "num_samples", "image_shape", "label_digest", "shards_digest", "validation_digest"),
     "backbone": ("weights_digest",),
 }
 
@@ -77,6 +77,7 @@ class RunConfig(settings.Section):
                 " which stage 3 cuts up for good: set engine.zero_stage to 0, 1 or 2"
             )
         self._expect_labelled()
+        self._expect_validation()
         self._expect_views()
         self._expect_map()
         self.method.check(self.epochs, self.batch)
@@ -94,6 +95,13 @@ class RunConfig(settings.Section):
                 f"batch.labelled {self.batch.labelled}: method {self.method.name} does not learn from some labelled"
                 " images of a batch: set batch.labelled=0"
             )
+
+    def _expect_validation(self) -> None:
+        validated = self.probe is not None and self.probe.kind == "validation"
+        if validated and "num_classes" not in type(self.method).model_fields:
+            raise ValueError(f"probe.kind validation: method {self.method.name} has no classifier to validate")
+        if self.optim.schedule == "plateau" and not validated:
+            raise ValueError("optim.schedule plateau follows the validation loss: set probe.kind to validation")
 
     def _expect_views(self) -> None:
         method, name = self.method, self.method.name
@@ -195,10 +203,11 @@ class RunConfig(settings.Section):
         Args:
             weights: tensors of the backbone that replace its random ones.
         """
-        backbone = self.initial_backbone()
+        kind, backbone = methods.load(self.method.name), self.initial_backbone()
         if weights:
-            backbone.load_state_dict(weights)
-        return methods.load(self.method.name)(backbone, self.method)
+            random, anew = backbone.state_dict(), kind.made_anew(backbone, self.method)
+            backbone.load_state_dict({name: random[name] if name in anew else weights[name] for name in weights})
+        return kind(backbone, self.method)
 
     def method_without_values(self) -> methods.Method:
         """Build the method with tensors that have shapes but no values: torch's meta device.

@@ -55,22 +55,26 @@ def read_labels(config: RunConfig, store: Images) -> np.ndarray:
     """
     if config.data.label_file is None:
         return store.labels
-    file = Path(config.data.label_file)
+    return _read_label_file(Path(config.data.label_file), "data.label_file", len(store))
+
+
+def _read_label_file(file: Path, key: str, num_images: int) -> np.ndarray:
+    """Read the file that the setting ``key`` names, as ``read_labels`` does."""
     try:
         with file.open("rb") as content:
             labels: np.ndarray = np.lib.format.read_array(content)  # one array, and nothing is unpickled
     except (OSError, ValueError) as error:
-        raise ConfigError(f"data.label_file {file} cannot be read ({error}): it is a .npy of whole numbers") from None
-    if labels.shape != (len(store),) or labels.dtype.kind not in "iu":
+        raise ConfigError(f"{key} {file} cannot be read ({error}): it is a .npy of whole numbers") from None
+    if labels.shape != (num_images,) or labels.dtype.kind not in "iu":
         raise ConfigError(
-            f"data.label_file {file} has {labels.dtype} {labels.shape}: the store has {len(store)} images, and each"
+            f"{key} {file} has {labels.dtype} {labels.shape}: the store has {num_images} images, and each"
             " needs a whole number, -1 for none"
         )
     outside = np.flatnonzero((labels < -1) | (labels >= 2**31))
     if len(outside):
         row = outside[0]
         raise ConfigError(
-            f"data.label_file {file} has a label {labels[row]}, of image {row}: it is -1 for none, or 0 to {2**31 - 1}"
+            f"{key} {file} has a label {labels[row]}, of image {row}: it is -1 for none, or 0 to {2**31 - 1}"
         )
     return labels.astype(np.int32)
 
@@ -102,17 +106,43 @@ def read_visible_labels(config: RunConfig, store: Images) -> np.ndarray:
     return labels
 
 
-def label_digest(config: RunConfig) -> str | None:
-    """Return the digest of the bytes of ``data.label_file``; None where there is no such file.
+def read_validation_labels(config: RunConfig, store: Images) -> np.ndarray:
+    """Return the labels that the method is validated on: those of ``probe.label_file``.
+
+    Returns:
+        int32 ``[n]``, -1: none.
+
+    Raises:
+        ConfigError: the file cannot be read, does not belong to this store, has no label, one for which the method has
+            no class, or one of an image whose label the method learns from.
+    """
+    file = config.probe.label_file if config.probe else None
+    assert file, "its settings name the file"
+    labels = _read_label_file(Path(file), "probe.label_file", len(store))
+    if (largest := int(labels.max(initial=-1))) < 0:
+        raise ConfigError(f"probe.label_file {file} has no label: it names the images to validate on")
+    classes = getattr(config.method, "num_classes", None)
+    if classes is not None and largest >= classes:
+        raise ConfigError(f"probe.label_file {file} has a label {largest}, and method.num_classes is {classes}")
+    both = np.flatnonzero((labels >= 0) & (read_visible_labels(config, store) >= 0))
+    if len(both):
+        raise ConfigError(
+            f"probe.label_file {file} has {len(both)} images whose labels the method learns from, first image"
+            f" {both[0]}: name those that it learns from in data.label_file, without these"
+        )
+    return labels
+
+
+def label_digest(file: str | None, key: str) -> str | None:
+    """Return the digest of the bytes of the label file that the setting ``key`` names; None where there is none.
 
     Raises:
         ConfigError: the file cannot be read.
     """
-    file = config.data.label_file
     try:
         return xxhash.xxh3_64_hexdigest(Path(file).read_bytes()) if file else None
     except OSError as error:
-        raise ConfigError(f"data.label_file {file} cannot be read: {error.strerror}") from None
+        raise ConfigError(f"{key} {file} cannot be read: {error.strerror}") from None
 
 
 def store_digest(store: ImageStore) -> str:

@@ -11,7 +11,13 @@ import numpy as np
 import xxhash
 
 from ssl_dist.config import DataFacts, ResolvedConfig, RunConfig
-from ssl_dist.data.images import label_digest, open_store, store_digest, store_labels_digest
+from ssl_dist.data.images import (
+    label_digest,
+    open_store,
+    read_validation_labels,
+    store_digest,
+    store_labels_digest,
+)
 from ssl_dist.data.sample_plan import SamplePlan
 from ssl_dist.errors import ConfigError
 from ssl_dist.settings import DataConfig
@@ -43,11 +49,15 @@ def resolve(config: RunConfig) -> Data:
     store = open_store(config.data)
     sample_plan = SamplePlan(config, store)
     shards_digest = xxhash.xxh3_64_hexdigest(store.shard_rows.tobytes()) if config.data.order == "shards" else None
+    validation_file = config.probe.label_file if config.probe else None
+    if validation_file:
+        read_validation_labels(config, store)
     facts = DataFacts(
         num_images=len(store),
         num_samples=sample_plan.num_samples,
         image_shape=store.image_shape,
-        label_digest=label_digest(config),
+        label_digest=label_digest(config.data.label_file, "data.label_file"),
+        validation_digest=label_digest(validation_file, "probe.label_file"),
         shards_digest=shards_digest,
         weights_digest=config.facts.weights_digest if isinstance(config, ResolvedConfig) else None,
         store_digest=store_digest(store),
@@ -62,6 +72,8 @@ def resolve(config: RunConfig) -> Data:
         _expect_cache_room(config.data, store, store.cache_bytes, sample_plan)
     tree = config.model_dump()
     tree |= {"data": {**tree["data"], **paths}, "facts": facts}
+    if validation_file:
+        tree["probe"]["label_file"] = str(Path(validation_file).absolute())
     if getattr(config.method, "num_classes", 0) is None:
         tree["method"]["num_classes"] = max(len(store.class_names), int(sample_plan.labels.max()) + 1)
     return Data(ResolvedConfig.from_tree(tree, store.name), store, sample_plan)

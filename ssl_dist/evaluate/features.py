@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssl_dist import augment
 from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import Checkpoint, locate
+from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.evaluate.levels import BACKBONE, HEADS, LAYER
 from ssl_dist.methods import Method
@@ -183,6 +184,15 @@ def _head(method: Method, left_out: int) -> nn.Sequential:
     layers = list(cast(nn.Sequential, method.projection_head))
     linear = [number for number, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     return nn.Sequential(*layers[: linear[-left_out]])
+
+
+def over_workers(ids: np.ndarray, world: World, features_of: Callable[[np.ndarray], Tensor]) -> Tensor:
+    """Return the features ``[n, D]`` of all ``ids`` on every rank, where each computes a part; every rank calls."""
+    # Equal parts, padded with the first images: ZeRO-3 gathers weights in each forward pass, so ranks need as many.
+    share = -(-len(ids) // world.size)
+    padded = np.pad(ids, (0, share * world.size - len(ids)), mode="wrap")
+    features = features_of(padded[world.rank * share : (world.rank + 1) * share])
+    return RowCounts.of(features).gather(features)[: len(ids)]
 
 
 def encoder_of(run: Path, checkpoint: CheckpointChoice = "newest") -> tuple[Backbone, ResolvedConfig, int]:

@@ -2,7 +2,8 @@
 
 ``knn`` and ``linear`` use held-out labels: some labelled images of the pretraining store (the bank) classify others
 (the queries). Their labels are used nowhere else; the images themselves are trained on like all others. ``rankme``
-and ``lidar`` need no labels. For a figure on images that the encoder has never seen, use ``evaluate.compare``.
+and ``lidar`` need no labels; ``validation`` has a module of its own. For a figure on images that the encoder has
+never seen, use ``evaluate.compare``.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import torch
 from torch import Tensor
 
 from ssl_dist.backbones import Backbone
-from ssl_dist.collectives import RowCounts, World
+from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.permutation import sample_ids
 from ssl_dist.data.windowed_order import WindowedOrder
-from ssl_dist.evaluate.features import extract, extract_view
+from ssl_dist.evaluate.features import extract, extract_view, over_workers
 from ssl_dist.evaluate.knn import knn_accuracy
 from ssl_dist.evaluate.linear import linear_accuracy
 from ssl_dist.evaluate.rank import LIDAR_VIEWS, lidar, rankme
@@ -76,13 +77,12 @@ class Probe:
 
     def _features(self, backbone: Backbone, world: World, view: int | None) -> Tensor:
         """Return features [n, D] of all ``ids`` on every rank: of whole images, or of random view number ``view``."""
-        # Equal parts, padded with the first images: ZeRO-3 gathers weights in each forward pass, so ranks need as many.
-        share = -(-len(self.ids) // world.size)
-        padded = np.pad(self.ids, (0, share * world.size - len(self.ids)), mode="wrap")
-        mine = padded[world.rank * share : (world.rank + 1) * share]
-        given = (backbone, self._store, mine, world.device, self._config)
-        features = extract(*given) if view is None else extract_view(*given, seed=self._config.seed, number=view)
-        return RowCounts.of(features).gather(features)[: len(self.ids)]
+
+        def features_of(ids: np.ndarray) -> Tensor:
+            given = (backbone, self._store, ids, world.device, self._config)
+            return extract(*given) if view is None else extract_view(*given, seed=self._config.seed, number=view)
+
+        return over_workers(self.ids, world, features_of)
 
 
 def _rows(config: RunConfig, store: ImageStore, with_labels: bool) -> np.ndarray:

@@ -6,6 +6,7 @@ N images of a micro-batch (in ``embed``) or of this worker (in ``loss``), V view
 from __future__ import annotations
 
 import abc
+from collections.abc import Collection
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -93,6 +94,15 @@ class Method(nn.Module, abc.ABC):
 
         A parameter that only ``loss`` uses gets no gradient: ``embed`` must use whatever is learnt (a temperature too).
         """
+
+    @classmethod
+    def made_anew(cls, backbone: Backbone, config: MethodConfig) -> Collection[str]:
+        """Return the backbone's tensors that keep their random values where training starts from weights."""
+        return ()
+
+    def depths(self) -> dict[str, int]:
+        """Return how many layers lie between each parameter of the backbone and the head, by the parameter's name."""
+        return {f"backbone.{name}": depth for name, depth in self.backbone.depths().items()}
 
     def before_step(self, progress: TrainingProgress) -> None:
         """Set what depends on the step; called before each step."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, ClassVar, Literal
 
 import pydantic
@@ -173,7 +174,7 @@ class SimCLRConfig(ProjectionConfig):
 
 
 class SupervisedConfig(MethodConfig):
-    """Settings of supervised learning."""
+    """Settings of supervised learning, and of fine-tuning where training starts from weights (`backbone.weights`)."""
 
     num_views = (1, None)
     uses_labels = "all"
@@ -183,6 +184,33 @@ class SupervisedConfig(MethodConfig):
     """Number of classes, 2 or more; `None`: as many as the store and its labels have."""
     label_smoothing: float = pydantic.Field(0.0, ge=0, lt=1)
     """Share of a label's probability that is spread evenly over all classes, 0 <= share < 1."""
+    unfreeze: str = "all"
+    """The layers that are trained: head (the classifier alone), all, or last:N for the last N, of which the classifier
+    is the first and the backbone's last stage the second. The others stay as they are, BatchNorm's statistics too."""
+    hidden: int | None = pydantic.Field(None, ge=1)
+    """Features of the classifier's hidden layer, which a ReLU follows; `None`: a linear classifier."""
+    anew: bool = False
+    """Whether the backbone's trained layers start from random weights and not from `backbone.weights`, with
+    `unfreeze` last:N."""
+
+    @pydantic.field_validator("unfreeze")
+    @classmethod
+    def _check_unfreeze(cls, value: str) -> str:
+        if not re.fullmatch(r"head|all|last:[1-9]\d{0,5}", value):
+            raise ValueError(f"method.unfreeze {value!r}: it is head, all, or last:N with N of 1 or more, as last:2")
+        return value
+
+    @property
+    def num_trained(self) -> int | None:
+        """Number of layers that are trained, of which the classifier is one; None: all."""
+        return {"head": 1, "all": None}.get(self.unfreeze, int(self.unfreeze.partition(":")[2] or 0))
+
+    def check(self, epochs: float, batch: BatchConfig) -> None:
+        if self.anew and (self.num_trained or 1) < 2:
+            raise ValueError(
+                f"method.anew with method.unfreeze {self.unfreeze}: the backbone's last layers start anew, and others"
+                " keep their weights: set method.unfreeze to last:N, as last:2"
+            )
 
 
 class SwAVConfig(ProjectionConfig):

@@ -9,7 +9,7 @@ from ssl_dist.training.metrics import read_metrics
 
 _PANELS = (
     ("loss", ("train/loss",)),
-    ("online probe", ("probe/knn", "probe/linear", "probe/rankme", "probe/lidar")),
+    ("online probe", ("probe/knn", "probe/linear", "probe/rankme", "probe/lidar", "probe/validation")),
     ("embedding", ("embedding/alignment", "embedding/uniformity", "embedding/std")),
     ("images/s", ("speed/images_per_s",)),
 )

@@ -11,10 +11,12 @@ _PROBES = {
     "probe/linear": ("online linear probe", "{:.1%}"),
     "probe/rankme": ("online RankMe", "rank {:.4g}"),
     "probe/lidar": ("online LiDAR", "rank {:.4g}"),
+    "probe/validation": ("validation accuracy", "{:.1%}"),
 }
 _NAMES = {
     "train/loss": ("loss", "{:.4g}"),
     "train/loss_if_collapsed": ("loss if collapsed", "{:.4g}"),
+    "validation/loss": ("validation loss", "{:.4g}"),
     "train/learning_rate": ("learning rate", "{:.3g}"),
     "train/gradient_norm": ("gradient norm", "{:.3g}"),
     "embedding/alignment": ("alignment", "{:.3g} (0: two views agree, 2: unrelated)"),

@@ -49,10 +49,14 @@ class _Layer:
 
 
 class RunningStatistics:
-    """The running statistics of every BatchNorm layer in a module; a layer with momentum None is refused."""
+    """The running statistics of every BatchNorm layer in a module; a layer with momentum None is refused.
+
+    A layer whose parameters are frozen for the whole run is left as it is.
+    """
 
     def __init__(self, module: nn.Module) -> None:
-        found = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
+        found = [m for m in layers if all(parameter.requires_grad for parameter in m.parameters())]
         self._layers: dict[nn.Module, _Layer] = {layer: _Layer(layer) for layer in found}
         self._collecting = False
         for layer in found:

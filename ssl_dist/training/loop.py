@@ -17,6 +17,7 @@ from ssl_dist.data import resolve
 from ssl_dist.data.batches import Batch, Batches
 from ssl_dist.errors import Diverged, Preempted, RunError
 from ssl_dist.evaluate.probe import Probe
+from ssl_dist.evaluate.validation import Validation
 from ssl_dist.training.engine import Engine, StepResult
 from ssl_dist.training.health import CollapseWatch, embedding_statistics
 from ssl_dist.training.metrics import statistics_at_start
@@ -60,13 +61,13 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
                 run.log_start(result)
             step += 1
             stop, save, preempt = run.agree(requests.stop(), requests.save(), requests.preempted())
-            ending = stop or step == run.plan.total_steps
-            preempted = preempt and not ending
-            if ending or step % config.monitor.every_steps == 0:
-                run.log(step, learning_rate, result)
             score = None
             if config.probe and run.plan.is_time(step, config.probe.every_epochs):
                 score = run.probe(step)
+            ending = stop or run.is_over(step)
+            preempted = preempt and not ending
+            if ending or step % config.monitor.every_steps == 0:
+                run.log(step, learning_rate, result)
             if ending or save or preempt or run.plan.is_time(step, config.checkpoint.every_epochs):
                 run.save(step, score)
             if ending or preempted:
@@ -87,12 +88,15 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self._config = config
         checkpoints = Checkpoints.from_config(directory, config)
-        self.first_step, self.engine = _restore(config, checkpoints, world)
+        self.first_step, self.engine, self._losses = _restore(config, checkpoints, world)
         is_first = world.rank == 0
         self._monitor = Monitor(directory, config, self.plan, self.first_step) if is_first else None
         self._writer = Writer(checkpoints, config) if is_first else None
-        self._probe = Probe(config, data.store) if config.probe else None
-        self.batches = Batches(data.sample_plan, world, self.first_step, self.plan.total_steps)
+        validated = config.probe is not None and config.probe.kind == "validation"
+        self._validation = Validation(config, data.store) if validated else None
+        self._probe = Probe(config, data.store) if config.probe and not validated else None
+        stop = self.first_step if self.is_over(self.first_step) else self.plan.total_steps
+        self.batches = Batches(data.sample_plan, world, self.first_step, stop)
         self._watch, self._warned = Stopwatch(self.first_step), False
         self._collapse = CollapseWatch(self.plan.warmup_steps, self.engine.method.collapsed_loss)
         self._collapse.start = statistics_at_start(directory) if self.first_step else {}
@@ -138,7 +142,13 @@ class _Run:
         """Return the rate of a step."""
         warmup, total = self.plan.warmup_steps, self.plan.total_steps
         size = self._config.batch.size
-        return self._config.optim.learning_rate(step, batch_size=size, warmup_steps=warmup, total_steps=total)
+        return self._config.optim.learning_rate(
+            step, batch_size=size, warmup_steps=warmup, total_steps=total, losses=self._losses
+        )
+
+    def is_over(self, step: int) -> bool:
+        """Return whether the run ends after ``step`` steps: with its last one, or early by its validation losses."""
+        return self._config.is_over(step, self._losses)
 
     def agree(self, *wishes: bool) -> tuple[bool, ...]:
         """Return for each wish, on every rank, whether any worker has it.
@@ -176,22 +186,29 @@ class _Run:
         self._monitor.scalars(step, values)
 
     def probe(self, step: int) -> float | None:
-        """Measure the encoder with the online probe; return its value, None where there is none."""
-        if not (self._probe and self._config.probe):
+        """Measure the encoder with the online probe, or validate; return the value, None where there is none."""
+        if not self._config.probe:
             return None
+        values, tag = dict[str, float](), self._config.probe.tag
         with self._watch.paused():
-            value = self._probe.score(self.engine.method.backbone, self.world)
-            if value is not None:
-                self.metrics[self._config.probe.tag] = value
-                if self._monitor:
-                    self._monitor.scalars(step, {self._config.probe.tag: value})
-        return value
+            if self._validation:
+                values[tag], values["validation/loss"] = self._validation.measure(self.engine.method, self.world)
+                self._losses += [values["validation/loss"]] if step else []  # training has made none of step 0's
+            elif self._probe and (score := self._probe.score(self.engine.method.backbone, self.world)) is not None:
+                values[tag] = score
+            if step < self.plan.total_steps and step and self.is_over(step):
+                values["plan/total_steps"] = step
+                log.info("step %d: the validation loss no longer falls: the run ends early", step)
+            self.metrics |= values
+            if self._monitor and values:
+                self._monitor.scalars(step, values)
+        return values.get(tag)
 
     def save(self, step: int, score: float | None) -> None:
         """Take a snapshot, which is written while the next steps run; every rank calls."""
         with self._watch.paused():
             if self._writer:
-                self._writer.write(step, self.engine.state, score)
+                self._writer.write(step, self.engine.state, score, tuple(self._losses))
             else:
                 self.engine.state()  # takes part in rank 0's collectives
 
@@ -200,12 +217,17 @@ def _tagged(statistics: dict[str, float]) -> dict[str, float]:
     return {f"embedding/{name}": value for name, value in statistics.items()}
 
 
-def _restore(config: ResolvedConfig, checkpoints: Checkpoints, world: World) -> tuple[int, Engine]:
-    """Build the engine of every rank at the newest checkpoint that rank 0 finds valid, or with initial weights."""
+def _restore(config: ResolvedConfig, checkpoints: Checkpoints, world: World) -> tuple[int, Engine, list[float]]:
+    """Build the engine of every rank at the newest checkpoint that rank 0 finds valid, or with initial weights.
+
+    Returns:
+        (steps done, engine, validation losses so far).
+    """
     found = checkpoints.newest() if world.rank == 0 else None
     step = world.from_first(found.step if found else 0)
     log.info("continuing from step %d", step)
     if step and found is None:
         found = checkpoints.fetch(checkpoints.path(step).name)
     method = config.initial_method(None if found else pretrained.read(config))
-    return step, Engine(method, config, world, found.load() if found else None)
+    losses = list(found.losses) if found else []
+    return step, Engine(method, config, world, found.load() if found else None), losses

@@ -38,7 +38,8 @@ class Zero:
         deepspeed = _import_deepspeed(world)
         self._method, self._world, self._stage = method, world, config.engine.zero_stage
         self._names = {parameter: name for name, parameter in method.named_parameters()}
-        optimizer, settings = config.optim.build(method, method.freezable), _deepspeed_config(config)
+        depths = method.depths() if config.optim.layer_decay < 1 else {}
+        optimizer, settings = config.optim.build(method, method.freezable, depths), _deepspeed_config(config)
         self._deepspeed, *_ = deepspeed.initialize(model=method, optimizer=optimizer, config=settings)
         wrapped = self._deepspeed.optimizer
         self._optimizer: torch.optim.Optimizer = wrapped.optimizer if self._stage else wrapped
@@ -78,7 +79,7 @@ class Zero:
             Diverged: on every rank, before the update, if the gradient is not finite.
         """
         for group in self._deepspeed.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["lr_factor"]
             group["frozen"] = group["freezable"] and self._method.frozen
         norm: float | None = None
         if self._stage == 0:
