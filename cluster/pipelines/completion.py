@@ -39,7 +39,7 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
         config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"mirror": uri})})
     run = _claim(directory, config)
     try:
-        if (step := _finished(directory, config)) is not None:
+        if (step := finished_step(directory, config)) is not None:
             say(f"{directory}: finished before", console)
             return {"step": step}
         expect_room(directory, [config])
@@ -51,12 +51,12 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
     finally:
         run.release()
     total_steps = config.plan().total_steps
-    if last["step"] < total_steps and _finished(directory, config) is None:
+    if last["step"] < total_steps and finished_step(directory, config) is None:
         raise RunError(f"{directory} was stopped after {last['step']} of {total_steps} steps: run {SAME_COMMAND}")
     return last
 
 
-def _finished(directory: Path, config: ResolvedConfig) -> int | None:
+def finished_step(directory: Path, config: ResolvedConfig) -> int | None:
     """Return the step with which the run has ended by itself; None where it has not."""
     found = Checkpoints(directory).newest()
     return found.step if found is not None and config.is_over(found.step, found.losses) else None

@@ -48,6 +48,7 @@ COMMANDS: dict[str, Entry] = {
             "all": "ssl_dist.commands.everything:all_",
             "rank": "ssl_dist.commands.rank:rank",
             "map": "ssl_dist.commands.map:map_",
+            "finetune": "cluster.commands.finetune:finetune",
         },
     ),
     "label-request": Entry(

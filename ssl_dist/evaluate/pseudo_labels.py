@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor, nn
 
 from ssl_dist.errors import RunError
-from ssl_dist.evaluate.features import extract, fastest_device, trained_method
+from ssl_dist.evaluate.features import ChunkCallback, extract, fastest_device, trained_method
+from ssl_dist.settings import CheckpointChoice
 from ssl_dist.store import ImageStore
 
 _KMEANS_BATCH = 4096
@@ -35,8 +36,14 @@ def cluster_labels(features: Tensor, num_clusters: int, seed: int) -> np.ndarray
     return np.asarray(means.fit_predict(x), dtype=np.int32)
 
 
-def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
-    """Classify whole images by a run's newest checkpoint that verifies.
+def predict(
+    run: Path,
+    store: ImageStore,
+    ids: np.ndarray,
+    checkpoint: CheckpointChoice = "newest",
+    count: ChunkCallback | None = None,
+) -> Tensor:
+    """Classify whole images by one of a run's checkpoints that verifies; ``count`` is called as ``extract`` calls it.
 
     Returns:
         Probabilities, float32 ``[n, K]``, on the CPU.
@@ -44,13 +51,13 @@ def predict(run: Path, store: ImageStore, ids: np.ndarray) -> Tensor:
     Raises:
         RunError: the run has no checkpoint, or its method has no classifier.
     """
-    method, config, _ = trained_method(run)
+    method, config, _ = trained_method(run, checkpoint)
     classifier = getattr(method, "classifier", None)
     if not isinstance(classifier, nn.Module):
         raise RunError(f"{run} is a run of {config.method.name}, which does not classify: give a run of supervised")
     device = fastest_device()
     network = nn.Sequential(method.backbone, classifier, nn.Softmax(dim=1)).to(device)
-    return extract(network, store, ids, device, config).cpu()
+    return extract(network, store, ids, device, config, count).cpu()
 
 
 def most_confident(probabilities: Tensor, count: int) -> tuple[np.ndarray, np.ndarray]:

@@ -143,6 +143,11 @@ TYPOS = [
     "evaluate map {run} --store {store} --perplexity 99",
     "evaluate map {run} --store {store} --colour red",
     "evaluate map {run} --store {store} --checkpoint newst",
+    "evaluate finetune nowhere --train {store} --test {store}",
+    "evaluate finetune {run} --train {store} --test nowhere --run-dir new",
+    "evaluate finetune {run} --train {store} --test {store} --labels 99999 --run-dir new",
+    "evaluate finetune {run} --train {store} --test {store} --grid rate=1,2 --run-dir new",
+    "evaluate finetune {run} --train {store} --test {store} --optimizer adan --run-dir new",
 ]
 
 

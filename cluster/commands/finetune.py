@@ -1,0 +1,186 @@
+"""The command that fine-tunes an encoder on some labels, and the supervised baseline beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ssl_dist.commands.console import console, print_json, say, table
+from ssl_dist.commands.evaluate import TestStore, TrainStore
+from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
+from ssl_dist.errors import ConfigError
+
+if TYPE_CHECKING:
+    from cluster.pipelines.cells import Protocol
+    from cluster.pipelines.finetune import Row
+
+# Help texts that need a line of their own.
+_RUN = "Run directory or one checkpoint; or a recipe, whose backbone starts from backbone.weights or from random."
+_UNFREEZE = "Layers that are trained: head, all, or last:N, of which the head is the first."
+_LABELS = "Labels to learn from, drawn by class: all, a share (10%), a number (500), or N-per-class."
+_VALIDATION = "Share of the drawn labels that choose the checkpoint and the best cell, and drive the schedule; 0: none."
+_HIDDEN = "Features of a hidden layer of the head, with ReLU. Default: a linear head."
+_SCHEDULE = "plateau, cosine or constant. Default: plateau, or cosine where nothing is validated on."
+_DECAY = "Factor of the rate from each layer to the one before it."
+_PATIENCE = "End a run after so many epochs without a lower validation loss. Default: never."
+_GRID = "Several values of lr, batch, epochs, unfreeze, hidden, layer-decay or a dotted key; each combination is a row."
+_SEEDS = "Repetitions of the draw and of training, with the seeds that follow the first."
+_FROM = "Weights to start from: run, random, or both. Default: run; random where a recipe has no weights."
+_RUN_DIR = "Folder of the runs; the same command with it resumes them. Default: runs/finetune-NAME."
+
+
+def finetune(
+    run: Annotated[str, typer.Argument(help=_RUN)],
+    train: TrainStore,
+    test: TestStore,
+    unfreeze: Annotated[str, typer.Option(metavar="head|last:N|all", help=_UNFREEZE)] = "all",
+    labels: Annotated[str, typer.Option(metavar="AMOUNT", help=_LABELS)] = "all",
+    validation: Annotated[float, typer.Option(help=_VALIDATION)] = 0.1,
+    hidden: Annotated[int | None, typer.Option(min=1, help=_HIDDEN)] = None,
+    optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd or lars.")] = "adam",
+    lr: Annotated[float, typer.Option(help="Learning rate.")] = 3e-4,
+    batch: Annotated[int, typer.Option(help="Images of a step.")] = 32,
+    epochs: Annotated[float, typer.Option(help="Passes over the labels that are learned from.")] = 20,
+    schedule: Annotated[str | None, typer.Option(metavar="NAME", help=_SCHEDULE)] = None,
+    layer_decay: Annotated[float, typer.Option(help=_DECAY)] = 1.0,
+    patience: Annotated[int | None, typer.Option(min=1, help=_PATIENCE)] = None,
+    grid: Annotated[list[str] | None, typer.Option(metavar="NAME=A,B", help=_GRID)] = None,
+    seeds: Annotated[int, typer.Option(min=1, help=_SEEDS)] = 1,
+    starts: Annotated[str | None, typer.Option("--from", metavar="run,random", help=_FROM)] = None,
+    checkpoint: WhichCheckpoint = "newest",
+    settings: Settings = None,
+    run_dir: Annotated[Path | None, typer.Option(help=_RUN_DIR)] = None,
+    as_json: Json = False,
+) -> None:
+    """Fine-tune an encoder on some labels, in the layers and over the grid that you name, and test it."""
+    if validation == 0 and (schedule == "plateau" or patience):
+        raise ConfigError(
+            "--validation 0 leaves no loss for --schedule plateau or --patience to follow: choose --schedule cosine or"
+            " constant and no --patience"
+        )
+    overrides, axes = overrides_of(settings), _axes(grid or [])
+    expect_run(Path(run))
+    from cluster.guards import check_machine
+    from cluster.pipelines.cells import Origin, Protocol, expect_free
+
+    expect_free(overrides, "--set")
+    expect_free(axes, "--grid")
+    origin = Origin.of(run, checkpoint, train, overrides)
+    given: dict[str, Any] = {
+        "epochs": epochs,
+        "batch.size": batch,
+        "method.unfreeze": unfreeze,
+        "method.hidden": hidden,
+        "optim.name": optimizer,
+        "optim.lr": lr,
+        "optim.schedule": schedule or ("plateau" if validation else "cosine"),
+        "optim.layer_decay": layer_decay,
+        "optim.warmup_epochs": 0,
+        **({"probe.patience": patience} if patience else {}),
+    }
+    protocol = Protocol(
+        directory=(run_dir or Path("runs") / f"finetune-{origin.name}").absolute(),
+        origin=origin,
+        settings={**given, **overrides},
+        grid=axes,
+        starts=_starts(starts, origin.weights is not None),
+        seeds=seeds,
+        labels=labels,
+        validation=validation,
+        stores=(train, test),
+    )
+    check_machine(protocol.cells[0].config.cluster)
+    from cluster.pipelines.finetune import fine_tune, write_results  # imports torch: a mistake above is told before
+
+    rows = fine_tune(protocol, console)
+    result = {
+        "evaluation": "fine-tuning",
+        "run": run,
+        "train": train,
+        "test": test,
+        "protocol": _sentence(protocol),
+        "rows": [row._asdict() for row in rows],
+    }
+    _show(protocol, rows)
+    say(f"{write_results(protocol.directory, result)} has these figures, and those of each run")
+    print_json(result, as_json)
+
+
+def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
+    """Read ``--grid`` options as name -> values.
+
+    Raises:
+        ConfigError: one has no values, or a name that is neither short nor a dotted key, or is there twice.
+    """
+    from ssl_dist.reading import Written
+
+    short, axes = ("lr", "batch", "epochs", "unfreeze", "hidden", "layer-decay"), dict[str, list[Any]]()
+    for text in grid:
+        name, _, values = text.partition("=")
+        given = [value.strip() for value in values.split(",")]
+        if name in axes or not all(given) or len(set(given)) < len(given):
+            raise ConfigError(f"--grid {text}: write it as NAME=A,B, each name and value once, as lr=1e-3,1e-4")
+        if name not in short and "." not in name:
+            raise ConfigError(
+                f"--grid {text}: NAME is one of {', '.join(short)}, or a dotted key as optim.weight_decay"
+            )
+        axes[name] = [Written(value) for value in given]
+    return axes
+
+
+def _starts(given: str | None, has_weights: bool) -> list[str]:
+    """Read ``--from``.
+
+    Raises:
+        ConfigError: it is none of its choices.
+    """
+    if given is None:
+        return ["run"] if has_weights else ["random"]
+    found = given.split(",")
+    if not set(found) <= {"run", "random"} or len(set(found)) < len(found):
+        raise ConfigError(f"--from {given}: it is run, random, or run,random")
+    return found
+
+
+def _show(protocol: Protocol, rows: Sequence[Row]) -> None:
+    """Print the table of the cells, with a column for each setting that varies, and the protocol below it."""
+    has_top5 = any(row.top5 is not None for row in rows)
+    figures = [*(["validation"] if protocol.validation else []), "test top-1", *(["top-5"] if has_top5 else [])]
+    shown = table("from", *protocol.grid, *figures)
+    for row in rows:
+        mark = " *" if row.best else ""
+        validation = [f"{row.validation:.2%}{mark}"] if row.validation is not None else []
+        spread = "" if row.spread is None else f" ± {row.spread:.2%}"
+        top5 = [f"{row.top5:.2%}"] if row.top5 is not None else []
+        start = protocol.origin.name if row.start == "run" else row.start
+        shown.add_row(start, *map(str, row.settings.values()), *validation, f"{row.top1:.2%}{spread}", *top5)
+    console.print(shown)
+    console.print(_sentence(protocol), markup=False, highlight=False)
+
+
+def _sentence(protocol: Protocol) -> str:
+    """Say by which protocol the figures were found."""
+    train, test, truth = protocol.opened
+    config = protocol.cells[0].config
+    labelled, tested = int((train.labels >= 0).sum()), int((truth >= 0).sum())
+    name, method = config.optim.name, config.method.model_dump()
+    varied = [key for key in ("unfreeze", "lr", "batch", "epochs") if key not in protocol.grid]
+    constant = {"unfreeze": method["unfreeze"], "lr": f"{config.optim.lr:g}", "batch": config.batch.size}
+    constant["epochs"] = f"{config.epochs:g}"
+    held = "no validation, the last checkpoint is tested"
+    if protocol.validation:
+        held = (
+            f"{protocol.validation:.0%} of them to validate on, which chose the tested checkpoint of each run"
+            f"{' and the best cell (*)' if protocol.grid else ''}"
+        )
+    drawn = f"{protocol.labels} of {labelled:,} labels of {train.name}, drawn by class"
+    views = "whole images" if config.augment.recipe == "none" else f"views {config.augment.recipe}"
+    repeats = f"; mean ± standard deviation of {protocol.seeds} seeds" if protocol.seeds > 1 else ""
+    return (
+        f"Fine-tuned with {', '.join(f'{key} {constant[key]}' for key in varied)}{', ' if varied else ''}{name},"
+        f" schedule {config.optim.schedule}, {views}, on {drawn}, {held}; tested on {tested:,} images of {test.name},"
+        f" which chose nothing{repeats}."
+    )

@@ -1,0 +1,270 @@
+"""The runs of a fine-tuning: which labels are drawn, and the settings of each cell of its grid. Torch is not needed."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cluster.prepare import resolve_settings
+from ssl_dist.checkpoint import locate
+from ssl_dist.config import ResolvedConfig, RunConfig
+from ssl_dist.config.overrides import put_override
+from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.evaluate.drawing import draw, hold_out
+from ssl_dist.evaluate.labelled import labels_by_name, open_labelled, warn_of_same_images
+from ssl_dist.files import replacing, write_text
+from ssl_dist.reading import find_recipe, settle, value_at
+from ssl_dist.settings import CheckpointChoice
+from ssl_dist.store import ImageStore
+
+# Short names of the settings that a grid may have; others have their dotted keys.
+SHORT = {
+    "lr": "optim.lr",
+    "batch": "batch.size",
+    "epochs": "epochs",
+    "unfreeze": "method.unfreeze",
+    "hidden": "method.hidden",
+    "layer-decay": "optim.layer_decay",
+}
+_COMMAND = "evaluate finetune"  # for messages
+_OWN = ("data.store", "data.label_file", "probe.label_file", "probe.kind", "method.name")  # the command sets them
+
+
+class Origin(NamedTuple):
+    """What is fine-tuned: a run's checkpoint, or the network of a recipe.
+
+    Attributes:
+        name: for tables and the runs' names.
+        settings: those that the runs share with it, by section.
+        weights: the settings that make training start from its weights; None where it has none.
+    """
+
+    name: str
+    settings: dict[str, Any]
+    weights: dict[str, Any] | None
+
+    @classmethod
+    def of(cls, given: str, checkpoint: CheckpointChoice, train: str, overrides: Mapping[str, Any]) -> Origin:
+        """Read a run's config, or a recipe.
+
+        Raises:
+            RunError, ConfigError, CheckpointError: there is no such run or recipe, or no such checkpoint.
+        """
+        path, weights = Path(given), dict[str, Any]()
+        if path.is_dir():
+            found = locate(path, checkpoint)
+            config: RunConfig = found.config
+            weights = {"backbone.weights": str(found.path.absolute()), "backbone.checkpoint": "newest"}
+            name = f"{found.path.parent.parent.name}-{found.path.name}"
+        else:
+            try:
+                find_recipe(given)
+            except ConfigError as error:
+                raise RunError(f"{given} is no run directory: {error}") from None
+            config, name = RunConfig.load(given, {"data.store": train}), path.stem
+            if file := overrides.get("backbone.weights", config.backbone.weights):
+                weights = {"backbone.weights": file}
+        sections = config.model_dump(include={"backbone", "engine", "cluster"})
+        sections["backbone"] |= {"weights": None, "checkpoint": "newest"}
+        sections["data"] = config.data.model_dump(include={"cache", "cache_gb"})
+        sections["augment"] = {"recipe": "weak", "size_px": max(config.view_sizes, default=None)}
+        return cls(name, sections, weights or None)
+
+
+class Cell(NamedTuple):
+    """One run of a fine-tuning.
+
+    Attributes:
+        start: "run" (the weights that were given) or "random".
+        settings: those of the grid, by their names in it.
+    """
+
+    start: str
+    settings: Mapping[str, Any]
+    seed: int
+    directory: Path
+    config: ResolvedConfig
+
+
+class Draw(NamedTuple):
+    """Labels of one seed: int32 ``[n]`` each, -1: none."""
+
+    train: np.ndarray
+    validation: np.ndarray
+
+    @property
+    def total(self) -> int:
+        """Number of all labels that were drawn."""
+        return int((self.train >= 0).sum() + (self.validation >= 0).sum())
+
+
+class Opened(NamedTuple):
+    """The two stores, and the test labels as numbers of the training store's classes, int32 ``[n]``, -1: none."""
+
+    train: ImageStore
+    test: ImageStore
+    truth: np.ndarray
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A fine-tuning as it was asked for; ``cells`` are its runs.
+
+    Attributes:
+        directory: folder of the runs, and of the labels that were drawn for them.
+        settings: of all cells, by dotted key.
+        grid: values of some settings by their names, of which each combination is a cell.
+        starts: "run", "random", or both.
+        seeds: repetitions of the draw and of training.
+        labels, validation: see ``drawing``.
+        stores: the training and the test store.
+    """
+
+    directory: Path
+    origin: Origin
+    settings: Mapping[str, Any]
+    grid: Mapping[str, Sequence[Any]]
+    starts: Sequence[str]
+    seeds: int
+    labels: str
+    validation: float
+    stores: tuple[str, str]
+
+    @functools.cached_property
+    def opened(self) -> Opened:
+        """The stores.
+
+        Raises:
+            StoreError: there is no such store, one has no labels, or they do not fit each other.
+        """
+        train = open_labelled(self.stores[0], self._base.data)
+        test = open_labelled(self.stores[1], self._base.data, train.image_shape)
+        warn_of_same_images(train, test)
+        return Opened(train, test, labels_by_name(train, test))
+
+    @functools.cached_property
+    def cells(self) -> list[Cell]:
+        """The runs, those of all seeds of a cell together; their labels are drawn, and written into ``directory``.
+
+        Raises:
+            ConfigError: a setting is out of range, there are not so many labels, or others were drawn there before.
+            StoreError: see ``opened``.
+        """
+        if "run" in self.starts and self.origin.weights is None:
+            raise ConfigError(
+                f"--from run: {self.origin.name} is a recipe without backbone.weights: name a file of weights with"
+                " --set backbone.weights=FILE, give a run, or choose --from random"
+            )
+        grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
+        seeds = [self._base.seed + number for number in range(self.seeds)]
+        wanted = list(itertools.product(self.starts, grid, seeds))
+        for one in wanted:  # what is wrong with a setting is told before anything is written
+            RunConfig.from_tree(self._tree(*one), _COMMAND)
+        drawn = {seed: self._draw(seed) for seed in seeds}
+        files = {seed: self._write(drawn[seed], seed) for seed in seeds}
+        return [self._cell(start, settings, seed, files[seed]) for start, settings, seed in wanted]
+
+    @functools.cached_property
+    def _base(self) -> RunConfig:
+        return RunConfig.from_tree(self._tree("random", {}), _COMMAND)
+
+    def _draw(self, seed: int) -> Draw:
+        train = self.opened.train
+        ids = draw(train.labels, train.class_names, self.labels, seed)
+        learnt, held = hold_out(train.labels, ids, self.validation, seed)
+        parts = [np.full_like(train.labels, -1) for _ in range(2)]
+        for part, chosen in zip(parts, (learnt, held), strict=True):
+            part[chosen] = train.labels[chosen]
+        return Draw(*parts)
+
+    def _write(self, drawn: Draw, seed: int) -> dict[str, str]:
+        """Write the drawn labels, unless the very same were written before; return the settings that name the files.
+
+        Raises:
+            ConfigError: others were.
+        """
+        place = self.directory / f"{drawn.total}-labels-seed-{seed}"
+        files = {name: place.with_name(f"{place.name}-{name}.npy") for name in Draw._fields}
+        for name, labels in drawn._asdict().items():
+            if files[name].exists() and not np.array_equal(np.load(files[name]), labels):
+                raise ConfigError(
+                    f"{files[name]} has other labels than these stores, --labels and --validation give: use those that"
+                    " it began with, or choose another --run-dir"
+                )
+        self.directory.mkdir(parents=True, exist_ok=True)
+        for name, labels in drawn._asdict().items():
+            if not files[name].exists():
+                with replacing(files[name]) as aside, aside.open("wb") as content:
+                    np.save(content, labels)
+        listed = place.with_name(f"{place.name}.csv")
+        if not listed.exists():
+            write_text(listed, _listing(self.opened.train, drawn))
+        held = {"probe.label_file": str(files["validation"])} if self.validation else {}
+        return {"data.label_file": str(files["train"]), **held}
+
+    def _cell(self, start: str, settings: Mapping[str, Any], seed: int, files: Mapping[str, str]) -> Cell:
+        tree = self._tree(start, settings, seed)
+        for key, value in files.items():
+            put_override(tree, key, value)
+        config = resolve_settings(RunConfig.from_tree(tree, _COMMAND))
+        known = {"unfreeze": config.method.model_dump()["unfreeze"], "lr": f"{config.optim.lr:g}"}
+        known |= {"batch": config.batch.size, "epochs": f"{config.epochs:g}"}
+        others = {key: value for key, value in settings.items() if key not in known}
+        words = [f"{key}-{value}" for key, value in {**known, **others, "seed": config.seed}.items()]
+        labels = Path(files["data.label_file"]).name.partition("-")[0]
+        name = "-".join([self.origin.name if start == "run" else "random", f"{labels}-labels", *words])
+        return Cell(start, settings, seed, self.directory / _safe(name), config)
+
+    def _tree(self, start: str, settings: Mapping[str, Any], seed: int | None = None) -> dict[str, Any]:
+        """Return the settings of a cell as a tree, with a stand-in for the file of validation labels."""
+        tree = {section: dict(values) for section, values in self.origin.settings.items()}
+        probe = {"kind": "validation", "label_file": "drawn"} if self.validation else None
+        tree |= {"probe": probe, "method": {"name": "supervised"}, "checkpoint": {"keep": 1}}  # type: ignore[dict-item]
+        tree["data"]["store"] = self.stores[0]
+        chosen = {SHORT.get(key, key): value for key, value in settings.items()}
+        chosen |= {} if seed is None else {"seed": seed}
+        for key, value in {**self.settings, **chosen}.items():
+            put_override(tree, key, value)
+        size = settle(value_at(tree, "batch.size"), int)
+        if isinstance(size, int) and not {"batch", "batch.micro"} & {*self.settings, *chosen}:
+            put_override(tree, "batch.micro", size if size % 2 else size // 2)  # so that two workers share it
+        weights = self.origin.weights if start == "run" else {"backbone.weights": None}
+        for key, value in (weights or {}).items():
+            put_override(tree, key, value)
+        return tree
+
+
+def expect_free(overrides: Mapping[str, Any], option: str) -> None:
+    """Refuse settings that the command itself makes.
+
+    Raises:
+        ConfigError: one of them is among the overrides.
+    """
+    for key in _OWN:
+        if key in overrides:
+            raise ConfigError(f"{option} {key}: this command sets it by itself, from its stores and --labels")
+
+
+def _listing(train: ImageStore, drawn: Draw) -> str:
+    """Return the drawn images as a table: id, key, class, and whether it is learned from or validated on."""
+    ids = np.flatnonzero((drawn.train >= 0) | (drawn.validation >= 0))
+    text = io.StringIO()
+    rows = csv.writer(text, lineterminator="\n")
+    rows.writerow(("id", "key", "label", "part"))
+    for number, key in zip(ids.tolist(), train.keys_at(ids), strict=True):
+        part = "train" if drawn.train[number] >= 0 else "validation"
+        rows.writerow((number, key, train.class_names[train.labels[number]], part))
+    return text.getvalue()
+
+
+def _safe(name: str) -> str:
+    """Replace what a folder's name had better not have."""
+    return "".join(letter if letter.isalnum() or letter in "-._=" else "-" for letter in name)

@@ -1,0 +1,304 @@
+"""Fine-tuning: its cells, what chooses among them, what is not repeated, and what is refused before anything trains."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import os
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from cluster.pipelines.finetune import _accuracies
+from cluster.run_directory import RunDirectory
+from ssl_dist.checkpoint import Checkpoints, State
+from ssl_dist.checkpoint.pretrained import read
+from ssl_dist.config import ResolvedConfig
+from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
+from ssl_dist.evaluate.pseudo_labels import predict
+from ssl_dist.store import ImageStore, build
+from tests.cluster.pipeline_commands import build_another, invoke, settings_of
+from tests.conftest import write_images
+from tests.helpers import save, small_config, train
+
+
+@pytest.fixture(scope="module")
+def pretrained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a run of two steps of SimCLR."""
+    run = tmp_path_factory.mktemp("runs") / "simclr"
+    config = small_config(small_store, cluster__workers=1)
+    save(train(0, 1, config, 0, 2).state, run, 2, config)
+    return run
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let each run end with its initial weights; its validation is the better the nearer its rate is to 0.001."""
+    runs = []
+
+    def launch(config: ResolvedConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
+        step = config.plan().total_steps
+        score = 1 - abs(config.optim.lr - 0.001) if config.probe else None
+        Checkpoints(run.path).save(step, config, State(config.initial_method(read(config)).state_dict(), {}), score)
+        runs.append(run.path.name)
+        return {"step": step}
+
+    monkeypatch.setattr("cluster.pipelines.completion.launch", launch)
+    monkeypatch.setattr("cluster.pipelines.finetune.ray_with_capacity", lambda _: contextlib.nullcontext(False))
+    return runs
+
+
+def finetune(run: object, store: Path, out: Path, *more: object) -> Any:
+    options = ["--epochs", 2, "--batch", 8, "--labels", 30, "--run-dir", out, "--json"]
+    result = invoke("evaluate", "finetune", run, "--train", store, "--test", store, *options, *more)
+    return json.loads(result.stdout)
+
+
+def initial_weights(directory: Path) -> dict[str, Any]:
+    found = Checkpoints(directory).newest()
+    assert found is not None
+    return found.load().model
+
+
+def test_each_combination_is_a_run_of_the_settings_asked_for(
+    launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path
+) -> None:
+    axes = ["--grid", "lr=0.01,0.001", "--grid", "unfreeze=head,last:2", "--seeds", 2, "--from", "run,random"]
+    more = ["--optimizer", "adamw", "--hidden", 7, "--layer-decay", 0.5, "--patience", 3, "--set", "seed=4"]
+    found = finetune(pretrained, small_store, tmp_path / "out", *axes, *more)
+    assert len(launched) == 2 * 2 * 2 * 2
+    assert [(row["start"], *row["settings"].values()) for row in found["rows"]] == [
+        (start, lr, unfreeze)
+        for start in ("run", "random")
+        for lr in ("0.01", "0.001")
+        for unfreeze in ("head", "last:2")
+    ]
+    row = found["rows"][1]
+    assert [one["seed"] for one in row["runs"]] == [4, 5]
+    config = settings_of(Path(row["runs"][1]["run"]))
+    assert config["seed"] == 5
+    wanted = {"name": "adamw", "lr": 0.01, "layer_decay": 0.5, "schedule": "plateau", "warmup_epochs": 0}
+    assert config["optim"].items() >= wanted.items()
+    assert config["method"].items() >= {"name": "supervised", "unfreeze": "last:2", "hidden": 7}.items()
+    assert (config["batch"]["size"], config["batch"]["micro"], config["epochs"]) == (8, 4, 2)
+    assert (config["probe"]["kind"], config["probe"]["patience"], config["augment"]["recipe"]) == (
+        "validation",
+        3,
+        "weak",
+    )
+    assert config["backbone"].items() >= {"name": "resnet8", "stem": "half", "width": 8}.items()
+    given = load_file(pretrained / "checkpoints" / "step-00000002" / "model.safetensors")
+    for row in found["rows"]:
+        start = initial_weights(Path(row["runs"][0]["run"]))
+        same = all((start[name] == tensor).all() for name, tensor in given.items() if name.startswith("backbone."))
+        assert same == (row["start"] == "run")
+
+
+def test_labels_are_drawn_by_class_and_written_down(
+    launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path
+) -> None:
+    found = finetune(pretrained, small_store, tmp_path / "out", "--seeds", 2)
+    store, lists = ImageStore(small_store), []
+    for number, run in enumerate(found["rows"][0]["runs"]):
+        config = settings_of(Path(run["run"]))
+        learnt, held = (np.load(config[part]["label_file"]) for part in ("data", "probe"))
+        assert [np.bincount(part[part >= 0]).tolist() for part in (learnt, held)] == [[9, 9, 9], [1, 1, 1]]
+        assert not ((learnt >= 0) & (held >= 0)).any()
+        with (tmp_path / "out" / f"30-labels-seed-{number}.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert {int(row["id"]) for row in rows if row["part"] == "train"} == set(np.flatnonzero(learnt >= 0))
+        assert {int(row["id"]) for row in rows if row["part"] == "validation"} == set(np.flatnonzero(held >= 0))
+        assert [row["key"] for row in rows] == store.keys_at(np.array([int(row["id"]) for row in rows]))
+        assert all(row["key"].startswith(row["label"]) for row in rows), "an image's key begins with its class"
+        lists.append(rows)
+    assert lists[0] != lists[1]
+
+
+def test_validation_chooses_the_best_cell_and_test_labels_choose_nothing(
+    launched: list[str],
+    pretrained: Path,
+    small_store: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A leak is planted: each cell gives all images one class, and three test stores have nearly one class alone."""
+
+    def constant(checkpoint: Path, store: ImageStore, ids: np.ndarray, *_: object) -> torch.Tensor:
+        lr = settings_of(checkpoint.parent.parent)["optim"]["lr"]
+        return torch.eye(3)[[0.1, 0.001, 0.01].index(lr)].expand(len(ids), 3)
+
+    monkeypatch.setattr("cluster.pipelines.finetune.predict", constant)
+    for right in range(3):
+        shutil.copytree(image_folder / f"class{right}", tmp_path / f"images-{right}" / f"class{right}")
+        other = tmp_path / f"images-{right}" / f"class{(right + 1) % 3}"
+        other.mkdir()
+        shutil.copy(image_folder / other.name / "000.png", other)
+        build(tmp_path / f"images-{right}", tmp_path / f"test-{right}", workers=1)
+        more = ["--grid", "lr=0.1,0.001,0.01", "--from", "run,random", "--test", tmp_path / f"test-{right}"]
+        rows = finetune(pretrained, small_store, tmp_path / "out", *more)["rows"]
+        wanted = [{0: 17 / 18, 1: 1 / 18, 2: 0}[(number - right) % 3] for number in range(3)]
+        assert [row["top1"] for row in rows] == wanted * 2
+        assert [row["best"] for row in rows] == [False, True, False] * 2
+        assert [row["validation"] for row in rows] == pytest.approx([0.901, 1.0, 0.991] * 2)
+
+
+def test_what_was_finished_and_tested_is_not_repeated(
+    launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tested = []
+
+    def counted(run: Path, *rest: Any) -> Any:
+        tested.append(run)
+        return predict(run, *rest)
+
+    monkeypatch.setattr("cluster.pipelines.finetune.predict", counted)
+    first = finetune(pretrained, small_store, tmp_path / "out")
+    assert (len(launched), len(tested)) == (1, 1)
+    assert finetune(pretrained, small_store, tmp_path / "out") == first
+    assert (len(launched), len(tested)) == (1, 1)
+    assert json.loads((tmp_path / "out" / "results.json").read_text()) == first
+    more = finetune(pretrained, small_store, tmp_path / "out", "--grid", "lr=0.0003,0.01")
+    assert (len(launched), len(tested)) == (2, 2), "one of its two cells had been there"
+    assert more["rows"][0]["runs"] == first["rows"][0]["runs"]
+    build_another(tmp_path / "other")
+    with pytest.raises(
+        ConfigError, match=r"30-labels-seed-0-train\.npy has other labels than .* choose another --run-dir"
+    ):
+        finetune(pretrained, small_store, tmp_path / "out", "--validation", 0.2)
+    with pytest.raises(ConfigError, match=r"holds a run of other settings, optim\.weight_decay"):
+        finetune(pretrained, small_store, tmp_path / "out", "--set", "optim.weight_decay=0.5")
+
+
+def test_a_recipe_starts_from_a_file_of_weights_or_from_random(
+    launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path
+) -> None:
+    own = ["--set", "backbone={name: resnet8, stem: half, width: 8}", "--set", "cluster.workers=1"]
+    found = finetune("simclr-cifar10", small_store, tmp_path / "a", *own)
+    assert [row["start"] for row in found["rows"]] == ["random"]
+    with pytest.raises(ConfigError, match=r"--from run: simclr-cifar10 is a recipe without backbone\.weights"):
+        finetune("simclr-cifar10", small_store, tmp_path / "b", *own, "--from", "run")
+    given = load_file(pretrained / "checkpoints" / "step-00000002" / "model.safetensors")
+    save_file(given, tmp_path / "weights.safetensors")
+    weights = ["--set", f"backbone.weights={tmp_path / 'weights.safetensors'}"]
+    found = finetune("simclr-cifar10", small_store, tmp_path / "c", *own, *weights, "--from", "run,random")
+    starts = [initial_weights(Path(row["runs"][0]["run"])) for row in found["rows"]]
+    name = "backbone.body.0.weight"
+    assert [bool((start[name] == given[name]).all()) for start in starts] == [True, False]
+
+
+def test_without_validation_the_last_checkpoint_is_tested_and_no_cell_is_best(
+    launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path
+) -> None:
+    found = finetune(pretrained, small_store, tmp_path / "out", "--validation", 0, "--grid", "lr=0.1,0.001")
+    assert [(row["best"], row["validation"]) for row in found["rows"]] == [(False, None)] * 2
+    config = settings_of(Path(found["rows"][0]["runs"][0]["run"]))
+    assert (config["probe"], config["optim"]["schedule"], config["facts"]["num_samples"]) == (None, "cosine", 30)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (["--unfreeze", "last:9"], ConfigError, r"last:9: the backbone has 4 layers, 5 with the classifier"),
+        (["--unfreeze", "none"], ConfigError, r"method\.unfreeze 'none': it is head, all, or last:N"),
+        (["--labels", "52"], ConfigError, "--labels 52: that is 52 labels, and there are 51"),
+        (["--labels", "few"], ConfigError, "--labels few: it is all, a share"),
+        (["--validation", 1], ConfigError, "--validation 1: it is a share"),
+        (["--validation", 0, "--patience", 2], ConfigError, "--validation 0 leaves no loss for"),
+        (["--validation", 0, "--schedule", "plateau"], ConfigError, "--validation 0 leaves no loss for"),
+        (["--grid", "lr"], ConfigError, "--grid lr: write it as NAME=A,B"),
+        (["--grid", "lr=1,1"], ConfigError, "--grid lr=1,1: write it as NAME=A,B"),
+        (["--grid", "rate=1,2"], ConfigError, "--grid rate=1,2: NAME is one of lr, batch"),
+        (["--grid", "optim.lrr=1,2"], ConfigError, r"unknown key optim\.lrr; did you mean optim\.lr"),
+        (["--grid", "lr=0,1"], ConfigError, r"optim\.lr: .*greater than 0"),
+        (["--batch", "0"], ConfigError, r"batch\.size"),
+        (["--optimizer", "adan"], ConfigError, r"optim\.name"),
+        (["--from", "scratch"], ConfigError, "--from scratch: it is run, random, or run,random"),
+        (["--set", "data.label_file=x.npy"], ConfigError, r"--set data\.label_file: this command sets it"),
+        (["--set", "seed=x"], ConfigError, "seed"),
+        (["--checkpoint", 7], RunError, "has no checkpoint of step 7"),
+        (["--checkpoint", "best"], RunError, "has the online probe's score"),
+        (["--test", "unlabelled"], StoreError, "unlabelled has no labels"),
+        (["--test", "large"], StoreError, r"large holds \(20, 20, 3\) images"),
+    ],
+)
+def test_it_is_refused_before_anything_trains(
+    launched: list[str],
+    pretrained: Path,
+    small_store: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[object],
+    error: type[Exception],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if "large" in arguments:
+        write_images(tmp_path / "images", num_classes=3, per_class=2, size_px=20)
+        build(tmp_path / "images", tmp_path / "large", workers=1)
+    if "unlabelled" in arguments:
+        build(image_folder / "class0", tmp_path / "unlabelled", workers=1)
+    with pytest.raises(error, match=message):
+        finetune(pretrained, small_store, tmp_path / "out", *arguments)
+    assert not launched
+
+
+def test_neither_run_nor_recipe_is_refused(small_store: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nowhere is no run directory: recipe nowhere: no such file"):
+        finetune("nowhere", small_store, tmp_path / "out")
+
+
+def test_accuracies_are_those_of_the_largest_probabilities() -> None:
+    """Of equal ones the first class counts; class 7 is one that the classifier does not have."""
+    random = np.random.default_rng(0)
+    probabilities, truth = random.integers(0, 4, (200, 7)) / 4, random.integers(0, 8, 200)
+    ranks = [sorted(range(7), key=lambda label: (-row[label], label)) for row in probabilities]
+    for count, name in ((1, "top1"), (5, "top5")):
+        right = [label in rank[:count] for rank, label in zip(ranks, truth.tolist(), strict=True)]
+        assert _accuracies(probabilities, truth)[name] == sum(right) / 200
+    assert _accuracies(probabilities[:, :5], truth)["top5"] is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_two_workers_stopped_in_the_middle_give_the_same_model(
+    local_ray: None, pretrained: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ssl_dist.training.monitor import ProgressBar
+
+    more = [
+        "--epochs",
+        12,
+        "--grid",
+        "lr=0.01,0.001",
+        "--set",
+        "cluster.workers=2",
+        "--set",
+        "optim.plateau_patience=0",
+    ]
+    whole = finetune(pretrained, small_store, tmp_path / "whole", *more)
+    update, asked = ProgressBar.update, list[bool]()
+
+    def interrupt(bar: ProgressBar) -> None:
+        update(bar)
+        if bar.last.get("step", 0) >= 9 and not asked:
+            asked.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ProgressBar, "update", interrupt)
+    with pytest.raises(Interrupted, match="resume with: the same command again"):
+        finetune(pretrained, small_store, tmp_path / "parts", *more)
+    again = finetune(pretrained, small_store, tmp_path / "parts", *more)
+    for ours, theirs in zip(whole["rows"], again["rows"], strict=True):
+        assert (ours["validation"], ours["top1"]) == (theirs["validation"], theirs["top1"])
+        one, other = (initial_weights(Path(row["runs"][0]["run"])) for row in (ours, theirs))
+        assert all((one[name] == other[name]).all() for name in one)
+    shutil.rmtree(tmp_path)
