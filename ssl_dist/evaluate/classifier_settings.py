@@ -13,7 +13,7 @@ from ssl_dist.errors import ConfigError
 Distance = Literal["cosine", "euclidean"]
 DISTANCES = ("cosine", "euclidean")
 
-PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Penalties of a linear probe that a sweep tries."""
 HELD_OUT = 0.2
 """Share of the training images on which it chooses."""
