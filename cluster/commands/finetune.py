@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ssl_dist.commands.console import console, print_json, say, table
-from ssl_dist.commands.evaluate import TestStore, TrainStore
+from ssl_dist.commands.evaluate import Labels, TestStore, TrainStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
 from ssl_dist.errors import ConfigError
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 # Help texts that need a line of their own.
 _RUN = "Run directory or one checkpoint; or a recipe, whose backbone starts from backbone.weights or from random."
 _UNFREEZE = "Layers that are trained: head, all, or last:N, of which the head is the first."
-_LABELS = "Labels to learn from, drawn by class: all, a share (10%), a number (500), or N-per-class."
 _VALIDATION = "Share of the drawn labels that choose the checkpoint and the best cell, and drive the schedule; 0: none."
 _HIDDEN = "Features of a hidden layer of the head, with ReLU. Default: a linear head."
 _SCHEDULE = "plateau, cosine or constant. Default: plateau, or cosine where nothing is validated on."
@@ -37,7 +36,7 @@ def finetune(
     train: TrainStore,
     test: TestStore,
     unfreeze: Annotated[str, typer.Option(metavar="head|last:N|all", help=_UNFREEZE)] = "all",
-    labels: Annotated[str, typer.Option(metavar="AMOUNT", help=_LABELS)] = "all",
+    labels: Labels = None,
     validation: Annotated[float, typer.Option(help=_VALIDATION)] = 0.1,
     hidden: Annotated[int | None, typer.Option(min=1, help=_HIDDEN)] = None,
     optimizer: Annotated[str, typer.Option(help="adam, adamw, sgd or lars.")] = "adam",
@@ -56,6 +55,8 @@ def finetune(
     as_json: Json = False,
 ) -> None:
     """Fine-tune an encoder on some labels, in the layers and over the grid that you name, and test it."""
+    if not 0 <= validation < 1:
+        raise ConfigError(f"--validation {validation:g}: it is a share of the drawn labels, 0 or more and less than 1")
     if validation == 0 and (schedule == "plateau" or patience):
         raise ConfigError(
             "--validation 0 leaves no loss for --schedule plateau or --patience to follow: choose --schedule cosine or"
@@ -102,7 +103,7 @@ def finetune(
         "train": train,
         "test": test,
         "protocol": _sentence(protocol),
-        "rows": [row._asdict() for row in rows],
+        "rows": [row.plain() for row in rows],
     }
     _show(protocol, rows)
     say(f"{write_results(protocol.directory, result)} has these figures, and those of each run")
@@ -148,15 +149,17 @@ def _starts(given: str | None, has_weights: bool) -> list[str]:
 def _show(protocol: Protocol, rows: Sequence[Row]) -> None:
     """Print the table of the cells, with a column for each setting that varies, and the protocol below it."""
     has_top5 = any(row.top5 is not None for row in rows)
-    figures = [*(["validation"] if protocol.validation else []), "test top-1", *(["top-5"] if has_top5 else [])]
+    figures = [*(["validation"] if protocol.validation else []), "test top-1", "95 %"]
+    figures += [*(["seeds"] if protocol.seeds > 1 else []), *(["top-5"] if has_top5 else [])]
     shown = table("from", *protocol.grid, *figures)
     for row in rows:
         mark = " *" if row.best else ""
         validation = [f"{row.validation:.2%}{mark}"] if row.validation is not None else []
-        spread = "" if row.spread is None else f" ± {row.spread:.2%}"
-        top5 = [f"{row.top5:.2%}"] if row.top5 is not None else []
+        spread = [] if row.spread is None else [f"±{100 * row.spread:.2f}"]
+        top5 = [f"{row.top5.value:.2%}"] if row.top5 is not None else []
+        top1 = [f"{row.top1.value:.2%}", row.top1.interval]
         start = protocol.origin.name if row.start == "run" else row.start
-        shown.add_row(start, *map(str, row.settings.values()), *validation, f"{row.top1:.2%}{spread}", *top5)
+        shown.add_row(start, *map(str, row.settings.values()), *validation, *top1, *spread, *top5)
     console.print(shown)
     console.print(_sentence(protocol), markup=False, highlight=False)
 
@@ -176,9 +179,9 @@ def _sentence(protocol: Protocol) -> str:
             f"{protocol.validation:.0%} of them to validate on, which chose the tested checkpoint of each run"
             f"{' and the best cell (*)' if protocol.grid else ''}"
         )
-    drawn = f"{protocol.labels} of {labelled:,} labels of {train.name}, drawn by class"
+    drawn = f"{protocol.labels or 'all'} of {labelled:,} labels of {train.name}, drawn by class"
     views = "whole images" if config.augment.recipe == "none" else f"views {config.augment.recipe}"
-    repeats = f"; mean ± standard deviation of {protocol.seeds} seeds" if protocol.seeds > 1 else ""
+    repeats = f"; means of {protocol.seeds} seeds, ± their standard deviation" if protocol.seeds > 1 else ""
     return (
         f"Fine-tuned with {', '.join(f'{key} {constant[key]}' for key in varied)}{', ' if varied else ''}{name},"
         f" schedule {config.optim.schedule}, {views}, on {drawn}, {held}; tested on {tested:,} images of {test.name},"

@@ -18,7 +18,7 @@ from ssl_dist.checkpoint import locate
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError, RunError
-from ssl_dist.evaluate.drawing import draw, hold_out
+from ssl_dist.evaluate.label_draw import draw, held_out
 from ssl_dist.evaluate.labelled import labels_by_name, open_labelled, warn_of_same_images
 from ssl_dist.files import replacing, write_text
 from ssl_dist.reading import find_recipe, settle, value_at
@@ -124,7 +124,8 @@ class Protocol:
         grid: values of some settings by their names, of which each combination is a cell.
         starts: "run", "random", or both.
         seeds: repetitions of the draw and of training.
-        labels, validation: see ``drawing``.
+        labels: how many are drawn, see ``label_draw.draw``; None: all.
+        validation: share of these that is held out, 0 <= share < 1.
         stores: the training and the test store.
     """
 
@@ -134,7 +135,7 @@ class Protocol:
     grid: Mapping[str, Sequence[Any]]
     starts: Sequence[str]
     seeds: int
-    labels: str
+    labels: str | None
     validation: float
     stores: tuple[str, str]
 
@@ -178,10 +179,19 @@ class Protocol:
 
     def _draw(self, seed: int) -> Draw:
         train = self.opened.train
-        ids = draw(train.labels, train.class_names, self.labels, seed)
-        learnt, held = hold_out(train.labels, ids, self.validation, seed)
+        drawn = np.flatnonzero(train.labels >= 0)
+        if self.labels is not None:
+            drawn = drawn[draw(train.labels[drawn], self.labels, seed, train.class_names)]
+        is_held = np.zeros(len(drawn), dtype=bool)
+        if self.validation:
+            is_held = held_out(train.labels[drawn], self.validation, seed)
+            if not is_held.any():
+                raise ConfigError(
+                    f"--validation {self.validation:g}: one label of each class leaves none to validate on: draw more"
+                    " --labels, or choose --validation 0"
+                )
         parts = [np.full_like(train.labels, -1) for _ in range(2)]
-        for part, chosen in zip(parts, (learnt, held), strict=True):
+        for part, chosen in zip(parts, (drawn[~is_held], drawn[is_held]), strict=True):
             part[chosen] = train.labels[chosen]
         return Draw(*parts)
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,15 +16,15 @@ from rich.console import Console
 from cluster.connect import ray_with_capacity
 from cluster.pipelines.cells import Cell, Opened, Protocol
 from cluster.pipelines.completion import complete, finished_step
-from ssl_dist.checkpoint import checksum, locate
+from ssl_dist.checkpoint import Checkpoint, checksum, locate
 from ssl_dist.checkpoint.room import expect_room
-from ssl_dist.commands.console import image_bar, say, waiting
+from ssl_dist.commands.console import ImageBar, image_bar, say, waiting
 from ssl_dist.data.images import store_digest
 from ssl_dist.evaluate.pseudo_labels import predict
-from ssl_dist.files import write_text
+from ssl_dist.evaluate.scores import TOP, Accuracy, Answers, spread
+from ssl_dist.files import replacing, write_text
 
-TESTED = "tested.json"
-_TOP = 5
+TESTED, ANSWERS = "tested.json", "answers.npz"
 
 
 class Row(NamedTuple):
@@ -33,8 +33,7 @@ class Row(NamedTuple):
     Attributes:
         start, settings: as of ``Cell``.
         validation: mean accuracy of the tested checkpoints on the validation part; None where there is none.
-        top1, top5: mean accuracies on the test store; top5 is None with five classes or fewer.
-        spread: standard deviation of ``top1`` over the seeds; None of one.
+        top1, top5: mean accuracies on the test store with their intervals; top5 is None with five classes or fewer.
         runs: of each seed: its run, its checkpoint and its accuracies.
         best: whether no cell of this start has a better ``validation``; the first of equal ones.
     """
@@ -42,11 +41,30 @@ class Row(NamedTuple):
     start: str
     settings: dict[str, Any]
     validation: float | None
-    top1: float
-    top5: float | None
-    spread: float | None
+    top1: Accuracy
+    top5: Accuracy | None
     runs: list[dict[str, Any]]
     best: bool = False
+
+    @property
+    def spread(self) -> float | None:
+        """Standard deviation of the accuracy over the seeds; None of one."""
+        return spread([one["top1"] for one in self.runs])
+
+    def plain(self) -> dict[str, Any]:
+        """Return the row for JSON."""
+        top5 = self.top5 and {"top5": self.top5.value, "top5_interval": [self.top5.low, self.top5.high]}
+        return {
+            "start": self.start,
+            "settings": self.settings,
+            "validation": self.validation,
+            "top1": self.top1.value,
+            "top1_interval": [self.top1.low, self.top1.high],
+            **(top5 or {}),
+            "spread": self.spread,
+            "best": self.best,
+            "runs": self.runs,
+        }
 
 
 def fine_tune(protocol: Protocol, console: Console) -> list[Row]:
@@ -60,7 +78,7 @@ def fine_tune(protocol: Protocol, console: Console) -> list[Row]:
     """
     cells = protocol.cells
     expect_room(protocol.directory, [cell.config for cell in cells])  # refuses also more layers than there are
-    found = dict[str, list[dict[str, Any]]]()
+    found = dict[str, list[tuple[dict[str, Any], Answers]]]()
     with contextlib.ExitStack() as ray:  # one for all cells, since it takes seconds to start
         if unfinished := [cell for cell in cells if finished_step(cell.directory, cell.config) is None]:
             with waiting("reaching Ray", console):
@@ -70,53 +88,57 @@ def fine_tune(protocol: Protocol, console: Console) -> list[Row]:
             complete(cell.directory, cell.config, console)
             tested = _tested(cell, protocol.opened)
             found.setdefault(json.dumps([cell.start, cell.settings]), []).append(tested)
-    return _with_best([_row(*json.loads(key), runs) for key, runs in found.items()])  # type: ignore[call-arg]
+    truth = protocol.opened.truth
+    return _with_best([_row(key, runs, truth[truth >= 0]) for key, runs in found.items()])
 
 
-def _tested(cell: Cell, opened: Opened) -> dict[str, Any]:
-    """Return the accuracies of a finished cell, which its ``tested.json`` keeps."""
-    _, test, truth = opened
+def _tested(cell: Cell, opened: Opened) -> tuple[dict[str, Any], Answers]:
+    """Return what a finished cell answers about the labelled test images, which its directory keeps."""
     checkpoint = locate(cell.directory, "best" if cell.config.probe else "newest")
-    labels = xxhash.xxh3_64_hexdigest(truth.tobytes())
+    rows = np.flatnonzero(opened.truth >= 0)
     of = {"checkpoint": checkpoint.path.name, "model": checksum(checkpoint.model_file)}
-    of |= {"test": store_digest(test), "test_labels": labels}
+    of |= {"test": store_digest(opened.test), "images": xxhash.xxh3_64_hexdigest(rows.tobytes())}
     file = cell.directory / TESTED
     with contextlib.suppress(OSError, ValueError):
-        kept: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        if of.items() <= kept.items():
-            return kept
-    rows = np.flatnonzero(truth >= 0)
+        if of.items() <= json.loads(file.read_text(encoding="utf-8")).items():
+            kept = np.load(cell.directory / ANSWERS)
+            return _described(cell, checkpoint), Answers(kept["classes"], kept["confidence"])
     with image_bar("classifying the test images", "reading the checkpoint") as bar:
-        done = 0
-
-        def count(images: int) -> None:
-            nonlocal done
-            done += images
-            bar(done, len(rows))
-
-        probabilities = predict(checkpoint.path, test, rows, "newest", count).numpy()  # [n, K]
-    result = {"run": str(cell.directory), "seed": cell.seed, **of, "steps": checkpoint.step}
-    result |= {"validation": checkpoint.score, **_accuracies(probabilities, truth[rows])}
-    write_text(file, json.dumps(result, indent=1))
-    return result
+        answers = Answers.of(predict(checkpoint.path, opened.test, rows, "newest", _Counted(bar, len(rows))).numpy())
+    file.unlink(missing_ok=True)  # it must never lie beside other answers
+    with replacing(cell.directory / ANSWERS) as aside, aside.open("wb") as content:
+        np.savez(content, **answers._asdict())
+    write_text(file, json.dumps(of, indent=1))
+    return _described(cell, checkpoint), answers
 
 
-def _accuracies(probabilities: np.ndarray, truth: np.ndarray) -> dict[str, float | None]:
-    """Return top-1 and, of more than five classes, top-5 accuracy; a class that is not known is never right."""
-    order = np.argsort(-probabilities, axis=1, kind="stable")[:, :_TOP]  # [n, 5]; of equal ones, the first class
-    right = order == truth[:, None]
-    top5 = float(right.any(1).mean()) if probabilities.shape[1] > _TOP else None
-    return {"top1": float(right[:, 0].mean()), "top5": top5}
+def _described(cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
+    found = {"run": str(cell.directory), "seed": cell.seed, "checkpoint": checkpoint.path.name}
+    return found | {"step": checkpoint.step, "validation": checkpoint.score}
 
 
-def _row(start: str, settings: dict[str, Any], runs: list[dict[str, Any]]) -> Row:
-    def mean(name: str) -> float | None:
-        values = [one[name] for one in runs]
-        return None if None in values else fmean(values)
+class _Counted:
+    """Tells a bar of how many images are done, of the chunks' sizes."""
 
-    top1 = [one["top1"] for one in runs]
-    spread = stdev(top1) if len(top1) > 1 else None
-    return Row(start, settings, mean("validation"), fmean(top1), mean("top5"), spread, runs)
+    def __init__(self, bar: ImageBar, total: int) -> None:
+        self._bar, self._done, self._total = bar, 0, total
+
+    def __call__(self, images: int) -> None:
+        self._done += images
+        self._bar(self._done, self._total)
+
+
+def _row(key: str, tested: Sequence[tuple[dict[str, Any], Answers]], truth: np.ndarray) -> Row:
+    """Return the row of a cell, whose start and settings the key has, of the answers of all its seeds."""
+    start, settings = json.loads(key)
+    rights = {top: [answers.right(truth, top) for _, answers in tested] for top in (1, TOP)}
+    validations = [one["validation"] for one, _ in tested]
+    runs = [{**one, "top1": float(right.mean())} for (one, _), right in zip(tested, rights[1], strict=True)]
+    names_more = all((answers.classes[:, -1] >= 0).any() for _, answers in tested)
+    top5 = Accuracy.mean(rights[TOP]) if names_more else None
+    return Row(
+        start, settings, None if None in validations else fmean(validations), Accuracy.mean(rights[1]), top5, runs
+    )
 
 
 def _with_best(rows: Sequence[Row]) -> list[Row]:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.pipelines.finetune import _accuracies
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.checkpoint.pretrained import read
@@ -208,8 +207,9 @@ def test_without_validation_the_last_checkpoint_is_tested_and_no_cell_is_best(
     [
         (["--unfreeze", "last:9"], ConfigError, r"last:9: the backbone has 4 layers, 5 with the classifier"),
         (["--unfreeze", "none"], ConfigError, r"method\.unfreeze 'none': it is head, all, or last:N"),
-        (["--labels", "52"], ConfigError, "--labels 52: that is 52 labels, and there are 51"),
-        (["--labels", "few"], ConfigError, "--labels few: it is all, a share"),
+        (["--labels", "52"], ConfigError, "--labels 52: 52 of 51 labelled images in 3 classes"),
+        (["--labels", "few"], ConfigError, "--labels few: it is a share"),
+        (["--labels", "1-per-class"], ConfigError, r"--validation 0\.1: one label of each class leaves none"),
         (["--validation", 1], ConfigError, "--validation 1: it is a share"),
         (["--validation", 0, "--patience", 2], ConfigError, "--validation 0 leaves no loss for"),
         (["--validation", 0, "--schedule", "plateau"], ConfigError, "--validation 0 leaves no loss for"),
@@ -254,17 +254,6 @@ def test_it_is_refused_before_anything_trains(
 def test_neither_run_nor_recipe_is_refused(small_store: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere is no run directory: recipe nowhere: no such file"):
         finetune("nowhere", small_store, tmp_path / "out")
-
-
-def test_accuracies_are_those_of_the_largest_probabilities() -> None:
-    """Of equal ones the first class counts; class 7 is one that the classifier does not have."""
-    random = np.random.default_rng(0)
-    probabilities, truth = random.integers(0, 4, (200, 7)) / 4, random.integers(0, 8, 200)
-    ranks = [sorted(range(7), key=lambda label: (-row[label], label)) for row in probabilities]
-    for count, name in ((1, "top1"), (5, "top5")):
-        right = [label in rank[:count] for rank, label in zip(ranks, truth.tolist(), strict=True)]
-        assert _accuracies(probabilities, truth)[name] == sum(right) / 200
-    assert _accuracies(probabilities[:, :5], truth)["top5"] is None
 
 
 @pytest.mark.slow
