@@ -28,9 +28,10 @@ def folder(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("documented")
     for part in ("train", "test"):
         shutil.copytree(small_store, path / "stores" / f"cifar10-{part}")
+    config = small_config(small_store, batch={"size": 48, "micro": 48})  # one forward pass for all images
     for step in (2, 6):
         weights = small_config(small_store, seed=step).initial_method().state_dict()
-        save(State(weights, {}), path / "runs" / "cifar10", step, small_config(small_store))
+        save(State(weights, {}), path / "runs" / "cifar10", step, config)
     return path
 
 

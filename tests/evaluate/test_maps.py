@@ -156,9 +156,10 @@ def test_names_of_any_kind_are_drawn(tmp_path: Path) -> None:
 def run(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a run of two checkpoints, whose weights are those of other seeds."""
     path = tmp_path_factory.mktemp("runs") / "a run"
+    config = small_config(small_store, batch={"size": 48, "micro": 48})
     for step in (2, 6):
         weights = small_config(small_store, seed=step).initial_method().state_dict()
-        save(State(weights, {}), path, step, small_config(small_store))
+        save(State(weights, {}), path, step, config)
     return path
 
 

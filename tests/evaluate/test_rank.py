@@ -115,7 +115,7 @@ def test_images_are_drawn_over_the_whole_store_by_the_seed() -> None:
 def run(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a run of three checkpoints, whose weights are those of other seeds; the one of step 4 is damaged."""
     path = tmp_path_factory.mktemp("runs") / "run"
-    config = small_config(small_store, checkpoint__keep=9)
+    config = small_config(small_store, checkpoint__keep=9, batch={"size": 48, "micro": 48})
     for step in (2, 4, 6):
         weights = small_config(small_store, seed=step).initial_method().state_dict()
         save(State(weights, {}), path, step, config)
