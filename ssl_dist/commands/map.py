@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column
 
 from ssl_dist.commands.console import console, errors, image_bar, print_json, say, table, waiting
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoints
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ssl_dist.evaluate.maps import Panel
 
 _PERPLEXITY = "Effective number of neighbours of an image (of UMAP, n_neighbors)."
 _COLOUR = (
@@ -62,10 +67,9 @@ def map_(
         )
     with waiting("making the map", errors) as report:
         panels = layouts(components, settings, report)
-    name = {"tsne": "t-SNE", "umap": "UMAP"}[method]
-    title = (
-        f"{run_directory(run).absolute().name}: {name} of {len(ids):,} images, perplexity {perplexity:g}, seed {seed}"
-    )
+    name = f"{'t-SNE' if method == 'tsne' else 'UMAP'} of {len(ids):,}"
+    how = f"perplexity {perplexity:g}, seed {seed}"
+    title = f"{run_directory(run).absolute().name}: {name} images, {how}"
     if picture.suffix.lower() == ".png":
         from ssl_dist.report.maps import draw_maps
 
@@ -74,19 +78,24 @@ def map_(
         from ssl_dist.report.map_page import write_page
 
         write_page(panels, groups, title, opened, ids, picture)
-    beside = [share_beside_their_own(panel.points, groups.numbers) for panel in panels]
-    shown = table("weights", Column("nearest neighbour has the same colour", justify="right"))
-    for panel, share in zip(panels, beside, strict=True):
-        shown.add_row(panel.title, f"{share:.1%}")
-    console.print(shown)
+    shares = [share_beside_their_own(panel.points, groups.numbers) for panel in panels]
+    _show(panels, shares)
     [dimensions] = {x.shape[1] for x in components.values()}
+    by = "" if colour == "class" else f", by {panels[-1].title}"
     protocol = (
-        f"{name} of {len(ids):,} of {len(opened):,} images of {opened.name}, from the first {dimensions} principal"
-        f" components of backbone features; perplexity {perplexity:g}, seed {seed}. Colours: {groups.title}."
+        f"{name} of {len(opened):,} images of {opened.name}, from the first {dimensions} principal components of"
+        f" backbone features; {how}. Colours: {groups.title}{by}."
     )
     console.print(protocol, markup=False, highlight=False)
     say(f"map: {picture}")
-    result = {"run": str(run), "store": opened.name, "images": len(ids), "method": method, "perplexity": perplexity}
-    result |= {"seed": seed, "colour": colour, "groups": groups.title, "picture": str(picture)}
-    rows = [{"step": panel.step, "same_group": share} for panel, share in zip(panels, beside, strict=True)]
-    print_json({**result, "maps": rows}, as_json)
+    found = {"run": str(run), "store": opened.name, "images": len(ids), **settings._asdict(), "groups": groups.title}
+    rows = [{"step": panel.step, "same_colour": share} for panel, share in zip(panels, shares, strict=True)]
+    print_json({**found, "picture": str(picture), "maps": rows}, as_json)
+
+
+def _show(panels: Sequence[Panel], shares: Sequence[float]) -> None:
+    """Print the table: a row for each map."""
+    shown = table("weights", Column("nearest neighbour has the same colour", justify="right"))
+    for panel, share in zip(panels, shares, strict=True):
+        shown.add_row(panel.title, f"{share:.1%}")
+    console.print(shown)
