@@ -46,7 +46,7 @@ def label_request(
     _expect_free(out)
     from ssl_dist.checkpoint import locate
     from ssl_dist.report.label_page import write_pages
-    from ssl_dist.selection.recommended import recommend
+    from ssl_dist.selection.recommended import nearest_budget, recommend
     from ssl_dist.selection.request import Candidates, write_table
 
     found = locate(run, checkpoint)
@@ -73,7 +73,7 @@ def label_request(
         )
     rows = {
         "strategy": f"{chosen}: {STRATEGIES[chosen].rule}",
-        "recommended": _describe(best, total),
+        "recommended": _describe(best, nearest_budget(total)),
         "labelled before": f"{total - count:,} of {len(images):,} images",
         "pages": ", ".join(pages) if len(pages) < 4 else f"index.html to {pages[-1]}",
     }
@@ -102,10 +102,11 @@ def _choose(found: Checkpoint, candidates: Candidates, strategy: str, count: int
         return candidates.choose(strategy, features, count, seed)
 
 
-def _describe(best: Gain | None, total: int) -> str:
-    """Return what the package's table of measurements recommends for a number of labels in all."""
+def _describe(best: Gain | None, budget: int | None) -> str:
+    """Return what the package's table of measurements recommends, at the budget of it that is nearest."""
     if best is None:
-        return f"random: nothing that was measured beats it at about {total:,} labels, beyond the 95 % interval"
+        measured = f"of what was measured at {budget:,} labels " if budget else ""
+        return f"random: nothing {measured}beats it beyond the 95 % interval"
     points = (f"{100 * value:+.1f}" for value in (best.mean, best.low, best.high))
     return "{}: at {:,} labels of {}, {} points over random ({} to {})".format(
         best.strategy, best.budget, best.store, *points

@@ -97,11 +97,17 @@ def gains(measured: Sequence[Measured], strategy: str, budget: int, *, from_none
     return Gain(strategy, budget, " and ".join(sorted(stores)), mean, mean - half, mean + half, len(found))
 
 
+def nearest_budget(total: int, measured: Sequence[Measured] | None = None) -> int | None:
+    """Return the measured budget with the least ratio to a number of labels; None where nothing was measured."""
+    budgets = {one.budget for one in (shipped() if measured is None else measured)}
+    return min(sorted(budgets), key=lambda budget: abs(math.log(budget / total)), default=None)
+
+
 def recommend(total: int, *, from_none: bool, measured: Sequence[Measured] | None = None) -> Gain | None:
     """Return the strategy of the largest mean gain with an interval above 0, at the measured budget nearest to a total.
 
     Args:
-        total: labels with the requested ones; the nearest budget is that of the nearest ratio.
+        total: labels with the requested ones.
         from_none: the store has no labels that a probe can learn from.
         measured: the table; by default the package's.
 
@@ -109,10 +115,8 @@ def recommend(total: int, *, from_none: bool, measured: Sequence[Measured] | Non
         None where nothing beats random requests beyond the interval, or nothing was measured.
     """
     rows = shipped() if measured is None else measured
-    budgets = {one.budget for one in rows}
-    if not budgets:
+    if (nearest := nearest_budget(total, rows)) is None:
         return None
-    nearest = min(sorted(budgets), key=lambda budget: abs(math.log(budget / total)))
     found = [gains(rows, name, nearest, from_none=from_none) for name in STRATEGIES if name != "random"]
     above = [one for one in found if one and one.low > 0]
     return max(above, key=lambda one: one.mean, default=None)

@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from benchmarks import label_strategies
-from ssl_dist.selection.recommended import Measured, gains, recommend
+from ssl_dist.selection.recommended import MEASURED, Measured, gains, recommend, shipped
 from ssl_dist.selection.strategies import STRATEGIES
 from tests.helpers import save, small_config, train
 
@@ -65,6 +65,15 @@ def test_requests_with_and_without_labels_before_are_told_apart() -> None:
 def test_nothing_is_recommended_where_nothing_was_measured() -> None:
     assert recommend(100, from_none=True, measured=[]) is None
     assert recommend(100, from_none=True, measured=[*RANDOM, *rows("typical", [2.0] * 5)[:1]]) is None
+
+
+def test_the_shipped_table_has_the_whole_grid_and_no_figure_of_a_test_part() -> None:
+    with MEASURED.open(newline="") as content:
+        assert csv.DictReader(content).fieldnames == list(Measured._fields)
+    cells = {(one.start, one.budget, one.strategy, one.seed) for one in shipped()}
+    wanted = set(label_strategies.cells(list(label_strategies.BUDGETS), label_strategies.SEEDS, ""))
+    assert cells == {tuple(one) for one in wanted}
+    assert len(cells) == len(shipped())
 
 
 def test_the_benchmark_measures_what_is_missing_and_ships_the_table(
