@@ -1,8 +1,9 @@
 PYTHON ?= python3
 IMAGES ?= cifar10-train.tar
+TEST_IMAGES ?= cifar10-test.tar
 BIN := .venv/bin
 
-.PHONY: install docs demo test test-slow test-kernels test-cluster bench clean
+.PHONY: install docs demo test test-slow test-kernels test-cluster bench studies clean
 
 install: .venv/.installed
 
@@ -57,6 +58,11 @@ bench: install .venv-streaming/.installed
 	$(BIN)/python -m benchmarks.checks --source $(IMAGES)
 	$(BIN)/python -m benchmarks.data --source $(IMAGES) --python "MosaicML Streaming=.venv-streaming/bin/python"
 	$(BIN)/python -m benchmarks.large_store --source $(IMAGES)
+
+# resumable; two processes share the cells, which have one worker each
+STUDIES := $(BIN)/python -m benchmarks.studies --train $(IMAGES) --test $(TEST_IMAGES)
+studies: install
+	$(STUDIES) > /dev/null & $(STUDIES); status=$$?; wait $$! && exit $$status
 
 clean:
 	rm -rf .venv .venv-streaming build *.egg-info
