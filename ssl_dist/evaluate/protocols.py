@@ -83,11 +83,14 @@ class Knn(NamedTuple):
     def answer(self, train: Tensor, labels: np.ndarray, test: Tensor, seed: int) -> tuple[Answers, dict[str, Any]]:
         import torch
 
+        from ssl_dist.evaluate.features import fastest_device
         from ssl_dist.evaluate.knn import knn_answers
 
-        numbers = torch.from_numpy(labels).to(train.device)
+        bank, numbers, asked = (
+            x.to(fastest_device()) for x in (train, torch.from_numpy(labels), test)
+        )  # GPU: untested
         options: dict[str, Any] = {"temperature": self.temperature, "distance": self.distance}
-        return knn_answers(train, numbers, test, k=self.k, **options), {}
+        return knn_answers(bank, numbers, asked, k=self.k, **options), {}
 
     def sentence(self) -> str:
         similarity = "cosine similarity s" if self.distance == "cosine" else "s = -(distance squared) / 2"
