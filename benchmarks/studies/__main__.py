@@ -18,12 +18,18 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.studies import s000, s001, s002, s004
+from benchmarks.studies import s000, s001, s002, s003, s004
 from benchmarks.studies.cells import Cell, CellFailed, Results, run_all, run_command, with_needs
 from benchmarks.studies.report import RULE, report
 from benchmarks.studies.tables import EPOCHS, Study, stores
 
-STUDIES: dict[str, Study] = {"000": s000.STUDY, "001": s001.STUDY, "002": s002.STUDY, "004": s004.STUDY}
+STUDIES: dict[str, Study] = {
+    "000": s000.STUDY,
+    "001": s001.STUDY,
+    "002": s002.STUDY,
+    "003": s003.STUDY,
+    "004": s004.STUDY,
+}
 
 
 def main(

@@ -21,12 +21,16 @@ _T = {2: 12.7062, 3: 4.30265, 4: 3.18245, 5: 2.77645}  # of Student's, by the nu
 
 
 class Value(NamedTuple):
-    """An accuracy or a difference of two, with its interval of 95 %."""
+    """An accuracy or a difference of two, with its interval of 95 %.
+
+    Attributes:
+        seeds: those that it is of, and how many the study has: "3", "1 of 3".
+    """
 
     mean: float
     low: float
     high: float
-    seeds: int
+    seeds: str
 
     def percent(self, signed: bool = False) -> str:
         """Return it as text, in percent or points."""
@@ -40,15 +44,16 @@ class Figure(NamedTuple):
     cells: Sequence[str]
     pick: Pick
 
-    def values(self, read: Read) -> list[float] | None:
-        """Return the accuracies of all seeds; None where one is not there yet."""
+    def values(self, read: Read) -> list[float | None]:
+        """Return the accuracy of each seed; None of one that is not there yet."""
         found = [read(name) for name in self.cells]
-        return None if None in found else [self.pick(one) for one in found if one is not None]
+        return [None if one is None else self.pick(one) for one in found]
 
     def value(self, read: Read) -> Value | None:
         """Return the mean with Student's interval over the seeds, or of one seed the interval over the test images."""
         found = self.values(read)
-        return found and interval(found, _over_images(found[0]))  # type: ignore[return-value]
+        there = [one for one in found if one is not None]
+        return interval(there, _over_images(there[0]), len(found)) if there else None
 
 
 def figure(pick: Pick, *cells: str) -> Figure:
@@ -82,13 +87,8 @@ class Claim(NamedTuple):
     why: str = ""
 
     def difference(self, read: Read) -> Value | None:
-        """Return the first figure minus the second, seed by seed; None where one is not there."""
-        if self.pair is None:
-            return None
-        first, second = (one.values(read) for one in self.pair)
-        if first is None or second is None:
-            return None
-        return difference(first, second)
+        """Return the first figure minus the second, of the seeds that both have; None of none."""
+        return None if self.pair is None else difference(*(one.values(read) for one in self.pair))
 
     def word(self, read: Read) -> Word:
         """Return the verdict."""
@@ -108,22 +108,25 @@ def verdict(kind: Literal["above", "level"], found: Value) -> Word:
     return "confirmed" if held else "not confirmed"
 
 
-def difference(first: Sequence[float], second: Sequence[float]) -> Value:
-    """Return the mean of ``first - second`` and its interval.
+def difference(first: Sequence[float | None], second: Sequence[float | None]) -> Value | None:
+    """Return the mean of ``first - second`` and its interval, of the seeds for which both are there; None of none.
 
     Of several seeds, Student's over the differences of equal seeds; of one, that of two independent samples of test
     images, which is wider than it needs to be, since the images are the same.
     """
-    pairs = [one - other for one, other in zip(first, second, strict=True)]
-    return interval(pairs, math.hypot(_over_images(first[0]), _over_images(second[0])))
+    pairs = [(one, other) for one, other in zip(first, second, strict=True) if one is not None and other is not None]
+    if not pairs:
+        return None
+    of_one = math.hypot(*map(_over_images, pairs[0]))
+    return interval([one - other for one, other in pairs], of_one, len(first))
 
 
-def interval(values: Sequence[float], of_one: float) -> Value:
+def interval(values: Sequence[float], of_one: float, planned: int) -> Value:
     """Return the mean of values of several seeds with Student's interval; of one seed, ``of_one`` is half its width."""
     number = len(values)
     half = of_one if number == 1 else _T[number] * stdev(values) / math.sqrt(number)
     mean = fmean(values)
-    return Value(mean, mean - half, mean + half, number)
+    return Value(mean, mean - half, mean + half, f"{number}" if number == planned else f"{number} of {planned}")
 
 
 def _over_images(accuracy: float) -> float:

@@ -54,4 +54,4 @@ def _reason(claim: Claim, found: Value) -> str:
 
 
 def _seeds(found: Value | None) -> str:
-    return "" if found is None else str(found.seeds)
+    return "" if found is None else found.seeds

@@ -29,12 +29,12 @@ _SIMCLR = "simclr-0"  # of study 002
 
 def cells(epochs: float) -> Sequence[Cell]:
     """Return the grids of SimCLR's encoder, then those of the networks from random weights."""
-    length, rates = f"--epochs {1.5 * epochs:g}", ",".join(_SIMCLR_RATES)
+    length, rates = f"--epochs {epochs:g}", ",".join(_SIMCLR_RATES)
     grids = {
         "rates": f"--from run,random --batch 32 --grid lr={rates} {length}",
         "transfer": f"--from run,random --unfreeze head --batch 32 --grid lr={','.join(_RATES)} {length}",
         "batches": f"--lr 3e-4 --grid batch=32,64,256 {length}",
-        "lengths": f"--lr 3e-4 --batch 32 --grid epochs={1.5 * epochs:g},{3 * epochs:g}",
+        "lengths": f"--lr 3e-4 --batch 32 --grid epochs={epochs:g},{2 * epochs:g}",
     }
     made = [
         cell(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks.studies.cells import Cell, cell
-from benchmarks.studies.claims import Claim, Figure, Row, features, tuned
+from benchmarks.studies.claims import Claim, Figure, Row, features, figure, tuned
 from benchmarks.studies.tables import NETWORK, PAIR, SEEDS, TRAIN, Study, pretrain
 
 _BATCH = f"{NETWORK} --set batch.size=64 --set batch.micro=64 --set optim.lr=0.0015"
@@ -26,7 +26,7 @@ def cells(epochs: float) -> Sequence[Cell]:
         settings = f"{_BATCH} --set seed={seed}"
         made += [
             pretrain(f"simclr-{seed}", "simclr-cifar10", epochs, f"{settings} {_HEAD}"),
-            _linear(f"simclr-{seed}", "--features all --baselines random"),
+            _linear(f"simclr-{seed}", f"--features all --baselines {'none' if seed else 'random'}"),
             cell(
                 f"gsimclr-{seed}",
                 f"""ssl-dist g-simclr gsimclr-cifar10 --clusters 64 --set data.store={TRAIN} --set epochs={epochs:g}
@@ -39,7 +39,10 @@ def cells(epochs: float) -> Sequence[Cell]:
         ]
     for seed in SEEDS:
         settings = f"{_BATCH} --set seed={seed}"
-        made += [_tenth(f"simclr-{seed}", seed, "run,random"), _tenth(f"gsimclr-{seed}/simclr", seed, "run")]
+        made += [
+            _tenth(f"simclr-{seed}", seed, "run" if seed else "run,random"),
+            _tenth(f"gsimclr-{seed}/simclr", seed, "run"),
+        ]
         made += [
             pretrain(f"supervised-{seed}", "supervised-cifar10", epochs, settings),
             _linear(f"supervised-{seed}", "--baselines none"),
@@ -64,12 +67,12 @@ def _short(run: str) -> str:
     return run.partition("/")[0]
 
 
-def _level(method: str, level: str, encoder: str = "trained") -> Figure:
-    return Figure([f"{_short(_RUNS[method].format(seed))}-linear" for seed in SEEDS], features(level, encoder))
+def _level(method: str, level: str) -> Figure:
+    return Figure([f"{_short(_RUNS[method].format(seed))}-linear" for seed in SEEDS], features(level))
 
 
-def _tuned(method: str, start: str = "run") -> Figure:
-    return Figure([f"{_short(_RUNS[method].format(seed))}-tenth" for seed in SEEDS], tuned(start))
+def _tuned(method: str) -> Figure:
+    return Figure([f"{_short(_RUNS[method].format(seed))}-tenth" for seed in SEEDS], tuned())
 
 
 _SUPERVISED = Figure([f"supervised-{seed}-linear" for seed in SEEDS], features())
@@ -95,14 +98,14 @@ STUDY = Study(
             for name, level in _LEVELS.items()
         ),
         *(
-            Row(f"random weights, linear on {name}", _level("SimCLR", level, "random"))
+            Row(f"random weights, linear on {name}", figure(features(level, "random"), "simclr-0-linear"))
             for name, level in _LEVELS.items()
         ),
         *(
             Row(f"{method}, fine-tuned on 10 % of the labels", _tuned(method), _THEIRS[method]["10 %"])
             for method in _RUNS
         ),
-        Row("random weights, fine-tuned on 10 % of the labels", _tuned("SimCLR", "random")),
+        Row("random weights, fine-tuned on 10 % of the labels", figure(tuned("random"), "simclr-0-tenth")),
     ],
     [
         *(
