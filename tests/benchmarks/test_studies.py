@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import typer.main
+from typer.testing import CliRunner
 
 from benchmarks.studies.__main__ import STUDIES, all_cells, wanted
 from benchmarks.studies.annotator import app as annotator
@@ -21,6 +25,7 @@ from benchmarks.studies.tables import Study
 from ssl_dist.commands.options import overrides_of
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.config import RunConfig
+from ssl_dist.store import ImageStore
 
 CELLS = [one for some in all_cells(1, Path("train.tar"), Path("test.tar")).values() for one in some]
 BY_NAME = {one.name: one for one in CELLS}
@@ -293,6 +298,37 @@ def test_a_difference_is_of_the_seeds_that_both_figures_have() -> None:
     value = Figure(["a", "b"], features()).value({"a": KNN}.get)
     assert value is not None
     assert (value.mean, value.seeds) == (0.4, "1 of 2")
+
+
+def annotate(*words: object) -> dict[str, Any]:
+    found = CliRunner().invoke(annotator, [*map(str, words), "--json"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    return dict(json.loads(found.stdout))
+
+
+def test_the_annotator_draws_equally_many_of_each_class_with_their_true_names(
+    small_store: Path, tmp_path: Path
+) -> None:
+    store, file = ImageStore(small_store), tmp_path / "few" / "labels.csv"
+    annotate("draw", small_store, file, "--per-class", 2, "--seed", 3)
+    found = list(csv.DictReader(file.open()))
+    names = [store.class_names[label] for label in store.labels]
+    truth = dict(zip(store.keys_at(np.arange(len(store))), names, strict=True))
+    assert Counter(row["label"] for row in found) == dict.fromkeys(store.class_names, 2)
+    assert all(truth[row["key"]] == row["label"] for row in found)
+    again = tmp_path / "again.csv"
+    annotate("draw", small_store, again, "--per-class", 2, "--seed", 3)
+    assert again.read_text() == file.read_text()
+
+
+def test_the_annotator_answers_the_keys_that_were_asked_for(small_store: Path, tmp_path: Path) -> None:
+    store = ImageStore(small_store)
+    ids = np.array([1, len(store) - 1])
+    (tmp_path / "asked.csv").write_text("key,label\n" + "".join(f"{key},\n" for key in store.keys_at(ids)))
+    annotate("answer", small_store, tmp_path / "asked.csv", tmp_path / "labels.csv")
+    found = {row["key"]: row["label"] for row in csv.DictReader((tmp_path / "labels.csv").open())}
+    names = [store.class_names[label] for label in store.labels[ids]]
+    assert found == dict(zip(store.keys_at(ids), names, strict=True))
 
 
 @pytest.mark.slow
