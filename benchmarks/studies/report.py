@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from benchmarks import page
 from benchmarks.studies.claims import Claim, Read, Value
 from benchmarks.studies.tables import Study
@@ -14,37 +16,38 @@ RULE = (
 
 
 def report(study: Study, read: Read) -> str:
-    """Return a study's two tables as Markdown."""
-    rows = [
-        (
-            row.label,
-            "not run" if (value := row.ours.value(read)) is None else value.percent(),
-            row.theirs,
-            _seeds(value),
-        )
-        for row in study.rows
+    """Return a study's two tables as Markdown, and what was not run below each."""
+    rows, claims = list[Sequence[str]](), list[Sequence[str]]()
+    no_rows, no_claims = list[str](), list[str]()
+    for row in study.rows:
+        if (value := row.ours.value(read)) is None:
+            no_rows.append(row.label)
+        else:
+            rows.append((row.label, value.percent(), row.theirs, value.seeds))
+    for claim in study.claims:
+        word = claim.word(read)
+        if word == "not run":
+            no_claims.append(claim.text)
+        else:
+            found = claim.difference(read)
+            points, seeds = ("", "") if found is None else (found.percent(signed=True), found.seeds)
+            claims.append((claim.text, claim.theirs, points, seeds, f"**{word}**{_notes(claim, found, word)}"))
+    parts = [
+        f"### {study.title}",
+        f"{study.setting}.",
+        page.table(["accuracy, %", "ours", "theirs", "seeds"], rows) if rows else "",
+        _not_run(no_rows),
+        page.table(["they found", "theirs", "our difference, points", "seeds", "word"], claims) if claims else "",
+        _not_run(no_claims),
     ]
-    return "\n\n".join(
-        [
-            f"### {study.title}",
-            f"{study.setting}.",
-            page.table(["accuracy, %", "ours", "theirs", "seeds"], rows),
-            page.table(
-                ["they found", "theirs", "our difference, points", "seeds", "word"],
-                [_told(claim, read) for claim in study.claims],
-            ),
-        ]
-    )
+    return "\n\n".join(filter(None, parts))
 
 
-def _told(claim: Claim, read: Read) -> tuple[str, ...]:
-    found, word = claim.difference(read), claim.word(read)
-    why = ""
-    if word == "not confirmed" and found is not None:
-        why = _reason(claim, found)
-    points = "" if found is None else found.percent(signed=True)
+def _notes(claim: Claim, found: Value | None, word: str) -> str:
+    """Return why the word is what it is, behind a colon."""
+    why = _reason(claim, found) if found is not None and word == "not confirmed" else ""
     notes = "; ".join(filter(None, [why, claim.why]))
-    return claim.text, claim.theirs, points, _seeds(found), f"**{word}**{': ' * bool(notes)}{notes}"
+    return f": {notes}" if notes else ""
 
 
 def _reason(claim: Claim, found: Value) -> str:
@@ -53,5 +56,5 @@ def _reason(claim: Claim, found: Value) -> str:
     return "the other way round" if found.high < 0 else "0 lies in the interval"
 
 
-def _seeds(found: Value | None) -> str:
-    return "" if found is None else found.seeds
+def _not_run(names: Sequence[str]) -> str:
+    return f"Not run: {'; '.join(names)}." if names else ""

@@ -19,7 +19,7 @@ from typer.testing import CliRunner
 from benchmarks.studies.__main__ import STUDIES, all_cells, wanted
 from benchmarks.studies.annotator import app as annotator
 from benchmarks.studies.cells import Cell, CellFailed, Results, cell, run_all, run_command, with_needs
-from benchmarks.studies.claims import Claim, Figure, Value, difference, features, figure, interval, tuned, verdict
+from benchmarks.studies.claims import Claim, Figure, Row, Value, difference, features, figure, interval, tuned, verdict
 from benchmarks.studies.report import report
 from benchmarks.studies.tables import Study
 from ssl_dist.commands.options import overrides_of
@@ -279,13 +279,14 @@ def test_the_report_has_a_word_for_each_claim_and_none_without_figures() -> None
         Claim("later", "1 and 1", pair=(missing, bad)),
         Claim("never", "1 and 1", why="no images"),
     ]
-    study = Study("S", "set", lambda epochs: [], [], claims)
-    words = re.findall(r"\| (\w+) \|.*\*\*(.+?)\*\*(.*) \|", report(study, there.get))
+    text = report(Study("S", "set", lambda epochs: [], [Row("alone", missing), Row("here", good)], claims), there.get)
+    words = re.findall(r"\| (\w+) \|.*\*\*(.+?)\*\*(.*) \|", text)
+    assert re.findall(r"^Not run: .*$", text, re.MULTILINE) == ["Not run: alone.", "Not run: later."]
+    assert "| here | 60.0 (59.0 to 61.0) |  | 1 |" in text
     assert words == [
         ("right", "confirmed", ""),
         ("wrong", "not confirmed", ": the other way round"),
         ("same", "not confirmed", ": 0 lies in the interval"),
-        ("later", "not run", ""),
         ("never", "not testable here", ": no images"),
     ]
 
