@@ -60,17 +60,12 @@ def label_request(
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)  # now: choosing may take long
     selection = _choose(found, candidates, chosen, count, seed)
-    keys = [candidates.keys[row] for row in selection.rows]
-    then = f"ssl-dist store label {shlex.quote(store)}"
-    title = f"{count:,} images of {Path(store).name} to label"
-    images = candidates.store
+    keys, images = [candidates.keys[row] for row in selection.rows], candidates.store
+    title, then = f"{count:,} images of {Path(store).name} to label", f"ssl-dist store label {shlex.quote(store)}"
     with _writing(out), replacing(out) as aside:
         aside.mkdir()
         write_table(aside, keys)
-        pages = write_pages(
-            *(aside, title, keys, lambda part: images.gather(selection.rows[part]), images.class_names),
-            f"{then} labels.csv",
-        )
+        pages = write_pages(aside, title, keys, images, selection.rows, f"{then} labels.csv")
     rows = {
         "strategy": f"{chosen}: {STRATEGIES[chosen].rule}",
         "recommended": _describe(best, nearest_budget(total)),
@@ -78,12 +73,11 @@ def label_request(
         "pages": ", ".join(pages) if len(pages) < 4 else f"index.html to {pages[-1]}",
     }
     show(f"{title}: {out}", rows.items(), {}, as_json=False)
-    for line in (
-        *filter(None, [selection.note]),
-        f"Label them on {out / 'index.html'}, which saves a labels.csv, or write classes into the one beside it. Then:",
-        f"{then} {shlex.quote(str(out / 'labels.csv'))}",
-        evaluate_line(run, store),
-    ):
+    page = (
+        f"Label them on {out / 'index.html'}, which saves a labels.csv, or write classes into the one beside it. Then:"
+    )
+    given = f"{then} {shlex.quote(str(out / 'labels.csv'))}"
+    for line in (*filter(None, [selection.note]), page, given, evaluate_line(run, store)):
         say(line)
     result = {"run": str(run), "store": store, "out": str(out), "strategy": chosen, "count": count, "seed": seed}
     more = {"step": found.step, "labelled": total - count, "pages": pages, "note": selection.note}

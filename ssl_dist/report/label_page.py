@@ -6,11 +6,13 @@ import base64
 import html
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import xxhash
+
+from ssl_dist.store import ImageStore
 
 _TEMPLATE = Path(__file__).with_name("label_page.html")
 _MOST_ON_A_PAGE = 200
@@ -20,12 +22,7 @@ _QUALITY = 85  # of JPEG
 
 
 def write_pages(
-    folder: Path,
-    title: str,
-    keys: Sequence[str],
-    images: Callable[[slice], np.ndarray],
-    class_names: Sequence[str],
-    command: str,
+    folder: Path, title: str, keys: Sequence[str], images: ImageStore, ids: np.ndarray, command: str
 ) -> list[str]:
     """Write index.html, and page-2.html and so on where there are more than 200 images; return their names.
 
@@ -34,8 +31,8 @@ def write_pages(
 
     Args:
         keys: of the images, ``[n]``.
-        images: returns the pixels, uint8 ``[m, H, W, 3]``, of a slice of them.
-        class_names: the known classes; none where a person has to name them.
+        images: the store, whose classes are offered; where it names none, a person does.
+        ids: sample ids of the images, int64 ``[n]``.
         command: what to do with the file, shown on the page.
     """
     parts = [slice(start, start + _MOST_ON_A_PAGE) for start in range(0, len(keys), _MOST_ON_A_PAGE)]
@@ -43,12 +40,12 @@ def write_pages(
     template = _TEMPLATE.read_text(encoding="utf-8")
     data = {
         "request": xxhash.xxh3_64_hexdigest("\n".join([title, *keys]).encode()),
-        "classes": list(class_names),
+        "classes": list(images.class_names),
         "total": len(keys),
         "command": command,
     }
     for page, part in zip(names, parts, strict=True):
-        figures = "\n".join(map(_figure, keys[part], images(part)))
+        figures = "\n".join(map(_figure, keys[part], images.gather(ids[part])))
         text = template
         for mark, content in (
             ("TITLE", html.escape(title)),

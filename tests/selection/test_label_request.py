@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import NamedTuple, cast
 
 import numpy as np
 import pytest
@@ -269,11 +270,19 @@ class Page(HTMLParser):
         self.text[self._in] = self.text.get(self._in, "") + data
 
 
-def pages_of(folder: Path, keys: list[str], class_names: Sequence[str] = ("cat", "</script>")) -> list[Page]:
-    pixels = np.random.default_rng(0).integers(0, 256, (len(keys), 8, 12, 3), dtype=np.uint8)
-    return [
-        Page(folder / name) for name in write_pages(folder, "2 <images>", keys, pixels.__getitem__, class_names, "c")
-    ]
+class Images(NamedTuple):
+    """Stands for a store of random images."""
+
+    class_names: Sequence[str] = ("cat", "</script>")
+
+    def gather(self, ids: np.ndarray) -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 256, (len(ids), 8, 12, 3), dtype=np.uint8)
+
+
+def pages_of(folder: Path, keys: list[str]) -> list[Page]:
+    images = cast("ImageStore", Images())
+    names = write_pages(folder, "2 <images>", keys, images, np.arange(len(keys)), "ssl-dist store label s l.csv")
+    return [Page(folder / name) for name in names]
 
 
 def test_a_page_holds_every_image_once_and_needs_no_network(tmp_path: Path) -> None:
