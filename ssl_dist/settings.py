@@ -39,7 +39,8 @@ class DataConfig(Section):
     store: str
     """Folder of the image store, or its URI (`s3://bucket/store`)."""
     label_file: str | None = None
-    """A `.npy` file of one whole number for each image (-1: no label); `None`: the labels in the store."""
+    """A `.npy` file of one whole number for each image (-1: no label; -2: a method that learns from labels does not see
+    the image at all); `None`: the labels in the store."""
     stratified: bool = False
     """Balance each batch over the labels: no label has more than 2 images more than another. Images without a label are
     left out. Where the method sees some labels only, this holds for the labelled images of the batch."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cluster.pipelines.finetune import Row
 
 # Help texts that need a line of their own.
-_RUN = "Run directory or one checkpoint; or a recipe, whose backbone starts from backbone.weights or from random."
+RUN_HELP = "Run directory or one checkpoint; or a recipe, whose backbone starts from backbone.weights or from random."
 _UNFREEZE = "Layers that are trained: head, all, or last:N, of which the head is the first."
 _VALIDATION = "Share of the drawn labels that choose the checkpoint and the best cell, and drive the schedule; 0: none."
 _HIDDEN = "Features of a hidden layer of the head, with ReLU. Default: a linear head."
@@ -32,7 +32,7 @@ _RUN_DIR = "Folder of the runs; the same command with it resumes them. Default: 
 
 
 def finetune(
-    run: Annotated[str, typer.Argument(help=_RUN)],
+    run: Annotated[str, typer.Argument(help=RUN_HELP)],
     train: TrainStore,
     test: TestStore,
     unfreeze: Annotated[str, typer.Option(metavar="head|last:N|all", help=_UNFREEZE)] = "all",
@@ -87,7 +87,7 @@ def finetune(
         origin=origin,
         settings={**given, **overrides},
         grid=axes,
-        starts=_starts(starts, origin.weights is not None),
+        starts=starts_of(starts, origin.weights is not None),
         seeds=seeds,
         labels=labels,
         validation=validation,
@@ -132,7 +132,7 @@ def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
     return axes
 
 
-def _starts(given: str | None, has_weights: bool) -> list[str]:
+def starts_of(given: str | None, has_weights: bool) -> list[str]:
     """Read ``--from``.
 
     Raises:

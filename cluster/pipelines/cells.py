@@ -22,7 +22,7 @@ from ssl_dist.evaluate.label_draw import draw, held_out
 from ssl_dist.evaluate.labelled import labels_by_name, open_labelled, warn_of_same_images
 from ssl_dist.files import replacing, write_text
 from ssl_dist.reading import find_recipe, settle, value_at
-from ssl_dist.settings import CheckpointChoice
+from ssl_dist.settings import CheckpointChoice, DataConfig
 from ssl_dist.store import ImageStore
 
 # Short names of the settings that a grid may have; others have their dotted keys.
@@ -78,6 +78,30 @@ class Origin(NamedTuple):
         sections["augment"] = {"recipe": "weak", "size_px": max(config.view_sizes, default=None)}
         return cls(name, sections, weights or None)
 
+    def tree(self, store: str) -> dict[str, Any]:
+        """Return the shared settings of a run on a store."""
+        tree = {section: dict(values) for section, values in self.settings.items()}
+        tree["data"]["store"] = store
+        return tree
+
+    def put_start(self, tree: dict[str, Any], start: str) -> None:
+        """Let a run with these settings start from the given weights ("run"), or from random ones."""
+        weights = self.weights if start == "run" else {"backbone.weights": None}
+        for key, value in (weights or {}).items():
+            put_override(tree, key, value)
+
+    def expect_start(self, starts: Sequence[str]) -> None:
+        """Refuse to start from weights that there are none of.
+
+        Raises:
+            ConfigError: the origin is a recipe without any.
+        """
+        if "run" in starts and self.weights is None:
+            raise ConfigError(
+                f"--from run: {self.name} is a recipe without backbone.weights: name a file of weights with --set"
+                " backbone.weights=FILE, give a run, or choose --from random"
+            )
+
 
 class Cell(NamedTuple):
     """One run of a fine-tuning.
@@ -113,6 +137,18 @@ class Opened(NamedTuple):
     test: ImageStore
     truth: np.ndarray
 
+    @classmethod
+    def of(cls, stores: tuple[str, str], data: DataConfig) -> Opened:
+        """Open the training and the test store.
+
+        Raises:
+            StoreError: there is no such store, one has no labels, or they do not fit each other.
+        """
+        train = open_labelled(stores[0], data)
+        test = open_labelled(stores[1], data, train.image_shape)
+        warn_of_same_images(train, test)
+        return cls(train, test, labels_by_name(train, test))
+
 
 @dataclass(frozen=True)
 class Protocol:
@@ -146,10 +182,7 @@ class Protocol:
         Raises:
             StoreError: there is no such store, one has no labels, or they do not fit each other.
         """
-        train = open_labelled(self.stores[0], self._base.data)
-        test = open_labelled(self.stores[1], self._base.data, train.image_shape)
-        warn_of_same_images(train, test)
-        return Opened(train, test, labels_by_name(train, test))
+        return Opened.of(self.stores, self._base.data)
 
     @functools.cached_property
     def cells(self) -> list[Cell]:
@@ -159,11 +192,7 @@ class Protocol:
             ConfigError: a setting is out of range, there are not so many labels, or others were drawn there before.
             StoreError: see ``opened``.
         """
-        if "run" in self.starts and self.origin.weights is None:
-            raise ConfigError(
-                f"--from run: {self.origin.name} is a recipe without backbone.weights: name a file of weights with"
-                " --set backbone.weights=FILE, give a run, or choose --from random"
-            )
+        self.origin.expect_start(self.starts)
         grid = [dict(zip(self.grid, values, strict=True)) for values in itertools.product(*self.grid.values())]
         seeds = [self._base.seed + number for number in range(self.seeds)]
         wanted = list(itertools.product(self.starts, grid, seeds))
@@ -203,20 +232,11 @@ class Protocol:
         """
         place = self.directory / f"{drawn.total}-labels-seed-{seed}"
         files = {name: place.with_name(f"{place.name}-{name}.npy") for name in Draw._fields}
-        for name, labels in drawn._asdict().items():
-            if files[name].exists() and not np.array_equal(np.load(files[name]), labels):
-                raise ConfigError(
-                    f"{files[name]} has other labels than these stores, --labels and --validation give: use those that"
-                    " it began with, or choose another --run-dir"
-                )
-        self.directory.mkdir(parents=True, exist_ok=True)
-        for name, labels in drawn._asdict().items():
-            if not files[name].exists():
-                with replacing(files[name]) as aside, aside.open("wb") as content:
-                    np.save(content, labels)
+        write_labels({files[name]: labels for name, labels in drawn._asdict().items()})
         listed = place.with_name(f"{place.name}.csv")
         if not listed.exists():
-            write_text(listed, _listing(self.opened.train, drawn))
+            ids = (np.flatnonzero(labels >= 0) for labels in drawn)
+            write_text(listed, listing(self.opened.train, *ids))
         held = {"probe.label_file": str(files["validation"])} if self.validation else {}
         return {"data.label_file": str(files["train"]), **held}
 
@@ -231,24 +251,20 @@ class Protocol:
         words = [f"{key}-{value}" for key, value in {**known, **others, "seed": config.seed}.items()]
         labels = Path(files["data.label_file"]).name.partition("-")[0]
         name = "-".join([self.origin.name if start == "run" else "random", f"{labels}-labels", *words])
-        return Cell(start, settings, seed, self.directory / _safe(name), config)
+        return Cell(start, settings, seed, self.directory / safe_name(name), config)
 
     def _tree(self, start: str, settings: Mapping[str, Any], seed: int | None = None) -> dict[str, Any]:
         """Return the settings of a cell as a tree, with a stand-in for the file of validation labels."""
-        tree = {section: dict(values) for section, values in self.origin.settings.items()}
+        tree = self.origin.tree(self.stores[0])
         probe = {"kind": "validation", "label_file": "drawn"} if self.validation else None
-        tree |= {"probe": probe, "method": {"name": "supervised"}, "checkpoint": {"keep": 1}}  # type: ignore[dict-item]
-        tree["data"]["store"] = self.stores[0]
+        tree |= {"probe": probe, "method": {"name": "supervised"}, "checkpoint": {"keep": 1}}
         chosen = {SHORT.get(key, key): value for key, value in settings.items()}
         chosen |= {} if seed is None else {"seed": seed}
         for key, value in {**self.settings, **chosen}.items():
             put_override(tree, key, value)
-        size = settle(value_at(tree, "batch.size"), int)
-        if isinstance(size, int) and not {"batch", "batch.micro"} & {*self.settings, *chosen}:
-            put_override(tree, "batch.micro", size if size % 2 else size // 2)  # so that two workers share it
-        weights = self.origin.weights if start == "run" else {"backbone.weights": None}
-        for key, value in (weights or {}).items():
-            put_override(tree, key, value)
+        if not {"batch", "batch.micro"} & {*self.settings, *chosen}:
+            halve_batch(tree)
+        self.origin.put_start(tree, start)
         return tree
 
 
@@ -263,18 +279,48 @@ def expect_free(overrides: Mapping[str, Any], option: str) -> None:
             raise ConfigError(f"{option} {key}: this command sets it by itself, from its stores and --labels")
 
 
-def _listing(train: ImageStore, drawn: Draw) -> str:
-    """Return the drawn images as a table: id, key, class, and whether it is learned from or validated on."""
-    ids = np.flatnonzero((drawn.train >= 0) | (drawn.validation >= 0))
-    text = io.StringIO()
+def halve_batch(tree: dict[str, Any]) -> None:
+    """Make two micro-batches of a batch, where its size is even, so that two workers share it."""
+    size = settle(value_at(tree, "batch.size"), int)
+    if isinstance(size, int):
+        put_override(tree, "batch.micro", size if size % 2 else size // 2)
+
+
+def write_labels(files: Mapping[Path, np.ndarray]) -> None:
+    """Write label files, unless the very same were written before.
+
+    Raises:
+        ConfigError: others were.
+    """
+    for file, labels in files.items():
+        if file.exists() and not np.array_equal(np.load(file), labels):
+            raise ConfigError(
+                f"{file} has other labels than these stores and options give: use those that it began with, or choose"
+                " another --run-dir"
+            )
+    for file, labels in files.items():
+        if not file.exists():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as aside, aside.open("wb") as content:
+                np.save(content, labels)
+
+
+def listing(train: ImageStore, learnt: np.ndarray, held: np.ndarray) -> str:
+    """Return drawn images as a table: id, key, class, and whether the label is learned from or validated on.
+
+    Args:
+        learnt, held: sample ids, sorted.
+    """
+    text, is_held = io.StringIO(), set(held.tolist())
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(("id", "key", "label", "part"))
+    ids = np.union1d(learnt, held)
     for number, key in zip(ids.tolist(), train.keys_at(ids), strict=True):
-        part = "train" if drawn.train[number] >= 0 else "validation"
+        part = "validation" if number in is_held else "train"
         rows.writerow((number, key, train.class_names[train.labels[number]], part))
     return text.getvalue()
 
 
-def _safe(name: str) -> str:
+def safe_name(name: str) -> str:
     """Replace what a folder's name had better not have."""
     return "".join(letter if letter.isalnum() or letter in "-._=" else "-" for letter in name)

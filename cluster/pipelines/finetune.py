@@ -14,15 +14,16 @@ import xxhash
 from rich.console import Console
 
 from cluster.connect import ray_with_capacity
-from cluster.pipelines.cells import Cell, Opened, Protocol
+from cluster.pipelines.cells import Opened, Protocol
 from cluster.pipelines.completion import complete, finished_step
-from ssl_dist.checkpoint import Checkpoint, checksum, locate
+from ssl_dist.checkpoint import checksum, locate
 from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.commands.console import ImageBar, image_bar, say, waiting
 from ssl_dist.data.images import store_digest
 from ssl_dist.evaluate.pseudo_labels import predict
 from ssl_dist.evaluate.scores import TOP, Accuracy, Answers, spread
 from ssl_dist.files import replacing, write_text
+from ssl_dist.settings import CheckpointChoice
 
 TESTED, ANSWERS = "tested.json", "answers.npz"
 
@@ -86,35 +87,32 @@ def fine_tune(protocol: Protocol, console: Console) -> list[Row]:
         for number, cell in enumerate(cells, 1):
             say(f"run {number} of {len(cells)}", console)
             complete(cell.directory, cell.config, console)
-            tested = _tested(cell, protocol.opened)
+            tested = answers_of(cell.directory, "best" if cell.config.probe else "newest", protocol.opened)
             found.setdefault(json.dumps([cell.start, cell.settings]), []).append(tested)
     truth = protocol.opened.truth
     return _with_best([_row(key, runs, truth[truth >= 0]) for key, runs in found.items()])
 
 
-def _tested(cell: Cell, opened: Opened) -> tuple[dict[str, Any], Answers]:
-    """Return what a finished cell answers about the labelled test images, which its directory keeps."""
-    checkpoint = locate(cell.directory, "best" if cell.config.probe else "newest")
+def answers_of(run: Path, choice: CheckpointChoice, opened: Opened) -> tuple[dict[str, Any], Answers]:
+    """Return what a finished run answers about the test images, beside its checkpoint; its directory keeps it."""
+    checkpoint = locate(run, choice)
+    described = {"run": str(run), "seed": checkpoint.config.seed, "checkpoint": checkpoint.path.name}
+    described |= {"step": checkpoint.step, "validation": checkpoint.score}
     rows = np.flatnonzero(opened.truth >= 0)
     of = {"checkpoint": checkpoint.path.name, "model": checksum(checkpoint.model_file)}
     of |= {"test": store_digest(opened.test), "images": xxhash.xxh3_64_hexdigest(rows.tobytes())}
-    file = cell.directory / TESTED
+    file = run / TESTED
     with contextlib.suppress(OSError, ValueError):
         if of.items() <= json.loads(file.read_text(encoding="utf-8")).items():
-            kept = np.load(cell.directory / ANSWERS)
-            return _described(cell, checkpoint), Answers(kept["classes"], kept["confidence"])
+            kept = np.load(run / ANSWERS)
+            return described, Answers(kept["classes"], kept["confidence"])
     with image_bar("classifying the test images", "reading the checkpoint") as bar:
         answers = Answers.of(predict(checkpoint.path, opened.test, rows, "newest", _Counted(bar, len(rows))).numpy())
     file.unlink(missing_ok=True)  # it must never lie beside other answers
-    with replacing(cell.directory / ANSWERS) as aside, aside.open("wb") as content:
+    with replacing(run / ANSWERS) as aside, aside.open("wb") as content:
         np.savez(content, **answers._asdict())
     write_text(file, json.dumps(of, indent=1))
-    return _described(cell, checkpoint), answers
-
-
-def _described(cell: Cell, checkpoint: Checkpoint) -> dict[str, Any]:
-    found = {"run": str(cell.directory), "seed": cell.seed, "checkpoint": checkpoint.path.name}
-    return found | {"step": checkpoint.step, "validation": checkpoint.score}
+    return described, answers
 
 
 class _Counted:

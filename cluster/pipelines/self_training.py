@@ -45,6 +45,7 @@ class SelfTraining(NamedTuple):
         share: share of the unlabelled images that get a label in a round, in (0, 1]; at least one image.
         margin: a round that gains less accuracy than this is the last.
         rounds: largest number of rounds after the first.
+        steps: of each round, however many labels it has; None: as ``config.epochs`` says.
     """
 
     directory: Path
@@ -53,6 +54,7 @@ class SelfTraining(NamedTuple):
     share: float
     margin: float
     rounds: int
+    steps: int | None = None
 
     def run(self, console: Console) -> list[Round]:
         """Complete all rounds; a round that was finished before is not repeated.
@@ -68,7 +70,7 @@ class SelfTraining(NamedTuple):
         labels, found = read_labels(self.config, store), list[Round]()
         test, truth = self._open_test_store(store, labels)
         for number in range(self.rounds + 1):
-            if number and (labels >= 0).all():
+            if number and (labels != -1).all():
                 break
             with waiting(f"round {number}: choosing its labels", console):
                 before, config = labels, self._config_of(number, store, labels)
@@ -91,7 +93,7 @@ class SelfTraining(NamedTuple):
             raise ConfigError(f"method {method.name} does not classify: self-train takes {' or '.join(fitting)}")
         if not 0 < self.share <= 1:
             raise ConfigError(f"--share {self.share:g}: it must be more than 0 and at most 1")
-        if (labels >= 0).all():
+        if (labels != -1).all():
             raise ConfigError(f"{store.name}: every image has a label; name the few in a data.label_file")
         test = open_labelled(self.test, self.config.data, store.image_shape)
         truth = labels_by_name(store, test) if store.class_names else test.labels
@@ -110,11 +112,13 @@ class SelfTraining(NamedTuple):
         The first round learns from ``labels``, a later one also from labels that the classifier before it adds. A round
         that has begun keeps its labels: on another machine sums are rounded differently, and others would come out.
         """
-        count = max(1, round(exact(self.share) * int((labels < 0).sum()))) if number else 0
+        count = max(1, round(exact(self.share) * int((labels == -1).sum()))) if number else 0
         file = self.directory / f"labels-{number}.npy"
         if not has_begun(self._run_of(number)):
             save_labels(self._more(number - 1, store, labels, count) if number else labels, file)
         config = with_data_settings(self.config, label_file=str(file))
+        if self.steps is not None:
+            config = config.with_steps(self.steps)
         there, old = read_labels(config, store), labels >= 0
         if (there[old] != labels[old]).any() or (there >= 0).sum() != old.sum() + count:
             raise ConfigError(
@@ -128,7 +132,7 @@ class SelfTraining(NamedTuple):
         """Return the labels, with the ``count`` further ones of which a round's classifier is surest."""
         from ssl_dist.evaluate.pseudo_labels import most_confident, predict  # imports torch: mistakes are told before
 
-        without = np.flatnonzero(labels < 0)
+        without = np.flatnonzero(labels == -1)
         rows, classes = most_confident(predict(self._run_of(number), store, without), count)
         more = labels.copy()
         more[without[rows]] = classes

@@ -49,6 +49,7 @@ COMMANDS: dict[str, Entry] = {
             "rank": "ssl_dist.commands.rank:rank",
             "map": "ssl_dist.commands.map:map_",
             "finetune": "cluster.commands.finetune:finetune",
+            "semi": "cluster.commands.semi:semi",
         },
     ),
     "label-request": Entry(

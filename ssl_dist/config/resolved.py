@@ -138,6 +138,11 @@ class ResolvedConfig(RunConfig):
         warmup = min(round(exact(self.optim.warmup_epochs) * num_samples / batch), total)
         return Plan(num_samples=num_samples, images_per_step=batch, total_steps=total, warmup_steps=warmup)
 
+    def with_steps(self, steps: int) -> ResolvedConfig:
+        """Return the settings of a run of so many steps on the same data: its epochs are as many as that takes."""
+        images = steps * (self.batch.size - self.batch.labelled)
+        return self.model_copy(update={"epochs": images / self.facts.num_samples})
+
     def is_over(self, step: int, losses: Sequence[float]) -> bool:
         """Tell whether the run ends after ``step`` steps, with these validation losses so far."""
         return step >= self.plan().total_steps or (self.probe is not None and self.probe.gives_up(losses))

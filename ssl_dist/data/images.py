@@ -15,6 +15,10 @@ from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
 from ssl_dist.uris import without_secrets
 
+LEFT_OUT = -2
+"""What ``data.label_file`` has for an image that is not used."""
+_LEAST = {LEFT_OUT: "-2 to leave the image out, or ", -1: "or "}
+
 
 class Images(Protocol):
     """The part of ``ImageStore`` that training uses, so that images in memory can stand in for a store."""
@@ -48,18 +52,18 @@ def read_labels(config: RunConfig, store: Images) -> np.ndarray:
     """Return the labels in ``data.label_file``, or the store's where there is no such file.
 
     Returns:
-        int32 ``[n]``, -1: none.
+        int32 ``[n]``, -1: none, LEFT_OUT: the image is not used.
 
     Raises:
         ConfigError: the file cannot be read, or does not belong to this store.
     """
     if config.data.label_file is None:
         return store.labels
-    return _read_label_file(Path(config.data.label_file), "data.label_file", len(store))
+    return _read_label_file(Path(config.data.label_file), "data.label_file", len(store), LEFT_OUT)
 
 
-def _read_label_file(file: Path, key: str, num_images: int) -> np.ndarray:
-    """Read the file that the setting ``key`` names, as ``read_labels`` does."""
+def _read_label_file(file: Path, key: str, num_images: int, least: int) -> np.ndarray:
+    """Read the file that the setting ``key`` names, as ``read_labels`` does; refuse numbers below ``least``."""
     try:
         with file.open("rb") as content:
             labels: np.ndarray = np.lib.format.read_array(content)  # one array, and nothing is unpickled
@@ -70,11 +74,12 @@ def _read_label_file(file: Path, key: str, num_images: int) -> np.ndarray:
             f"{key} {file} has {labels.dtype} {labels.shape}: the store has {num_images} images, and each"
             " needs a whole number, -1 for none"
         )
-    outside = np.flatnonzero((labels < -1) | (labels >= 2**31))
+    outside = np.flatnonzero((labels < least) | (labels >= 2**31))
     if len(outside):
         row = outside[0]
         raise ConfigError(
-            f"{key} {file} has a label {labels[row]}, of image {row}: it is -1 for none, or 0 to {2**31 - 1}"
+            f"{key} {file} has a label {labels[row]}, of image {row}: it is -1 for none, {_LEAST[least]}0 to"
+            f" {2**31 - 1}"
         )
     return labels.astype(np.int32)
 
@@ -87,7 +92,7 @@ def read_visible_labels(config: RunConfig, store: Images) -> np.ndarray:
     """
     labels = read_labels(config, store)
     if config.data.damaged == "skip":
-        labels = np.where(store.intact(np.arange(len(store))), labels, -1)
+        labels = np.where(store.intact(np.arange(len(store))) | (labels < -1), labels, -1)
     largest = int(labels.max(initial=-1))
     if largest < 0:
         who = f"method {config.method.name}" if config.num_labelled else "data.stratified"
@@ -118,7 +123,7 @@ def read_validation_labels(config: RunConfig, store: Images) -> np.ndarray:
     """
     file = config.probe.label_file if config.probe else None
     assert file, "its settings name the file"
-    labels = _read_label_file(Path(file), "probe.label_file", len(store))
+    labels = _read_label_file(Path(file), "probe.label_file", len(store), -1)
     if (largest := int(labels.max(initial=-1))) < 0:
         raise ConfigError(f"probe.label_file {file} has no label: it names the images to validate on")
     classes = getattr(config.method, "num_classes", None)

@@ -6,10 +6,10 @@ import numpy as np
 
 from ssl_dist.config import RunConfig
 from ssl_dist.data import permutation
-from ssl_dist.data.images import Images, read_visible_labels
+from ssl_dist.data.images import LEFT_OUT, Images, read_visible_labels
 from ssl_dist.data.stratified_order import StratifiedOrder
 from ssl_dist.data.windowed_order import NeededShards, WindowedOrder
-from ssl_dist.errors import StoreDamaged
+from ssl_dist.errors import ConfigError, StoreDamaged
 from ssl_dist.hashing import derive_seed
 
 # Numbers that tell apart the seeds derived from the run's seed.
@@ -25,29 +25,42 @@ class SamplePlan:
     and the others from a stream of all images. Where it sees all labels, or ``data.stratified`` draws by label, images
     without a label are left out.
 
+    An image that ``data.label_file`` leaves out (LEFT_OUT) is in neither stream.
+
     With ``data.damaged`` "skip" a damaged image has no label, and in the stream of all images an intact one replaces
     it. Seed, epoch and image decide which, so it is the same for any number of workers. With ``data.order`` "shards" it
     comes from the same window, if that has an intact image.
 
     Attributes:
         config, store: as given.
-        labels: int32 ``[n]``, the labels that the method or the order uses, -1: none; empty where neither uses any.
-        num_samples: images of an epoch. Where the method sees only some labels, an epoch is one pass over the store.
+        labels: int32 ``[n]``, the labels that the method or the order uses, below 0: none; empty where neither uses
+            any.
+        num_samples: images of an epoch. Where the method sees only some labels, an epoch is one pass over all images.
     """
 
     def __init__(self, config: RunConfig, store: Images) -> None:
         """Read the labels, if they are needed, and choose the orders.
 
         Raises:
-            ConfigError: labels are needed and missing, or the method has no class for one of them.
+            ConfigError: labels are needed and missing, the method has no class for one of them, or images are left out
+                in an order or with a response to damage that does not allow it.
         """
         self.config, self.store = config, store
         stratified, shard_rows = config.data.stratified, store.shard_rows
         by_label = stratified or config.num_labelled > 0
         self.labels = read_visible_labels(config, store) if by_label else np.empty(0, np.int32)
         self._labelled_ids = np.flatnonzero(self.labels >= 0)
+        self._left_in: np.ndarray | None = None  # sample ids of the stream of all images; None: all
+        if (self.labels == LEFT_OUT).any():
+            if config.data.order == "shards" or config.data.damaged == "skip":
+                raise ConfigError(
+                    f"data.label_file {config.data.label_file} leaves images out ({LEFT_OUT}): that needs"
+                    " data.order=full and data.damaged=refuse"
+                )
+            self._left_in = np.flatnonzero(self.labels != LEFT_OUT)
         only_labelled = by_label and config.num_labelled in (0, config.batch.size)
-        self.num_samples = len(self._labelled_ids) if only_labelled else len(store)
+        everything = len(store) if self._left_in is None else len(self._left_in)
+        self.num_samples = len(self._labelled_ids) if only_labelled else everything
         self._labelled_seed = derive_seed(config.seed, _LABELLED)
         self._strata = StratifiedOrder(config.seed, self.labels) if stratified else None
         self._windows: WindowedOrder | None = None
@@ -106,6 +119,9 @@ class SamplePlan:
             return self._strata.stream(start, stop)
         if self._windows:
             ids, epochs = self._windows.stream(start, stop)
+        elif self._left_in is not None:
+            rows, epochs = permutation.stream(self.config.seed, start, stop, len(self._left_in))
+            ids = self._left_in[rows]
         else:
             ids, epochs = permutation.stream(self.config.seed, start, stop, len(self.store))
         return (self._replace_damaged(ids, epochs, start) if self.config.data.damaged == "skip" else ids), epochs

@@ -1,7 +1,8 @@
-"""Fixtures: one Ray for the runs of a module, runs that end without training, and few labels."""
+"""Fixtures: one Ray for the runs of a module, a pretrained run, runs that end without training, and few labels."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +13,10 @@ import pytest
 
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints, State
+from ssl_dist.checkpoint.pretrained import read
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.store import ImageStore
+from tests.helpers import save, small_config, train
 
 
 @pytest.fixture(scope="module")
@@ -53,3 +56,30 @@ def few_labels(small_store: Path, tmp_path: Path) -> Path:
     few[chosen] = labels[chosen]
     np.save(tmp_path / "few.npy", few)
     return tmp_path / "few.npy"
+
+
+@pytest.fixture(scope="module")
+def pretrained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a run of two steps of SimCLR."""
+    run = tmp_path_factory.mktemp("runs") / "simclr"
+    config = small_config(small_store, cluster__workers=1)
+    save(train(0, 1, config, 0, 2).state, run, 2, config)
+    return run
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let each run end with its initial weights; its validation is the better the nearer its rate is to 0.001."""
+    runs = []
+
+    def launch(config: ResolvedConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
+        step = config.plan().total_steps
+        score = 1 - abs(config.optim.lr - 0.001) if config.probe else None
+        Checkpoints(run.path).save(step, config, State(config.initial_method(read(config)).state_dict(), {}), score)
+        runs.append(run.path.name)
+        return {"step": step}
+
+    monkeypatch.setattr("cluster.pipelines.completion.launch", launch)
+    for pipeline in ("finetune", "semi"):
+        monkeypatch.setattr(f"cluster.pipelines.{pipeline}.ray_with_capacity", lambda _: contextlib.nullcontext(False))
+    return runs

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import os
@@ -16,42 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from cluster.run_directory import RunDirectory
-from ssl_dist.checkpoint import Checkpoints, State
-from ssl_dist.checkpoint.pretrained import read
-from ssl_dist.config import ResolvedConfig
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
 from ssl_dist.evaluate.pseudo_labels import predict
 from ssl_dist.store import ImageStore, build
 from tests.cluster.pipeline_commands import build_another, invoke, settings_of
 from tests.conftest import write_images
-from tests.helpers import save, small_config, train
-
-
-@pytest.fixture(scope="module")
-def pretrained(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Write a run of two steps of SimCLR."""
-    run = tmp_path_factory.mktemp("runs") / "simclr"
-    config = small_config(small_store, cluster__workers=1)
-    save(train(0, 1, config, 0, 2).state, run, 2, config)
-    return run
-
-
-@pytest.fixture
-def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let each run end with its initial weights; its validation is the better the nearer its rate is to 0.001."""
-    runs = []
-
-    def launch(config: ResolvedConfig, run: RunDirectory, *_: object) -> dict[str, Any]:
-        step = config.plan().total_steps
-        score = 1 - abs(config.optim.lr - 0.001) if config.probe else None
-        Checkpoints(run.path).save(step, config, State(config.initial_method(read(config)).state_dict(), {}), score)
-        runs.append(run.path.name)
-        return {"step": step}
-
-    monkeypatch.setattr("cluster.pipelines.completion.launch", launch)
-    monkeypatch.setattr("cluster.pipelines.finetune.ray_with_capacity", lambda _: contextlib.nullcontext(False))
-    return runs
 
 
 def finetune(run: object, store: Path, out: Path, *more: object) -> Any:

@@ -148,6 +148,8 @@ TYPOS = [
     "evaluate finetune {run} --train {store} --test {store} --labels 99999 --run-dir new",
     "evaluate finetune {run} --train {store} --test {store} --grid rate=1,2 --run-dir new",
     "evaluate finetune {run} --train {store} --test {store} --optimizer adan --run-dir new",
+    "evaluate semi {run} --train {store} --test {store} --labels 9 --ratios 5:1 --run-dir new",
+    "evaluate semi {run} --train {store} --test {store} --labels 9 --ratios 1:99 --run-dir new",
 ]
 
 

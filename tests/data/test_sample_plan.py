@@ -222,9 +222,9 @@ def archive(array: np.ndarray) -> bytes:
         (np.zeros(50, np.int64), r"int64 \(50,\): the store has 51 images"),
         (np.zeros((51, 1), np.int64), r"int64 \(51, 1\): the store has 51 images"),
         (np.zeros(51), r"float64 \(51,\): .* each needs a whole number, -1 for none"),
-        (np.full(51, 2**31), r"has a label 2147483648, of image 0: it is -1 for none, or 0 to 2147483647"),
+        (np.full(51, 2**31), r"has a label 2147483648, of image 0: it is -1 for none, .*, or 0 to 2147483647"),
         (np.full(51, 2**63, np.uint64), "has a label 9223372036854775808, of image 0"),
-        (np.array([0, 1, -2] * 17), "has a label -2, of image 2"),
+        (np.array([0, 1, -3] * 17), "has a label -3, of image 2"),
         # what a NaN of a float column becomes as int64, and what becomes class 0 as int32
         (np.array([0, 1, -(2**63)] * 17), "has a label -9223372036854775808, of image 2"),
         (np.full(51, -1), r"method supervised needs labels, and .*labels\.npy has none"),
@@ -352,3 +352,47 @@ def test_a_probe_of_a_run_in_windows_reads_the_shards_of_one_window(shards: Path
     assert len(set(probe.ids)) == 14
     assert len(set(probe.ids // 9)) <= 3
     assert (np.diff(probe.ids[:10]) > 0).all(), "in the order of the store: each shard is needed once"
+
+
+@pytest.fixture
+def partly_used(labels: np.ndarray, tmp_path: Path) -> tuple[str, set[int]]:
+    """Leave 20 of the images out, of which the labels had named some; return the file and the others."""
+    out = np.random.default_rng(1).permutation(len(labels))[:20]
+    assert (labels[out] >= 0).any()
+    np.save(tmp_path / "partly.npy", np.where(np.isin(np.arange(len(labels)), out), -2, labels))
+    return str(tmp_path / "partly.npy"), set(range(len(labels))) - set(out.tolist())
+
+
+def test_images_that_are_left_out_are_never_seen(
+    small_store: Path, labels: np.ndarray, partly_used: tuple[str, set[int]]
+) -> None:
+    """An epoch has every other image once, labelled ones also among those without a visible label."""
+    file, used = partly_used
+    config = resolved_config(small_store, data__label_file=file, **SOME)
+    assert config.facts.num_samples == len(used) == 31
+    ids, epochs, seen = whole_steps(config, range(31))
+    hidden = seen < 0
+    for epoch in range(31 * 8 // 31):
+        assert sorted(ids[hidden][epochs[hidden] == epoch]) == sorted(used)
+    assert set(ids[~hidden].tolist()) == {one for one in used if labels[one] >= 0}
+    assert (seen[~hidden] == labels[ids[~hidden]]).all()
+    everything = resolved_config(small_store, data__label_file=file, **ALL)
+    assert everything.facts.num_samples == len({one for one in used if labels[one] >= 0})
+
+
+@pytest.mark.parametrize("setting", [{"data__order": "shards"}, {"data__damaged": "skip"}])
+def test_images_are_left_out_of_plain_orders_only(
+    small_store: Path, partly_used: tuple[str, set[int]], setting: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        ConfigError, match=r"leaves images out \(-2\): that needs data\.order=full and data\.damaged=refuse"
+    ):
+        sample_plan(small_config(small_store, data__label_file=partly_used[0], **setting, **SOME))
+
+
+def test_a_label_below_minus_two_is_refused(small_store: Path, labels: np.ndarray, tmp_path: Path) -> None:
+    np.save(tmp_path / "wrong.npy", np.where(labels < 0, -3, labels))
+    with pytest.raises(
+        ConfigError, match=r"a label -3, of image \d+: it is -1 for none, -2 to leave the image out, or 0 to"
+    ):
+        sample_plan(small_config(small_store, data__label_file=str(tmp_path / "wrong.npy"), **SOME))
