@@ -151,6 +151,18 @@ def tuned(start: str = "run", **settings: object) -> Pick:
     )
 
 
+def semi(method: str, ratio: int, start: str = "random") -> Pick:
+    """Pick the accuracy of a method at a ratio from ``evaluate semi``; the ratio of the labels alone is 0."""
+    return lambda result: _only(
+        row["top1"] for row in result["rows"] if (row["method"], row["ratio"], row["start"]) == (method, ratio, start)
+    )
+
+
+def transferred(number: int, encoder: str = "trained") -> Pick:
+    """Pick an accuracy from ``evaluate transfer`` of one store: 0: of kNN, 1: of the linear probe."""
+    return lambda result: features(encoder=encoder)(result["stores"][0]["results"][number])
+
+
 def _only(values: Any) -> float:
     (found,) = values
     return float(found)
