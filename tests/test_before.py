@@ -112,7 +112,8 @@ def test_a_checkpoint_is_whole_and_its_encoder_as_good(command: Command) -> None
     [listed] = command("checkpoint", "verify", BEFORE / "run", "--json").json["checkpoints"]
     assert (listed["step"], listed["state"]) == (5, "whole")
     stores = ("--train", BEFORE / "jpeg", "--test", BEFORE / "raw")
-    assert command("evaluate", "knn", BEFORE / "run", *stores, "--k", 5, "--json").json == expected("knn.json")
+    found = command("evaluate", "knn", BEFORE / "run", *stores, "--k", 5, "--json").json
+    assert expected("knn.json").items() <= found.items()
 
 
 def its_data(store: Path = BEFORE / "raw", label_file: Path = BEFORE / "run" / "labels.npy") -> list[str]:

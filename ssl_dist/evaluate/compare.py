@@ -167,7 +167,7 @@ def compare_on(
     """
     for name in options.baselines:
         if name not in BASELINES:
-            raise ConfigError(f"--baselines {name}: it is one of {', '.join(BASELINES)}, or none")
+            raise ConfigError(f"--baselines {name}: it is some of {', '.join(BASELINES)}, or none alone")
     levels = levels_of(found.config, options.features, options.layers)
     known, asked = pair
     draws = [_drawn(known, options.labels, seed) for seed in range(options.seeds if options.labels else 1)]
@@ -188,7 +188,13 @@ def compare_on(
     learned = known.at(draws[0])
     return [
         Comparison(
-            p.name, mine, found.step, learned, asked, _sentence(p, options, found, known, learned, asked), answered
+            p.name,
+            mine,
+            found.step,
+            learned,
+            asked,
+            _sentence(p, mine, options, found, known, learned, asked),
+            answered,
         )
         for p, mine in zip(protocols, rows, strict=True)
     ]
@@ -246,6 +252,7 @@ class _Tries(NamedTuple):
 
 def _sentence(
     protocol: EvaluationProtocol,
+    rows: Sequence[Row],
     options: Options,
     found: Checkpoint,
     known: Labelled,
@@ -254,7 +261,8 @@ def _sentence(
 ) -> str:
     which = f"{options.checkpoint} checkpoint" if isinstance(options.checkpoint, str) else "checkpoint"
     part = "" if options.labels is None else f"{len(learned.ids):,} labels, drawn from each class, of "
-    seeds = f"; {options.seeds} seeds of what is random" if options.seeds > 1 else ""
+    repeats = max(len(row.repeats) for row in rows)
+    seeds = f"; {repeats} seeds of what is random" if repeats > 1 else ""
     return (
         f"Accuracy on {asked.what}, learned from {part}{known.what}: {protocol.sentence()}. The run's {which}, of step"
         f" {found.step}{seeds}. Intervals are 95 % bootstrap intervals over the test images."

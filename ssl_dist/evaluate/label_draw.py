@@ -57,7 +57,7 @@ def _first(labels: np.ndarray, label: int, count: int, seed: int) -> np.ndarray:
 
 def _counts(sizes: np.ndarray, wanted: str, names: Sequence[str]) -> np.ndarray:
     """Return how many images each class gives, of classes that have ``sizes`` images."""
-    if match := re.fullmatch(r"(\d+)-per-class", wanted):
+    if match := re.fullmatch(r"([0-9]{1,12})-per-class", wanted):
         count = int(match[1])
         if count < 1 or count > sizes.min():
             raise ConfigError(
@@ -65,9 +65,9 @@ def _counts(sizes: np.ndarray, wanted: str, names: Sequence[str]) -> np.ndarray:
                 f" to {sizes.min()} of each class"
             )
         return np.full(len(sizes), count)
-    if match := re.fullmatch(r"(\d+(?:\.\d+)?)%", wanted):
+    if match := re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)%", wanted):
         total = round(float(match[1]) / 100 * sizes.sum())
-    elif wanted.isascii() and wanted.isdigit():
+    elif re.fullmatch("[0-9]{1,12}", wanted):
         total = int(wanted)
     else:
         raise ConfigError(f"--labels {wanted}: it is a share such as 10%, a number, or a number such as 32-per-class")

@@ -30,12 +30,14 @@ def levels_of(config: ResolvedConfig, features: Sequence[str], layers: Sequence[
         ConfigError: there is no such level or layer.
         RunError: the run's method has no projection head, or too short a one.
     """
-    levels = list(dict.fromkeys(features))
-    if ALL in levels:
-        levels = [BACKBONE, *HEADS]
+    choices = ", ".join((BACKBONE, *HEADS, ALL))
+    if not features and not layers:
+        raise ConfigError(f"--features names nothing: it is one or more of {choices}, with commas between them")
+    for level in features:
+        if level not in (BACKBONE, *HEADS, ALL):
+            raise ConfigError(f"--features {level}: it is one of {choices}")
+    levels = [BACKBONE, *HEADS] if ALL in features else list(dict.fromkeys(features))
     for level in levels:
-        if level != BACKBONE and level not in HEADS:
-            raise ConfigError(f"--features {level}: it is one of {', '.join((BACKBONE, *HEADS, ALL))}")
         if level in HEADS:
             _expect_head(config, level)
     if layers:

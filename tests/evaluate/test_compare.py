@@ -154,8 +154,10 @@ def test_a_store_without_labels_is_refused(run: Path, stores: Stores, tmp_path: 
         (Knn(k=3, temperature=0.0), Options(), "temperature 0.0: it must be"),
         (Knn(k=3, distance=cast(Any, "manhattan")), Options(), "--distance manhattan: it is one of cosine, euclidean"),
         (Linear(0.0), Options(), "l2 0.0: it must be"),
-        (nearest, Options(baselines=["lucky"]), "--baselines lucky: it is one of random, pixels, pca, or none"),
+        (nearest, Options(baselines=["lucky"]), "--baselines lucky: it is some of random, pixels, pca, or none alone"),
         (nearest, Options(features=["neck"]), "--features neck: it is one of backbone, head-1, head-2, all"),
+        (nearest, Options(features=[]), "--features names nothing: it is one or more of backbone, head-1"),
+        (nearest, Options(features=["all", "neck"]), "--features neck: it is one of"),
         (
             nearest,
             Options(features=["all"]),

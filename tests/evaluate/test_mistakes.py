@@ -86,6 +86,8 @@ def test_the_commands_print_one_table_for_all_rows(
     assert few.code == 0, few.err
     assert "learned from 14 labels, drawn from each class, of the 27 labelled images of" in few.json["protocol"]
     assert [len(row["repeats"]) for row in few.json["rows"]] == [2, 2]
+    fixed = command("evaluate", "knn", run, *stores, "--baselines", "none", "--seeds", 3, "--json")
+    assert "seeds" not in fixed.json["protocol"], "nothing was repeated"
     table = command("evaluate", "linear", run, *stores, "--baselines", "none", "--l2", 0.1)
     assert "penalty 0.1; nothing was chosen" in " ".join(table.out.split())
 
@@ -97,7 +99,7 @@ def test_the_commands_print_one_table_for_all_rows(
         (("--labels", "10-per-class"), "has 9 labelled images: ask for 1 to 9 of each class"),
         (("--features", "head-2"), "this run's has 2 (method.projection_layers)"),
         (("--layer", "conv9"), "backbone resnet8 has no such layer"),
-        (("--baselines", "noise"), "--baselines noise: it is one of random, pixels, pca, or none"),
+        (("--baselines", "noise"), "--baselines noise: it is some of random, pixels, pca, or none alone"),
         (
             ("--report", f"{__file__}/report"),
             f"--report {__file__}/report: {__file__} is no folder that can be written",

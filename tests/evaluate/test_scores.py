@@ -87,6 +87,9 @@ def test_a_larger_draw_holds_a_smaller_one_and_another_seed_draws_others() -> No
         ("many", "--labels many: it is a share such as 10%, a number, or a number such as 32-per-class"),
         ("-5", "it is a share"),
         ("1e3", "it is a share"),
+        ("\N{ARABIC-INDIC DIGIT THREE}-per-class", "it is a share"),
+        ("9" * 5000, "it is a share"),
+        ("9" * 400 + "%", "it is a share"),
     ],
 )
 def test_a_draw_of_more_than_there_are_is_refused(wanted: str, message: str) -> None:
