@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
+import math
 import os
 import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 RUN_LOCK = "lock"  # in a run's directory: the process that drives the run has locked it
 
@@ -49,6 +51,19 @@ def write_text(path: Path, text: str, *, durable: bool = False) -> None:
     """Write a UTF-8 file, whole or not at all; ``durable`` as in ``replacing``."""
     with replacing(path, durable=durable) as aside:
         aside.write_text(text, encoding="utf-8")
+
+
+def to_json(value: Any) -> str:
+    """Return JSON that every parser reads: numbers that are not finite become null."""
+    return json.dumps(_finite(value))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def lock(path: Path) -> IO[str] | None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
-import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
@@ -21,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column, Table
 from rich.text import Text
 
+from ssl_dist.files import to_json
 from ssl_dist.progress import Pace, ProgressLines
 
 console = Console()
@@ -88,15 +87,7 @@ def show(title: str, rows: Iterable[tuple[str, object]], result: dict[str, Any],
 def print_json(result: dict[str, Any], as_json: bool) -> None:
     """Print the command's JSON object where --json asks for it; numbers that are not finite become null."""
     if as_json:
-        print(json.dumps(_finite(result)), file=_json_file.get(), flush=True)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+        print(to_json(result), file=_json_file.get(), flush=True)
 
 
 class ImageBar:

@@ -11,13 +11,16 @@ import typer
 from ssl_dist.commands.console import ImageBar, console, image_bar, print_json, say
 from ssl_dist.commands.evaluate import TestStore, TrainStore, accuracy_table
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
+from ssl_dist.errors import ConfigError
+
+_MOST_MINUTES = 100_000
 
 
 def all_(
     run: RunOrCheckpoint,
     train: TrainStore,
     test: TestStore,
-    minutes: Annotated[float, typer.Option(min=0.1, help="Time that all of it may take.")] = 5,
+    minutes: Annotated[float, typer.Option(help="Time that all of it may take.")] = 5,
     checkpoint: WhichCheckpoint = "newest",
     as_json: Json = False,
 ) -> None:
@@ -28,12 +31,15 @@ def all_(
     """
     from ssl_dist.checkpoint import locate, run_directory
     from ssl_dist.evaluate.labelled import open_pair
-    from ssl_dist.evaluate.protocols import Knn
+    from ssl_dist.evaluate.protocols import Knn, Linear
     from ssl_dist.report import classification, evaluation
 
+    if not 0.1 <= minutes <= _MOST_MINUTES:
+        raise ConfigError(f"--minutes {minutes:g}: it is 0.1 to {_MOST_MINUTES:,}")
     found = locate(run, checkpoint)
     pair = open_pair(train, test, found.config.data, found.config.facts.image_shape)
-    Knn(1).check(pair[0].labels)
+    for protocol in (Knn(1), Linear()):
+        protocol.check(pair[0].labels)
     directory = run_directory(run)
     classification.expect_writable(directory / evaluation.FOLDER)
     from ssl_dist.evaluate.everything import measure  # imports torch: a mistake is told before

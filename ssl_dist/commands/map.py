@@ -59,7 +59,7 @@ def map_(
     ids = drawn(images, len(opened), seed, opened.labels)
     labels = opened.labels[ids]
     colour = colour or ("class" if (labels >= 0).any() else "cluster")
-    settings = Settings(method, perplexity, colour, clusters or len(opened.class_names) or 10, seed)
+    settings = Settings(method, perplexity, colour, clusters or min(len(opened.class_names) or 10, len(ids)), seed)
     settings.expect_possible(config, labels, opened.name)
     with image_bar("embedding", "reading checkpoints") as bar:
         components, groups = embed_over_training(
@@ -78,19 +78,20 @@ def map_(
         from ssl_dist.report.map_page import write_page
 
         write_page(panels, groups, title, opened, ids, picture)
-    shares = [share_beside_their_own(panel.points, groups.numbers) for panel in panels]
+    rows = groups.grouped
+    shares = [share_beside_their_own(panel.points[rows], groups.numbers[rows]) for panel in panels]
     _show(panels, shares)
     [dimensions] = {x.shape[1] for x in components.values()}
     by = "" if colour == "class" else f", by {panels[-1].title}"
     protocol = (
         f"{name} of {len(opened):,} images of {opened.name}, from the first {dimensions} principal components of"
-        f" backbone features; {how}. Colours: {groups.title}{by}."
+        f" backbone features; {how}. Colours: {groups.title}{by}, of {int(rows.sum()):,} images."
     )
     console.print(protocol, markup=False, highlight=False)
     say(f"map: {picture}")
     found = {"run": str(run), "store": opened.name, "images": len(ids), **settings._asdict(), "groups": groups.title}
-    rows = [{"step": panel.step, "same_colour": share} for panel, share in zip(panels, shares, strict=True)]
-    print_json({**found, "picture": str(picture), "maps": rows}, as_json)
+    maps = [{"step": panel.step, "same_colour": share} for panel, share in zip(panels, shares, strict=True)]
+    print_json({**found, "picture": str(picture), "maps": maps}, as_json)
 
 
 def _show(panels: Sequence[Panel], shares: Sequence[float]) -> None:

@@ -42,6 +42,9 @@ def expect_two_classes(train_labels: np.ndarray, l2: float | None) -> None:
     if len(classes) < 2:
         raise ConfigError("linear probe: the training images have fewer than two classes")
     if l2 is None and counts.max() < 2:
-        raise ConfigError("linear probe: each class has one image only, so none can be held out: give --l2, as in 1e-3")
+        raise ConfigError(
+            "linear probe: each class has one labelled image only, so none can be held out to choose the penalty on:"
+            " label more images (`evaluate linear` also takes a penalty, --l2 1e-3)"
+        )
     if l2 is not None and not 0 < l2 < math.inf:
         raise ConfigError(f"l2 {l2}: it must be greater than 0, and finite")

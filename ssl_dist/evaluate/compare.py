@@ -259,11 +259,11 @@ def _sentence(
     learned: Labelled,
     asked: Labelled,
 ) -> str:
-    which = f"{options.checkpoint} checkpoint" if isinstance(options.checkpoint, str) else "checkpoint"
+    best = ", the one with the best online probe" if options.checkpoint == "best" else ""
     part = "" if options.labels is None else f"{len(learned.ids):,} labels, drawn from each class, of "
     repeats = max(len(row.repeats) for row in rows)
     seeds = f"; {repeats} seeds of what is random" if repeats > 1 else ""
     return (
-        f"Accuracy on {asked.what}, learned from {part}{known.what}: {protocol.sentence()}. The run's {which}, of step"
-        f" {found.step}{seeds}. Intervals are 95 % bootstrap intervals over the test images."
+        f"Accuracy on {asked.what}, learned from {part}{known.what}: {protocol.sentence()}. Checkpoint of step"
+        f" {found.step}{best}{seeds}. Intervals are 95 % bootstrap intervals over the test images."
     )

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from ssl_dist.checkpoint import Checkpoint
-from ssl_dist.evaluate.features import ChunkCallback, Levels, extract, fastest_device, load_method, raw_pixels
+from ssl_dist.evaluate.features import (
+    ChunkCallback,
+    Levels,
+    expect_finite,
+    extract,
+    fastest_device,
+    load_method,
+    raw_pixels,
+)
 from ssl_dist.evaluate.labelled import Labelled
 from ssl_dist.evaluate.protocols import BASELINES, ProgressCallback
 from ssl_dist.methods import Method
@@ -70,10 +78,8 @@ def embed_pair(
     """Compute the features of a method's network at several levels."""
     network, device = Levels(method, levels), fastest_device()
     network.to(device)
-    known, asked = (
-        extract(network, some.store, some.ids, device, found.config, count).cpu().split(network.dims, dim=1)
-        for some in pair
-    )
+    both = [extract(network, some.store, some.ids, device, found.config, count).cpu() for some in pair]
+    known, asked = (expect_finite(features, found).split(network.dims, dim=1) for features in both)
     return {level: (known[number], asked[number]) for number, level in enumerate(levels)}
 
 

@@ -15,6 +15,7 @@ from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import Checkpoint, locate
 from ssl_dist.collectives import RowCounts, World
 from ssl_dist.config import ResolvedConfig, RunConfig
+from ssl_dist.errors import RunError
 from ssl_dist.evaluate.levels import BACKBONE, HEADS, LAYER
 from ssl_dist.methods import Method
 from ssl_dist.settings import CheckpointChoice
@@ -184,6 +185,17 @@ def _head(method: Method, left_out: int) -> nn.Sequential:
     layers = list(cast(nn.Sequential, method.projection_head))
     linear = [number for number, layer in enumerate(layers) if isinstance(layer, nn.Linear)]
     return nn.Sequential(*layers[: linear[-left_out]])
+
+
+def expect_finite(features: Tensor, checkpoint: Checkpoint) -> Tensor:
+    """Return the features, of which each is a finite number.
+
+    Raises:
+        RunError: one is not, so that no figure of them means anything.
+    """
+    if not bool(features.sum(dtype=torch.float64).isfinite()):
+        raise RunError(f"{checkpoint.path}: its features are not finite numbers: take an earlier checkpoint")
+    return features
 
 
 def over_workers(ids: np.ndarray, world: World, features_of: Callable[[np.ndarray], Tensor]) -> Tensor:

@@ -89,7 +89,7 @@ def split_in_two(
 
 def _expect_classes(known: Labelled) -> None:
     if len(np.unique(known.labels)) < 2:
-        raise StoreError(f"{known.store.name} has labelled images of one class only, and every answer would be right")
+        raise StoreError(f"{known.store.name} has labelled images of one class only, so there is nothing to tell apart")
 
 
 def open_images(path: str | Path, data: DataConfig, image_shape: tuple[int, int, int] | None = None) -> ImageStore:
@@ -115,7 +115,9 @@ def open_labelled(path: str | Path, data: DataConfig, image_shape: tuple[int, in
     """
     store = open_images(path, data, image_shape)
     if not store.class_names or not (store.labels >= 0).any():
-        raise StoreError(f"{store.name} has no labels: an evaluation needs a store built from class folders")
+        raise StoreError(
+            f"{store.name} has no labels: build it from class folders, or label it with `ssl-dist store label`"
+        )
     return store
 
 

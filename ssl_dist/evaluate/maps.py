@@ -11,7 +11,7 @@ import numpy as np
 from ssl_dist.checkpoint import Checkpoint
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import open_store
-from ssl_dist.errors import ConfigError, StoreError
+from ssl_dist.errors import ConfigError, RunError, StoreError
 from ssl_dist.evaluate.over_training import ProgressCallback, weights_over_training
 from ssl_dist.store import ImageStore
 
@@ -78,11 +78,13 @@ class Groups(NamedTuple):
         title: what a group is.
         names: of the groups.
         numbers: int64 ``[n]`` in [0, len(names)).
+        grouped: bool ``[n]``, whether an image has a group; the last one is of those without a label.
     """
 
     title: str
     names: Sequence[str]
     numbers: np.ndarray
+    grouped: np.ndarray
 
 
 class Panel(NamedTuple):
@@ -120,7 +122,7 @@ def embed_over_training(
     Returns:
         (step -> principal components of the features, float32 ``[n, up to 50]``; the images' groups).
     """
-    from ssl_dist.evaluate.features import extract, fastest_device
+    from ssl_dist.evaluate.features import expect_finite, extract, fastest_device
 
     config, device, done, found = checkpoints[-1].config, fastest_device(), 0, dict[int | None, np.ndarray]()
 
@@ -133,14 +135,20 @@ def embed_over_training(
     for step, method in weights_over_training(checkpoints):
         if step is not None or with_random:
             features = extract(method.backbone.to(device), store, ids, device, config, count).cpu()
-            found[step] = principal_components(features.numpy())
+            found[step] = principal_components(expect_finite(features, checkpoints[-1]).numpy())
     return found, _groups(method, config, features, store, store.labels_at(ids), settings)
 
 
 def principal_components(features: np.ndarray) -> np.ndarray:
-    """Return the features' first principal components, at most 50: float32 ``[n, D]`` -> ``[n, min(50, n, D)]``."""
+    """Return the features' first principal components, at most 50: float32 ``[n, D]`` -> ``[n, min(50, n, D)]``.
+
+    Raises:
+        RunError: all images have the same features.
+    """
     from sklearn.decomposition import PCA
 
+    if (features == features[0]).all():
+        raise RunError("all images have the same features, of which no map can be made: take another checkpoint")
     exact = PCA(min(_PCA_DIMENSIONS, *features.shape), svd_solver="full")
     return np.asarray(exact.fit_transform(features.astype(np.float64)), dtype=np.float32)
 
@@ -189,9 +197,11 @@ def layout(x: np.ndarray, settings: Settings, start: np.ndarray) -> np.ndarray:
 
 
 def share_beside_their_own(points: np.ndarray, numbers: np.ndarray) -> float:
-    """Return the share of images whose nearest neighbour in the map is of the same group, in [0, 1]."""
+    """Return the share of images whose nearest neighbour in a map has the same number, in [0, 1]; NaN of one image."""
     from sklearn.neighbors import NearestNeighbors
 
+    if len(points) < 2:
+        return float("nan")
     nearest = NearestNeighbors(n_neighbors=1).fit(points).kneighbors(return_distance=False)[:, 0]
     return float((numbers[nearest] == numbers).mean())
 
@@ -263,5 +273,6 @@ def _names_of(config: ResolvedConfig, num_classes: int) -> Sequence[str]:
 
 def _named(title: str, names: Sequence[str], numbers: np.ndarray) -> Groups:
     """Leave out the groups without images; an image of none (-1) is in the last group."""
-    present, numbers = np.unique(np.where(numbers < 0, len(names), numbers), return_inverse=True)
-    return Groups(title, [[*names, "no label"][number] for number in present], numbers)
+    grouped = numbers >= 0
+    present, numbers = np.unique(np.where(grouped, numbers, len(names)), return_inverse=True)
+    return Groups(title, [[*names, "no label"][number] for number in present], numbers, grouped)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_FIGURES = ("precision", "recall", "f1-score", "support")
+
+
 class CentreRanks(NamedTuple):
     """Where wrongly classified images lie: ranks of classes by the distance to their centres, 1 is the nearest.
 
@@ -60,19 +63,22 @@ class Mistakes(NamedTuple):
     @classmethod
     def of(cls, result: Comparison) -> Mistakes:
         """Look at the answers of the run's first row."""
-        from sklearn.metrics import classification_report, confusion_matrix
+        from sklearn.metrics import classification_report, confusion_matrix, precision_recall_fscore_support
 
         answers, truth = result.rows[0].answers, result.test.labels
         given, names = answers.classes[:, 0], _class_names(result)
         there = [number for number in range(len(names)) if (truth == number).any() or (given == number).any()]
-        options: dict[str, Any] = {"labels": there, "target_names": [names[n] for n in there], "zero_division": 0}
-        text = str(classification_report(truth, given, digits=3, **options))
-        per_class = classification_report(truth, given, output_dict=True, **options)
+        options: dict[str, Any] = {"labels": there, "zero_division": 0}
+        text = classification_report(truth, given, digits=3, target_names=[names[n] for n in there], **options)
+        figures = zip(*precision_recall_fscore_support(truth, given, **options), strict=True)
+        per_class = {
+            names[n]: dict(zip(_FIGURES, map(float, some), strict=True)) for n, some in zip(there, figures, strict=True)
+        }
         rows = np.flatnonzero(given != truth)
         rows = rows[np.argsort(-answers.confidence[rows], kind="stable")]
         centres = centre_ranks(*result.answered, result.train.labels, truth, given)
         confusion = confusion_matrix(truth, given, labels=range(len(names)))
-        return cls(names, text, {names[n]: per_class[names[n]] for n in there}, confusion, rows, centres)
+        return cls(names, str(text), per_class, confusion, rows, centres)
 
 
 def _class_names(result: Comparison) -> list[str]:

@@ -121,7 +121,7 @@ class Linear(NamedTuple):
         from ssl_dist.evaluate.linear import linear_probe
 
         found = linear_probe(train, torch.from_numpy(labels), test, l2=self.l2, standardise=self.standardise, seed=seed)
-        return found.answers, {"l2": found.l2}
+        return found.answers, {"l2": found.l2} if self.l2 is None else {}
 
     def sentence(self) -> str:
         scale = "standardised features" if self.standardise else "features as they are"

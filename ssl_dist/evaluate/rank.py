@@ -161,10 +161,11 @@ def uniformity(features: Tensor) -> float:
     Source: Wang and Isola, arXiv 2005.10242, section 4.1: the uniformity loss with its default t = 2.
     """
     z, total = normalize(features.double(), dim=1), 0.0
+    squares = z.square().sum(1)  # 1, or 0 of features that are all 0
     for start in range(0, len(z), _TILE):
         rows = z[start : start + _TILE]
-        distances = (2 - 2 * rows @ z[start:].T).clamp(min=0)  # [rows, n - start]
-        total += float((-_UNIFORMITY_T * distances).exp().triu(1).sum())
+        distances = squares[start : start + _TILE, None] + squares[start:] - 2 * rows @ z[start:].T  # [rows, n - start]
+        total += float((-_UNIFORMITY_T * distances.clamp(min=0)).exp().triu(1).sum())
     return math.log(total / (len(z) * (len(z) - 1) / 2))
 
 

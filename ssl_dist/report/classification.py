@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import numpy as np
 from ssl_dist.errors import RunError
 from ssl_dist.evaluate.compare import Comparison
 from ssl_dist.evaluate.mistakes import Mistakes
-from ssl_dist.files import write_text
-from ssl_dist.report.pictures import save
+from ssl_dist.files import to_json, write_text
+from ssl_dist.report.pictures import literal, save, shortened
 
 _SHOWN = 40  # mistakes in the picture
 _NAMED = 40  # classes whose names and counts fit into the picture
@@ -55,7 +54,7 @@ def write(result: Comparison, folder: Path) -> dict[str, Any]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         write_text(folder / "classification.txt", f"{found.text}\n{content['summary']}\n\n{result.protocol}\n")
-        write_text(folder / "classification.json", json.dumps(content))
+        write_text(folder / "classification.json", to_json(content))
         _draw_confusion(found, folder / "confusion.png")
         _draw_mistakes(result, found, folder / "mistakes.png")
     except OSError as error:
@@ -88,8 +87,9 @@ def _draw_confusion(found: Mistakes, path: Path) -> None:
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="given class", ylabel="true class", title="Answers by true class, in percent")
     if named:
-        axes.set_xticks(range(number), found.names, rotation=90)
-        axes.set_yticks(range(number), found.names)
+        names = [literal(shortened(name)) for name in found.names]
+        axes.set_xticks(range(number), names, rotation=90)
+        axes.set_yticks(range(number), names)
         for (row, column), share in np.ndenumerate(shares):
             if share >= 0.005:
                 colour = "white" if share > 0.5 else "black"
@@ -110,6 +110,7 @@ def _draw_mistakes(result: Comparison, found: Mistakes, path: Path) -> None:
         pixels = result.test.store.gather(np.array([one["id"] for one in shown]))
         for axes, image, one in zip(figure.axes, pixels, shown, strict=False):
             axes.imshow(image)
-            title = f"{one['given']} {one['confidence']:.0%}\nis {one['true']}"
-            axes.set_title(title, fontsize=7, parse_math=False)
+            given, true = (literal(shortened(one[name])) for name in ("given", "true"))
+            title = f"{given} {one['confidence']:.0%}\nis {true}"
+            axes.set_title(title, fontsize=7)
     save(figure, path)

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_dist.files import write_text
+from ssl_dist.files import to_json, write_text
 
 if TYPE_CHECKING:
     from ssl_dist.evaluate.everything import Everything
 
-FILE, FOLDER = "evaluation.json", "evaluation"
+FILE, FOLDER, MAP = "evaluation.json", "evaluation", "map.png"
 
 
 def write(run: Path, found: Everything) -> dict[str, Any]:
@@ -29,20 +29,20 @@ def write(run: Path, found: Everything) -> dict[str, Any]:
 
     folder = run / FOLDER
     last = found.accuracies[-1]
-    classification.write(last, folder)
     content = {
         "step": last.step,
         "seconds": round(found.seconds, 1),
         "accuracies": [one.plain() for one in found.accuracies],
         "ranks": [{"step": row.step, **row.ranks._asdict()} for row in found.ranks or ()],
         "classification": str(folder),
-        "map": None,
+        "map": str(folder / MAP) if found.map else None,
         "left_out": found.left_out,
     }
+    write_text(run / FILE, to_json(content))  # first: if a picture cannot be made, the figures stay
+    classification.write(last, folder)
+    (folder / MAP).unlink(missing_ok=True)  # of an earlier evaluation
     if found.map:
-        draw_maps(*found.map, f"t-SNE of test images, step {last.step:,}", folder / "map.png")
-        content["map"] = str(folder / "map.png")
-    write_text(run / FILE, json.dumps(content))
+        draw_maps(*found.map, f"t-SNE of test images, step {last.step:,}", folder / MAP)
     return content
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from ssl_dist.evaluate.maps import Groups, Panel
-from ssl_dist.report.pictures import save
+from ssl_dist.report.pictures import literal, save, shortened
 
 PANEL_IN = 4.0  # inches, at 110 dots each
 _LEGEND_ROW_IN, _CHARACTER_IN, _TITLE_IN = 0.22, 0.075, 0.5
-_LARGEST_LEGEND, _LONGEST_NAME = 30, 24  # groups, the others have colours alone; characters
+_LARGEST_LEGEND = 30  # groups; the others have colours alone
 _TEN = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#7f9f1f", "#17becf", "#d4b000")
 _NO_LABEL = "#999999"
 
@@ -53,7 +53,7 @@ def draw_maps(panels: Sequence[Panel], groups: Groups, title: str, picture: Path
     in_a_row = max(1, min(len(names), int(width / (0.5 + _CHARACTER_IN * max(map(len, names))))))
     legend_in = 0.4 + _LEGEND_ROW_IN * math.ceil(len(names) / in_a_row)
     figure = Figure(figsize=(width, PANEL_IN * rows + legend_in + _TITLE_IN), layout="constrained")
-    figure.suptitle(_literal(title), fontsize=9)
+    figure.suptitle(literal(title), fontsize=9)
     colours = np.array(palette(groups.names))
     order = np.random.default_rng(0).permutation(len(groups.numbers))  # else the last group would hide the others
     size = float(np.clip(12_000 / len(order), 1, 20))
@@ -77,9 +77,4 @@ def draw_maps(panels: Sequence[Panel], groups: Groups, title: str, picture: Path
 
 def _short(name: str) -> str:
     """Return a group's name for a legend; without the space, a legend leaves out a name that begins with "_"."""
-    return " " + _literal(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
-
-
-def _literal(text: str) -> str:
-    """Return text that is drawn as it stands, also between dollars, which would else be a formula."""
-    return text.replace("$", r"\$")
+    return " " + literal(shortened(name))

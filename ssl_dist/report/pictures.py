@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,8 @@ from ssl_dist.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_LONGEST_NAME = 24  # characters
 
 
 def expect_writable(path: Path, suffixes: Sequence[str]) -> None:
@@ -28,6 +31,16 @@ def expect_writable(path: Path, suffixes: Sequence[str]) -> None:
         raise RunError(f"--out {path}: the folder {path.parent} is not writable")
 
 
+def literal(text: str) -> str:
+    """Return text that a picture shows as it stands, also between dollars, which would else be a formula."""
+    return text.replace("$", r"\$")
+
+
+def shortened(name: str) -> str:
+    """Return a name that fits into a picture."""
+    return name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…"
+
+
 def save(figure: Figure, picture: Path) -> None:
     """Write a picture at 110 dots an inch, as PNG or in the format of the name's ending.
 
@@ -35,7 +48,8 @@ def save(figure: Figure, picture: Path) -> None:
         RunError: it cannot be written.
     """
     try:
-        with replacing(picture) as aside:
+        with replacing(picture) as aside, warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # the font lacks a letter of a name, and shows a box
             figure.savefig(aside, dpi=110, format=picture.suffix[1:].lower() or "png")
     except (OSError, ValueError) as error:
         raise RunError(f"picture {picture} cannot be written ({error})") from None

@@ -13,7 +13,7 @@ import numpy as np
 
 from ssl_dist.checkpoint import Checkpoint
 from ssl_dist.data import open_store
-from ssl_dist.errors import RunError, StoreError
+from ssl_dist.errors import StoreError
 from ssl_dist.selection.pool import Pool, Selection
 from ssl_dist.selection.strategies import expect_possible, num_classes_in, select
 from ssl_dist.store import ImageStore, key_form, stored_keys
@@ -86,7 +86,7 @@ class Candidates(NamedTuple):
         Raises:
             RunError: they are not finite.
         """
-        from ssl_dist.evaluate.features import extract, fastest_device, load_method
+        from ssl_dist.evaluate.features import expect_finite, extract, fastest_device, load_method
 
         device, done = fastest_device(), 0
 
@@ -96,10 +96,9 @@ class Candidates(NamedTuple):
             progress(done, len(self.rows))
 
         encoder = load_method(checkpoint).backbone.to(device)
-        features: np.ndarray = extract(encoder, self.store, self.rows, device, checkpoint.config, add).cpu().numpy()
-        if not np.isfinite(features.sum(0, dtype=np.float64)).all():
-            raise RunError(f"{checkpoint.path}: its features are not finite numbers: take an earlier checkpoint")
-        return features
+        features = extract(encoder, self.store, self.rows, device, checkpoint.config, add).cpu()
+        found: np.ndarray = expect_finite(features, checkpoint).numpy()
+        return found
 
     def choose(self, strategy: str, features: np.ndarray, count: int, seed: int) -> Selection:
         """Choose sample ids of the store by a strategy; ``features`` are those of ``rows``."""

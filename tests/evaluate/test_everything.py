@@ -128,6 +128,7 @@ def test_labels_are_as_many_as_can_be_paid(stores: dict[str, Path], seconds: flo
         (("transfer", "{run}", "{train}", "--share", "1"), "--share 1: it is between 0 and 1"),
         (("all", "{run}", "--train", "{plain}", "--test", "{test}"), "has no labels"),
         (("all", "{run}", "--train", "{train}", "--test", "{small}"), "(8, 8, 3) images where (16, 16, 3) is needed"),
+        (("all", "{run}", "--train", "{train}", "--test", "{test}", "--minutes", "inf"), "--minutes inf: it is 0.1 to"),
         (("all", "{train}", "--train", "{train}", "--test", "{test}"), "holds no checkpoint"),
     ],
 )

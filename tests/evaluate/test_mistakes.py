@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from ssl_dist.store import ImageStore, build
 from tests.command import Command
 from tests.conftest import write_images
 from tests.helpers import save, small_config
+
+ODD = r"$a$ $\foo$"  # matplotlib would read it as a formula, and a wrong one
 
 
 def test_ranks_of_centres_are_counted() -> None:
@@ -39,8 +42,9 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Pat
     folder = tmp_path_factory.mktemp("mistakes")
     for name, seed in (("train", 0), ("test", 1)):
         write_images(folder / name, num_classes=3, per_class=9, seed=seed)
-    (folder / "test" / "zebra").mkdir()
-    Image.new("RGB", (16, 16), (200, 10, 10)).save(folder / "test" / "zebra" / "0.png")
+        (folder / name / "class1").rename(folder / name / "accuracy")
+    (folder / "test" / ODD).mkdir()
+    Image.new("RGB", (16, 16), (200, 10, 10)).save(folder / "test" / ODD / "0.png")
     for name in ("train", "test"):
         build(folder / name, folder / f"{name}.store", workers=1)
     config = small_config(folder / "train.store")
@@ -55,10 +59,12 @@ def test_the_files_of_a_report_agree_with_the_answers(evaluated: tuple[Path, Pat
     assert {file.name for file in (tmp_path / "new" / "report").iterdir()} == set(classification.FILES)
     found = json.loads((tmp_path / "new" / "report" / "classification.json").read_text())
     given, truth = result.rows[0].answers.classes[:, 0], result.test.labels
-    assert found["class_names"] == ["class0", "class1", "class2", "zebra"]
+    assert found["class_names"] == ["accuracy", "class0", "class2", ODD]
     assert sum(map(sum, found["confusion"])) == len(truth) == 28
     assert [found["confusion"][k][k] for k in range(4)] == [int(((given == k) & (truth == k)).sum()) for k in range(4)]
-    assert found["classes"]["zebra"]["recall"] == 0
+    assert found["classes"][ODD] == {"precision": 0, "recall": 0, "f1-score": 0, "support": 1}
+    recall = ((given == 0) & (truth == 0)).sum() / 9
+    assert found["classes"]["accuracy"]["recall"] == pytest.approx(recall), "the class of this name, not the average"
     wrong = found["mistakes"]
     assert len(wrong) == int((given != truth).sum()) > 0
     confidences = [one["confidence"] for one in wrong]
@@ -90,6 +96,35 @@ def test_the_commands_print_one_table_for_all_rows(
     assert "seeds" not in fixed.json["protocol"], "nothing was repeated"
     table = command("evaluate", "linear", run, *stores, "--baselines", "none", "--l2", 0.1)
     assert "penalty 0.1; nothing was chosen" in " ".join(table.out.split())
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        "evaluate knn {run} --train {train} --test {test} --baselines none",
+        "evaluate linear {run} --train {train} --test {test} --report {run}/report",
+        "evaluate transfer {run} {train}",
+        "evaluate all {run} --train {train} --test {test} --minutes 0.1",
+        "evaluate map {run} --store {train} --perplexity 3",
+        "label-request {run} {train} --count 1 --strategy coreset",
+    ],
+)
+def test_features_that_are_no_numbers_are_refused(
+    command: Command, evaluated: tuple[Path, Path, Path], tmp_path: Path, arguments: str
+) -> None:
+    """0 % of right answers would be said of them, which is a figure made of nothing."""
+    _, train, test = evaluated
+    broken = {name: tensor / 0 for name, tensor in small_config(train).initial_method().state_dict().items()}
+    save(State(broken, {}), tmp_path, 7, small_config(train))
+    if "label-request" in arguments:
+        (tmp_path / "few.csv").write_text("key,label\nclass0/000.png,\n")
+        shutil.copytree(train, tmp_path / "store")
+        assert command("store", "label", tmp_path / "store", tmp_path / "few.csv").code == 0
+        train = tmp_path / "store"
+    found = command(*(one.format(run=tmp_path, train=train, test=test) for one in arguments.split()))
+    assert (found.code, found.out) == (2, "")
+    assert "step-00000007: its features are not finite numbers: take an earlier checkpoint" in found.err
+    assert "Traceback" not in found.err
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ def power_law(n: int, dim: int, alpha: float, rank: int | None = None) -> torch.
     return torch.from_numpy(left * scale @ right.T * math.sqrt(n - 1) + random.normal(size=dim))
 
 
+def test_features_that_are_all_zero_lie_in_one_point() -> None:
+    assert uniformity(torch.zeros(5, 3)) == 0
+    assert uniformity(torch.eye(3)) == pytest.approx(-4), "orthogonal ones are as far as unrelated ones"
+
+
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 2.25])
 def test_alpha_is_the_exponent_of_a_power_law(alpha: float) -> None:
     eigenvalues = spectrum(power_law(400, 130, alpha).float())

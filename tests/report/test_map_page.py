@@ -66,7 +66,7 @@ def made(store: ImageStore, folder: Path, title: str = "a map", num_panels: int 
     ids = np.array([13, 0, 2, 5, 7, 1, 3, 4, 6])
     random = np.random.default_rng(0)
     panels = [Panel(step, random.normal(size=(9, 2)) * (5, 1) + 40) for step in [None, 8, 16][:num_panels]]
-    groups = Groups("class <i>", ["<u>one</u>", "two"], np.array([1, 0, 0, 0, 1, 0, 0, 0, 0]))
+    groups = Groups("class <i>", ["<u>one</u>", "two"], np.array([1, 0, 0, 0, 1, 0, 0, 0, 0]), np.ones(9, bool))
     write_page(panels, groups, title, store, ids, folder / "map.html")
     return Page((folder / "map.html").read_text(encoding="utf-8"))
 
