@@ -44,27 +44,25 @@ def main(
 ) -> None:
     """Run cells that are not finished, in their order, and print the tables of their studies."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # as Ctrl-C: the command ends with it
-    studies = [name for name in STUDIES if not names or name in names]
-    results = Results(out.absolute())
-    if not only_report:
-        cells = all_cells(epochs, train.absolute(), test.absolute())
-        chosen = with_needs(
-            wanted(names or list(STUDIES), cells), {one.name: one for some in cells.values() for one in some}
-        )
-        if list_:
-            for one in chosen:
-                typer.echo(f"{one.name:32}{' '.join(one.needs)}")
+    results, cells = Results(out.absolute()), all_cells(epochs, train.absolute(), test.absolute())
+    chosen = wanted(names or list(STUDIES), cells)
+    of_them = [name for name in STUDIES if {one.name for one in cells[name]} & set(chosen)]
+    ordered = with_needs(chosen, {one.name: one for some in cells.values() for one in some})
+    if list_:
+        typer.echo("\n".join(f"{one.name:32}{' '.join(one.needs)}".rstrip() for one in ordered))
+        return
+    failed = list[str]()
+    try:
+        left = [] if only_report else [one for one in ordered if results.of(one) is None]
+        if dry_run:
+            typer.echo("\n".join(command for one in left for command in one.commands))
             return
-        try:
-            left = [one for one in chosen if results.of(one) is None]
-            if dry_run:
-                typer.echo("\n".join(command for one in left for command in one.commands))
-                return
+        if left:
             failed = run_all(left, results, run_command, lambda text: typer.echo(text, err=True))
-        except CellFailed as error:
-            raise SystemExit(f"error: {error}") from None
-    typer.echo("\n\n".join([*(report(STUDIES[name], results.last) for name in studies), RULE]))
-    if not only_report and failed:
+    except CellFailed as error:
+        raise SystemExit(f"error: {error}") from None
+    typer.echo("\n\n".join([*(report(STUDIES[name], results.last) for name in of_them), RULE]))
+    if failed:
         raise SystemExit(f"{len(failed)} cells failed: {', '.join(failed)}")
 
 
