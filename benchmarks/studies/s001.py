@@ -7,6 +7,7 @@ weights, and what the study says of supervised weights is not testable here.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from benchmarks.studies.cells import Cell, cell
@@ -43,21 +44,20 @@ def cells(epochs: float) -> Sequence[Cell]:
         )
         for name, grid in grids.items()
     ]
-    for name, backbone in _NETWORKS.values():
-        for unfreeze in _UNFREEZE.values():
-            made.append(
-                cell(
-                    f"{name}-{unfreeze}",
-                    f"""ssl-dist evaluate finetune simclr-cifar10 {_COMMON} --from random --set 'backbone={backbone}'
-                    --unfreeze {unfreeze} --batch 32 --grid lr={",".join(_RATES)} {length} --run-dir
-                    runs/{name}-{unfreeze}""",
-                )
+    for (name, backbone), unfreeze, rate in itertools.product(_NETWORKS.values(), _UNFREEZE.values(), _RATES):
+        run = f"{name}-{unfreeze}-{rate}"
+        made.append(
+            cell(
+                run,
+                f"""ssl-dist evaluate finetune simclr-cifar10 {_COMMON} --from random --set 'backbone={backbone}'
+                --unfreeze {unfreeze} --batch 32 --lr {rate} {length} --run-dir runs/{run}""",
             )
+        )
     return made
 
 
 def _network(network: str, way: str, rate: str) -> Figure:
-    return figure(tuned("random", lr=rate), f"{_NETWORKS[network][0]}-{_UNFREEZE[way]}")
+    return figure(tuned("random"), f"{_NETWORKS[network][0]}-{_UNFREEZE[way]}-{rate}")
 
 
 def _simclr(grid: str, start: str = "run", **settings: object) -> Figure:
