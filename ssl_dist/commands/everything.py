@@ -32,7 +32,7 @@ def all_(
     from ssl_dist.checkpoint import locate, run_directory
     from ssl_dist.evaluate.labelled import open_pair
     from ssl_dist.evaluate.protocols import Knn, Linear
-    from ssl_dist.report import classification, evaluation
+    from ssl_dist.report import evaluation
 
     if not 0.1 <= minutes <= _MOST_MINUTES:
         raise ConfigError(f"--minutes {minutes:g}: it is 0.1 to {_MOST_MINUTES:,}")
@@ -41,7 +41,7 @@ def all_(
     for protocol in (Knn(1), Linear()):
         protocol.check(pair[0].labels)
     directory = run_directory(run)
-    classification.expect_writable(directory / evaluation.FOLDER)
+    evaluation.expect_writable(directory)
     from ssl_dist.evaluate.everything import measure  # imports torch: a mistake is told before
 
     result = measure(found, pair, 60 * minutes, _bar)

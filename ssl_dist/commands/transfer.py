@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Column
@@ -52,23 +52,23 @@ def transfer(
     for number, (store, pair) in enumerate(pairs.items(), 1):
         with image_bar(f"embedding, store {number} of {len(pairs)}", "reading the checkpoint") as bar:
             results[store] = compare_on(found, pair, protocols, Options(checkpoint=checkpoint), bar)
-    _show(results, f"{run}: transfer to {len(results)} stores")
+    _show(results, f"{run}: transfer to {len(results)} store{'s' * (len(results) > 1)}")
     plain = [{"store": store, "results": [one.plain() for one in some]} for store, some in results.items()]
     print_json({"run": str(run), "step": found.step, "stores": plain}, as_json)
 
 
 def _show(results: dict[str, Sequence[Comparison]], title: str) -> None:
-    """Print the table: a row for each encoder on each store; and the protocols of the first store."""
+    """Print the table, with a row for each encoder on each store, accuracy above interval; and the protocols."""
     console.print(title, style="bold", markup=False, highlight=False, soft_wrap=True)
     names = [one.name for one in next(iter(results.values()))]
-    headings = [heading for name in names for heading in (name, "95 %")]
-    shown = table("store", Column("encoder", no_wrap=True), *(Column(one, justify="right") for one in headings))
+    columns = (Column(name, justify="right", no_wrap=True) for name in names)
+    shown = table("store", "encoder", *columns)
     for store, some in results.items():
         for number, row in enumerate(some[0].rows):
-            cells: list[Any] = []
-            for one in some:
-                cells += [f"{one.rows[number].top1.value:.2%}", one.rows[number].top1.interval]
+            found = [one.rows[number].top1 for one in some]
+            cells = [f"{top1.value:.2%}\n{top1.interval}" for top1 in found]
             shown.add_row(Text(store if not number else ""), Text(row.encoder), *cells)
     console.print(shown)
-    for one in next(iter(results.values())):
-        console.print(f"{one.name}: {one.protocol}", markup=False, highlight=False)
+    for some in results.values():
+        for one in some:
+            console.print(f"{one.name}: {one.protocol}", markup=False, highlight=False)

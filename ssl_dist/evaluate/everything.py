@@ -24,13 +24,17 @@ from ssl_dist.evaluate.maps import Groups, Panel, Settings, embed_over_training,
 from ssl_dist.evaluate.over_training import RankRow, drawn, rank_curve
 from ssl_dist.evaluate.protocols import EvaluationProtocol, Knn, Linear, ProgressCallback
 from ssl_dist.evaluate.rank import LIDAR_VIEWS
+from ssl_dist.store import ImageStore
 
 Bar = Callable[[str], AbstractContextManager[ProgressCallback]]
 """Makes a bar of this title."""
 
 _TIMED = 4000  # images that are embedded, and to which a probe is fitted, to know what more of them cost
 _RANKED, _MAPPED = 2048, 2000  # images, at most
-_MAP_S = 45.0  # seconds of a map of so many images: t-SNE on one busy core (measured: 15 to 30)
+_FEWEST_MAPPED = 5  # images
+_WARM_UP = 256  # images that are embedded before: the first ones take longer
+_MAP_S = 0.02  # seconds of a map for each image: t-SNE on one busy core (measured: 0.01 to 0.015)
+_PICTURES_S, _FOR_PICTURES = 15.0, 0.2  # seconds for pictures, and their share of the time at most
 _FOR_LABELS = 0.7  # share of the time that the measures with labels may take
 _CAUTION = 1.3  # seconds that are reserved for one that is expected
 
@@ -89,7 +93,7 @@ def measure(found: Checkpoint, pair: tuple[Labelled, Labelled], seconds: float, 
     Args:
         pair: training images, test images.
     """
-    clock, (known, asked) = _Clock(seconds), pair
+    clock, (known, asked) = _Clock(seconds - min(_PICTURES_S, _FOR_PICTURES * seconds)), pair
     levels = levels_that_fit(found.config)
     costs = _costs(found, known, levels)
     number = _affordable(costs, known, asked, len(levels), _FOR_LABELS * seconds - clock.passed_s)
@@ -104,9 +108,12 @@ def measure(found: Checkpoint, pair: tuple[Labelled, Labelled], seconds: float, 
     if clock.allows("ranks", 2 * (LIDAR_VIEWS + 1) * len(ranked) * costs.embed_s):
         with bar("embedding views for ranks") as progress:
             ranks = rank_curve([found], known.store, ranked, views=LIDAR_VIEWS, seed=0, progress=progress)
-    if clock.allows("map", _MAP_S + _MAPPED * costs.embed_s):
+    mapped = drawn(_MAPPED, len(asked.store), 0, asked.store.labels)
+    if len(mapped) < _FEWEST_MAPPED:
+        clock.left_out["map"] = f"{asked.store.name} has {len(mapped)} images"
+    elif clock.allows("map", len(mapped) * (_MAP_S + costs.embed_s)):
         with bar("embedding for a map") as progress:
-            map_ = _map(found, asked, progress)
+            map_ = _map(found, asked.store, mapped, progress)
     return Everything(accuracies, ranks, map_, clock.left_out, clock.passed_s)
 
 
@@ -115,8 +122,10 @@ def _costs(found: Checkpoint, known: Labelled, levels: Sequence[str]) -> Costs:
     classes = len(np.unique(known.labels))
     count = min(len(known.ids), max(_TIMED, 2 * classes))
     few = known.at(draw(known.labels, str(count), 0, known.store.class_names))
+    method, one = load_method(found), few.at(np.arange(1))
+    embed_pair(method, found, (few.at(np.arange(min(_WARM_UP, count))), one), levels)
     began = time.monotonic()
-    features = next(iter(embed_pair(load_method(found), found, (few, few.at(np.arange(1))), levels).values()))
+    features = next(iter(embed_pair(method, found, (few, one), levels).values()))
     embedded = time.monotonic()
     Linear().answer(features[0], few.labels, features[1], 0)
     return Costs((embedded - began) / len(few.ids), (time.monotonic() - embedded) / len(few.ids))
@@ -131,12 +140,11 @@ def _affordable(costs: Costs, known: Labelled, asked: Labelled, num_levels: int,
     return min(len(known.ids), max(fewest, most))
 
 
-def _map(found: Checkpoint, asked: Labelled, progress: ProgressCallback) -> tuple[Sequence[Panel], Groups] | None:
-    """Make a map of some test images, coloured by class; None where there are too few."""
-    ids = drawn(_MAPPED, len(asked.store), 0, asked.store.labels)
-    if len(ids) < 5:
-        return None
+def _map(
+    found: Checkpoint, store: ImageStore, ids: np.ndarray, progress: ProgressCallback
+) -> tuple[Sequence[Panel], Groups]:
+    """Make a map of some images, coloured by class."""
     settings = Settings("tsne", min(30.0, (len(ids) - 1) / 3), "class", 1, 0)
-    settings.expect_possible(found.config, asked.store.labels[ids], asked.store.name)
-    components, groups = embed_over_training([found], asked.store, ids, settings, with_random=False, progress=progress)
+    settings.expect_possible(found.config, store.labels[ids], store.name)
+    components, groups = embed_over_training([found], store, ids, settings, with_random=False, progress=progress)
     return layouts(components, settings, lambda text: None), groups

@@ -84,7 +84,7 @@ def split_in_two(
     if not out.any():
         raise StoreError(f"{store.name} has one labelled image of each class, so none can be held out to measure on")
     known, asked = labelled.at(np.flatnonzero(~out)), labelled.at(np.flatnonzero(out))
-    return known._replace(part=f"a {1 - share:.0%} part of "), asked._replace(part=f"the other {share:.0%} of ")
+    return known._replace(part="the rest of "), asked._replace(part="the held-out part of ")
 
 
 def _expect_classes(known: Labelled) -> None:

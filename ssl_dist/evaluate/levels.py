@@ -24,7 +24,7 @@ def levels_of(config: ResolvedConfig, features: Sequence[str], layers: Sequence[
 
     Args:
         features: names of levels, or ``all``.
-        layers: dotted names of modules of the backbone's network.
+        layers: names of parts of the backbone's network, as torch knows them.
 
     Raises:
         ConfigError: there is no such level or layer.
@@ -58,12 +58,17 @@ def _expect_head(config: ResolvedConfig, level: str) -> None:
 
 
 def _expect_layers(config: ResolvedConfig, layers: Sequence[str]) -> None:
-    body = config.method_without_values().backbone.body
-    known = dict(body.named_modules())
+    """Refuse what is no part of the network with weights, of those that fine-tuning counts.
+
+    Modules within a part, or without weights, may hold their numbers in another layout than the others.
+    """
+    backbone = config.method_without_values().backbone
+    parts = [name for layer in backbone.layers() for name in layer if [*backbone.get_submodule(name).parameters()]]
+    known = [name.removeprefix("body.") for name in parts]
     for name in layers:
-        if name not in known or not name:
-            first = ", ".join(f"{child} ({type(module).__name__})" for child, module in body.named_children())
-            raise ConfigError(f"--layer {name}: backbone {config.backbone.name} has no such layer; it has {first}")
+        if name not in known:
+            there = ", ".join(known)
+            raise ConfigError(f"--layer {name}: backbone {config.backbone.name} has no such layer: they are {there}")
 
 
 def levels_that_fit(config: ResolvedConfig) -> list[str]:

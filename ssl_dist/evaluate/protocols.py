@@ -129,6 +129,6 @@ class Linear(NamedTuple):
             return f"logistic regression on {scale} with penalty {self.l2:g}; nothing was chosen"
         tried = ", ".join(f"{penalty:g}" for penalty in PENALTIES)
         return (
-            f"logistic regression on {scale}; each row's penalty was chosen of {tried} on a {HELD_OUT:.0%} part of the"
-            " training images"
+            f"logistic regression on {scale}; each row's penalty was chosen of {tried} on training images that were"
+            f" held out ({HELD_OUT:.0%} of each class, one at least)"
         )

@@ -22,14 +22,16 @@ FILES = ("classification.txt", "classification.json", "confusion.png", "mistakes
 
 
 def expect_writable(folder: Path) -> None:
-    """Refuse a folder that cannot be made or written, before anything is computed.
+    """Refuse a folder for ``FILES`` that cannot be made or written, before anything is computed.
 
     Raises:
         RunError: it cannot.
     """
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(f"--report {folder}: {there} is no folder that can be written: choose another one")
+        raise RunError(f"{folder} cannot be made: {there} is no folder that can be written")
+    if taken := [name for name in FILES if (folder / name).is_dir()]:
+        raise RunError(f"{folder / taken[0]} is a folder, where a file is to be written: rename it")
 
 
 def write(result: Comparison, folder: Path) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def write(result: Comparison, folder: Path) -> dict[str, Any]:
         _draw_confusion(found, folder / "confusion.png")
         _draw_mistakes(result, found, folder / "mistakes.png")
     except OSError as error:
-        raise RunError(f"--report {folder} cannot be written ({error.strerror}): choose another folder") from None
+        raise RunError(f"{folder} cannot be written ({error.strerror})") from None
     return content
 
 

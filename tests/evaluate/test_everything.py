@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ssl_dist.checkpoint import State
 from ssl_dist.evaluate import everything
 from ssl_dist.evaluate.everything import Costs
 from ssl_dist.evaluate.labelled import Labelled, split_in_two
+from ssl_dist.report import evaluation
 from ssl_dist.store import ImageStore, build
 from tests.command import Command
 from tests.conftest import write_images
@@ -44,8 +46,8 @@ def test_transfer_prints_a_row_for_each_encoder_on_each_store(command: Command, 
         (14, 4),
     ]
     assert first["results"][1]["protocol"].startswith(
-        f"Accuracy on the 9 labelled images of the other 25% of {stores['train']}, learned from the 27 labelled images"
-        f" of a 75% part of {stores['train']}: logistic regression"
+        f"Accuracy on the 9 labelled images of the held-out part of {stores['train']}, learned from the 27 labelled"
+        f" images of the rest of {stores['train']}: logistic regression"
     )
 
 
@@ -74,8 +76,32 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     assert min(Image.open(written["map"]).size) > 100
     shown = command("report", stores["run"])
     assert shown.code == 0, shown.err
-    assert "kNN, k = 20" in shown.out
     assert "linear probe" in shown.out
+    shown_rows = dict(evaluation.rows(stores["run"]))
+    assert shown_rows.keys() == {f"{name}, 36 labels" for name in ("kNN, k = 1", "kNN, k = 20", "linear probe")}
+    assert all(row.endswith("; of step 1)") for row in shown_rows.values())
+
+
+@pytest.mark.parametrize("content", ["{}", "[]", "null", "no JSON", '{"step": 1, "accuracies": [{"rows": []}]}'])
+def test_a_file_that_is_no_evaluation_is_passed_over(
+    command: Command, stores: dict[str, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    shutil.copy(stores["run"] / "metrics.jsonl", tmp_path)
+    (tmp_path / "evaluation.json").write_text(content)
+    shown = command("report", tmp_path)
+    assert shown.code == 0, shown.err
+    assert "evaluation.json: passed over" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation/map.png", "evaluation/mistakes.png"])
+def test_what_stands_in_the_way_is_named_first(
+    command: Command, stores: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(stores["run"] / "checkpoints", tmp_path / "checkpoints")
+    (tmp_path / name).mkdir(parents=True)
+    found = command("evaluate", "all", tmp_path, "--train", stores["train"], "--test", stores["test"])
+    assert (found.code, found.out) == (2, "")
+    assert f"{tmp_path / name} is a folder, where a file is to be written: rename it" in found.err
 
 
 def test_what_does_not_fit_is_named(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:

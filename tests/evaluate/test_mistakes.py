@@ -137,7 +137,7 @@ def test_features_that_are_no_numbers_are_refused(
         (("--baselines", "noise"), "--baselines noise: it is some of random, pixels, pca, or none alone"),
         (
             ("--report", f"{__file__}/report"),
-            f"--report {__file__}/report: {__file__} is no folder that can be written",
+            f"{__file__}/report cannot be made: {__file__} is no folder that can be written",
         ),
     ],
 )
