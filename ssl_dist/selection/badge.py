@@ -12,7 +12,7 @@ import numpy as np
 from ssl_dist.selection.pool import ROOM_BYTES, Pool, Selection, draw, squares_of
 from ssl_dist.selection.probe import Probe, probabilities
 
-_TILE = 1 << 15  # rows that are standardised at once
+_TILE = 1 << 12  # rows that are standardised at once
 _ROWS = 4096  # of a tile of distances
 _TOGETHER = 256  # picks that all rows are told of at once
 

@@ -35,8 +35,9 @@ def coverage(pool: Pool, count: int, seed: int, room_bytes: int = ROOM_BYTES) ->
     if fits < len(rows):
         note = f"coverage: {fits:,} of {len(rows):,} images, drawn at random, fit in memory and are chosen from"
         rows = rows[np.sort(draw(fits, len(rows), seed, stream=2))]
-    covered = _covered_by(x[pool.labelled], x[rows], radius)
-    picked = _greedy(_balls(x[rows], radius), covered, count)
+    labelled, x = x[pool.labelled], x[rows]  # the others' features are not held beside the graph
+    covered = _covered_by(labelled, x, radius)
+    picked = _greedy(_balls(x, radius), covered, count)
     others = np.setdiff1d(np.arange(len(rows)), picked)
     more = others[draw(count - len(picked), len(others), seed, stream=3)] if len(picked) < count else others[:0]
     return Selection(rows[np.concatenate([np.array(picked, np.int64), more])], note)
