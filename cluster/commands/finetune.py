@@ -14,7 +14,7 @@ from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_ru
 from ssl_dist.errors import ConfigError
 
 if TYPE_CHECKING:
-    from cluster.pipelines.cells import Protocol
+    from cluster.pipelines.cells import Origin, Protocol
     from cluster.pipelines.finetune import Row
 
 # Help texts that need a line of their own.
@@ -158,10 +158,14 @@ def _show(protocol: Protocol, rows: Sequence[Row]) -> None:
         spread = [] if row.spread is None else [f"±{100 * row.spread:.2f}"]
         top5 = [f"{row.top5.value:.2%}"] if row.top5 is not None else []
         top1 = [f"{row.top1.value:.2%}", row.top1.interval]
-        start = protocol.origin.name if row.start == "run" else row.start
-        shown.add_row(start, *map(str, row.settings.values()), *validation, *top1, *spread, *top5)
+        shown.add_row(row.start, *map(str, row.settings.values()), *validation, *top1, *spread, *top5)
     console.print(shown)
     console.print(_sentence(protocol), markup=False, highlight=False)
+
+
+def named(origin: Origin, starts: Sequence[str]) -> str:
+    """Name the weights that runs start from."""
+    return " and ".join(f"{origin.name} (run)" if start == "run" else "random weights" for start in starts)
 
 
 def _sentence(protocol: Protocol) -> str:
@@ -173,6 +177,7 @@ def _sentence(protocol: Protocol) -> str:
     varied = [key for key in ("unfreeze", "lr", "batch", "epochs") if key not in protocol.grid]
     constant = {"unfreeze": method["unfreeze"], "lr": f"{config.optim.lr:g}", "batch": config.batch.size}
     constant["epochs"] = f"{config.epochs:g}"
+    fixed = "".join(f"{key} {constant[key]}, " for key in varied)
     held = "no validation, the last checkpoint is tested"
     if protocol.validation:
         held = (
@@ -183,7 +188,7 @@ def _sentence(protocol: Protocol) -> str:
     views = "whole images" if config.augment.recipe == "none" else f"views {config.augment.recipe}"
     repeats = f"; means of {protocol.seeds} seeds, ± their standard deviation" if protocol.seeds > 1 else ""
     return (
-        f"Fine-tuned with {', '.join(f'{key} {constant[key]}' for key in varied)}{', ' if varied else ''}{name},"
+        f"Fine-tuned from {named(protocol.origin, protocol.starts)} with {fixed}{name},"
         f" schedule {config.optim.schedule}, {views}, on {drawn}, {held}; tested on {tested:,} images of {test.name},"
         f" which chose nothing{repeats}."
     )

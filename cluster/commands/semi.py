@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.finetune import RUN_HELP, starts_of
+from cluster.commands.finetune import RUN_HELP, named, starts_of
 from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.evaluate import TestStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
@@ -108,7 +108,7 @@ def _show(protocol: SemiProtocol, rows: Sequence[SemiRow]) -> None:
     shown = table("method", "ratio", *several[0], "test top-1", "95 %", *several[1])
     for row in rows:
         ratio = f"1:{row.ratio}" if row.ratio else ""
-        start = [protocol.origin.name if row.start == "run" else row.start] if several[0] else []
+        start = [row.start] if several[0] else []
         spread = [] if row.spread is None else [f"±{100 * row.spread:.2f}"]
         shown.add_row(row.method, ratio, *start, f"{row.top1.value:.2%}", row.top1.interval, *spread)
     console.print(shown)
@@ -121,13 +121,13 @@ def _sentence(protocol: SemiProtocol) -> str:
 
     train, test, truth = protocol.opened
     cell, (batch, others) = protocol.cells[0], protocol.batch
-    start = " and ".join(f"from {protocol.origin.name if one == 'run' else one}" for one in protocol.starts)
     threshold = "no threshold" if protocol.threshold is None else f"threshold {protocol.threshold:g}"
     repeats = f"; means of {protocol.seeds} seeds, ± their standard deviation" if protocol.seeds > 1 else ""
     return (
-        f"Trained {start} on {cell.config.facts.num_samples:,} of {int(np.sum(train.labels >= 0)):,} labels of"
-        f" {train.name}, drawn by class, and for a ratio of 1:N on N times as many of its other images without their"
-        f" labels; {cell.steps:,} steps of {batch} images each (FixMatch, {threshold}: and {others} unlabelled ones),"
-        f" {cell.config.optim.name}, lr {cell.config.optim.lr:g}; the last checkpoint was tested on"
+        f"Trained from {named(protocol.origin, protocol.starts)} on {cell.config.facts.num_samples:,} of"
+        f" {int(np.sum(train.labels >= 0)):,} labels of {train.name}, drawn by class, and for a ratio of 1:N on N times"
+        f" as many of its other images without their labels; {cell.steps:,} steps of {batch} images each"
+        f" (FixMatch, {threshold}: and {others} unlabelled ones), {cell.config.optim.name}, lr"
+        f" {cell.config.optim.lr:g}; the last checkpoint was tested on"
         f" {int(np.sum(truth >= 0)):,} images of {test.name}, and nothing was chosen{repeats}."
     )

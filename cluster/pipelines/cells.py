@@ -62,8 +62,9 @@ class Origin(NamedTuple):
         if path.is_dir():
             found = locate(path, checkpoint)
             config: RunConfig = found.config
-            weights = {"backbone.weights": str(found.path.absolute()), "backbone.checkpoint": "newest"}
-            name = f"{found.path.parent.parent.name}-{found.path.name}"
+            there = found.path.absolute()
+            weights = {"backbone.weights": str(there), "backbone.checkpoint": "newest"}
+            name = f"{there.parents[1].name}-{there.name}"
         else:
             try:
                 find_recipe(given)

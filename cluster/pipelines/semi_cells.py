@@ -131,6 +131,11 @@ class SemiProtocol:
             raise ConfigError(
                 f"--epochs {self.epochs:g} of {count} labels are less than one batch of {self.batch[0]}: raise --epochs"
             )
+        if method == "fixmatch" and self.batch[1] > (1 + ratio) * count:
+            raise ConfigError(
+                f"--unlabelled-batch {self.batch[1]}: at a ratio of 1:{ratio} {count} labels have {ratio * count}"
+                f" others: set it to {(1 + ratio) * count} or less, or draw more --labels"
+            )
         config = resolve_settings(RunConfig.from_tree(tree, _COMMAND)).with_steps(steps)
         row = method if ratio == 0 else f"{method}-1-{ratio}"
         name = "-".join([self.origin.name if start == "run" else "random", f"{count}-labels", row, f"seed-{seed}"])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import signal
 from pathlib import Path
@@ -223,6 +225,39 @@ def test_it_is_refused_before_anything_trains(
 def test_neither_run_nor_recipe_is_refused(small_store: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="nowhere is no run directory: recipe nowhere: no such file"):
         finetune("nowhere", small_store, tmp_path / "out")
+
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "evaluation.md").read_text()
+DOCUMENTED = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", PAGE, re.DOTALL)
+    for line in block.replace("\\\n", " ").splitlines()
+    if re.match(r"ssl-dist evaluate (finetune|semi)", line)
+]
+
+
+@pytest.mark.parametrize("line", DOCUMENTED)
+def test_a_documented_command_runs(
+    launched: list[str],
+    pretrained: Path,
+    small_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    line: str,
+) -> None:
+    """With numbers that 51 images allow."""
+    monkeypatch.chdir(tmp_path)
+    made = {"RUN": str(pretrained), "STORE": str(small_store), "32-per-class": "4-per-class", "10%": "20%"}
+    made |= {"batch=32,64": "batch=4", "lr=1e-3,1e-4": "lr=1e-3", "1:1,1:5": "1:1,1:4", "3": "1"}
+    words = [made.get(word, word) for word in shlex.split(line)]
+    words += [] if "batch" in line else ["--batch", 4]
+    words += ["--unlabelled-batch", 8] if "semi" in line else []
+    assert invoke(*words[1:]).exit_code == 0
+    assert launched
+
+
+def test_the_documented_commands_are_found() -> None:
+    assert [line.split()[2] for line in DOCUMENTED] == ["finetune"] * 3 + ["semi"]
 
 
 @pytest.mark.slow

@@ -100,6 +100,7 @@ def test_what_was_finished_is_not_repeated(
         (["--ratios", "1:1,1:1"], ConfigError, "--ratios 1:1,1:1: write each as 1:N once"),
         (["--labels", "52"], ConfigError, "--labels 52: 52 of 51 labelled images"),
         (["--epochs", 0.1], ConfigError, r"--epochs 0\.1 of 9 labels are less than one batch of 4"),
+        (["--unlabelled-batch", 19], ConfigError, r"--unlabelled-batch 19: at a ratio of 1:1 .* set it to 18 or less"),
         (["--threshold", 2], ConfigError, r"method\.threshold: .*less than 1"),
         (["--set", "method.num_classes=3"], ConfigError, r"--set method\.num_classes: this command sets it"),
         (["--set", "batch.size=3"], ConfigError, r"--set batch\.size: this command sets it"),
