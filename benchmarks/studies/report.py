@@ -9,7 +9,7 @@ from benchmarks.studies.claims import Claim, Read, Value
 from benchmarks.studies.tables import Study
 
 RULE = (
-    "Of three seeds: their mean, and Student's interval of 95 %. Of one: the normal interval of 95 % over the 10,000"
+    "Of several seeds: their mean, and Student's interval of 95 %. Of one: the normal interval of 95 % over the 10,000"
     " test images. A claim that one is above another is confirmed if the whole interval of our difference is above 0;"
     " that two are level, if it lies within 1 point of 0."
 )
