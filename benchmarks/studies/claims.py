@@ -32,6 +32,11 @@ class Value(NamedTuple):
     high: float
     seeds: str
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is of all seeds."""
+        return " of " not in self.seeds
+
     def percent(self, signed: bool = False) -> str:
         """Return it as text, in percent or points."""
         sign = "+" if signed else ""
@@ -101,11 +106,11 @@ class Claim(NamedTuple):
 def verdict(kind: Literal["above", "level"], found: Value) -> Word:
     """Return the word for a difference.
 
-    Above: confirmed if the whole interval is above 0. Level: confirmed if all of it lies within ``MARGIN`` of 0. Else
-    it is not confirmed, which does not mean that it is refuted: see the interval.
+    Above: confirmed if the whole interval is above 0. Level: confirmed if all of it lies within ``MARGIN`` of 0. Else,
+    or while seeds are missing, it is not confirmed, which does not mean that it is refuted: see the interval.
     """
     held = found.low > 0 if kind == "above" else found.low > -MARGIN and found.high < MARGIN
-    return "confirmed" if held else "not confirmed"
+    return "confirmed" if held and found.is_whole else "not confirmed"
 
 
 def difference(first: Sequence[float | None], second: Sequence[float | None]) -> Value | None:

@@ -11,7 +11,7 @@ from benchmarks.studies.tables import Study
 RULE = (
     "Of several seeds: their mean, and Student's interval of 95 %. Of one: the normal interval of 95 % over the 10,000"
     " test images. A claim that one is above another is confirmed if the whole interval of our difference is above 0;"
-    " that two are level, if it lies within 1 point of 0."
+    " that two are level, if it lies within 1 point of 0; and neither while seeds are missing."
 )
 
 
@@ -51,6 +51,8 @@ def _notes(claim: Claim, found: Value | None, word: str) -> str:
 
 
 def _reason(claim: Claim, found: Value) -> str:
+    if not found.is_whole:
+        return "seeds are missing"
     if claim.kind == "level":
         return "the interval reaches beyond 1 point"
     return "the other way round" if found.high < 0 else "0 lies in the interval"

@@ -238,6 +238,7 @@ def test_a_failed_command_says_where_its_output_is(tmp_path: Path) -> None:
 )
 def test_the_word_follows_from_the_interval(kind: Any, low: float, high: float, word: str) -> None:
     assert verdict(kind, Value((low + high) / 2, low, high, "3")) == word
+    assert verdict(kind, Value((low + high) / 2, low, high, "2 of 3")) == "not confirmed"
 
 
 def test_intervals_are_students_over_seeds_and_normal_over_images() -> None:
@@ -291,6 +292,7 @@ def test_the_report_has_a_word_for_each_claim_and_none_without_figures() -> None
         Claim("same", "1 and 1", pair=(good, good)),
         Claim("later", "1 and 1", pair=(missing, bad)),
         Claim("never", "1 and 1", why="no images"),
+        Claim("partly", "2 and 1", pair=(Figure(["good", "missing"], features()), Figure(["bad"] * 2, features()))),
     ]
     text = report(Study("S", "set", lambda epochs: [], [Row("alone", missing), Row("here", good)], claims), there.get)
     words = re.findall(r"\| (\w+) \|.*\*\*(.+?)\*\*(.*) \|", text)
@@ -301,6 +303,7 @@ def test_the_report_has_a_word_for_each_claim_and_none_without_figures() -> None
         ("wrong", "not confirmed", ": the other way round"),
         ("same", "not confirmed", ": 0 lies in the interval"),
         ("never", "not testable here", ": no images"),
+        ("partly", "not confirmed", ": seeds are missing"),
     ]
 
 
