@@ -32,7 +32,7 @@ _RUN_DIR = "Folder of the runs; the same command with it resumes them. Default: 
 
 
 def finetune(
-    run: Annotated[str, typer.Argument(help=RUN_HELP)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)],
     train: TrainStore,
     test: TestStore,
     unfreeze: Annotated[str, typer.Option(metavar="head|last:N|all", help=_UNFREEZE)] = "all",

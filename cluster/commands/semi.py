@@ -32,7 +32,7 @@ _RUN_DIR = "Folder of the runs; the same command with it resumes them. Default: 
 
 
 def semi(
-    run: Annotated[str, typer.Argument(help=RUN_HELP)],
+    run: Annotated[str, typer.Argument(metavar="RUN", help=RUN_HELP)],
     train: Annotated[str, typer.Option("--train", help=_TRAIN)],
     test: TestStore,
     labels: Annotated[str, typer.Option(metavar="10%|5000|32-per-class", help=_LABELS)],
