@@ -110,4 +110,5 @@ def write_table(folder: Path, keys: Sequence[str]) -> None:
     """Write keys.txt, a key a line, and labels.csv, with the columns key and label, which is empty."""
     (folder / "keys.txt").write_text("".join(f"{key}\n" for key in keys), encoding="utf-8")
     with (folder / "labels.csv").open("w", encoding="utf-8", newline="") as content:
-        csv.writer(content, lineterminator="\n").writerows([("key", "label"), *((key, "") for key in keys)])
+        table = csv.writer(content, lineterminator="\n", quoting=csv.QUOTE_ALL)  # keys may have any character
+        table.writerows([("key", "label"), *((key, "") for key in keys)])

@@ -117,7 +117,7 @@ def test_features_that_are_no_numbers_are_refused(
     broken = {name: tensor / 0 for name, tensor in small_config(train).initial_method().state_dict().items()}
     save(State(broken, {}), tmp_path, 7, small_config(train))
     if "label-request" in arguments:
-        (tmp_path / "few.csv").write_text("key,label\nclass0/000.png,\n")
+        (tmp_path / "few.csv").write_text("key,label\nclass0/000.png,\nclass0/001.png,class0\n")
         shutil.copytree(train, tmp_path / "store")
         assert command("store", "label", tmp_path / "store", tmp_path / "few.csv").code == 0
         train = tmp_path / "store"

@@ -57,8 +57,8 @@ def partly(small_store: Path, tmp_path: Path) -> Path:
     """Copy the small store, with labels for every third image."""
     path = tmp_path / "partly"
     shutil.copytree(small_store, path)
-    keys = list(truth_of(path))
-    store.label(path, table_of(tmp_path / "none.csv", {key: "" for place, key in enumerate(keys) if place % 3}))
+    third = {key: "" if place % 3 else name for place, (key, name) in enumerate(truth_of(path).items())}
+    store.label(path, table_of(tmp_path / "third.csv", third))
     return path
 
 

@@ -381,3 +381,21 @@ def test_a_store_of_many_classes_or_with_damage_is_shown_on_few_lines(command: C
     shown = command("store", "info", tmp_path / "s", "--json")
     assert (shown.code, shown.json["rows"], shown.json["images_per_class"]) == (0, 2, None)
     assert "not counted" in shown.err
+
+
+def test_labels_that_a_file_takes_away_are_counted_and_a_file_of_none_is_refused(
+    small_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A request's table is empty until a person fills it in: by itself it would take the labels of its images away."""
+    path = tmp_path / "store"
+    shutil.copytree(small_store, path)
+    before = ImageStore(path).labels
+    empty = [f"class0/{number:03d}.png," for number in range(4)]
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *empty]))
+    with pytest.raises(ConfigError, match=r"labels\.csv has no label: write classes into its column label"):
+        store.label(path, tmp_path / "labels.csv")
+    assert np.array_equal(ImageStore(path).labels, before)
+    (tmp_path / "labels.csv").write_text("\n".join(["key,label", *empty, "class1/000.png,class2"]))
+    store.label(path, tmp_path / "labels.csv")
+    assert f"leaves 4 labels empty that {path} had: they are taken away" in caplog.text
+    assert (ImageStore(path).labels != before).sum() == 5

@@ -142,6 +142,8 @@ def label(store: str | os.PathLike[str], file: str | os.PathLike[str], *, new_cl
         StoreError: there is no store, or it cannot be written.
     """
     path, labels = local_folder(store), read_labels_csv(file)
+    if not labels.class_names:
+        raise ConfigError(f"{labels.file} has no label: write classes into its column label, and leave others empty")
     Manifest.read(path)
     with lock_store(path):
         opened = ImageStore(path)
@@ -162,6 +164,8 @@ def label(store: str | os.PathLike[str], file: str | os.PathLike[str], *, new_cl
         for row, key in enumerate(map(key_form, keys)):
             if key in labels.by_key:
                 after[row] = NO_LABEL if (name := labels.by_key[key]) is None else numbers[name]
+        if taken := int(((before >= 0) & (after < 0)).sum()):
+            log.warning("%s leaves %d labels empty that %s had: they are taken away", labels.file, taken, path)
         return _write(path, old, names, before, after)
 
 
