@@ -159,14 +159,14 @@ def test_a_layers_rate_is_lower_by_its_depth(small_store: Path, gloo: Callable[[
         optim={"name": "adam", "lr": 0.01, "layer_decay": 0.5, "weight_decay": 0.1, "warmup_epochs": 0},
     )
     flat = config.model_copy(update={"optim": config.optim.model_copy(update={"layer_decay": 1.0})})
+    depths, whole = config.initial_method().depths(), gloo(2).run(moved, flat)[0]
+    assert set(depths.values()) == {1, 2, 3, 4}
     for stage in (0, 1, 2, 3):
         engine = config.engine.model_copy(update={"zero_stage": stage})
-        moves = [gloo(2).run(moved, one.model_copy(update={"engine": engine}))[0] for one in (config, flat)]
-        depths = config.initial_method().depths()
-        assert set(depths.values()) == {1, 2, 3, 4}
-        for name, whole in moves[1].items():
-            expected = whole * 0.5 ** depths.get(name, 0)
-            assert (moves[0][name] - expected).norm() <= 1e-3 * expected.norm(), name  # weights round by 6e-8
+        found = gloo(2).run(moved, config.model_copy(update={"engine": engine}))[0]
+        for name, move in whole.items():
+            expected = move * 0.5 ** depths.get(name, 0)
+            assert (found[name] - expected).norm() <= 1e-3 * expected.norm(), name  # weights round by 6e-8
 
 
 def moved(rank: int, size: int, config: RunConfig) -> dict[str, Tensor]:
