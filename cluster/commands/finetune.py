@@ -116,20 +116,30 @@ def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
     Raises:
         ConfigError: one has no values, or a name that is neither short nor a dotted key, or is there twice.
     """
+    from cluster.pipelines.cells import SHORT
     from ssl_dist.reading import Written
 
-    short, axes = ("lr", "batch", "epochs", "unfreeze", "hidden", "layer-decay"), dict[str, list[Any]]()
+    axes, keys = dict[str, list[Any]](), set[str]()
     for text in grid:
         name, _, values = text.partition("=")
-        given = [value.strip() for value in values.split(",")]
-        if name in axes or not all(given) or len(set(given)) < len(given):
+        given, key = [value.strip() for value in values.split(",")], SHORT.get(name, name)
+        if key in keys or not all(given) or len(set(map(_as_number, given))) < len(given):
             raise ConfigError(f"--grid {text}: write it as NAME=A,B, each name and value once, as lr=1e-3,1e-4")
-        if name not in short and "." not in name:
+        if name not in SHORT and "." not in name:
             raise ConfigError(
-                f"--grid {text}: NAME is one of {', '.join(short)}, or a dotted key as optim.weight_decay"
+                f"--grid {text}: NAME is one of {', '.join(SHORT)}, or a dotted key as optim.weight_decay"
             )
         axes[name] = [Written(value) for value in given]
+        keys.add(key)
     return axes
+
+
+def _as_number(text: str) -> float | str:
+    """Return the number that a text is, so that 1e-3 and 0.001 are one; or the text."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def starts_of(given: str | None, has_weights: bool) -> list[str]:

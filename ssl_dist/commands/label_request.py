@@ -59,7 +59,12 @@ def label_request(
     _expect_free(out)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)  # now: choosing may take long
-    selection = _choose(found, candidates, chosen, count, seed)
+    try:
+        selection = _choose(found, candidates, chosen, count, seed)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            out.rmdir()  # an empty folder would look like a request
+        raise
     keys, images = [candidates.keys[row] for row in selection.rows], candidates.store
     title, then = f"{count:,} images of {Path(store).name} to label", f"ssl-dist store label {shlex.quote(store)}"
     with _writing(out), replacing(out) as aside:

@@ -186,6 +186,12 @@ def test_without_validation_the_last_checkpoint_is_tested_and_no_cell_is_best(
         (["--validation", 0, "--schedule", "plateau"], ConfigError, "--validation 0 leaves no loss for"),
         (["--grid", "lr"], ConfigError, "--grid lr: write it as NAME=A,B"),
         (["--grid", "lr=1,1"], ConfigError, "--grid lr=1,1: write it as NAME=A,B"),
+        (["--grid", "lr=1e-3,0.001"], ConfigError, "--grid lr=1e-3,0.001: write it as NAME=A,B"),
+        (
+            ["--grid", "lr=1,2", "--grid", "optim.lr=3,4"],
+            ConfigError,
+            "--grid optim.lr=3,4: .* each name and value once",
+        ),
         (["--grid", "rate=1,2"], ConfigError, "--grid rate=1,2: NAME is one of lr, batch"),
         (["--grid", "optim.lrr=1,2"], ConfigError, r"unknown key optim\.lrr; did you mean optim\.lr"),
         (["--grid", "lr=0,1"], ConfigError, r"optim\.lr: .*greater than 0"),

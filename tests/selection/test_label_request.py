@@ -164,6 +164,7 @@ def test_features_that_are_not_finite_are_refused(
     done = command("label-request", run, partly, "--count", 3, "--strategy", "coreset", "--out", tmp_path / "out")
     assert done.code == 2
     assert "its features are not finite numbers" in done.err
+    assert not (tmp_path / "out").exists()
 
 
 def test_random_requests_need_no_features(command: Command, run: Path, partly: Path, tmp_path: Path) -> None:
