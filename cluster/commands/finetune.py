@@ -12,6 +12,7 @@ from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.evaluate import Labels, TestStore, TrainStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
 from ssl_dist.errors import ConfigError
+from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
     from cluster.pipelines.cells import Origin, Protocol
@@ -100,8 +101,8 @@ def finetune(
     result = {
         "evaluation": "fine-tuning",
         "run": run,
-        "train": train,
-        "test": test,
+        "train": without_secrets(train),
+        "test": without_secrets(test),
         "protocol": _sentence(protocol),
         "rows": [row.plain() for row in rows],
     }

@@ -13,6 +13,7 @@ from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.evaluate import TestStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
 from ssl_dist.errors import ConfigError
+from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
     from cluster.pipelines.semi import SemiRow
@@ -81,8 +82,8 @@ def semi(
     result = {
         "evaluation": "semi-supervised learning",
         "run": run,
-        "train": train,
-        "test": test,
+        "train": without_secrets(train),
+        "test": without_secrets(test),
         "protocol": _sentence(protocol),
         "rows": [row.plain() for row in rows],
     }

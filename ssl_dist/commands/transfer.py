@@ -38,6 +38,7 @@ def transfer(
     from ssl_dist.evaluate.compare import Options, compare_on
     from ssl_dist.evaluate.labelled import split_in_two
     from ssl_dist.evaluate.protocols import Knn, Linear
+    from ssl_dist.uris import without_secrets
 
     if not 0 < share < 1:
         raise ConfigError(f"--share {share:g}: it is between 0 and 1, as 0.25")
@@ -51,7 +52,7 @@ def transfer(
     results: dict[str, Sequence[Comparison]] = {}
     for number, (store, pair) in enumerate(pairs.items(), 1):
         with image_bar(f"embedding, store {number} of {len(pairs)}", "reading the checkpoint") as bar:
-            results[store] = compare_on(found, pair, protocols, Options(checkpoint=checkpoint), bar)
+            results[without_secrets(store)] = compare_on(found, pair, protocols, Options(checkpoint=checkpoint), bar)
     _show(results, f"{run}: transfer to {len(results)} store{'s' * (len(results) > 1)}")
     plain = [{"store": store, "results": [one.plain() for one in some]} for store, some in results.items()]
     print_json({"run": str(run), "step": found.step, "stores": plain}, as_json)

@@ -49,7 +49,7 @@ def contenders(
     """Return the run's encoder and the baselines, of which random weights are drawn ``seeds`` times."""
     draws = {"random": seeds, "pixels": 1, "pca": 1}
     num_images, done = sum(len(some.ids) for some in pair), 0
-    total = num_images * (1 + sum(draws[name] for name in baselines))
+    total = num_images * (1 + sum(draws[name] for name in set(baselines)))
 
     def count(images: int) -> None:
         nonlocal done

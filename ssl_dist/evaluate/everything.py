@@ -29,7 +29,10 @@ from ssl_dist.store import ImageStore
 Bar = Callable[[str], AbstractContextManager[ProgressCallback]]
 """Makes a bar of this title."""
 
-_TIMED = 4000  # images that are embedded, and to which a probe is fitted, to know what more of them cost
+_TIMED, _TIMED_CLASSES = (
+    4000,
+    10,
+)  # images that are embedded, and to which a probe is fitted, to know what more of them cost
 _RANKED, _MAPPED = 2048, 2000  # images, at most
 _FEWEST_MAPPED = 5  # images
 _WARM_UP = 256  # images that are embedded before: the first ones take longer
@@ -96,12 +99,16 @@ def measure(found: Checkpoint, pair: tuple[Labelled, Labelled], seconds: float, 
     clock, (known, asked) = _Clock(seconds - min(_PICTURES_S, _FOR_PICTURES * seconds)), pair
     levels = levels_that_fit(found.config)
     costs = _costs(found, known, levels)
-    number = _affordable(costs, known, asked, len(levels), _FOR_LABELS * seconds - clock.passed_s)
+    allowed = _FOR_LABELS * seconds - clock.passed_s
+    number = _affordable(costs, known, asked, len(levels), allowed)
+    with_probe = clock.allows("linear probe", 2 * len(levels) * number * costs.fit_s)
+    if not with_probe:
+        number = _affordable(costs._replace(fit_s=0.0), known, asked, len(levels), allowed)
     if number < len(known.ids):
         clock.left_out["further training labels"] = f"{number:,} of {len(known.ids):,} fit"
     labels = None if number == len(known.ids) else str(number)
     with bar("embedding for accuracies") as progress:
-        protocols: list[EvaluationProtocol] = [Knn(1), Knn(min(20, number)), Linear()]
+        protocols: list[EvaluationProtocol] = [Knn(1), Knn(min(20, number)), *([Linear()] if with_probe else [])]
         accuracies = compare_on(found, pair, protocols, Options(features=levels, labels=labels), progress)
     ranks = map_ = None
     ranked = drawn(_RANKED, len(known.store), 0)
@@ -118,17 +125,19 @@ def measure(found: Checkpoint, pair: tuple[Labelled, Labelled], seconds: float, 
 
 
 def _costs(found: Checkpoint, known: Labelled, levels: Sequence[str]) -> Costs:
-    """Time the embedding of a few images and the fit of a probe to them."""
-    classes = len(np.unique(known.labels))
-    count = min(len(known.ids), max(_TIMED, 2 * classes))
-    few = known.at(draw(known.labels, str(count), 0, known.store.class_names))
+    """Time the embedding of a few images and the fit of a probe to them, whose time grows with the classes."""
+    classes = np.unique(known.labels)
+    some = known.at(np.flatnonzero(np.isin(known.labels, classes[:_TIMED_CLASSES])))
+    count = min(len(some.ids), _TIMED)
+    few = some.at(draw(some.labels, str(count), 0, known.store.class_names))
     method, one = load_method(found), few.at(np.arange(1))
     embed_pair(method, found, (few.at(np.arange(min(_WARM_UP, count))), one), levels)
     began = time.monotonic()
     features = next(iter(embed_pair(method, found, (few, one), levels).values()))
     embedded = time.monotonic()
     Linear().answer(features[0], few.labels, features[1], 0)
-    return Costs((embedded - began) / len(few.ids), (time.monotonic() - embedded) / len(few.ids))
+    more_classes = len(classes) / min(len(classes), _TIMED_CLASSES)
+    return Costs((embedded - began) / count, more_classes * (time.monotonic() - embedded) / count)
 
 
 def _affordable(costs: Costs, known: Labelled, asked: Labelled, num_levels: int, seconds: float) -> int:

@@ -53,11 +53,15 @@ class LogisticRegression(NamedTuple):
         classes, numbers = np.unique(labels, return_inverse=True)
         num_columns = 1 if len(classes) == 2 else len(classes)  # the classes that have weights of their own
         with threadpool_limits(1, user_api="blas"):
-            objective = _Objective(x, numbers, len(classes), num_columns, l2)
+            mean = x.mean(0)  # of centred features, weights and biases do not pull at each other
+            objective = _Objective(x - mean, numbers, len(classes), num_columns, l2)
+            if start is not None:
+                start = cls(start.classes, start.weight, start.bias + mean @ start.weight)
             first = np.zeros((x.shape[1] + 1) * num_columns) if start is None else objective.pack(start)
             options = {"maxiter": _MAX_ITERATIONS, "ftol": _LEAST_DECREASE, "gtol": 0.0, "maxcor": 20}
             found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
             weight, bias = objective.unpack(found.x)
+            bias = bias - mean @ weight
         if found.nit >= _MAX_ITERATIONS:
             log.warning("linear probe: not at its optimum after %d iterations: a larger --l2 helps", found.nit)
         others = ((0, 0), (len(classes) - num_columns, 0))

@@ -17,7 +17,7 @@ from ssl_dist.errors import StoreError
 from ssl_dist.selection.pool import Pool, Selection
 from ssl_dist.selection.strategies import expect_possible, num_classes_in, select
 from ssl_dist.store import ImageStore, key_form, stored_keys
-from ssl_dist.uris import is_remote
+from ssl_dist.uris import is_remote, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +43,9 @@ class Candidates(NamedTuple):
             StoreError: there is no such local store, or its images have another size.
         """
         if is_remote(store):
-            raise StoreError(f"{store}: only a store in a folder can be labelled: copy it there, and give that folder")
+            raise StoreError(
+                f"{without_secrets(store)}: only a store in a folder can be labelled: copy it, and give its folder"
+            )
         opened, shape = open_store(checkpoint.config.data, store), checkpoint.config.facts.image_shape
         if opened.image_shape != shape:
             raise StoreError(

@@ -114,8 +114,9 @@ def test_what_does_not_fit_is_named(stores: dict[str, Path], monkeypatch: pytest
 
     found = everything.measure(locate(stores["run"]), pair, 60, Bar)
     assert (found.ranks, found.map) == (None, None)
-    assert found.left_out.keys() == {"further training labels", "ranks", "map"}
+    assert found.left_out.keys() == {"linear probe", "further training labels", "ranks", "map"}
     assert found.left_out["further training labels"] == "6 of 27 fit"
+    assert [one.name for one in found.accuracies] == ["kNN, k = 1", "kNN, k = 6"]
     assert len(found.accuracies[0].train.ids) == 6
 
 
