@@ -214,6 +214,7 @@ def test_a_finished_sweep_has_the_same_table(command: Command, tmp_path: Path) -
 
 
 @pytest.mark.timeout(400)
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_with_its_trials_and_finds_the_same_winner(tmp_path: Path) -> None:
     """One of the three trials had ended, one had a checkpoint, and one had not begun."""
     sweep, then = moved_sweep("sweep", tmp_path), expected("sweep.json")

@@ -30,6 +30,7 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return found.load().model
 
 
+@pytest.mark.slow
 def test_g_simclr_in_one_command_resumes_at_any_stage(local_ray: None, small_store: Path, tmp_path: Path) -> None:
     folder = tmp_path / "whole"
     first = g_simclr(small_store, folder, "--clusters", 5)
