@@ -53,7 +53,8 @@ def all_(
     for row in result.ranks or ():
         weights = "random weights" if row.step is None else f"step {row.step:,}"
         figures = ", ".join(f"{name} {value:.4g}" for name, value in row.ranks._asdict().items())
-        console.print(f"{weights}: {figures}", markup=False, highlight=False)
+        of = f"{result.num_ranked:,} training images"
+        console.print(f"{weights}, {of}: {figures}", markup=False, highlight=False)
     for name, reason in result.left_out.items():
         say(f"left out: {name}: {reason}")
     say(f"{result.seconds:.0f} s; {directory / evaluation.FILE}, pictures in {directory / evaluation.FOLDER}")

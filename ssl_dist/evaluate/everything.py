@@ -34,7 +34,7 @@ _TIMED, _TIMED_CLASSES = (
     10,
 )  # images that are embedded, and to which a probe is fitted, to know what more of them cost
 _RANKED, _MAPPED = 2048, 2000  # images, at most
-_FEWEST_MAPPED = 5  # images
+_FEWEST_RANKED, _FEWEST_MAPPED = 512, 5  # images
 _WARM_UP = 256  # images that are embedded before: the first ones take longer
 _MAP_S = 0.02  # seconds of a map for each image: t-SNE on one busy core (measured: 0.01 to 0.015)
 _PICTURES_S, _FOR_PICTURES = 15.0, 0.2  # seconds for pictures, and their share of the time at most
@@ -54,7 +54,7 @@ class Everything(NamedTuple):
 
     Attributes:
         accuracies: by kNN with one voter, kNN and the linear probe.
-        ranks: of random weights and of the checkpoint.
+        ranks: of random weights and of the checkpoint, measured on ``num_ranked`` training images.
         map: panels of a map, and the groups that give them their colours.
         left_out: name and reason of what there was no time for.
         seconds: that all of it took.
@@ -62,6 +62,7 @@ class Everything(NamedTuple):
 
     accuracies: Sequence[Comparison]
     ranks: Sequence[RankRow] | None
+    num_ranked: int
     map: tuple[Sequence[Panel], Groups] | None
     left_out: dict[str, str]
     seconds: float
@@ -78,12 +79,15 @@ class _Clock:
     def passed_s(self) -> float:
         return time.monotonic() - self._began
 
+    @property
+    def left_s(self) -> float:
+        return max(0.0, self._seconds - self.passed_s)
+
     def allows(self, name: str, expected_s: float) -> bool:
         """Return whether a part that is expected to take so long fits, and note its name where it does not."""
-        left = self._seconds - self.passed_s
-        if _CAUTION * expected_s <= left:
+        if _CAUTION * expected_s <= self.left_s:
             return True
-        self.left_out[name] = f"it takes about {expected_s:.0f} s, and {max(left, 0):.0f} s were left"
+        self.left_out[name] = f"it takes about {expected_s:.0f} s, and {self.left_s:.0f} s were left"
         return False
 
 
@@ -111,17 +115,19 @@ def measure(found: Checkpoint, pair: tuple[Labelled, Labelled], seconds: float, 
         protocols: list[EvaluationProtocol] = [Knn(1), Knn(min(20, number)), *([Linear()] if with_probe else [])]
         accuracies = compare_on(found, pair, protocols, Options(features=levels, labels=labels), progress)
     ranks = map_ = None
-    ranked = drawn(_RANKED, len(known.store), 0)
-    if clock.allows("ranks", 2 * (LIDAR_VIEWS + 1) * len(ranked) * costs.embed_s):
+    mapped = drawn(_MAPPED, len(asked.store), 0, asked.store.labels)
+    for_map, each = len(mapped) * (_MAP_S + costs.embed_s), 2 * (LIDAR_VIEWS + 1) * costs.embed_s
+    fit = math.floor(max(0.0, clock.left_s / _CAUTION - for_map) / each)
+    ranked = drawn(min(_RANKED, max(fit, _FEWEST_RANKED)), len(known.store), 0)
+    if clock.allows("ranks", len(ranked) * each):
         with bar("embedding views for ranks") as progress:
             ranks = rank_curve([found], known.store, ranked, views=LIDAR_VIEWS, seed=0, progress=progress)
-    mapped = drawn(_MAPPED, len(asked.store), 0, asked.store.labels)
     if len(mapped) < _FEWEST_MAPPED:
         clock.left_out["map"] = f"{asked.store.name} has {len(mapped)} images"
-    elif clock.allows("map", len(mapped) * (_MAP_S + costs.embed_s)):
+    elif clock.allows("map", for_map):
         with bar("embedding for a map") as progress:
             map_ = _map(found, asked.store, mapped, progress)
-    return Everything(accuracies, ranks, map_, clock.left_out, clock.passed_s)
+    return Everything(accuracies, ranks, len(ranked) if ranks else 0, map_, clock.left_out, clock.passed_s)
 
 
 def _costs(found: Checkpoint, known: Labelled, levels: Sequence[str]) -> Costs:

@@ -52,6 +52,7 @@ def write(run: Path, found: Everything) -> dict[str, Any]:
         "seconds": round(found.seconds, 1),
         "accuracies": [one.plain() for one in found.accuracies],
         "ranks": [{"step": row.step, **row.ranks._asdict()} for row in found.ranks or ()],
+        "ranked_images": found.num_ranked,
         "classification": str(folder),
         "map": str(folder / MAP) if found.map else None,
         "left_out": found.left_out,
