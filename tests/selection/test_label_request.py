@@ -197,7 +197,10 @@ def test_images_that_a_file_could_not_name_are_not_requested(
         (["{run}", "{partly}", "--count", "5", "--strategy", "best"], "--strategy best: it is one of random, repr"),
         (["{run}", "{none}", "--count", "5", "--strategy", "badge"], "has no labels: take one of random, repr"),
         (["{run}", "{large}", "--count", "5"], r"holds \(24, 24, 3\) images where \(16, 16, 3\) is needed"),
-        (["{run}", "s3://bucket/s", "--count", "5"], "s3://bucket/s: only a store in a folder can be labelled"),
+        (
+            ["{run}", "s3://key:secret@bucket/s", "--count", "5"],
+            "s3://bucket/s: only a store in a folder can be labelled",
+        ),
         (["{run}", "{run}", "--count", "5"], "is not a store|manifest"),
         (["{store}", "{partly}", "--count", "5"], "no checkpoint"),
         (["{run}", "{partly}", "--count", "5", "--out", "{store}"], "--out .*: it is there already, and not empty"),
