@@ -11,7 +11,7 @@ from benchmarks.studies.claims import Claim, Row
 
 SEEDS = (0, 1, 2)
 EPOCHS = 6.0
-"""Passes of a pretraining over the 50,000 images, with which all cells take below 12 hours on two cores."""
+"""Passes of a pretraining over the 50,000 images; docs/studies.md estimates the time that all cells then take."""
 TRAIN, TEST = "stores/cifar10-train", "stores/cifar10-test"
 PAIR = f"--train {TRAIN} --test {TEST}"
 NETWORK = "--set backbone.width=32 --set cluster.workers=1"  # ResNet-8; one worker, so that two cells run side by side

@@ -24,8 +24,8 @@ def nearest(bank: Tensor, queries: Tensor, k: int, distance: Distance = "cosine"
     A tile of products names candidates, whose similarities are then summed again in an order that does not depend on
     the tile. So equal rows of the bank have equal similarities, wherever they lie, and the lower row number is nearer.
 
-    Memory beside the arguments: 64 MiB each for a tile of the bank in float64 and for its products, 16 (k + 16) bytes
-    for a query, and the candidates of a tile of queries.
+    Memory beside the arguments does not grow with the bank: a few tiles of 64 MiB in float64, and some numbers for each
+    of k + 16 candidates of a query.
 
     Args:
         bank: ``[n, D]``; queries: ``[q, D]``, on the same device.
@@ -102,6 +102,14 @@ def _scanned(bank: Tensor, query: Tensor, width: int, distance: Distance) -> tup
     return values[:width], rows[:width]
 
 
+def weights(similarity: Tensor, temperature: float | None) -> Tensor:
+    """Return the weights of votes, above 0, of falling similarities ``[q, k]``; a factor for each query is left out."""
+    if temperature is None:
+        return torch.ones_like(similarity)
+    # relative to the nearest one, or all weights could be 0
+    return ((similarity - similarity[:, :1]) / temperature).clamp(min=_LEAST_EXPONENT).exp()
+
+
 def knn_answers(
     bank: Tensor,
     bank_labels: Tensor,
@@ -133,9 +141,7 @@ def knn_answers(
     if not len(queries):
         raise ConfigError("kNN: there is no query image")
     similarity, rows = nearest(bank, queries, k, distance)
-    weight = torch.ones_like(similarity)
-    if temperature is not None:  # relative to the nearest one, or all weights could be 0; none is 0
-        weight = ((similarity - similarity[:, :1]) / temperature).clamp(min=_LEAST_EXPONENT).exp()
+    weight = weights(similarity, temperature)
     votes = weight.new_zeros(len(queries), int(bank_labels.max()) + 1).scatter_add_(1, bank_labels[rows], weight)
     return Answers.of(votes.cpu().numpy())
 

@@ -12,7 +12,8 @@ from ssl_dist.checkpoint import Checkpoint
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import open_store
 from ssl_dist.errors import ConfigError, RunError, StoreError
-from ssl_dist.evaluate.over_training import ProgressCallback, weights_over_training
+from ssl_dist.evaluate.over_training import weights_over_training
+from ssl_dist.evaluate.protocols import ProgressCallback
 from ssl_dist.store import ImageStore
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 MAX_CHECKPOINTS = 8  # of a strip, beside the random weights
 _PCA_DIMENSIONS = 50
 _VOTERS, _TEMPERATURE = 20, 0.1  # of the nearest neighbours that predict a class, as of ``evaluate knn``
-_CHUNK = 512  # queries at once
 _START_SPREAD = 1e-4  # standard deviation of a layout's start, as scikit-learn has it for PCA
 
 
@@ -217,19 +217,17 @@ def vote_of_others(features: Tensor, labels: np.ndarray) -> np.ndarray:
         int64 ``[n]``, classes; -1 where there is no other labelled image.
     """
     import torch
-    from torch.nn.functional import normalize
+
+    from ssl_dist.evaluate.knn import nearest, weights
 
     voters = torch.from_numpy(np.flatnonzero(labels >= 0))
+    similarity, near = nearest(features[voters], features, min(_VOTERS + 1, len(voters)))
+    others = voters[near] != torch.arange(len(features))[:, None]  # [n, 21]
+    others &= others.cumsum(1) <= _VOTERS
     classes = torch.from_numpy(labels).long()[voters]
-    z, predicted = normalize(features.float(), dim=1), []
-    for rows in torch.arange(len(z)).split(_CHUNK):
-        similarity = z[rows] @ z[voters].T  # [rows, voters]
-        similarity[rows[:, None] == voters] = -torch.inf
-        nearest, who = similarity.topk(min(_VOTERS, len(voters)), dim=1)
-        votes = torch.zeros(len(rows), int(classes.max()) + 1)
-        votes.scatter_add_(1, classes[who], ((nearest - 1) / _TEMPERATURE).exp())
-        predicted.append(torch.where(votes.sum(1) > 0, votes.argmax(1), -1))
-    return torch.cat(predicted).numpy()
+    votes = similarity.new_zeros(len(features), int(classes.max()) + 1)
+    votes.scatter_add_(1, classes[near], weights(similarity, _TEMPERATURE) * others)
+    return torch.where(votes.sum(1) > 0, votes.argmax(1), -1).numpy()
 
 
 def _groups(

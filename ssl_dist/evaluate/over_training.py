@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
@@ -11,6 +11,7 @@ import numpy as np
 
 from ssl_dist.checkpoint import Checkpoint, locate, locate_all
 from ssl_dist.data import sample_ids
+from ssl_dist.evaluate.protocols import ProgressCallback
 from ssl_dist.settings import CheckpointChoice
 from ssl_dist.store import ImageStore
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _STREAM = -2  # the "epoch" whose permutation chooses images; training uses epochs from 0, the online probe -1
-ProgressCallback = Callable[[int, int], None]
-"""(images done, images in all) -> None."""
 
 
 class RankRow(NamedTuple):
