@@ -17,6 +17,7 @@ from ssl_dist.uris import without_secrets
 if TYPE_CHECKING:
     from cluster.pipelines.cells import Origin, Protocol
     from cluster.pipelines.finetune import Row
+    from cluster.pipelines.semi_cells import SemiProtocol
 
 # Help texts that need a line of their own.
 RUN_HELP = "Run directory or one checkpoint; or a recipe, whose backbone starts from backbone.weights or from random."
@@ -95,18 +96,26 @@ def finetune(
         stores=(train, test),
     )
     check_machine(protocol.cells[0].config.cluster)
-    from cluster.pipelines.finetune import fine_tune, write_results  # imports torch: a mistake above is told before
+    from cluster.pipelines.finetune import fine_tune  # imports torch: a mistake above is told before
 
     rows = fine_tune(protocol, console)
-    result = {
-        "evaluation": "fine-tuning",
-        "run": run,
-        "train": without_secrets(train),
-        "test": without_secrets(test),
-        "protocol": _sentence(protocol),
-        "rows": [row.plain() for row in rows],
-    }
     _show(protocol, rows)
+    conclude("fine-tuning", run, protocol, _sentence(protocol), [row.plain() for row in rows], as_json)
+
+
+def conclude(
+    evaluation: str,
+    run: str,
+    protocol: Protocol | SemiProtocol,
+    sentence: str,
+    rows: Sequence[dict[str, Any]],
+    as_json: bool,
+) -> None:
+    """Write the figures beside the runs, and print them with --json."""
+    from cluster.pipelines.finetune import write_results
+
+    train, test = map(without_secrets, protocol.stores)
+    result = {"evaluation": evaluation, "run": run, "train": train, "test": test, "protocol": sentence, "rows": rows}
     say(f"{write_results(protocol.directory, result)} has these figures, and those of each run")
     print_json(result, as_json)
 

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.finetune import RUN_HELP, named, starts_of
-from ssl_dist.commands.console import console, print_json, say, table
+from cluster.commands.finetune import RUN_HELP, conclude, named, starts_of
+from ssl_dist.commands.console import console, table
 from ssl_dist.commands.evaluate import TestStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
 from ssl_dist.errors import ConfigError
-from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
     from cluster.pipelines.semi import SemiRow
@@ -75,21 +74,11 @@ def semi(
         stores=(train, test),
     )
     check_machine(protocol.cells[0].config.cluster)
-    from cluster.pipelines.finetune import write_results  # imports torch: a mistake above is told before
-    from cluster.pipelines.semi import compare_semi
+    from cluster.pipelines.semi import compare_semi  # imports torch: a mistake above is told before
 
     rows = compare_semi(protocol, console)
-    result = {
-        "evaluation": "semi-supervised learning",
-        "run": run,
-        "train": without_secrets(train),
-        "test": without_secrets(test),
-        "protocol": _sentence(protocol),
-        "rows": [row.plain() for row in rows],
-    }
     _show(protocol, rows)
-    say(f"{write_results(protocol.directory, result)} has these figures, and those of each run")
-    print_json(result, as_json)
+    conclude("semi-supervised learning", run, protocol, _sentence(protocol), [row.plain() for row in rows], as_json)
 
 
 def _ratios(given: str) -> list[int]:

@@ -92,6 +92,10 @@ def test_a_store_in_a_bucket_goes_wherever_a_store_does(
     found = command("evaluate", "knn", finished, "--train", uri, "--test", uri, "--json")
     local = command("evaluate", "knn", finished, "--train", small_store, "--test", small_store, "--json")
     assert {**found.json, "protocol": ""} == {**local.json, "protocol": ""}
+    moved = command("evaluate", "transfer", finished, uri, "--k", 3, "--json")
+    assert moved.code == 0, moved.err
+    assert "key:secret" in uri
+    assert "secret" not in moved.out + moved.err
     assert len(list((tmp_path / "ssl_dist").glob("*.arrow"))) == 1
     assert resolve(small_config(small_store, data={"store": uri})).config.data.store == uri
     whole = command("store", "verify", uri, "--json")

@@ -193,7 +193,7 @@ def test_rows_of_levels_and_baselines_are_of_one_protocol(
     run: Path, stores: Stores, protocol: EvaluationProtocol
 ) -> None:
     train, test = stores(*same(*TINTS)), stores(*same(*TINTS), seed=1)
-    options = Options(["backbone", "head-1"], ["3"], ["pca", "random", "pixels"], seeds=2)
+    options = Options(["backbone", "head-1"], ["3"], ["pca", "random", "pixels", "pca"], seeds=2)  # one of them twice
     done: list[tuple[int, int]] = []
     result = compare(run, train, test, protocol, options, lambda *images: done.append(images))
     levels = [("backbone", 32), ("head-1", 64), ("layer 3", 8)]
