@@ -118,10 +118,11 @@ def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, t
     for line in lines:
         last |= line
     probe = ProbeCurve.of(lines)
-    rows = [*summary(lines).items(), *evaluation.rows(run)]
-    show(title, rows, {}, as_json=False)
+    evaluated = evaluation.rows(run)
+    show(title, [*summary(lines).items(), *evaluated], {}, as_json=False)
     if probe and (verdict := probe.verdict()):
         say(verdict)
     for command in then:
         say(command)
-    print_json({**result, **last, "probe_at_step_0": probe and probe.start}, as_json)
+    more = {"evaluation": dict(evaluated)} if evaluated else {}
+    print_json({**result, **last, "probe_at_step_0": probe and probe.start, **more}, as_json)

@@ -77,6 +77,10 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     shown = command("report", stores["run"])
     assert shown.code == 0, shown.err
     assert "linear probe" in shown.out
+    assert (
+        command("report", stores["run"], "--json").json["evaluation"].keys()
+        == dict(evaluation.rows(stores["run"])).keys()
+    )
     shown_rows = dict(evaluation.rows(stores["run"]))
     assert shown_rows.keys() == {f"{name}, 36 labels" for name in ("kNN, k = 1", "kNN, k = 20", "linear probe")}
     assert all(row.endswith("; of step 1)") for row in shown_rows.values())
@@ -104,7 +108,7 @@ def test_what_stands_in_the_way_is_named_first(
     assert f"{tmp_path / name} is a folder, where a file is to be written: rename it" in found.err
 
 
-def test_what_does_not_fit_is_named(stores: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_fit_is_named(stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A clock on which an hour has passed leaves the least number of labels, and neither ranks nor a map."""
     ticks = iter(range(0, 10**9, 3600))
     monkeypatch.setattr(everything.time, "monotonic", lambda: float(next(ticks)))
@@ -118,6 +122,10 @@ def test_what_does_not_fit_is_named(stores: dict[str, Path], monkeypatch: pytest
     assert found.left_out["further training labels"] == "6 of 27 fit"
     assert [one.name for one in found.accuracies] == ["kNN, k = 1", "kNN, k = 6"]
     assert len(found.accuracies[0].train.ids) == 6
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "map.png").touch()  # of an earlier evaluation
+    assert evaluation.write(tmp_path, found)["map"] is None
+    assert not (tmp_path / "evaluation" / "map.png").exists()
 
 
 class Bar:
