@@ -77,11 +77,8 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     shown = command("report", stores["run"])
     assert shown.code == 0, shown.err
     assert "linear probe" in shown.out
-    assert (
-        command("report", stores["run"], "--json").json["evaluation"].keys()
-        == dict(evaluation.rows(stores["run"])).keys()
-    )
     shown_rows = dict(evaluation.rows(stores["run"]))
+    assert command("report", stores["run"], "--json").json["evaluation"] == shown_rows
     assert shown_rows.keys() == {f"{name}, 36 labels" for name in ("kNN, k = 1", "kNN, k = 20", "linear probe")}
     assert all(row.endswith("; of step 1)") for row in shown_rows.values())
 
