@@ -35,6 +35,8 @@ FREE_ON_RESUME = (
     "checkpoint",
     "monitor",
     "engine.zero_stage",
+    "engine.memory_format",
+    "engine.deterministic",
     "data.store",
     "data.label_file",
     "data.cache",

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 Group = dist.ProcessGroup | None  # None: the default group, or this process alone if there is no group
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # the name before torch 2.14
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class RowCounts:
             return cls((len(rows),), 0, group)
         count = torch.tensor([len(rows)], device=rows.device)
         counts = count.new_empty(dist.get_world_size(group))
-        dist.all_gather_single(counts, count, group=group)
+        _all_gather(counts, count, group=group)
         return cls(tuple(counts.tolist()), dist.get_rank(group), group)
 
     @property
@@ -106,7 +107,7 @@ class RowCounts:
             padded = rows.new_zeros(longest, *rows.shape[1:])
             padded[: len(rows)] = rows
         gathered = rows.new_empty(len(self.counts) * longest, *rows.shape[1:])
-        dist.all_gather_single(gathered, padded, group=self.group)
+        _all_gather(gathered, padded, group=self.group)
         if longest == min(self.counts):
             return gathered
         parts = gathered.split(longest)

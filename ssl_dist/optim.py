@@ -107,14 +107,15 @@ class OptimConfig(Section):
         from ssl_dist.lars import LARS
 
         factors = {name: self.layer_decay**depth for name, depth in depths.items()}
+        fused = any(p.device.type == "cuda" for p in module.parameters()) or None  # None: torch's choice
         groups = parameter_groups(module, self.weight_decay, freezable, factors)
         optimizer: torch.optim.Optimizer
         if self.name == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas)
+            optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=fused)
         elif self.name == "adam":
-            optimizer = torch.optim.Adam(groups, lr=0.0, betas=self.betas)
+            optimizer = torch.optim.Adam(groups, lr=0.0, betas=self.betas, fused=fused)
         elif self.name == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.momentum)
+            optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, fused=fused)
         else:
             optimizer = LARS(groups, momentum=self.momentum, trust_coefficient=self.trust_coefficient)
         optimizer.register_step_pre_hook(_leave_out_frozen)

@@ -219,6 +219,11 @@ class EngineConfig(Section):
     """Numbers of the forward and backward passes; weights and optimizer state stay fp32."""
     zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's ZeRO: workers divide nothing (0), the optimizer state (1), also gradients (2), also weights (3)."""
+    memory_format: Literal["auto", "channels_last", "contiguous"] = "auto"
+    """Order of an image's values in memory, which a convolution's speed depends on: channel by channel (contiguous) or
+    pixel by pixel (channels_last); auto: channels_last on a GPU in bf16, otherwise contiguous."""
+    deterministic: bool = False
+    """Whether a GPU computes the same bits each time, by slower algorithms where it must. A CPU always does."""
 
 
 class ProbeConfig(Section):

@@ -7,6 +7,7 @@ zero weight.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -37,6 +38,8 @@ class Batch:
         config: the run's.
         labels: int64 ``[n]``; -1: the image has no label, or the method may not see it.
         progress: progress of training before the step.
+        ahead: the first slot's views, where they were made before they are asked for, and the event that tells when a
+            GPU has made them.
     """
 
     step: int
@@ -48,6 +51,7 @@ class Batch:
     config: RunConfig
     labels: Tensor
     progress: TrainingProgress
+    ahead: tuple[Views, torch.cuda.Event] | None = None
 
     @property
     def micro_size(self) -> int:
@@ -61,6 +65,8 @@ class Batch:
 
     def views(self, slot: int, device: torch.device) -> Views:
         """Make the views and labels of a slot's micro-batch, the same at each call; an empty slot gets zeros."""
+        if slot == 0 and self.ahead:
+            return _taken(*self.ahead)
         recipe = self.config.augment.views()
         real = slot < len(self.micro_batches)
         rows = slice(slot * self.micro_size, (slot + 1) * self.micro_size) if real else slice(0, 0)
@@ -84,6 +90,8 @@ class Batches:
     def __init__(self, sample_plan: SamplePlan, world: World, first_step: int, total_steps: int) -> None:
         self._plan, self._world = sample_plan, world
         self._steps = range(first_step, total_steps)
+        # on a GPU, the next batch's views are made by the thread that fetches it, while the GPU trains on this one
+        self._stream = torch.cuda.Stream(world.device) if world.device.type == "cuda" else None
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[Batch]:
@@ -105,7 +113,7 @@ class Batches:
         store.prepare(*self._plan.needed_shards(step))
         ids, epochs, labels = self._plan.select(step, mine)
         epochs_done = step * (sizes.size - sizes.labelled) / self._plan.num_samples
-        return Batch(
+        batch = Batch(
             step=step,
             micro_batches=mine,
             num_slots=-(-sizes.num_micro // self._world.size),
@@ -116,9 +124,23 @@ class Batches:
             labels=torch.from_numpy(labels),
             progress=TrainingProgress(step, self._steps.stop, epochs_done),
         )
+        if self._stream is None:
+            return batch
+        with torch.cuda.stream(self._stream):
+            views = batch.views(0, self._world.device)
+            return dataclasses.replace(batch, ahead=(views, self._stream.record_event()))
+
+
+def _taken(views: Views, made: torch.cuda.Event) -> Views:
+    """Return views that another stream makes: what this stream computes next waits for them."""
+    stream = torch.cuda.current_stream()
+    stream.wait_event(made)
+    for tensor in (*views.crops, views.labels):
+        tensor.record_stream(stream)  # their memory is not used again before this stream is done with them
+    return views
 
 
 def _pinned(images: np.ndarray, device: torch.device) -> Tensor:
-    """Turn images into a tensor, page-locked for CUDA, so that the copy overlaps with compute (untested on a GPU)."""
+    """Turn images into a tensor, page-locked for CUDA, so that the copy overlaps with compute."""
     tensor = torch.from_numpy(images)
     return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -19,47 +19,33 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ssl_dist.collectives import World
 
 
-class _Layer:
-    """One BatchNorm layer, with its statistics as ``[2, C]``: C means and C variances."""
-
-    def __init__(self, layer: _BatchNorm) -> None:
-        assert layer.momentum, "a cumulative average depends on how the batch was cut"
-        self.layer, self.momentum = layer, float(layer.momentum)
-        layer.momentum = 1.0
-        self.running = self.latest()
-        self.total, self.passes = torch.zeros_like(self.running), 0
-
-    def latest(self) -> Tensor:
-        """Return the buffers: the statistics of the last forward pass in training mode."""
-        return torch.stack(self._buffers())
-
-    def _buffers(self) -> list[Tensor]:
-        return [cast(Tensor, self.layer.running_mean), cast(Tensor, self.layer.running_var)]
-
-    def move(self, total: Tensor, passes: float) -> None:
-        """Move the running statistics towards the mean ``total / passes``, and write them into the buffers."""
-        if passes:
-            self.running.lerp_(total / passes, self.momentum)
-        for buffer, value in zip(self._buffers(), self.running, strict=True):
-            buffer.copy_(value)
-        if self.layer.num_batches_tracked is not None:
-            self.layer.num_batches_tracked.fill_(0)  # counts forward passes, which depend on the worker count
-        self.total.zero_()
-        self.passes = 0
-
-
 class RunningStatistics:
     """The running statistics of every BatchNorm layer in a module; a layer with momentum None is refused.
 
-    A layer whose parameters are frozen for the whole run is left as it is.
+    A layer whose parameters are frozen for the whole run is left as it is. The statistics of all layers lie in one flat
+    tensor: on a GPU, many small operations would take longer than the arithmetic.
     """
 
     def __init__(self, module: nn.Module) -> None:
         layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
-        found = [m for m in layers if all(parameter.requires_grad for parameter in m.parameters())]
-        self._layers: dict[nn.Module, _Layer] = {layer: _Layer(layer) for layer in found}
+        layers = [m for m in layers if all(parameter.requires_grad for parameter in m.parameters())]
+        assert all(layer.momentum for layer in layers), "a cumulative average depends on how the batch was cut"
         self._collecting = False
-        for layer in found:
+        self._layers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(layers)}
+        if not layers:
+            return
+        self._buffers = [buffer for layer in layers for buffer in _statistics(layer)]
+        self._counters = [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]
+        self._running = torch.cat(self._buffers)
+        sizes = torch.tensor([2 * layer.num_features for layer in layers], device=self._running.device)
+        self._layer_of = torch.arange(len(layers), device=sizes.device).repeat_interleave(sizes)  # of each statistic
+        self._momentum = self._running.new_tensor([cast(float, m.momentum) for m in layers])[self._layer_of]
+        # after the sums, how many forward passes each layer's are of: one tensor to add up over workers
+        self._sums = self._running.new_zeros(len(self._running) + len(layers))
+        self._totals = self._views(self._sums[: len(self._running)])
+        self._passes = [0] * len(layers)
+        for layer in layers:
+            layer.momentum = 1.0
             layer.register_forward_hook(self._add)
 
     @contextlib.contextmanager
@@ -74,18 +60,32 @@ class RunningStatistics:
     @torch.no_grad()
     def _add(self, layer: nn.Module, inputs: object, output: object) -> None:
         if self._collecting and layer.training:
-            known = self._layers[layer]
-            known.total += known.latest()
-            known.passes += 1
+            number = self._layers[layer]
+            torch._foreach_add_(self._totals[2 * number : 2 * number + 2], self._buffers[2 * number : 2 * number + 2])
+            self._passes[number] += 1
 
     @torch.no_grad()
     def update(self, world: World) -> None:
         """Move the running statistics by the forward passes that counted since the last call; every rank calls."""
         if not self._layers:
             return
-        layers = list(self._layers.values())
-        passes = layers[0].total.new_tensor([layer.passes for layer in layers])
-        flat = world.sum_(torch.cat([passes, *(layer.total.flatten() for layer in layers)]))
-        passes, *totals = flat.split([len(layers), *(layer.total.numel() for layer in layers)])
-        for layer, total, count in zip(layers, totals, passes.tolist(), strict=True):
-            layer.move(total.view_as(layer.total), count)
+        channels = len(self._running)
+        self._sums[channels:] = torch.tensor(self._passes, dtype=self._sums.dtype)
+        world.sum_(self._sums)
+        passes = self._sums[channels:][self._layer_of]
+        moved = torch.lerp(self._running, self._sums[:channels] / passes, self._momentum)
+        self._running = torch.where(passes > 0, moved, self._running)  # a layer that none passed keeps its statistics
+        torch._foreach_copy_(self._buffers, self._views(self._running))
+        if self._counters:
+            torch._foreach_zero_(self._counters)  # of forward passes: how many depends on the number of workers
+        self._sums.zero_()
+        self._passes = [0] * len(self._passes)
+
+    def _views(self, flat: Tensor) -> list[Tensor]:
+        """Cut the flat statistics into one part for each buffer."""
+        return list(flat.split([len(buffer) for buffer in self._buffers]))
+
+
+def _statistics(layer: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """Return the layer's means and variances ``[C]``."""
+    return cast(Tensor, layer.running_mean), cast(Tensor, layer.running_var)

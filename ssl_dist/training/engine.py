@@ -12,6 +12,7 @@ Shapes: n samples of this worker, m of a micro-batch, V views, D dimensions of a
 
 from __future__ import annotations
 
+import os
 from typing import NamedTuple
 
 import torch
@@ -21,8 +22,7 @@ from ssl_dist.checkpoint import State
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.batches import Batch
-from ssl_dist.errors import Diverged
-from ssl_dist.methods import Method
+from ssl_dist.methods import Method, Views
 from ssl_dist.training.batch_norm import RunningStatistics
 from ssl_dist.training.zero import Zero, copy_to_cpu
 
@@ -52,6 +52,9 @@ class Engine:
 
     def __init__(self, method: Method, config: RunConfig, world: World, state: State | None = None) -> None:
         self._world = world
+        self._memory_format = _memory_format(config, world.device)
+        if world.device.type == "cuda":
+            _choose_kernels(deterministic=config.engine.deterministic)
         self.method = method.to(world.device)
         if state is not None:
             self.method.load_state_dict(state.model)
@@ -74,18 +77,16 @@ class Engine:
             embedded = [self._embed(batch, slot, collect=True) for slot in slots]
         outputs = torch.cat([z.detach() for z in embedded])[: len(batch.ids)].requires_grad_()  # [n, V, D]
         loss = self.method.loss(outputs)
-        if not torch.isfinite(loss):
-            raise Diverged(f"step {batch.step}: the loss is {loss.item()}; nothing was updated")
         [grad] = torch.autograd.grad(loss, outputs)
         with self._zero.accumulating():
             for slot in slots:
                 z = self._embed(batch, slot) if cached else embedded[slot]
                 self._push(z, grad[slot * batch.micro_size : (slot + 1) * batch.micro_size], last=slot == slots[-1])
-        grad_norm = self._zero.update(batch.step, learning_rate)
+        value, grad_norm = self._zero.update(batch.step, learning_rate, loss.detach())
         self._statistics.update(self._world)
         with self._zero.whole_parameters():
             self.method.after_step(outputs.detach(), batch.progress)
-        return StepResult(loss.item(), grad_norm, outputs.detach())
+        return StepResult(value, grad_norm, outputs.detach())
 
     def _embed(self, batch: Batch, slot: int, *, collect: bool = False) -> Tensor:
         """Return the outputs ``[m, V, D]`` of one slot, whose noise is a function of (seed, step, micro-batch).
@@ -96,7 +97,13 @@ class Engine:
         is_real = slot < len(batch.micro_batches)
         torch.manual_seed(batch.noise_seed(slot))
         with self._statistics.collecting(collect and is_real):
-            return self._zero.forward(batch.views(slot, self._world.device))
+            crops, labels = batch.views(slot, self._world.device)
+            return self._zero.forward(Views(tuple(map(self._in_format, crops)), labels))
+
+    def _in_format(self, crops: Tensor) -> Tensor:
+        """Lay views ``[V, N, 3, S, S]`` out in memory as ``engine.memory_format`` says; convolutions keep it."""
+        images = crops.flatten(0, 1).contiguous(memory_format=self._memory_format)
+        return images.view(*crops.shape[:2], *images.shape[1:])
 
     def _push(self, z: Tensor, grad: Tensor, *, last: bool) -> None:
         """Send dL/dz through the graph of z; a slot without a micro-batch has no rows in ``grad``, and weight 0."""
@@ -114,3 +121,20 @@ class Engine:
             tensors = self.method.state_dict()
             model = {name: copy_to_cpu(tensor, into.model.get(name)) for name, tensor in tensors.items()}
         return State(model, self._zero.optimizer_state(into.optimizer))
+
+
+def _memory_format(config: RunConfig, device: torch.device) -> torch.memory_format:
+    """Return the memory format of a batch of images."""
+    wanted = config.engine.memory_format
+    if wanted == "auto":
+        wanted = "channels_last" if device.type == "cuda" and config.engine.precision == "bf16" else "contiguous"
+    found: torch.memory_format = getattr(torch, f"{wanted}_format" if wanted == "contiguous" else wanted)
+    return found
+
+
+def _choose_kernels(*, deterministic: bool) -> None:
+    """Let this process compute the same bits each time, or by the algorithms that are fastest in a trial."""
+    torch.backends.cudnn.benchmark = not deterministic
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        torch.use_deterministic_algorithms(True)

@@ -8,6 +8,7 @@ divides the parameters as well.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator
@@ -72,25 +73,28 @@ class Zero:
         factor = self._world.size if self._stage == 3 else 1
         self._deepspeed.backward(loss * factor, scale_wrt_gas=False)
 
-    def update(self, step: int, learning_rate: float) -> float:
-        """Clip the gradient and update the parameters; return the gradient's norm before clipping.
+    def update(self, step: int, learning_rate: float, loss: Tensor) -> tuple[float, float]:
+        """Clip the gradient and update the parameters; return the loss, and the gradient's norm before clipping.
+
+        Both are read together: to read a number, the CPU waits for the GPU.
 
         Raises:
-            Diverged: on every rank, before the update, if the gradient is not finite.
+            Diverged: on every rank, before the update, if the loss or the gradient is not finite.
         """
         for group in self._deepspeed.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_factor"]
             group["frozen"] = group["freezable"] and self._method.frozen
-        norm: float | None = None
-        if self._stage == 0:
-            grads = [p.grad for p in self._method.parameters() if p.grad is not None]
-            norm = float(nn.utils.get_total_norm(grads))
-            if not torch.isfinite(torch.tensor(norm)):
-                raise Diverged(f"step {step}: the gradient's norm is {norm}; nothing was updated")
+        grads = [p.grad for p in self._method.parameters() if p.grad is not None] if self._stage == 0 else []
+        found = [loss, *([nn.utils.get_total_norm(grads)] if grads else [])]
+        value, *norms = torch.stack([one.double() for one in found]).tolist()
+        if not math.isfinite(value):
+            raise Diverged(f"step {step}: the loss is {value}; nothing was updated")
+        if norms and not math.isfinite(norms[0]):
+            raise Diverged(f"step {step}: the gradient's norm is {norms[0]}; nothing was updated")
         self._deepspeed.step()
         if not self._deepspeed.was_step_applied():
             raise Diverged(f"step {step}: the gradient is not finite; nothing was updated")
-        return float(self._deepspeed.get_global_grad_norm()) if norm is None else norm
+        return value, norms[0] if norms else float(self._deepspeed.get_global_grad_norm())
 
     def whole_parameters(self) -> AbstractContextManager[Any]:
         """Return a context in which every parameter is whole; only stage 3 keeps them cut up."""
@@ -186,7 +190,8 @@ def _slice(whole: Tensor, parameter: Any, world: World) -> Tensor:
 
 
 def _import_deepspeed(world: World) -> Any:
-    if world.device.type == "cpu":
+    on_cpu = world.device.type == "cpu"
+    if on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not dist.is_initialized():  # alone; whoever made a process group has numbered its workers
         forget_launcher()
@@ -201,7 +206,7 @@ def _import_deepspeed(world: World) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     if not dist.is_initialized():
         assert world.size == 1, "a world of several workers has a process group"
-        dist.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+        dist.init_process_group("gloo" if on_cpu else "nccl", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
     return deepspeed
 
 
