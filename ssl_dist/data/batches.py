@@ -24,6 +24,8 @@ from ssl_dist.data.sample_plan import SamplePlan
 from ssl_dist.hashing import derive_seed
 from ssl_dist.methods import TrainingProgress, Views
 
+_BYTES_AHEAD = 1 << 30  # of a batch's views, made on a GPU before they are asked for
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -38,8 +40,8 @@ class Batch:
         config: the run's.
         labels: int64 ``[n]``; -1: the image has no label, or the method may not see it.
         progress: progress of training before the step.
-        ahead: the first slot's views, where they were made before they are asked for, and the event that tells when a
-            GPU has made them.
+        ahead: views of the first slots, which were made before they are asked for, each with the event that tells when
+            the GPU has made them; empty on a CPU.
     """
 
     step: int
@@ -51,7 +53,7 @@ class Batch:
     config: RunConfig
     labels: Tensor
     progress: TrainingProgress
-    ahead: tuple[Views, torch.cuda.Event] | None = None
+    ahead: tuple[tuple[Views, torch.cuda.Event], ...] = ()
 
     @property
     def micro_size(self) -> int:
@@ -65,8 +67,8 @@ class Batch:
 
     def views(self, slot: int, device: torch.device) -> Views:
         """Make the views and labels of a slot's micro-batch, the same at each call; an empty slot gets zeros."""
-        if slot == 0 and self.ahead:
-            return _taken(*self.ahead)
+        if slot < len(self.ahead):
+            return _taken(*self.ahead[slot])
         recipe = self.config.augment.views()
         real = slot < len(self.micro_batches)
         rows = slice(slot * self.micro_size, (slot + 1) * self.micro_size) if real else slice(0, 0)
@@ -126,9 +128,15 @@ class Batches:
         )
         if self._stream is None:
             return batch
+        ahead, made_bytes = [], 0
         with torch.cuda.stream(self._stream):
-            views = batch.views(0, self._world.device)
-            return dataclasses.replace(batch, ahead=(views, self._stream.record_event()))
+            for slot in range(batch.num_slots):
+                views = batch.views(slot, self._world.device)
+                ahead.append((views, self._stream.record_event()))
+                made_bytes += sum(part.nbytes for part in views.crops)
+                if made_bytes > _BYTES_AHEAD:
+                    break
+        return dataclasses.replace(batch, ahead=tuple(ahead))
 
 
 def _taken(views: Views, made: torch.cuda.Event) -> Views:
