@@ -36,6 +36,7 @@ FREE_ON_RESUME = (
     "monitor",
     "engine.zero_stage",
     "engine.memory_format",
+    "engine.compile",
     "engine.deterministic",
     "data.store",
     "data.label_file",

@@ -76,6 +76,11 @@ class RunConfig(settings.Section):
                 "optim.name lars with engine.zero_stage 3: LARS needs the norms of whole parameters,"
                 " which stage 3 cuts up for good: set engine.zero_stage to 0, 1 or 2"
             )
+        if self.engine.compile != "off" and self.engine.zero_stage == 3:
+            raise ValueError(
+                f"engine.compile {self.engine.compile} with engine.zero_stage 3, which gathers each layer's weights in"
+                " the middle of the pass: set engine.compile to off, or engine.zero_stage to 0, 1 or 2"
+            )
         self._expect_labelled()
         self._expect_validation()
         self._expect_views()

@@ -24,14 +24,21 @@ class RunningStatistics:
 
     A layer whose parameters are frozen for the whole run is left as it is. The statistics of all layers lie in one flat
     tensor: on a GPU, many small operations would take longer than the arithmetic.
+
+    Args:
+        compiled: a part of the module, each of whose layers acts once in its forward pass. The pass is compiled whole,
+            so that its statistics are only read at its end.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, compiled: nn.Module | None = None) -> None:
         layers = [m for m in module.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
         layers = [m for m in layers if all(parameter.requires_grad for parameter in m.parameters())]
         assert all(layer.momentum for layer in layers), "a cumulative average depends on how the batch was cut"
         self._collecting = False
-        self._layers: dict[nn.Module, int] = {layer: number for number, layer in enumerate(layers)}
+        inside = set(compiled.modules()) if compiled else set()
+        self._layers: dict[nn.Module, list[int]] = {}  # what ends the pass of which layers
+        for number, layer in enumerate(layers):
+            self._layers.setdefault(compiled if compiled and layer in inside else layer, []).append(number)
         if not layers:
             return
         self._buffers = [buffer for layer in layers for buffer in _statistics(layer)]
@@ -46,7 +53,8 @@ class RunningStatistics:
         self._passes = [0] * len(layers)
         for layer in layers:
             layer.momentum = 1.0
-            layer.register_forward_hook(self._add)
+        for passed in self._layers:
+            passed.register_forward_hook(self._add)
 
     @contextlib.contextmanager
     def collecting(self, wanted: bool) -> Iterator[None]:
@@ -58,11 +66,13 @@ class RunningStatistics:
             self._collecting = False
 
     @torch.no_grad()
-    def _add(self, layer: nn.Module, inputs: object, output: object) -> None:
-        if self._collecting and layer.training:
-            number = self._layers[layer]
-            torch._foreach_add_(self._totals[2 * number : 2 * number + 2], self._buffers[2 * number : 2 * number + 2])
-            self._passes[number] += 1
+    def _add(self, passed: nn.Module, inputs: object, output: object) -> None:
+        if self._collecting and passed.training:
+            numbers = self._layers[passed]
+            both = [each for number in numbers for each in (2 * number, 2 * number + 1)]  # means and variances
+            torch._foreach_add_([self._totals[each] for each in both], [self._buffers[each] for each in both])
+            for number in numbers:
+                self._passes[number] += 1
 
     @torch.no_grad()
     def update(self, world: World) -> None:
@@ -70,7 +80,10 @@ class RunningStatistics:
         if not self._layers:
             return
         channels = len(self._running)
-        self._sums[channels:] = torch.tensor(self._passes, dtype=self._sums.dtype)
+        if len(set(self._passes)) == 1:
+            self._sums[channels:] = self._passes[0]  # the next line would wait for the GPU
+        else:
+            self._sums[channels:] = torch.tensor(self._passes, dtype=self._sums.dtype)
         world.sum_(self._sums)
         passes = self._sums[channels:][self._layer_of]
         moved = torch.lerp(self._running, self._sums[:channels] / passes, self._momentum)

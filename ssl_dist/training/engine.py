@@ -24,6 +24,7 @@ from ssl_dist.config import RunConfig
 from ssl_dist.data.batches import Batch
 from ssl_dist.methods import Method, Views
 from ssl_dist.training.batch_norm import RunningStatistics
+from ssl_dist.training.compiling import compile_backbone
 from ssl_dist.training.zero import Zero, copy_to_cpu
 
 
@@ -58,7 +59,8 @@ class Engine:
         self.method = method.to(world.device)
         if state is not None:
             self.method.load_state_dict(state.model)
-        self._statistics = RunningStatistics(self.method)
+        compiled = self.method.backbone if compile_backbone(self.method.backbone, config, world.device) else None
+        self._statistics = RunningStatistics(self.method, compiled)
         self._zero = Zero(self.method, config, world)
         if state is not None:
             self._zero.load_optimizer_state(state.optimizer)
