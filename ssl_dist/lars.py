@@ -59,29 +59,35 @@ class LARS(torch.optim.Optimizer):
         """Update the parameters once from their ``.grad``."""
         assert closure is None, "LARS does not evaluate the loss again"
         for group in self.param_groups:
-            grads = {p: p.grad.add(p, alpha=group["weight_decay"]) for p in group["params"] if p.grad is not None}
+            parameters = [p for p in group["params"] if p.grad is not None]
+            if not parameters:
+                continue
+            # whole lists at a time: on a GPU one kernel does the work of hundreds
+            grads = list(torch._foreach_add([p.grad for p in parameters], parameters, alpha=group["weight_decay"]))
             if group["adapt"]:
-                self._scale(grads, group)
-            for parameter, grad in grads.items():
-                state = self.state[parameter]
-                if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(parameter)
-                velocity: Tensor = state["momentum_buffer"].mul_(group["momentum"]).add_(grad, alpha=group["lr"])
-                parameter.sub_(velocity)
+                self._scale(parameters, grads, group)
+            for parameter in parameters:
+                if "momentum_buffer" not in self.state[parameter]:
+                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            velocities = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+            torch._foreach_mul_(velocities, group["momentum"])
+            torch._foreach_add_(velocities, grads, alpha=group["lr"])
+            torch._foreach_sub_(parameters, velocities)
 
-    def _scale(self, grads: dict[Tensor, Tensor], group: dict[str, Any]) -> None:
+    def _scale(self, parameters: list[Tensor], grads: list[Tensor], group: dict[str, Any]) -> None:
         """Multiply each parameter's gradient by the parameter's trust ratio, in place."""
         slices: list[tuple[int, Tensor, Tensor]] = []  # parameter's number, weight, gradient
-        for number, (tensor, grad) in enumerate(grads.items()):
+        for number, (tensor, grad) in enumerate(zip(parameters, grads, strict=True)):
             for parameter, start, length in self._slices.get(tensor, [ParameterSlice(number, 0, tensor.numel())]):
                 elements = slice(start, start + length)
                 slices.append((parameter, tensor.view(-1)[elements], grad.view(-1)[elements]))
+        numbers = [number for number, _, _ in slices]
+        weights, its_grads = [weight for _, weight, _ in slices], [grad for _, _, grad in slices]
         squares = group["params"][0].new_zeros(2, group["num_parameters"])
-        for number, weight, grad in slices:
-            squares[0, number] += weight.square().sum()
-            squares[1, number] += grad.square().sum()
+        if slices:  # a worker may hold nothing but padding
+            squares[:, numbers] = torch.stack(torch._foreach_norm(weights + its_grads)).square().view(2, -1)
         weight_norm, grad_norm = self._sum_over_workers(squares).sqrt()
         ratio = group["trust_coefficient"] * weight_norm / grad_norm
-        trust = torch.where((weight_norm > 0) & (grad_norm > 0), ratio, 1.0)
-        for number, _, grad in slices:
-            grad.mul_(trust[number])
+        trust = torch.where((weight_norm > 0) & (grad_norm > 0), ratio, 1.0).unbind()
+        if slices:
+            torch._foreach_mul_(its_grads, [trust[number] for number in numbers])

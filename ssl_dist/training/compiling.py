@@ -31,7 +31,7 @@ def compile_backbone(backbone: nn.Module, config: RunConfig, device: torch.devic
     def forward(*inputs: Any) -> Any:
         return compiled(*inputs) if backbone.training else plain(*inputs)
 
-    backbone.forward = forward  # type: ignore[method-assign]
+    backbone.forward = forward
     return True
 
 
