@@ -3,7 +3,7 @@ IMAGES ?= cifar10-train.tar
 TEST_IMAGES ?= cifar10-test.tar
 BIN := .venv/bin
 
-.PHONY: install docs demo test test-slow test-kernels test-cluster bench studies clean
+.PHONY: install docs demo test test-slow test-kernels test-cluster test-gpu bench studies clean
 
 install: .venv/.installed
 
@@ -39,6 +39,10 @@ test-kernels: install
 
 test-cluster: install
 	$(BIN)/pytest -m hosts -rs
+
+# needs no installation: a machine with a GPU brings its own torch, which was built for its driver
+test-gpu:
+	$(PYTHON) -m pytest tests/gpu -m gpu -rs
 
 # its requirements (numpy < 2.2) are not ours: an environment of its own, with ours beneath
 .venv-streaming/.installed: .venv/.installed

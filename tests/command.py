@@ -10,8 +10,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from ssl_dist.commands.console import console, errors
-
 
 class Outcome(NamedTuple):
     """The exit code of a command and its output."""
@@ -30,6 +28,8 @@ Command = Callable[..., Outcome]
 
 def run_in_process(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], *arguments: object) -> Outcome:
     """Run ``python -m ssl_dist`` with these arguments; a command that returns without an exit code succeeded."""
+    from ssl_dist.commands.console import console, errors
+
     monkeypatch.setenv("PYTHONSAFEPATH", "")  # which the command sets: set back after the test
     monkeypatch.setattr(sys, "argv", ["ssl-dist", *map(str, arguments)])
     for one in (console, errors):

@@ -10,9 +10,10 @@ import multiprocessing
 import os
 import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 PRELOADED = ["deepspeed", "ssl_dist.training.loop", "pytest"]
@@ -24,18 +25,34 @@ class WorkerFailed(Exception):
 
 
 class GlooPool:
-    """W processes in one gloo group; the group's file is its rendezvous, so no port is taken."""
+    """W processes in one gloo group; the group's file is its rendezvous, so no port is taken.
 
-    def __init__(self, size: int) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(PRELOADED)
+    Args:
+        backend: of the group, where it is another than gloo.
+        spawned: start each worker from nothing. What the server imports may start CUDA, which does not survive a fork.
+        environment: variables of the workers beside the test's own.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        *,
+        backend: str = "gloo",
+        spawned: bool = False,
+        environment: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        context = multiprocessing.get_context("spawn" if spawned else "forkserver")
+        if not spawned:
+            context.set_forkserver_preload(PRELOADED)
         meeting = Path(tempfile.mkdtemp()) / "rendezvous"
         self._ends: list[Connection] = []
         self._processes = []
         self.broken = False
         for rank in range(size):
             here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(rank, size, meeting, there), daemon=True)
+            process = context.Process(
+                target=_serve, args=(rank, size, meeting, there, backend, dict(environment)), daemon=True
+            )
             process.start()
             self._ends.append(here)
             self._processes.append(process)
@@ -76,12 +93,13 @@ class GlooPool:
             process.kill()
 
 
-def _serve(rank: int, size: int, meeting: Path, end: Connection) -> None:
+def _serve(rank: int, size: int, meeting: Path, end: Connection, backend: str, environment: Mapping[str, str]) -> None:
+    os.environ.update(environment)
     import torch
     import torch.distributed as dist
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=size)
+    dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=size)
     while (work := end.recv()) is not None:
         function, arguments = work
         try:

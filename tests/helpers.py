@@ -77,6 +77,7 @@ def train(
     last_step: int,
     resume: Path | None = None,
     total_steps: int | None = None,
+    device: str = "cpu",
 ) -> Trace:
     """Train the steps first_step .. last_step - 1, from the initial weights or the newest checkpoint in ``resume``.
 
@@ -84,7 +85,7 @@ def train(
     """
     found = Checkpoints(resume).newest() if resume else None
     assert (found.step if found else 0) == first_step
-    world = World.current()
+    world = World.current(torch.device(device))
     engine = Engine(smooth_method(config), config, world, found.load() if found else None)
     batches = Batches(SamplePlan(config, open_store(config.data)), world, first_step, total_steps or last_step)
     results, snapshot = [], None

@@ -132,16 +132,3 @@ def test_unknown_recipe_and_views_of_two_sizes_are_refused() -> None:
         augment.views(pictures(1), torch.arange(1), seed=0, epoch=0, recipe="x")
     with pytest.raises(ConfigError, match=r"views of different sizes \[16, 32\]"):
         augment.views(pictures(1), torch.arange(1), seed=0, epoch=0, recipe=(View(), View(size_px=16)))
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.parametrize("recipe", ["simclr", "byol", "swav-small"])
-def test_cuda_makes_the_same_views_up_to_rounding(recipe: str) -> None:
-    """Views on CUDA equal those on the CPU except for rounding (not run so far, for want of a GPU)."""
-    images, ids = pictures(40), torch.arange(40)
-    here = augment.crops(images, ids, seed=0, epoch=3, recipe=recipe)
-    there = augment.crops(images.cuda(), ids.cuda(), seed=0, epoch=3, recipe=recipe)
-    for a, b in zip(here, there, strict=True):
-        # sums in another order; where a crop's side is rounded or a value solarised, an image may differ by more
-        same = (a - b.cpu()).abs().flatten(2).amax(2) < 1e-5
-        assert same.float().mean() > 0.97
