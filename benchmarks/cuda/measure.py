@@ -15,6 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 
 Record = dict[str, Any]
 Call = Callable[[], Any]
+Mark = Any  # a CUDA event, or on a CPU the seconds of its clock
 
 _WARM_UP, _IN_A_ROW = 5, 10  # calls that are not measured; calls between two waits for the device
 _LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch")
@@ -62,6 +63,20 @@ def _events_of(call: Call, device: torch.device) -> list[float]:
         event.record()
     wait_for(device)
     return [first.elapsed_time(second) for first, second in itertools.pairwise(events)]
+
+
+def mark(device: torch.device) -> Mark:
+    """Return a mark of this moment in the device's work; ``elapsed`` gives the milliseconds between two."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+def elapsed(first: Mark, second: Mark) -> float:
+    """Return the milliseconds between two marks; the device has passed both."""
+    return (second - first) * 1e3 if isinstance(first, float) else float(first.elapsed_time(second))
 
 
 def _clock_of(call: Call) -> float:
