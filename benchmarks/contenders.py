@@ -24,7 +24,7 @@ def dense(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:
     """Compute all logits at once and leave the gradient to autograd, in one process."""
     z = normalize(torch.cat([z_a, z_b]), dim=1)
     logits = (z @ z.T / temperature).fill_diagonal_(-torch.inf)
-    return cross_entropy(logits, torch.arange(len(z)).roll(len(z_a)))
+    return cross_entropy(logits, torch.arange(len(z), device=z.device).roll(len(z_a)))
 
 
 def lightly(z_a: Tensor, z_b: Tensor, temperature: float) -> Tensor:

@@ -190,8 +190,7 @@ def _slice(whole: Tensor, parameter: Any, world: World) -> Tensor:
 
 
 def _import_deepspeed(world: World) -> Any:
-    on_cpu = world.device.type == "cpu"
-    if on_cpu:
+    if world.device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     if not dist.is_initialized():  # alone; whoever made a process group has numbered its workers
         forget_launcher()
@@ -206,7 +205,8 @@ def _import_deepspeed(world: World) -> Any:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.c10d_logger")
     if not dist.is_initialized():
         assert world.size == 1, "a world of several workers has a process group"
-        dist.init_process_group("gloo" if on_cpu else "nccl", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+        backend = "nccl" if world.device.type == "cuda" else "gloo"  # gloo would copy gradients to the host
+        dist.init_process_group(backend, init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
     return deepspeed
 
 

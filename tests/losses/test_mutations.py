@@ -19,7 +19,7 @@ MIRRORED_OWN_LOSS_ONLY = "grad[columns].addmm_((_logits(y, rows, columns) - lse[
 OWN_PULL_ONLY = ("sigmoid().view(-1, 2).sum(1).view(-1, 1, 1)", "sigmoid().view(-1, 2, 1)")
 POSITIVE = "positive = y[local].view(-1, 2, y.shape[1]).flip(1)"
 
-# fault -> (right code, faulty code) in ssl_dist/losses/nt_xent.py
+# fault -> (right code, faulty code) in ssl_dist/losses/nt_xent.py or nt_xent_tiles.py
 FAULTS = {
     "gradient divided by the number of ranks": [
         (
@@ -69,16 +69,17 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_fault_makes_the_tests_fail(copy: Path, fault: str) -> None:
-    source = copy / "ssl_dist" / "losses" / "nt_xent.py"
-    right = wrong = source.read_text()
+    sources = [copy / "ssl_dist" / "losses" / name for name in ("nt_xent.py", "nt_xent_tiles.py")]
+    right = [source.read_text() for source in sources]
     for old, new in FAULTS[fault]:
-        assert wrong.count(old) == 1, old
-        wrong = wrong.replace(old, new)
-    source.write_text(wrong)
+        [source] = [source for source in sources if source.read_text().count(old)]
+        assert source.read_text().count(old) == 1, old
+        source.write_text(source.read_text().replace(old, new))
     try:
         done = _outcome(copy)
     finally:
-        source.write_text(right)
+        for source, text in zip(sources, right, strict=True):
+            source.write_text(text)
     assert done.returncode == 1, done.stdout + done.stderr
     assert re.search(r"^E +(AssertionError|assert )", done.stdout, re.MULTILINE), "failed by a check, not by a crash"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from unittest import mock
 
@@ -15,7 +14,7 @@ from torch.nn.functional import cross_entropy, normalize
 from benchmarks.contenders import LOSSES
 from benchmarks.traffic import Traffic
 from ssl_dist.errors import ConfigError
-from ssl_dist.losses import nt_xent
+from ssl_dist.losses import nt_xent, nt_xent_tiles
 from tests.gloo import GlooPool
 
 Pools = Callable[[int], GlooPool]
@@ -138,7 +137,7 @@ def _mine(rank: int, size: int) -> list[Tensor]:
 
 def _local(rank: int, size: int, similarity: str, temperature: float, tile_rows: int) -> tuple[float, Tensor, Tensor]:
     mine = _mine(rank, size)
-    with mock.patch.dict(sys.modules["ssl_dist.losses.nt_xent"].TILE_BYTES, cpu=tile_rows**2 * 8):
+    with mock.patch.dict(nt_xent_tiles.TILE_BYTES, cpu=tile_rows**2 * 8):
         loss = nt_xent(mine[0], mine[1], temperature=temperature, similarity=similarity)
         grad_a, grad_b = torch.autograd.grad(3 * loss, mine)  # 3: the incoming gradient counts
     return loss.item(), grad_a, grad_b
