@@ -26,7 +26,8 @@ from ssl_dist.training.metrics import MetricsReader
 
 RECIPE = "simclr-cifar10-gpu"
 NOTE, CONFIG = "benchmark.json", "config.json"
-EVALUATIONS = {"knn": ["--k", "200"], "linear": []}
+EVALUATIONS = ("knn", "linear")
+K = 200  # neighbours, as in lightly's table
 _STOP_S = 40  # a run that was asked to stop writes its checkpoint in this time
 _EVALUATION_S = 20  # less is not worth the start of an evaluation
 
@@ -54,12 +55,16 @@ def main(
         note["calls"].append(call)
     _keep(out, note)
     say(where, {"part": "cifar10", **_progress(out, note)})
-    for name, options in EVALUATIONS.items():
-        left_s = deadline - time.monotonic()
-        if _is_done(out) and name not in note and left_s > _EVALUATION_S:
-            note[name] = _evaluate(name, out, stores, options, left_s + _STOP_S)
-            _keep(out, note)
     if _is_done(out):
+        for name in EVALUATIONS:
+            left_s = deadline - time.monotonic()
+            if (
+                name not in note
+                and left_s > _EVALUATION_S
+                and (found := _evaluate(name, out, stores, left_s + _STOP_S))
+            ):
+                note[name] = found
+                _keep(out, note)
         figures = {name: note.get(name, "not measured yet: call again") for name in EVALUATIONS}
         say(where, {"part": "cifar10", "train_s": _seconds(note), **figures})
 
@@ -141,24 +146,20 @@ def _progress(out: Path, note: Record) -> Record:
     }
 
 
-def _evaluate(name: str, out: Path, stores: list[Path], options: list[str], seconds: float) -> Record | None:
-    """Measure the run's newest checkpoint; return None where there was not enough time."""
+def _evaluate(name: str, out: Path, stores: list[Path], seconds: float) -> Record | None:
+    """Measure the run's newest checkpoint; return None where that failed or took too long."""
+    options = ["--k", str(min(K, manifest_at(str(stores[0])).rows))] if name == "knn" else []
     words = ["--train", str(stores[0]), "--test", str(stores[1]), "--baselines", "none", *options, "--json"]
     began = time.monotonic()
     try:
-        done = subprocess.run(
-            [*_command("evaluate", name), str(out), *words],
-            stdout=subprocess.PIPE,
-            timeout=seconds,
-            check=True,
-            text=True,
-        )
-    except subprocess.TimeoutExpired:
+        command = [*_command("evaluate", name), str(out), *words]
+        answer = subprocess.run(command, stdout=subprocess.PIPE, timeout=seconds, check=True).stdout
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError):
         return None
-    found: Record = json.loads(done.stdout)
+    found: Record = json.loads(answer)
     return {"top1": found["rows"][0]["top1"], "step": found["step"], "seconds": time.monotonic() - began}
 
 
 def _keep(out: Path, note: Record) -> None:
     if out.is_dir():
-        write_text(out / NOTE, json.dumps({key: value for key, value in note.items() if value is not None}))
+        write_text(out / NOTE, json.dumps(note))

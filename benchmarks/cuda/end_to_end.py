@@ -9,8 +9,9 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -60,8 +61,10 @@ def main(
     workers: Annotated[int, typer.Option(min=0, help="Processes of lightly's loader.")] = os.cpu_count() or 1,
     settings: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Setting of ours.")] = [],  # noqa: B006
     profiles: Annotated[bool, typer.Option("--profile", help="Print what the steps' time goes to.")] = False,
+    search: Annotated[bool, typer.Option("--cudnn-benchmark", help="Let cuDNN search its fastest kernels.")] = False,
 ) -> None:
     """Measure each network and print JSON lines."""
+    torch.backends.cudnn.benchmark = search
     where = torch.device(device)
     wanted = contenders.split(",")
     if "lightly" in wanted and not transforms.installed(["lightly"]):
@@ -123,18 +126,19 @@ def _measure(
     loops, turns = dict[str, Loop](), dict[str, list[Record]]()
     resident, started_s = dict[str, int](), dict[str, float]()
     for name, make in makers.items():
-        try:
+        with _failure_named(device, {**about, "contender": name}):
             before, began = _allocated(device), time.perf_counter()
             loop = make()
             _turn(loop, config.batch.size, device, 0)
             loops[name], turns[name], resident[name] = loop, [], _allocated(device) - before
             started_s[name] = time.perf_counter() - began
-        except Exception as error:  # the others can be measured, and time on the device is scarce
-            say(device, {**about, "contender": name, "failed": f"{type(error).__name__}: {error}"[:500]})
     for _ in range(rounds):
         for name, loop in loops.items():
-            turns[name].append(_turn(loop, config.batch.size, device, seconds))
+            with _failure_named(device, {**about, "contender": name}):
+                turns[name].append(_turn(loop, config.batch.size, device, seconds))
     for name, loop in loops.items():
+        if not turns[name]:
+            continue
         medians = {key: statistics.median(turn[key] for turn in turns[name]) for key in turns[name][0]}
         if "peak_extra_bytes" in medians:
             medians["peak_bytes"] = medians.pop("peak_extra_bytes") + resident[name]
@@ -142,14 +146,24 @@ def _measure(
         record |= {"all_images_per_s": [turn["images_per_s"] for turn in turns[name]]}
         if isinstance(loop, Ours):
             record |= {"settings": config.engine.model_dump(), "micro": config.batch.micro}
-            record |= _views(loop, device)
+            with _failure_named(device, {**about, "contender": name}):
+                record |= _views(loop, device)
         say(device, record)
         if profiles:
-            steps = loop.steps()
-            say(device, {**about, "contender": name, "profile": table(lambda: next(steps), device)})  # noqa: B023
+            with _failure_named(device, {**about, "contender": name}), closing(loop.steps()) as steps:
+                say(device, {**about, "contender": name, "profile": table(partial(next, steps), device)})
     for loop in loops.values():
         if isinstance(loop, Ours):
             loop.close()
+
+
+@contextmanager
+def _failure_named(device: torch.device, about: Record) -> Iterator[None]:
+    """Print a record of an error and go on: the other loops can be measured, and time on the device is scarce."""
+    try:
+        yield
+    except Exception as error:
+        say(device, {**about, "failed": f"{type(error).__name__}: {error}"[:500]})
 
 
 def _allocated(device: torch.device) -> int:
@@ -158,6 +172,8 @@ def _allocated(device: torch.device) -> int:
 
 def _turn(loop: Loop, batch: int, device: torch.device, seconds: float) -> Record:
     """Train for about ``seconds`` after a warm-up; return the rates and the peak of this turn's memory."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()  # of what the other loops have freed
     with closing(loop.steps()) as steps:
         for _ in range(max(_WARM_UP, loop.burst)):
             next(steps)

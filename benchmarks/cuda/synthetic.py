@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,17 +32,17 @@ def images(count: int, px: int) -> np.ndarray:
 def write_store(place: Path, pixels: np.ndarray) -> None:
     """Write a raw store of these images, without labels, as ``ssl-dist store build`` writes one of image files."""
     shape = (pixels.shape[1], pixels.shape[2], 3)
-    shard_format = ShardFormat(encoding="raw", image_shape=shape, size_px=None, batch_rows=BATCH_ROWS)
+    form = ShardFormat(encoding="raw", image_shape=shape, size_px=None, batch_rows=BATCH_ROWS)
     place.mkdir(parents=True)
-    shards = list[ShardEntry]()
-    for first in range(0, len(pixels), _AT_ONCE):
-        part = pixels[first : first + _AT_ONCE]
-        members = [Member(f"{number:09d}", NO_LABEL, image) for number, image in enumerate(part, first)]
-        written = write_shard(ShardJob(members, place / f"shard-{len(shards):05d}.arrow", shard_format))
-        assert written.temporary
-        assert written.summary.entry
-        written.temporary.replace(written.path)
-        shards.append(written.summary.entry)
+    numbers = [range(first, min(first + _AT_ONCE, len(pixels))) for first in range(0, len(pixels), _AT_ONCE)]
+    jobs = [
+        ShardJob(
+            [Member(f"{row:09d}", NO_LABEL, pixels[row]) for row in rows], place / f"shard-{shard:05d}.arrow", form
+        )
+        for shard, rows in enumerate(numbers)
+    ]
+    with ThreadPoolExecutor(len(jobs)) as threads:
+        shards = list(threads.map(_write_shard, jobs))
     Manifest(
         split="train",
         encoding="raw",
@@ -54,3 +55,11 @@ def write_store(place: Path, pixels: np.ndarray) -> None:
         made_of="synthetic images",
         shards=tuple(shards),
     ).with_checksum().write(place)
+
+
+def _write_shard(job: ShardJob) -> ShardEntry:
+    written = write_shard(job)
+    assert written.temporary
+    assert written.summary.entry
+    written.temporary.replace(written.path)
+    return written.summary.entry
