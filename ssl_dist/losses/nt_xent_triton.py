@@ -1,7 +1,8 @@
 """Triton kernels of NT-Xent for CUDA: the log-sum-exp of each row and its gradient, S never leaving the chip.
 
 Each program owns some rows and walks over all columns in a fixed order, so no atomic is needed and equal calls give
-equal bits. Tensor cores multiply in halves: y * 2^k is split into high + low, two float16 numbers, and
+equal bits; that S is symmetric is not used, (2 + 4) M C D flops are done. Tensor cores multiply in halves: y * 2^k is
+split into high + low, two float16 numbers, and
 
     y_i . y_j = (high_i . high_j + high_i . low_j + low_i . high_j) / 2^2k
 
@@ -39,18 +40,17 @@ class Config(NamedTuple):
 
     def options(self) -> dict[str, int]:
         """Return the arguments of a kernel."""
-        return {
-            "ROWS": self.rows,
-            "COLUMNS": self.columns,
-            "num_warps": self.warps,
-            "num_stages": self.stages,
-        }
+        return {"ROWS": self.rows, "COLUMNS": self.columns, "num_warps": self.warps, "num_stages": self.stages}
+
+    def on_chip_bytes(self, dim: int) -> int:
+        """Return the bytes of the row tile and of the column tiles that are there or on their way, two halves each."""
+        return 2 * 2 * dim * (self.rows + self.stages * self.columns)
 
 
-# By padded D at most; each fits the 160 KiB that an A100 has on the chip.
+# By padded D at most; the first that fits the chip is taken, and the last fits the 160 KiB of an A100.
 # `python -m benchmarks.gpu nt-xent --tune` measures others.
-FORWARD = {128: Config(128, 64, 8, 2), 256: Config(64, 32, 4, 2)}
-BACKWARD = {128: Config(128, 64, 8, 2), 256: Config(64, 32, 8, 2)}
+FORWARD = {128: [Config(128, 128, 8, 2), Config(128, 64, 8, 2)], 256: [Config(64, 32, 4, 2)]}
+BACKWARD = {128: [Config(128, 64, 8, 2)], 256: [Config(64, 32, 8, 2)]}
 
 
 class Halves(NamedTuple):
@@ -138,8 +138,12 @@ def gradient(y: Tensor, mine: range, lse: Tensor, largest: Tensor, config: Confi
     return grad
 
 
-def _config(configs: dict[int, Config], halves: Halves) -> Config:
-    return next(config for dim, config in configs.items() if halves.high.shape[1] <= dim)
+def _config(configs: dict[int, list[Config]], halves: Halves) -> Config:
+    dim, on_chip = halves.high.shape[1], 160 << 10
+    if halves.high.is_cuda:
+        on_chip = torch.cuda.get_device_properties(halves.high.device).shared_memory_per_block_optin  # type: ignore[attr-defined]
+    some = next(some for most, some in configs.items() if dim <= most)
+    return next(config for config in some if config.on_chip_bytes(dim) <= on_chip)
 
 
 @triton.jit

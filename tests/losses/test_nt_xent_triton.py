@@ -25,6 +25,7 @@ from tests.losses.test_nt_xent import embeddings, reference, relative
 pytest.importorskip("triton", reason="Triton is not installed; it comes with CUDA builds of torch")
 CUDA = torch.cuda.is_available()
 DEVICE = "cuda" if CUDA else "cpu"
+WORSE = 10 if CUDA else 3  # times the error of float32 tiles on a CPU: tensor cores truncate sums where a CPU rounds
 Run = Callable[..., Any]
 
 
@@ -71,8 +72,8 @@ def test_kernels_are_as_exact_as_float32_tiles(run: Run, n: int, dim: int, tempe
     tiles_loss, tiles_grad = _loss_and_gradient(*single, temperature, similarity)
     unit = torch.finfo(torch.float32).eps
     error, tiles_error = (abs(3 * found - theirs.item()) for found in (loss, tiles_loss))
-    assert error <= 3 * tiles_error + 30 * unit * theirs.item()  # sums in another order, 22 bits instead of 24
-    assert relative(grad.double(), expected) <= 3 * relative(tiles_grad.double(), expected) + 5 * unit
+    assert error <= WORSE * (tiles_error + 10 * unit * theirs.item())  # a single number may be right by chance
+    assert relative(grad.double(), expected) <= WORSE * (relative(tiles_grad.double(), expected) + 2 * unit)
 
 
 def _of_a_part(y: Tensor, mine: range, lse: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,8 +92,9 @@ def test_a_rank_computes_its_rows(run: Run, mine: range) -> None:
     expected = nt_xent_tiles.gradient(y, mine, lse, shift)
     found_sums, found = run(_of_a_part, y.float(), mine, lse.float())
     assert found.shape == (len(mine), 32)
-    torch.testing.assert_close(found_sums.double(), sums, rtol=3e-6, atol=3e-6)  # logits of up to 20 in float32
-    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+    bound = WORSE * 3e-6  # logits of up to 20 in float32
+    torch.testing.assert_close(found_sums.double(), sums, rtol=bound, atol=bound)
+    torch.testing.assert_close(found.double(), expected, rtol=bound, atol=bound)
 
 
 def test_equal_calls_give_equal_bits(run: Run) -> None:
@@ -105,7 +107,7 @@ def test_equal_calls_give_equal_bits(run: Run) -> None:
 def test_collapsed_and_tiny_embeddings_stay_finite_and_broken_ones_are_seen(run: Run) -> None:
     for fill in (0.0, 1.0, 1e-30):
         loss, grad = run(_by_kernels, *torch.full((2, 5, 8), fill), 0.1, "dot")
-        assert loss == pytest.approx(math.log(9), abs=1e-5)  # logits of 80 in float32
+        assert loss == pytest.approx(math.log(9), abs=WORSE * 3e-6)  # logits of 80 in float32
         assert np.isfinite(grad.numpy()).all()
     for fault in (math.nan, math.inf):
         views = torch.ones(2, 5, 8)
