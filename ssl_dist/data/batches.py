@@ -119,6 +119,6 @@ class Batches:
 
 
 def _pinned(images: np.ndarray, device: torch.device) -> Tensor:
-    """Turn images into a tensor, page-locked for CUDA, so that the copy overlaps with compute (untested on a GPU)."""
+    """Turn images into a tensor, page-locked for CUDA, so that the copy overlaps with compute."""
     tensor = torch.from_numpy(images)
     return tensor.pin_memory() if device.type == "cuda" else tensor
