@@ -186,13 +186,33 @@ def render(columns: Tensor, plan: RenderPlan, out: Tensor) -> None:
     if len(plan.transposed):
         view.index_copy_(0, plan.transposed, view[plan.transposed].mT)
     view = view.view(n, 3, size * size)
-    grey = view.mean(2) * plan.grey  # one core computes a row's mean, in an order that the row's length alone sets
+    grey = _means(view) * plan.grey
     view = plan.colours.apply(view)
     view += (grey[:, 0] + grey[:, 1] + grey[:, 2])[:, None, None]
     if len(plan.solarised):
         bright = view[plan.solarised]
         view.index_copy_(0, plan.solarised, torch.minimum(bright, 1 - bright))  # from 0.5 on, 1 - x is the smaller
     torch.clamp(view.to(out.dtype), 0, 1, out=out.view(view.shape))
+
+
+def _means(rows: Tensor) -> Tensor:
+    """Return the means of the last dimension, whose bits do not depend on the number of rows.
+
+    On a CPU one core computes a row's mean, in an order that the row's length alone sets. CUDA's kernel chooses the
+    order by the number of rows too.
+    """
+    return rows.mean(-1) if rows.device.type == "cpu" else sum_by_halves(rows) / rows.shape[-1]
+
+
+def sum_by_halves(rows: Tensor) -> Tensor:
+    """Sum the last dimension in one order: add its second half to the first until one element is left."""
+    while (length := rows.shape[-1]) > 1:
+        half = length // 2
+        summed = rows[..., :half] + rows[..., half : 2 * half]
+        if length % 2:
+            summed[..., 0] += rows[..., -1]
+        rows = summed
+    return rows[..., 0]
 
 
 def _blur(lines: Tensor, blurred: Tensor, changes: LineSums) -> None:

@@ -86,9 +86,7 @@ class Knn(NamedTuple):
         from ssl_dist.evaluate.features import fastest_device
         from ssl_dist.evaluate.knn import knn_answers
 
-        bank, numbers, asked = (
-            x.to(fastest_device()) for x in (train, torch.from_numpy(labels), test)
-        )  # GPU: untested
+        bank, numbers, asked = (x.to(fastest_device()) for x in (train, torch.from_numpy(labels), test))
         options: dict[str, Any] = {"temperature": self.temperature, "distance": self.distance}
         return knn_answers(bank, numbers, asked, k=self.k, **options), {}
 

@@ -20,6 +20,7 @@ from ssl_dist.evaluate.probe import Probe
 from ssl_dist.evaluate.validation import Validation
 from ssl_dist.training.engine import Engine, StepResult
 from ssl_dist.training.health import CollapseWatch, embedding_statistics
+from ssl_dist.training.memory import within_memory
 from ssl_dist.training.metrics import statistics_at_start
 from ssl_dist.training.monitor import Monitor, Stopwatch
 
@@ -48,9 +49,9 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
         The last metrics and ``step``; fewer steps than planned where ``requests.stop`` ended the run.
 
     Raises:
-        Diverged, RunError, Preempted: on every worker.
+        Diverged, RunError, Preempted: on every worker; but RunError on those alone whose device ran out of memory.
     """
-    with _Run(config, directory, world) as run:
+    with within_memory(config, world.device), _Run(config, directory, world) as run:
         step, preempted = run.first_step, False
         for batch in run.batches:
             if step == run.first_step:

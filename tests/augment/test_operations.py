@@ -161,3 +161,14 @@ def test_combined_operations_have_a_fixed_order() -> None:
     close = (ours - theirs).abs() < LUMA
     # a value within LUMA of 0.5 may be solarised in one and not in the other
     assert (close | ((theirs - 0.5).abs() < LUMA) | ((ours - 0.5).abs() < LUMA)).all()
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 7, 256, 1000])
+def test_halves_add_up_to_the_sum(length: int) -> None:
+    """Equal to the sum in float64 but for rounding, whatever other rows there are, and without writing into them."""
+    rows = torch.rand(5, 3, length, generator=torch.Generator().manual_seed(0))
+    before = rows.clone()
+    found = operations.sum_by_halves(rows)
+    torch.testing.assert_close(found.double(), before.double().sum(-1), rtol=1e-6, atol=0)
+    assert torch.equal(rows, before)
+    assert torch.equal(operations.sum_by_halves(rows[2:3])[0], found[2])

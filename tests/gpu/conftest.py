@@ -9,6 +9,7 @@ import os
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products; cuBLAS reads it once
 
+import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -33,6 +34,9 @@ def device() -> torch.device:
 def _full_precision(device: torch.device) -> Iterator[None]:
     with full_precision():
         yield
+    if device.type == "cuda":
+        gc.collect()  # engines refer to themselves
+        torch.cuda.empty_cache()
 
 
 @pytest.fixture
