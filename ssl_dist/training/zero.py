@@ -130,10 +130,15 @@ class Zero:
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         partitions = list(self._partitions())
+        fused = bool(self._optimizer.defaults.get("fused"))  # its step numbers lie on the device
         for flat, parameters in partitions:
+            numbers_at = flat.device if fused else torch.device("cpu")
             first = f"{self._names[parameters[0]]}/"
             values = {name.removeprefix(first): value for name, value in saved.items() if name.startswith(first)}
-            state = {key: torch.zeros_like(flat) if value.dim() else value.clone() for key, value in values.items()}
+            state = {
+                key: torch.zeros_like(flat) if value.dim() else value.to(numbers_at, copy=True)
+                for key, value in values.items()
+            }
             self._optimizer.state[flat] = state
         self._link_state()
         for flat, parameters in partitions:

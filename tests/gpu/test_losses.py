@@ -19,6 +19,12 @@ pytestmark = pytest.mark.gpu
 BOUND = {torch.float64: 1e-12, torch.float32: 1e-6}  # times 1/t
 
 
+@pytest.fixture(autouse=True, params=["tiles", "kernels"])
+def _sums(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute with torch tiles, and with Triton's kernels where the input is such that they take it."""
+    monkeypatch.setattr(sys.modules["ssl_dist.losses.nt_xent"], "kernels_are_on", request.param == "kernels")
+
+
 def reference(z_a: Tensor, z_b: Tensor, temperature: float, similarity: str) -> Tensor:
     """Compute equation 1 of arXiv 2002.05709 as one matrix over the rows of [z_a; z_b]."""
     n = len(z_a)
