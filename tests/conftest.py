@@ -27,15 +27,6 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, processes that test
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))  # torch's own choice would be every core
 
 
-# Files that take longest, for their number of tests: begun last, one of two processes would wait for the other.
-LONG_FILES = ("test_pretrain.py", "test_readme.py", "test_doctor.py", "test_runner.py", "test_examples.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the long files; the others keep their order."""
-    items.sort(key=lambda item: item.path.name not in LONG_FILES)
-
-
 def write_images(folder: Path, *, num_classes: int, per_class: int, size_px: int = 16, seed: int = 0) -> None:
     """Write class folders of smooth random PNG images: each class around a colour of its own, none black or white."""
     random = np.random.default_rng(seed)

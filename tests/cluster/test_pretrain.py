@@ -107,7 +107,6 @@ def test_a_killed_worker_costs_nothing_but_time(
     assert differing_tensors(directory, undisturbed) == []
 
 
-@pytest.mark.slow
 def test_a_worker_that_is_told_to_go_leaves_a_checkpoint(
     local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
