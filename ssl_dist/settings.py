@@ -223,8 +223,8 @@ class EngineConfig(Section):
     """Order of an image's values in memory, which a convolution's speed depends on: channel by channel (contiguous) or
     pixel by pixel (channels_last); auto: channels_last on a GPU in bf16, otherwise contiguous."""
     compile: Literal["off", "default", "max-autotune"] = "off"
-    """Mode in which torch.compile makes the backbone's training pass faster, after a minute at the start; off: not.
-    Where there is no compiler, the log says so and the pass stays as it is."""
+    """Mode in which torch.compile compiles the backbone's training pass at the start of a run, which takes time; off:
+    not. Where there is no compiler, the log says so and the pass stays as it is."""
     deterministic: bool = False
     """Whether a GPU computes the same bits each time, by slower algorithms where it must. A CPU always does."""
 

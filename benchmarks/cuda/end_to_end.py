@@ -61,10 +61,9 @@ def main(
     workers: Annotated[int, typer.Option(min=0, help="Processes of lightly's loader.")] = os.cpu_count() or 1,
     settings: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="Setting of ours.")] = [],  # noqa: B006
     profiles: Annotated[bool, typer.Option("--profile", help="Print what the steps' time goes to.")] = False,
-    search: Annotated[bool, typer.Option("--cudnn-benchmark", help="Let cuDNN search its fastest kernels.")] = False,
 ) -> None:
     """Measure each network and print JSON lines."""
-    torch.backends.cudnn.benchmark = search
+    torch.backends.cudnn.benchmark = True  # as the product's engine sets it for the whole process
     where = torch.device(device)
     wanted = contenders.split(",")
     if "lightly" in wanted and not transforms.installed(["lightly"]):

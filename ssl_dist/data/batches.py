@@ -140,7 +140,7 @@ class Batches:
 
 
 def _taken(views: Views, made: torch.cuda.Event) -> Views:
-    """Return views that another stream makes: what this stream computes next waits for them."""
+    """Return views that another stream makes: what this stream computes next waits for them (untested on a GPU)."""
     stream = torch.cuda.current_stream()
     stream.wait_event(made)
     for tensor in (*views.crops, views.labels):
@@ -149,6 +149,6 @@ def _taken(views: Views, made: torch.cuda.Event) -> Views:
 
 
 def _pinned(images: np.ndarray, device: torch.device) -> Tensor:
-    """Turn images into a tensor, page-locked for CUDA, so that the copy overlaps with compute."""
+    """Turn images into a tensor, page-locked for CUDA, so that the copy overlaps with compute (untested on a GPU)."""
     tensor = torch.from_numpy(images)
     return tensor.pin_memory() if device.type == "cuda" else tensor

@@ -86,7 +86,9 @@ class Knn(NamedTuple):
         from ssl_dist.evaluate.features import fastest_device
         from ssl_dist.evaluate.knn import knn_answers
 
-        bank, numbers, asked = (x.to(fastest_device()) for x in (train, torch.from_numpy(labels), test))
+        bank, numbers, asked = (
+            x.to(fastest_device()) for x in (train, torch.from_numpy(labels), test)
+        )  # GPU: untested
         options: dict[str, Any] = {"temperature": self.temperature, "distance": self.distance}
         return knn_answers(bank, numbers, asked, k=self.k, **options), {}
 

@@ -130,13 +130,17 @@ def _memory_format(config: RunConfig, device: torch.device) -> torch.memory_form
     wanted = config.engine.memory_format
     if wanted == "auto":
         wanted = "channels_last" if device.type == "cuda" and config.engine.precision == "bf16" else "contiguous"
-    found: torch.memory_format = getattr(torch, f"{wanted}_format" if wanted == "contiguous" else wanted)
-    return found
+    return torch.channels_last if wanted == "channels_last" else torch.contiguous_format
 
 
 def _choose_kernels(*, deterministic: bool) -> None:
-    """Let this process compute the same bits each time, or by the algorithms that are fastest in a trial."""
+    """Let this process compute the same bits each time, or by the algorithms that are fastest in a trial.
+
+    Both are set, because an earlier run of this process may have chosen otherwise (not run on a GPU yet).
+    """
     torch.backends.cudnn.benchmark = not deterministic
+    torch.use_deterministic_algorithms(deterministic)
+    # DeepSpeed allocates gigabytes that it never reads
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
-        torch.use_deterministic_algorithms(True)

@@ -73,7 +73,7 @@ def examine(world: World, names: Sequence[str] | None = None) -> Iterator[Findin
     sizes = [size for size in range(2, world.size + 1) if size <= 4 or size == world.size]
     groups: dict[int, Any] = {size: dist.new_group(list(range(size))) for size in sizes}  # numbers on ranks outside
     alone: Any = [dist.new_group([rank]) for rank in range(world.size)][world.rank]
-    with torch.backends.cudnn.flags(allow_tf32=False):
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
         for name in names or methods.names():
             config = config_of(name)
             yield _quotient(config, world, alone)

@@ -107,7 +107,7 @@ class Stopwatch:
 
 
 def peak_mb() -> float:
-    """Return this process' peak memory in MB: of the GPU where it uses one, otherwise resident memory."""
+    """Return this process' peak memory in MB: of the GPU where it uses one (untested), otherwise resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6

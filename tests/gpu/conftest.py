@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic products; cuBLAS reads it once
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # as engine.deterministic sets it: cuBLAS reads it once
 
 import gc
 from collections.abc import Callable, Iterator
@@ -34,20 +34,10 @@ def device() -> torch.device:
 def _full_precision(device: torch.device) -> Iterator[None]:
     with full_precision():
         yield
+    torch.use_deterministic_algorithms(False)
     if device.type == "cuda":
         gc.collect()  # engines refer to themselves
         torch.cuda.empty_cache()
-
-
-@pytest.fixture
-def deterministic(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let torch choose kernels whose sums have one order, and refuse operations that have none."""
-    torch.use_deterministic_algorithms(True)
-    # DeepSpeed allocates gigabytes that it never reads
-    monkeypatch.setattr(torch.utils.deterministic, "fill_uninitialized_memory", False)
-    with torch.backends.cudnn.flags(benchmark=False, deterministic=True, allow_tf32=False):
-        yield
-    torch.use_deterministic_algorithms(False)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def full_precision() -> Iterator[None]:
     products = torch.backends.cuda.matmul
     before, products.allow_tf32 = products.allow_tf32, False
     try:
-        with torch.backends.cudnn.flags(allow_tf32=False):
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             yield
     finally:
         products.allow_tf32 = before
