@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import subprocess
@@ -10,6 +9,9 @@ import sys
 import tarfile
 from pathlib import Path
 
+import pytest
+
+from tests.command import Command
 from tests.conftest import write_images
 
 ROOT = Path(__file__).parent.parent
@@ -22,18 +24,23 @@ COMMANDS = [
 ]
 
 
-def test_the_commands_of_a_real_run(tmp_path: Path) -> None:
+def in_a_process(line: str) -> tuple[int, str, str]:
+    """Run a command that starts Ray; return its exit code and what it printed."""
+    words = [sys.executable, "-m", "ssl_dist", *shlex.split(line)[1:]]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_the_commands_of_a_real_run(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for seed, split in enumerate(("train", "test")):
         write_images(tmp_path / split, num_classes=4, per_class=130, size_px=32, seed=seed)
         with tarfile.open(tmp_path / f"cifar10-{split}.tar", "w") as archive:
             archive.add(tmp_path / split, arcname=split)
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    ran = [command for command in COMMANDS if command.startswith("ssl-dist")]
-    for command in ran:
-        done = subprocess.run(
-            shlex.split(command), cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+    monkeypatch.chdir(tmp_path)
+    ran = [line for line in COMMANDS if line.startswith("ssl-dist")]
+    for line in ran:
+        code, out, err = in_a_process(line) if "pretrain" in line else command(*shlex.split(line)[1:])
+        assert code == 0, f"{line}\n{out}\n{err}"
     assert len(ran) >= 6
     [logs] = [command.split()[-1] for command in COMMANDS if command.startswith("tensorboard")]
     assert list((tmp_path / logs / "tensorboard").glob("events.*"))

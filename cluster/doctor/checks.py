@@ -81,11 +81,9 @@ def check(
 def _check_workers(
     report: Report, cluster: ClusterConfig, storage: Path, exact: bool, config: ResolvedConfig | None, say: _Say
 ) -> Report:
-    say(f"adding up on {cluster.workers.max} workers")
-    report = report._replace(link=workers.measure_link(cluster))
-    if exact:
-        say(f"comparing gradients on {cluster.workers.max} workers")
-        report = report._replace(findings=workers.check_exactness(cluster, config.method.name if config else None))
+    say(f"adding up {'and comparing gradients ' * exact}on {cluster.workers.max} workers")
+    link, findings = workers.try_workers(cluster, exact, config.method.name if config else None)
+    report = report._replace(link=link, findings=findings)
     if config:
         say(f"dry run of {workers.DRY_STEPS} steps")
         report = report._replace(dry_run=workers.dry_run(config, storage))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from cluster.connect import Background, failure_reason, torch_trainer
 from cluster.launch import start_workers, training_error
 from cluster.run_directory import RunDirectory
+from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import SslDistError
 from ssl_dist.settings import ClusterConfig
@@ -43,23 +44,17 @@ class DryRun(NamedTuple):
     whole_run_s: float
 
 
-def measure_link(cluster: ClusterConfig) -> Link:
-    """Time all-reduces between the cluster's workers.
+def try_workers(cluster: ClusterConfig, exact: bool, method: str | None) -> tuple[Link, list[Finding]]:
+    """Time all-reduces between the cluster's workers; if ``exact``, compare their gradients with one process's.
+
+    Args:
+        method: whose gradients are compared (``ssl_dist.training.exactness``); None: those of every method.
 
     Raises:
         SslDistError: a worker failed.
     """
-    latency_s, rate = _on_workers(_time_all_reduce, cluster)
-    return Link(cluster.workers.max, latency_s, rate)
-
-
-def check_exactness(cluster: ClusterConfig, method: str | None) -> list[Finding]:
-    """Compare gradients of the workers with one process's (``ssl_dist.training.exactness``), of one method or of all.
-
-    Raises:
-        SslDistError: a worker failed.
-    """
-    return [Finding(*values) for values in _on_workers(_examine, cluster, method=method)]
+    (latency_s, rate), findings = _on_workers(_try, cluster, exact=exact, method=method)
+    return Link(cluster.workers.max, latency_s, rate), [Finding(*values) for values in findings]
 
 
 def dry_run(config: ResolvedConfig, folder: Path) -> DryRun:
@@ -104,22 +99,24 @@ def _wait(workers: Background) -> None:
         workers.join(timeout=0.25)  # Ctrl-C comes through between two calls
 
 
-def _examine(settings: dict[str, Any]) -> list[tuple[Any, ...]]:
-    """Examine exactness on every worker; return plain values."""
-    from cluster.worker import current_world
-    from ssl_dist.training.exactness import examine
-
-    names = [settings["method"]] if settings["method"] else None
-    return [tuple(finding) for finding in examine(current_world(settings["gpu"]), names)]
-
-
-def _time_all_reduce(settings: dict[str, Any]) -> tuple[float, float]:
-    """Return the median seconds of 30 small all-reduces, and the median rate of 5 large ones, on every worker."""
-    import torch
-
+def _try(settings: dict[str, Any]) -> tuple[tuple[float, float], list[tuple[Any, ...]]]:
+    """Measure the link on every worker, and examine exactness if that is asked for; return plain values."""
     from cluster.worker import current_world
 
     world = current_world(settings["gpu"])
+    link = _time_all_reduce(world)
+    return link, _examine(world, settings["method"]) if settings["exact"] else []
+
+
+def _examine(world: World, method: str | None) -> list[tuple[Any, ...]]:
+    from ssl_dist.training.exactness import examine
+
+    return [tuple(finding) for finding in examine(world, [method] if method else None)]
+
+
+def _time_all_reduce(world: World) -> tuple[float, float]:
+    """Return the median seconds of 30 small all-reduces, and the median rate of 5 large ones, on every worker."""
+    import torch
 
     def seconds(numbers: int, repeats: int) -> float:
         values, times = torch.zeros(numbers, device=world.device), []

@@ -57,8 +57,7 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
     monkeypatch: pytest.MonkeyPatch, local_ray: None, tmp_path: Path, error: float
 ) -> None:
     finding = Finding("simclr", "step, ZeRO 1, float32", 2, 0.5, error, 1e-4)
-    monkeypatch.setattr(workers, "check_exactness", lambda *_: [finding])
-    monkeypatch.setattr(workers, "measure_link", lambda _: workers.Link(2, 1e-3, 1e9))
+    monkeypatch.setattr(workers, "try_workers", lambda *_: (workers.Link(2, 1e-3, 1e9), [finding]))
     result = invoke("--exact", "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     assert "over 0.0001" in result.output
@@ -70,7 +69,7 @@ def test_a_gradient_that_depends_on_the_workers_is_exit_code_1(
 def test_a_worker_that_fails_is_named_beside_what_the_nodes_said(
     local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(workers, "_time_all_reduce", _fail)
+    monkeypatch.setattr(workers, "_try", _fail)
     result = invoke("--workers", 1, "--storage", tmp_path, "--json")
     assert result.exit_code == 1
     found = json.loads(result.stdout)

@@ -13,12 +13,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from cluster import worker
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory
 from ssl_dist import store
@@ -32,6 +34,7 @@ from ssl_dist.store.building import builder
 from ssl_dist.uris import join_uri
 from tests.cluster import held_worker
 from tests.conftest import write_images
+from tests.gloo import GlooPool
 from tests.helpers import differences, resolved_config, small_config
 from tests.store.held import wait_until
 
@@ -58,11 +61,18 @@ def start(config: ResolvedConfig, directory: Path) -> dict[str, Any]:
     return launch(config, RunDirectory.create(directory, config), Console(quiet=True))
 
 
+def _train(rank: int, size: int, settings: dict[str, Any]) -> dict[str, float]:
+    return worker.train(settings)
+
+
 @pytest.fixture(scope="module")
-def undisturbed(local_ray: None, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(gloo: Callable[[int], GlooPool], small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train in two processes that Ray did not start; what Ray's workers reach is compared with it."""
     directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    result = start(resolved_config(small_store, cluster__workers=2, **EVERY_STEP), directory)
-    assert result["step"] == 10
+    config = resolved_config(small_store, cluster__workers=2, **EVERY_STEP)
+    RunDirectory.create(directory, config)
+    settings = {"config": config.model_dump(mode="json"), "directory": str(directory), "here": False}
+    assert gloo(2).run(_train, settings)[0]["step"] == 10
     return directory
 
 
@@ -220,7 +230,7 @@ def ssl_dist(*arguments: object) -> list[str]:
 
 
 def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_resume(
-    undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A run on the cluster of RAY_ADDRESS stops with 2 workers and ZeRO 1, and is completed by 1 worker and ZeRO 2."""
     directory = tmp_path / "run"
@@ -281,6 +291,7 @@ def test_a_run_resumes_from_its_mirror_on_another_machine(
     assert "is there: resume it by --resume" in again.stderr
 
 
+@pytest.mark.slow  # CI runs `make demo` itself
 def test_the_demo_beats_random_weights(tmp_path: Path) -> None:
     done = subprocess.run(
         ssl_dist("demo", "--out", tmp_path, "--set", "epochs=6", "--json"),
