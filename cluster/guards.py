@@ -10,7 +10,7 @@ import sys
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import read_labels
 from ssl_dist.errors import ClusterError, ConfigError
-from ssl_dist.machine import num_cores
+from ssl_dist.machine import has_bf16, num_cores
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.store import ImageStore
 
@@ -80,6 +80,16 @@ def warn_of_warm_up(config: ResolvedConfig) -> None:
             "optim.warmup_epochs %g is not shorter than epochs %g, so the learning rate rises until the run ends: try"
             " --set optim.warmup_epochs=%g",
             *(config.optim.warmup_epochs, config.epochs, config.epochs / 10),
+        )
+
+
+def warn_of_emulated_bf16(config: ResolvedConfig) -> None:
+    """Warn of a run on this machine's CPU that would compute in numbers for which it has no instructions."""
+    here = not (config.cluster.gpu or os.environ.get("RAY_ADDRESS"))
+    if here and config.engine.precision == "bf16" and not has_bf16():
+        log.warning(
+            "this CPU has no instructions for bfloat16, so engine.precision bf16 takes two to three times as long as"
+            " fp32: try --set engine.precision=fp32"
         )
 
 

@@ -109,7 +109,7 @@ def _create(
     recipe: str, space: Path | None, settings: list[str] | None, directory: Path, options: dict[str, Any]
 ) -> Sweep:
     """Make a sweep in a new directory, and refuse it where some trial could not run."""
-    from cluster.guards import check_machine, warn_of_warm_up
+    from cluster.guards import check_machine, warn_of_emulated_bf16, warn_of_warm_up
     from cluster.prepare import resolve
     from tune import space as spaces
     from tune.sweep import Sweep
@@ -118,6 +118,7 @@ def _create(
     check_machine(sweep.recipe.cluster)
     sweep.check()
     warn_of_warm_up(min(map(sweep.config, sweep.known_samples), key=lambda one: one.epochs, default=sweep.recipe))
+    warn_of_emulated_bf16(sweep.recipe)
     sweep.write(directory)
     return sweep
 

@@ -64,12 +64,12 @@ def _proposal(store: ImageStore, file: Path, seconds: float) -> tuple[dict[str, 
     from ssl_dist.config import RunConfig
     from ssl_dist.config.proposal import propose
     from ssl_dist.evaluate import fastest_device
-    from ssl_dist.machine import num_cores
+    from ssl_dist.machine import has_bf16, num_cores
     from ssl_dist.training.speed import images_per_second
 
     cores, gpus = num_cores(), num_gpus()
     facts = {"num_images": len(store), "size_px": max(store.image_shape), "num_classes": len(store.class_names)}
-    tree = propose(store.location, **facts, cores=cores, gpus=gpus)
+    tree = propose(store.location, **facts, cores=cores, gpus=gpus, bf16=has_bf16())
     config = resolve_settings(RunConfig.from_tree(tree, str(file)))
     rate = images_per_second(config, store, fastest_device(), seconds)
     workers, steps = config.cluster.workers.max, config.plan().total_steps

@@ -43,7 +43,7 @@ def pretrain(
     overrides = overrides_of(settings)
     if recipe is not None:
         find_recipe(recipe)  # a typo is answered before torch is imported
-    from cluster.guards import check_machine, warn_of_warm_up
+    from cluster.guards import check_machine, warn_of_emulated_bf16, warn_of_warm_up
     from cluster.prepare import resolve, restore
     from cluster.run_directory import RunDirectory
     from ssl_dist.checkpoint.room import expect_room
@@ -65,6 +65,7 @@ def pretrain(
             return
         check_machine(config.cluster)
         warn_of_warm_up(config)
+        warn_of_emulated_bf16(config)
         directory = run_dir or (out or _RUNS) / _new_name(Path(recipe), config)
         if dry_run:
             expect_room(directory, [config])

@@ -33,7 +33,9 @@ ON_GPU = (
 )
 
 
-def propose(store: str, *, num_images: int, size_px: int, num_classes: int, cores: int, gpus: int) -> dict[str, Any]:
+def propose(
+    store: str, *, num_images: int, size_px: int, num_classes: int, cores: int, gpus: int, bf16: bool
+) -> dict[str, Any]:
     """Return the sections of a recipe of SimCLR.
 
     The batch is the largest power of two up to 256 (with GPUs 1,024) that a quarter of the images fills, 2 or more.
@@ -42,6 +44,7 @@ def propose(store: str, *, num_images: int, size_px: int, num_classes: int, core
 
     Args:
         num_classes: classes with labels; fewer than 2 give a probe that needs none.
+        bf16: whether the CPU has instructions for bfloat16; GPUs are taken to have them.
     """
     network = next(one for one in (ON_GPU if gpus else ON_CPU) if size_px <= one.up_to_px)
     batch = 2 ** min(10 if gpus else 8, max(1, int(math.log2(max(2, num_images / 4)))))
@@ -59,7 +62,7 @@ def propose(store: str, *, num_images: int, size_px: int, num_classes: int, core
         "method": {"name": "simclr", "temperature": 0.2},
         "batch": {"size": batch, "micro": min(batch // workers, 256 if gpus else 128)},
         "optim": {"name": "adamw", "lr": 0.003, "weight_decay": 0.0001, "warmup_epochs": every},
-        "engine": {"precision": "bf16", "zero_stage": 1},
+        "engine": {"precision": "bf16" if gpus or bf16 else "fp32", "zero_stage": 1},
         "probe": {**labelled, "every_epochs": every},
         "checkpoint": {"every_epochs": every},
         "cluster": {"workers": workers, "gpu": bool(gpus)},

@@ -14,7 +14,7 @@ import yaml
 from cluster import guards
 from cluster.prepare import expect_same_past, how_to_train_longer
 from cluster.run_directory import RunDirectory
-from ssl_dist import methods, store
+from ssl_dist import machine, methods, store
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.checkpoint.room import checkpoint_bytes
 from ssl_dist.config import ResolvedConfig, RunConfig
@@ -307,3 +307,39 @@ def test_a_dry_run_shows_steps_and_sizes(command: Command, recipe: Path, two_ste
     written = Checkpoints(two_steps).describe()[0]["bytes"]
     # the files have some 11 kB of names and settings beside the tensors
     assert checkpoint_bytes(resolved_config(small_store, optim=CONSTANT)) == pytest.approx(written - 11_000, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("flags", "settings", "warns"),
+    [
+        ("flags\t\t: fpu avx512f avx512_vnni", [], True),
+        ("flags\t\t: fpu avx512f avx512_bf16", [], False),
+        ("flags\t\t: fpu amx_bf16", [], False),
+        ("Features\t: fp asimd bf16", [], False),
+        ("Features\t: fp asimd", [], True),
+        ("model name\t: one that tells nothing of bf16", [], False),
+        ("flags\t\t: fpu avx512f", ["--set", "engine.precision=fp32"], False),
+        (None, [], False),
+    ],
+)
+def test_a_cpu_without_bfloat16_is_told_of(
+    command: Command,
+    recipe: Path,
+    caplog: pytest.LogCaptureFixture,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    flags: str | None,
+    settings: list[str],
+    warns: bool,
+) -> None:
+    info = tmp_path / "cpuinfo"
+    if flags:
+        info.write_text(f"processor\t: 0\n{flags}\nbogomips\t: 1\n")
+    monkeypatch.setattr(machine, "_CPU_INFO", info)
+    bf16 = ["--set", "engine.precision=bf16", *settings]
+    assert command("pretrain", recipe, "--dry-run", *bf16).code == 0
+    assert ("try --set engine.precision=fp32" in caplog.text) == warns
+    caplog.clear()
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # other machines' CPUs
+    assert command("pretrain", recipe, "--dry-run", *bf16).code == 0
+    assert "engine.precision" not in caplog.text

@@ -57,12 +57,14 @@ def test_lists_and_typos_need_no_torch(arguments: list[str], message: str) -> No
 def test_what_is_proposed_is_a_recipe_that_fits_store_and_machine(cores: int, gpus: int) -> None:
     for num_images, size_px in itertools.product((2, 9, 100, 2000, 10**6), (8, 16, 32, 64, 150, 500)):
         facts = {"num_images": num_images, "size_px": size_px, "num_classes": num_images % 3}
-        tree = propose("s", **facts, cores=cores, gpus=gpus)
+        bf16 = num_images % 2 > 0
+        tree = propose("s", **facts, cores=cores, gpus=gpus, bf16=bf16)
         config = with_facts(RunConfig.from_tree(tree, "proposal"), num_images, size_px)
         assert config.plan().total_steps >= 1
         assert config.batch.size <= num_images
         assert config.cluster.workers.max <= min(gpus or cores, config.batch.num_micro)
         assert config.cluster.gpu == bool(gpus)
+        assert config.engine.precision == ("bf16" if gpus or bf16 else "fp32")
         assert max(config.view_sizes) <= size_px
         assert config.probe is not None
         if config.probe.kind == "knn":
