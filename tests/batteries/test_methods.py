@@ -114,13 +114,13 @@ def test_two_workers_resume_bit_for_bit(gloo: Pools, photos: Path, tmp_path: Pat
 
 @each_method
 def test_the_loss_of_fixed_images_falls(photos: Path, name: str) -> None:
-    """Sixty-four real images are seen 40 times, with other views each time; queues fill up first."""
+    """Sixty-four real images are seen 24 times, with other views each time; queues fill up first."""
     optim = {"name": "adamw", "lr": 0.003, "weight_decay": 0.0, "warmup_epochs": 0}
     small = config_of(name, num_micro=8).batch
     batch = {**small.model_dump(), "micro": small.size // 2}
     config = on(photos, name, optim=optim, batch=batch)
     engine = Engine(config.initial_method(), config, World())
-    batches = list(Batches(SamplePlan(config, ImageStore(photos)), World(), 0, 40))
+    batches = list(Batches(SamplePlan(config, ImageStore(photos)), World(), 0, 24))
     learnt = [engine.step(batch, 0.003).loss for batch in batches][-5:]
     unlearnt = losses_at_rate_0(config, batches)[-5:]
     assert sum(learnt) < 0.97 * sum(unlearnt), (learnt, unlearnt)
