@@ -1,4 +1,4 @@
-"""The connection to Ray: reach a cluster or start one here, count its room for workers, and make a trainer."""
+"""The connection to Ray: reach a cluster or start one here, and count its room for workers."""
 
 from __future__ import annotations
 
@@ -258,40 +258,6 @@ def failure_reason(error: BaseException) -> str:
 def last_line(reason: BaseException) -> str:
     """Return the last line of an error's text; in Ray's errors it is what the remote process raised."""
     return next((text.strip() for text in reversed(str(reason).splitlines()) if text.strip()), repr(reason))
-
-
-def torch_trainer(
-    function: Callable[[dict[str, Any]], Any], settings: dict[str, Any], cluster: ClusterConfig, directory: Path
-) -> Any:
-    """Make a TorchTrainer that calls ``function(settings)`` on every worker.
-
-    Args:
-        directory: the run's directory, into which Ray writes its own files as well.
-    """
-    import ray.train
-    from ray.train.torch import TorchTrainer
-
-    from cluster.backend import PreemptibleTorchConfig
-
-    class Trainer(TorchTrainer):  # type: ignore[misc]
-        def _create_default_callbacks(self) -> list[Any]:
-            """Leave out the manager of Ray's data sets, a process of 120 MB: there are none."""
-            callbacks = super()._create_default_callbacks()
-            return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
-
-    workers, retries = cluster.workers, ray.train.FailureConfig(max_failures=cluster.max_failures)
-    return Trainer(
-        function,
-        train_loop_config=settings,
-        torch_config=PreemptibleTorchConfig(backend="nccl" if cluster.gpu else "gloo"),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=workers.max if workers.min == workers.max else (workers.min, workers.max),
-            use_gpu=cluster.gpu,
-            resources_per_worker=worker_resources(cluster),
-            elastic_resize_monitor_interval_s=cluster.resize_every_s,
-        ),
-        run_config=ray.train.RunConfig(name=directory.name, storage_path=str(directory.parent), failure_config=retries),
-    )
 
 
 def worker_resources(cluster: ClusterConfig) -> dict[str, float]:

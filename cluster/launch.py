@@ -17,9 +17,10 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.connect import Background, failure_reason, ray_with_capacity, torch_trainer
+from cluster.connect import Background, failure_reason, ray_with_capacity
 from cluster.preemption import DrainedNodes
 from cluster.run_directory import RunDirectory
+from cluster.trainer import torch_trainer
 from ssl_dist.commands.console import say, waiting
 from ssl_dist.commands.signals import handled
 from ssl_dist.commands.table import COMMANDS

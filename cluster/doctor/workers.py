@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from cluster.connect import Background, failure_reason, torch_trainer
+from cluster.connect import Background, failure_reason
 from cluster.launch import start_workers, training_error
 from cluster.run_directory import RunDirectory
+from cluster.trainer import torch_trainer
 from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import SslDistError
