@@ -6,6 +6,7 @@ instead of six, and has 10 MB of its own instead of 500.
 
 from __future__ import annotations
 
+import gc
 import multiprocessing
 import os
 import tempfile
@@ -99,6 +100,7 @@ def _serve(rank: int, size: int, meeting: Path, end: Connection, backend: str, e
     import torch.distributed as dist
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    gc.freeze()  # ZeRO 3 collects garbage at its start: not in all that the server has imported
     dist.init_process_group(backend, init_method=f"file://{meeting}", rank=rank, world_size=size)
     while (work := end.recv()) is not None:
         function, arguments = work

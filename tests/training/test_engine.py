@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -239,6 +240,20 @@ def test_every_worker_stops_before_the_update_of_a_step_that_is_not_finite(
     for message, same in gloo(2).run(_poisoned, config, what):
         assert message.startswith("step 3: the ")
         assert same
+
+
+def _modules_after_a_step(rank: int, size: int, config: RunConfig) -> set[str]:
+    train(rank, size, config, 0, 1)
+    return set(sys.modules)
+
+
+@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+def test_a_start_does_not_import_a_compiler(small_store: Path, zero_stage: int) -> None:
+    pool = GlooPool(1)  # of its own: other tests compile
+    found = pool.run(_modules_after_a_step, small_config(small_store, engine__zero_stage=zero_stage))[0]
+    pool.close()
+    assert "deepspeed.runtime.zero.muon.original_muon" in found
+    assert "torch._inductor.lowering" not in found
 
 
 def test_a_batch_has_the_same_views_at_each_call(small_store: Path) -> None:
