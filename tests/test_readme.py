@@ -68,6 +68,21 @@ def test_the_file_tree_is_the_repositorys() -> None:
     assert named == present
 
 
-def test_pictures_and_pages_that_are_named_exist() -> None:
-    for name in re.findall(r"\]\((?!http)(\S+?)\)", README) + re.findall(r"`(ssl_dist/\S+\.py)`", README):
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that a Markdown page's headings have in a browser."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda page: page.name
+)
+def test_pictures_and_pages_that_are_named_exist(page: Path) -> None:
+    text = page.read_text()
+    for link in re.findall(r"\]\((?!http)(\S+?)\)", text):
+        name, _, anchor = link.partition("#")
+        there = page.parent / name if name else page
+        assert there.exists(), link
+        assert not anchor or anchor in anchors(there), link
+    for name in re.findall(r"`(ssl_dist/\S+\.py)`", text):
         assert (ROOT / name).exists(), name
