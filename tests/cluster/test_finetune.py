@@ -10,13 +10,15 @@ import shlex
 import shutil
 import signal
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cluster.commands.finetune import conclude
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.errors import ConfigError, Interrupted, RunError, StoreError
 from ssl_dist.evaluate.pseudo_labels import predict
@@ -301,3 +303,14 @@ def test_two_workers_stopped_in_the_middle_give_the_same_model(
         one, other = (initial_weights(Path(row["runs"][0]["run"])) for row in (ours, theirs))
         assert all((one[name] == other[name]).all() for name in one)
     shutil.rmtree(tmp_path)
+
+
+def test_passwords_in_the_addresses_of_stores_are_not_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    there = SimpleNamespace(directory=tmp_path, stores=("s3://key:secret@b/train", "s3://key:secret@b/test"))
+    conclude("fine-tuning", "run", cast(Any, there), "A sentence.", [{"accuracy": 0.5}], as_json=True)
+    printed, written = capsys.readouterr().out, (tmp_path / "results.json").read_text()
+    assert json.loads(printed[printed.index("{") :]) == json.loads(written)
+    assert json.loads(written)["train"].endswith("b/train")
+    assert "secret" not in printed + written
