@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 # Help texts that need a line of their own.
 RUN_HELP = "Run directory or one checkpoint; or a recipe, whose backbone starts from backbone.weights or from random."
-_UNFREEZE = "Layers that are trained: head, all, or last:N, of which the head is the first."
+_UNFREEZE = "Layers to train: head, all, or last:N, the last N layers, of which the head is one."
 _VALIDATION = "Share of the drawn labels that choose the checkpoint and the best cell, and drive the schedule; 0: none."
 _HIDDEN = "Features of a hidden layer of the head, with ReLU. Default: a linear head."
 _SCHEDULE = "plateau, cosine or constant. Default: plateau, or cosine where nothing is validated on."
-_DECAY = "Factor of the rate from each layer to the one before it."
+_DECAY = "Factor from each layer's learning rate to that of the layer before it; the head has the whole rate."
 _PATIENCE = "End a run after so many epochs without a lower validation loss. Default: never."
 _GRID = "Several values of lr, batch, epochs, unfreeze, hidden, layer-decay or a dotted key; each combination is a row."
 _SEEDS = "Repetitions of the draw and of training, with the seeds that follow the first."

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from ssl_dist.selection.recommended import Gain
     from ssl_dist.selection.request import Candidates
 
-_STRATEGY = f"One of {', '.join(STRATEGIES)}. Default: what was best where it was measured."
+_STRATEGY = f"One of {', '.join(STRATEGIES)}. Default: random, or one that was measured to be better."
 _OUT = "Folder to write, new or empty. Default: RUN/label-request-STRATEGY-COUNT."
 
 

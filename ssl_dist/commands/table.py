@@ -42,7 +42,7 @@ COMMANDS: dict[str, Entry] = {
     "checkpoint": Entry("ssl_dist.commands.runs:checkpoint", "List, check and clear checkpoints of runs."),
     "evaluate": Entry(
         "ssl_dist.commands.evaluate:app",
-        "Measure a run's frozen features beside random weights.",
+        "Measure what a run's encoder is worth.",
         more={
             "transfer": "ssl_dist.commands.transfer:transfer",
             "all": "ssl_dist.commands.everything:all_",

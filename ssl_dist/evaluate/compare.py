@@ -52,7 +52,7 @@ class Row(NamedTuple):
         encoder, features: their names.
         dim: number of features.
         top1: mean accuracy over the repeats, with its interval over the test images.
-        top5: the same of the five first classes; None where there are no more than five, or an answer
+        top5: the same of the five first classes; None where there are no more than five, or every answer
             names one class only.
         repeats: accuracy of each repeat; one entry where nothing is random.
         chosen: what was chosen on training images, of the first repeat.

@@ -31,7 +31,7 @@ PairFeatures = dict[str, tuple[Tensor, Tensor]]
 
 
 class Contender(NamedTuple):
-    """An encoder, of which there are ``draws`` different ones; ``features(draw)`` computes those of one."""
+    """An encoder that comes in ``draws`` versions; ``features(draw)`` computes the features of one."""
 
     name: str
     draws: int

@@ -39,7 +39,7 @@ _WARM_UP = 256  # images that are embedded before: the first ones take longer
 _MAP_S = 0.02  # seconds of a map for each image: t-SNE on one busy core (measured: 0.01 to 0.015)
 _PICTURES_S, _FOR_PICTURES = 15.0, 0.2  # seconds for pictures, and their share of the time at most
 _FOR_LABELS = 0.7  # share of the time that the measures with labels may take
-_CAUTION = 1.3  # seconds that are reserved for one that is expected
+_CAUTION = 1.3  # a part starts only if this many times its expected seconds are left
 
 
 class Costs(NamedTuple):

@@ -134,8 +134,8 @@ def warn_of_same_images(train: ImageStore, test: ImageStore) -> None:
 def labels_by_name(train: ImageStore, test: ImageStore) -> np.ndarray:
     """Return the test store's labels as numbers of the training store's classes, which are matched by name.
 
-    A class that the training store lacks gets a number that it has for no class. So its images count, and no classifier
-    is right about them: an accuracy is of the whole test store. A warning says how many they are.
+    An image of a class that the training store lacks gets a number that no classifier answers. So it counts as wrong,
+    and an accuracy is of the whole test store. A warning says how many such images there are.
 
     Returns:
         int32 ``[n]``, -1 for an image without a label.

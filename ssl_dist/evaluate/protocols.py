@@ -130,5 +130,5 @@ class Linear(NamedTuple):
         tried = ", ".join(f"{penalty:g}" for penalty in PENALTIES)
         return (
             f"logistic regression on {scale}; each row's penalty was chosen of {tried} on training images that were"
-            f" held out ({HELD_OUT:.0%} of each class, one at least)"
+            f" held out ({HELD_OUT:.0%} of each class, at least one where a class has two or more)"
         )

@@ -63,10 +63,10 @@ class Accuracy(NamedTuple):
 
     @classmethod
     def mean(cls, repeats: Sequence[np.ndarray]) -> Accuracy:
-        """Return the mean share of several repeats over the same images, each bool ``[q]``, as ``of`` does of one.
+        """Return the mean accuracy of several repeats, bool ``[q]`` each, over the same images.
 
-        The interval is of one repeat's width around the mean: it is over images. How far the repeats differ is another
-        question, which ``spread`` answers.
+        The interval is as wide as that of one repeat with this accuracy, because it is over the images. ``spread`` says
+        how far the repeats differ.
         """
         from scipy.stats import binom  # here: a help page needs none of it
 

@@ -35,7 +35,9 @@ class _Gradients(NamedTuple):
 
 
 def badge(pool: Pool, count: int, seed: int, room_bytes: int = ROOM_BYTES) -> Selection:
-    """Pick images whose gradients are large and differ: each with a chance of its squared distance to the picked ones.
+    """Pick images whose gradients are large and differ, by k-means++.
+
+    An image is drawn with a chance in proportion to its squared distance to the nearest picked one.
 
         g(x) = (p(x) - onehot(argmax p(x))) h(x)'      p: the probe's probabilities, h: its standardised features
 
@@ -75,9 +77,9 @@ def _gradients(probe: Probe, features: np.ndarray, rows: np.ndarray) -> _Gradien
 def _spread(gradients: _Gradients, count: int, seed: int) -> list[int]:
     """Return ``count`` rows by k-means++.
 
-    A pick changes the distances of all rows, but they only fall. So a row is proposed with a chance of the distance
-    that was known, and taken with a chance of its present share of that: the picks are distributed as if all distances
-    were known. All rows are told of many picks in one matrix product.
+    A pick can only lower the distances of the other rows, so a known distance is never too small. A row is proposed in
+    proportion to its known distance, and taken with the probability (present distance) / (known distance): the picks
+    are distributed as if all distances were exact. Distances to many picks are computed in one matrix product.
     """
     random, squares = np.random.default_rng(seed), gradients.squares
     known = np.full(len(squares), np.inf, np.float32)  # no less than the distances

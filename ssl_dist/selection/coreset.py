@@ -20,9 +20,9 @@ def coreset(pool: Pool, count: int, seed: int) -> Selection:
     Distances are Euclidean, of features as they are. The first pick of a pool without labels is drawn. Ties go to the
     lower row.
 
-    A pick changes the distances of all images, but they only fall. So the picks are told at once to the images that are
-    farthest now, the candidates, and to all others later, many picks in one matrix product: the farthest candidate is
-    the farthest image as long as it is farther than all others were. The picks are those of the plain rule.
+    A pick can only lower the distances of other images. So each pick is at once compared with the images that are
+    farthest now, the candidates, and with all others later, for many picks in one matrix product. The farthest
+    candidate is the farthest image while it is farther than all others were. The picks are those of the plain rule.
 
     Source: Sener and Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach",
         arXiv 1708.00489, algorithm 1.

@@ -44,7 +44,7 @@ def coverage(pool: Pool, count: int, seed: int, room_bytes: int = ROOM_BYTES) ->
 
 
 def purity_radius(x: np.ndarray, num_clusters: int, seed: int) -> float:
-    """Return the largest radius at which 95 % of the balls hold images of one cluster only, of k-means' clusters.
+    """Return the largest radius at which 95 % of the balls are pure: all images of a ball are of one k-means cluster.
 
     A ball holds what is nearer than the radius. The share is measured on 4,096 drawn balls, or all where there are
     fewer. Where all images are of one cluster, every ball is pure, and the radius is the largest distance on a sphere.
@@ -67,7 +67,7 @@ def purity_radius(x: np.ndarray, num_clusters: int, seed: int) -> float:
 
 
 def _most_that_fit(x: np.ndarray, radius: float, seed: int, room_bytes: int) -> int:
-    """Return how many of the rows of ``[m, D]`` a graph of ``room_bytes`` has room for, by the edges of a sample."""
+    """Estimate how many rows of ``[m, D]`` have a graph that fits in ``room_bytes``, by the edges of a sample."""
     sample = draw(min(_SAMPLE, len(x)), len(x), seed, stream=4)
     edges = sum(len(ball) for ball in _balls(x, radius, sample)) / len(sample)
     share = 4 * max(edges, 1) / len(x)  # bytes of the edges of a row, for each row of the graph

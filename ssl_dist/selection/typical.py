@@ -26,8 +26,9 @@ def typical(pool: Pool, count: int, seed: int) -> Selection:
         typicality(x) = 1 / (mean distance of x to its 20 nearest images)
 
     Features are scaled to length 1. There are as many clusters as there are labelled and requested images, at most 500.
-    Clusters with the fewest labelled images come first, among them the largest, and they take turns. Neighbours are
-    images of the cluster that are neither labelled nor picked, half of those there are where this is less than 20.
+    Clusters take turns: those with the fewest labelled images first, and of these the largest first. Neighbours are
+    images of the cluster that are neither labelled nor picked: the 20 nearest, or half of those that are left where
+    this is less than 20.
     Clusters of five images or fewer are asked when all others are used up. Ties go to the lower row.
 
     Source: Hacohen et al., "Active Learning on a Budget: Opposite Strategies Suit High and Low Budgets",
