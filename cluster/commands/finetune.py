@@ -67,10 +67,10 @@ def finetune(
     overrides, axes = overrides_of(settings), _axes(grid or [])
     expect_run(Path(run))
     from cluster.guards import check_machine
-    from cluster.pipelines.cells import Origin, Protocol, expect_free
+    from cluster.pipelines.cells import SHORT, Origin, Protocol, expect_free
 
     expect_free(overrides, "--set")
-    expect_free(axes, "--grid")
+    expect_free((SHORT.get(key, key) for key in axes), "--grid")
     origin = Origin.of(run, checkpoint, train, overrides)
     given: dict[str, Any] = {
         "epochs": epochs,
@@ -190,14 +190,22 @@ def named(origin: Origin, starts: Sequence[str]) -> str:
 
 def _sentence(protocol: Protocol) -> str:
     """Say by which protocol the figures were found."""
+    from cluster.pipelines.cells import SHORT
+
     train, test, truth = protocol.opened
     config = protocol.cells[0].config
     labelled, tested = int((train.labels >= 0).sum()), int((truth >= 0).sum())
-    name, method = config.optim.name, config.method.model_dump()
-    varied = [key for key in ("unfreeze", "lr", "batch", "epochs") if key not in protocol.grid]
-    constant = {"unfreeze": method["unfreeze"], "lr": f"{config.optim.lr:g}", "batch": config.batch.size}
-    constant["epochs"] = f"{config.epochs:g}"
-    fixed = "".join(f"{key} {constant[key]}, " for key in varied)
+    facts = {
+        "method.unfreeze": f"unfreeze {config.method.model_dump()['unfreeze']}",
+        "optim.lr": f"lr {config.optim.lr:g}",
+        "batch.size": f"batch {config.batch.size}",
+        "epochs": f"epochs {config.epochs:g}",
+        "optim.name": config.optim.name,
+        "optim.schedule": f"schedule {config.optim.schedule}",
+        "augment.recipe": "whole images" if config.augment.recipe == "none" else f"views {config.augment.recipe}",
+    }
+    varied = {SHORT.get(key, key) for key in protocol.grid}
+    fixed = ", ".join(text for key, text in facts.items() if key not in varied)
     held = "no validation, the last checkpoint is tested"
     if protocol.validation:
         held = (
@@ -205,10 +213,8 @@ def _sentence(protocol: Protocol) -> str:
             f"{' and the best cell (*)' if protocol.grid else ''}"
         )
     drawn = f"{protocol.labels or 'all'} of {labelled:,} labels of {train.name}, drawn by class"
-    views = "whole images" if config.augment.recipe == "none" else f"views {config.augment.recipe}"
     repeats = f"; means of {protocol.seeds} seeds, ± their standard deviation" if protocol.seeds > 1 else ""
     return (
-        f"Fine-tuned from {named(protocol.origin, protocol.starts)} with {fixed}{name},"
-        f" schedule {config.optim.schedule}, {views}, on {drawn}, {held}; tested on {tested:,} images of {test.name},"
-        f" which chose nothing{repeats}."
+        f"Fine-tuned from {named(protocol.origin, protocol.starts)} with {fixed}, on {drawn}, {held}; tested on"
+        f" {tested:,} images of {test.name}, which chose nothing{repeats}."
     )

@@ -54,10 +54,10 @@ def semi(
     overrides, found = overrides_of(settings), _ratios(ratios)
     expect_run(Path(run))
     from cluster.guards import check_machine
-    from cluster.pipelines.cells import Origin
-    from cluster.pipelines.semi_cells import SemiProtocol, expect_free
+    from cluster.pipelines.cells import Origin, expect_free
+    from cluster.pipelines.semi_cells import OWN, SemiProtocol
 
-    expect_free(overrides)
+    expect_free(overrides, "--set", OWN)
     origin = Origin.of(run, checkpoint, train, overrides)
     given: dict[str, Any] = {"optim.name": optimizer, "optim.lr": lr, "optim.warmup_epochs": 0}
     protocol = SemiProtocol(

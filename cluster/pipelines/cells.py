@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from cluster.pipelines.label_files import listing, write_labels
 from cluster.prepare import resolve_settings
 from ssl_dist.checkpoint import locate
 from ssl_dist.config import ResolvedConfig, RunConfig
@@ -20,7 +19,7 @@ from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.evaluate.label_draw import draw, held_out
 from ssl_dist.evaluate.labelled import labels_by_name, open_labelled, warn_of_same_images
-from ssl_dist.files import replacing, write_text
+from ssl_dist.files import write_text
 from ssl_dist.reading import find_recipe, settle, value_at
 from ssl_dist.settings import CheckpointChoice, DataConfig
 from ssl_dist.store import ImageStore
@@ -35,7 +34,8 @@ SHORT = {
     "layer-decay": "optim.layer_decay",
 }
 _COMMAND = "evaluate finetune"  # for messages
-_OWN = ("data.store", "data.label_file", "probe.label_file", "probe.kind", "method.name")  # the command sets them
+OWN = ("data.store.", "data.label_file.", "probe.label_file.", "probe.kind.", "method.name.")  # the command sets them
+_SECTIONS = {name for name in RunConfig.model_fields if name not in ("seed", "epochs")}
 
 
 class Origin(NamedTuple):
@@ -60,6 +60,11 @@ class Origin(NamedTuple):
         """
         path, weights = Path(given), dict[str, Any]()
         if path.is_dir():
+            if ignored := {"backbone", "backbone.weights", "backbone.checkpoint"} & set(overrides):
+                raise ConfigError(
+                    f"--set {min(ignored)}: network and weights are those of {given}: give a recipe instead of a run to"
+                    " choose others, or --checkpoint for other weights of the run"
+                )
             found = locate(path, checkpoint)
             config: RunConfig = found.config
             there = found.path.absolute()
@@ -70,8 +75,13 @@ class Origin(NamedTuple):
                 find_recipe(given)
             except ConfigError as error:
                 raise RunError(f"{given} is no run directory: {error}") from None
+            if checkpoint != "newest":
+                raise ConfigError(f"--checkpoint {checkpoint}: {given} is a recipe, which has none: give a run")
             config, name = RunConfig.load(given, {"data.store": train}), path.stem
-            if file := overrides.get("backbone.weights", config.backbone.weights):
+            network = {"backbone": settle(overrides.get("backbone", {"weights": config.backbone.weights}))}
+            if "backbone.weights" in overrides:
+                put_override(network, "backbone.weights", overrides["backbone.weights"])
+            if file := value_at(network, "backbone.weights"):
                 weights = {"backbone.weights": file}
         sections = config.model_dump(include={"backbone", "engine", "cluster"})
         sections["backbone"] |= {"weights": None, "checkpoint": "newest"}
@@ -92,7 +102,7 @@ class Origin(NamedTuple):
             put_override(tree, key, value)
 
     def expect_start(self, starts: Sequence[str]) -> None:
-        """Refuse to start from weights that there are none of.
+        """Refuse to start from a recipe's weights where the recipe names none.
 
         Raises:
             ConfigError: the origin is a recipe without any.
@@ -269,15 +279,23 @@ class Protocol:
         return tree
 
 
-def expect_free(overrides: Mapping[str, Any], option: str) -> None:
-    """Refuse settings that the command itself makes.
+def expect_free(keys: Iterable[str], option: str, own: tuple[str, ...] = OWN) -> None:
+    """Refuse settings that the command itself makes, and sections given whole, which would drop some of these.
+
+    Args:
+        own: what the command makes: sections and keys, each with a dot at its end.
 
     Raises:
-        ConfigError: one of them is among the overrides.
+        ConfigError: one of them is among the keys.
     """
-    for key in _OWN:
-        if key in overrides:
-            raise ConfigError(f"{option} {key}: this command sets it by itself, from its stores and --labels")
+    for key in keys:
+        if f"{key}.".startswith(own) and not key.startswith("data.cache"):
+            raise ConfigError(f"{option} {key}: this command sets it by itself, from its stores and its other options")
+        if key in _SECTIONS - {"backbone"}:
+            raise ConfigError(
+                f"{option} {key}: a section given whole would drop what this command sets in it: give its keys one by"
+                f" one, as {option} {key}.NAME=VALUE"
+            )
 
 
 def halve_batch(tree: dict[str, Any]) -> None:
@@ -285,41 +303,6 @@ def halve_batch(tree: dict[str, Any]) -> None:
     size = settle(value_at(tree, "batch.size"), int)
     if isinstance(size, int):
         put_override(tree, "batch.micro", size if size % 2 else size // 2)
-
-
-def write_labels(files: Mapping[Path, np.ndarray]) -> None:
-    """Write label files, unless the very same were written before.
-
-    Raises:
-        ConfigError: others were.
-    """
-    for file, labels in files.items():
-        if file.exists() and not np.array_equal(np.load(file), labels):
-            raise ConfigError(
-                f"{file} has other labels than these stores and options give: use those that it began with, or choose"
-                " another --run-dir"
-            )
-    for file, labels in files.items():
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(file) as aside, aside.open("wb") as content:
-                np.save(content, labels)
-
-
-def listing(train: ImageStore, learnt: np.ndarray, held: np.ndarray) -> str:
-    """Return drawn images as a table: id, key, class, and whether the label is learned from or validated on.
-
-    Args:
-        learnt, held: sample ids, sorted.
-    """
-    text, is_held = io.StringIO(), set(held.tolist())
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(("id", "key", "label", "part"))
-    ids = np.union1d(learnt, held)
-    for number, key in zip(ids.tolist(), train.keys_at(ids), strict=True):
-        part = "validation" if number in is_held else "train"
-        rows.writerow((number, key, train.class_names[train.labels[number]], part))
-    return text.getvalue()
 
 
 def safe_name(name: str) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from cluster.launch import launch
@@ -16,7 +15,6 @@ from ssl_dist.commands.console import say
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import resolve
 from ssl_dist.errors import ClusterError, ConfigError, RunError, UsageError
-from ssl_dist.files import replacing
 from ssl_dist.settings import DataConfig
 from ssl_dist.uris import join_uri
 
@@ -106,10 +104,3 @@ def with_data_settings(config: ResolvedConfig, **settings: Any) -> ResolvedConfi
         ConfigError: a label file does not fit, see ``data.read_labels``.
     """
     return resolve(config.model_copy(update={"data": config.data.model_copy(update=settings)})).config
-
-
-def save_labels(labels: np.ndarray, file: Path) -> None:
-    """Write a label file, whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(file) as aside, aside.open("wb") as content:
-        np.save(content, labels)

@@ -36,7 +36,7 @@ class Row(NamedTuple):
         validation: mean accuracy of the tested checkpoints on the validation part; None where there is none.
         top1, top5: mean accuracies on the test store with their intervals; top5 is None with five classes or fewer.
         runs: of each seed: its run, its checkpoint and its accuracies.
-        best: whether no cell of this start has a better ``validation``; the first of equal ones.
+        best: whether it has the best ``validation`` of several cells of this start, and is the first of equal ones.
     """
 
     start: str
@@ -89,8 +89,8 @@ def fine_tune(protocol: Protocol, console: Console) -> list[Row]:
             complete(cell.directory, cell.config, console)
             tested = answers_of(cell.directory, "best" if cell.config.probe else "newest", protocol.opened)
             found.setdefault(json.dumps([cell.start, cell.settings]), []).append(tested)
-    truth = protocol.opened.truth
-    return _with_best([_row(key, runs, truth[truth >= 0]) for key, runs in found.items()])
+    truth, classes = protocol.opened.truth, len(protocol.opened.train.class_names)
+    return _with_best([_row(key, runs, truth[truth >= 0], classes) for key, runs in found.items()])
 
 
 def answers_of(run: Path, choice: CheckpointChoice, opened: Opened) -> tuple[dict[str, Any], Answers]:
@@ -126,14 +126,13 @@ class _Counted:
         self._bar(self._done, self._total)
 
 
-def _row(key: str, tested: Sequence[tuple[dict[str, Any], Answers]], truth: np.ndarray) -> Row:
+def _row(key: str, tested: Sequence[tuple[dict[str, Any], Answers]], truth: np.ndarray, num_classes: int) -> Row:
     """Return the row of a cell, whose start and settings the key has, of the answers of all its seeds."""
     start, settings = json.loads(key)
     rights = {top: [answers.right(truth, top) for _, answers in tested] for top in (1, TOP)}
     validations = [one["validation"] for one, _ in tested]
     runs = [{**one, "top1": float(right.mean())} for (one, _), right in zip(tested, rights[1], strict=True)]
-    names_more = all((answers.classes[:, -1] >= 0).any() for _, answers in tested)
-    top5 = Accuracy.mean(rights[TOP]) if names_more else None
+    top5 = Accuracy.mean(rights[TOP]) if num_classes > TOP else None
     return Row(
         start, settings, None if None in validations else fmean(validations), Accuracy.mean(rights[1]), top5, runs
     )

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from rich.console import Console
 
-from cluster.pipelines.completion import complete, expect_all_images, has_begun, save_labels, with_data_settings
+from cluster.pipelines.completion import complete, expect_all_images, has_begun, with_data_settings
+from cluster.pipelines.label_files import save_labels
 from ssl_dist.checkpoint import Checkpoints, checksum
 from ssl_dist.commands.console import say, waiting
 from ssl_dist.config import ResolvedConfig

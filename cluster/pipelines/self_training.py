@@ -8,7 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.console import Console
 
-from cluster.pipelines.completion import complete, expect_all_images, has_begun, save_labels, with_data_settings
+from cluster.pipelines.completion import complete, expect_all_images, has_begun, with_data_settings
+from cluster.pipelines.label_files import save_labels
 from ssl_dist import methods
 from ssl_dist.commands.console import waiting
 from ssl_dist.config import ResolvedConfig

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.pipelines.cells import Opened, Origin, halve_batch, listing, safe_name, write_labels
+from cluster.pipelines.cells import Opened, Origin, halve_batch, safe_name
+from cluster.pipelines.label_files import listing, write_labels
 from cluster.prepare import resolve_settings
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override
@@ -25,7 +26,7 @@ from ssl_dist.hashing import derive_seed
 METHODS = ("supervised", "fixmatch", "pseudo-labels")
 _UNLABELLED = 1  # tells the seed of the unlabelled images apart from others
 _COMMAND = "evaluate semi"  # for messages
-_OWN = ("data.", "method.", "batch.", "epochs", "probe.", "augment.recipe")  # the command sets them
+OWN = ("data.", "method.", "batch.", "epochs.", "probe.", "augment.recipe.")  # the command sets them
 
 
 class SemiCell(NamedTuple):
@@ -157,14 +158,3 @@ class SemiProtocol:
             put_override(tree, key, value)
         self.origin.put_start(tree, start)
         return tree
-
-
-def expect_free(overrides: Mapping[str, Any]) -> None:
-    """Refuse ``--set`` of what the command itself decides.
-
-    Raises:
-        ConfigError: such a key is among the overrides.
-    """
-    for key in overrides:
-        if f"{key}.".startswith(_OWN) and not key.startswith("data.cache"):
-            raise ConfigError(f"--set {key}: this command sets it by itself, from its stores and its other options")

@@ -164,6 +164,41 @@ def test_a_recipe_starts_from_a_file_of_weights_or_from_random(
     starts = [initial_weights(Path(row["runs"][0]["run"])) for row in found["rows"]]
     name = "backbone.body.0.weight"
     assert [bool((start[name] == given[name]).all()) for start in starts] == [True, False]
+    whole = f"backbone={{name: resnet8, stem: half, width: 8, weights: {tmp_path / 'weights.safetensors'}}}"
+    found = finetune("simclr-cifar10", small_store, tmp_path / "d", "--set", whole, "--set", "cluster.workers=1")
+    [row] = found["rows"]
+    start = initial_weights(Path(row["runs"][0]["run"]))
+    assert (row["start"], bool((start[name] == given[name]).all())) == ("run", True)
+    with pytest.raises(ConfigError, match="--checkpoint best: simclr-cifar10 is a recipe, which has none"):
+        finetune("simclr-cifar10", small_store, tmp_path / "e", *own, "--checkpoint", "best")
+
+
+@pytest.mark.parametrize(
+    ("grid", "said", "unsaid"),
+    [
+        ("lr=0.1,0.001", "with unfreeze all, batch 8, epochs 2, adam, schedule plateau, views weak, on", "lr 0"),
+        ("optim.lr=0.1,0.001", "with unfreeze all, batch 8, epochs 2, adam, schedule plateau, views weak, on", "lr 0"),
+        ("optim.name=sgd,adam", "lr 0.0003, batch 8, epochs 2, schedule plateau, views weak, on", "adam"),
+        ("optim.schedule=cosine,plateau", "lr 0.0003, batch 8, epochs 2, adam, views weak, on", "schedule"),
+        ("augment.recipe=weak,none", "epochs 2, adam, schedule plateau, on", "views"),
+    ],
+)
+def test_the_sentence_says_what_all_cells_have_in_common(
+    launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path, grid: str, said: str, unsaid: str
+) -> None:
+    sentence = finetune(pretrained, small_store, tmp_path / "out", "--grid", grid)["protocol"]
+    assert said in sentence
+    assert unsaid not in sentence
+
+
+@pytest.mark.parametrize(("num_classes", "there"), [(4, False), (5, False), (6, True)])
+def test_the_five_best_answers_are_counted_where_there_are_more_classes(
+    launched: list[str], pretrained: Path, tmp_path: Path, num_classes: int, there: bool
+) -> None:
+    write_images(tmp_path / "images", num_classes=num_classes, per_class=6)
+    build(tmp_path / "images", tmp_path / "store", workers=1)
+    [row] = finetune(pretrained, tmp_path / "store", tmp_path / "out", "--labels", "3-per-class")["rows"]
+    assert ("top5" in row and row["top5"] is not None) == there
 
 
 def test_without_validation_the_last_checkpoint_is_tested_and_no_cell_is_best(
@@ -201,6 +236,12 @@ def test_without_validation_the_last_checkpoint_is_tested_and_no_cell_is_best(
         (["--optimizer", "adan"], ConfigError, r"optim\.name"),
         (["--from", "scratch"], ConfigError, "--from scratch: it is run, random, or run,random"),
         (["--set", "data.label_file=x.npy"], ConfigError, r"--set data\.label_file: this command sets it"),
+        (["--set", "data={cache: lazy}"], ConfigError, r"--set data: a section given whole would drop"),
+        (["--set", "method={name: supervised}"], ConfigError, r"--set method: a section given whole would drop"),
+        (["--set", "optim={name: sgd, lr: 0.1}"], ConfigError, r"give its keys one by one, as --set optim\.NAME=VALUE"),
+        (["--grid", "optim=sgd,lars"], ConfigError, "--grid optim=sgd,lars: NAME is one of lr, batch"),
+        (["--set", "backbone.weights=x"], ConfigError, r"--set backbone\.weights: network and weights are those of"),
+        (["--set", "backbone={name: resnet8}"], ConfigError, "--set backbone: network and weights are those of"),
         (["--set", "seed=x"], ConfigError, "seed"),
         (["--checkpoint", 7], RunError, "has no checkpoint of step 7"),
         (["--checkpoint", "best"], RunError, "has the online probe's score"),
