@@ -43,7 +43,8 @@ def label_request(
     """
     if strategy is not None:
         expect_known(strategy)
-    _expect_free(out)
+    if out is not None:
+        _expect_free(out, is_default=False)
     from ssl_dist.checkpoint import locate
     from ssl_dist.report.label_page import write_pages
     from ssl_dist.selection.recommended import nearest_budget, recommend
@@ -55,8 +56,9 @@ def label_request(
     best = recommend(total, from_none=candidates.num_classes < 2)
     chosen = strategy or (best.strategy if best else "random")
     candidates.expect_possible(chosen, count)
-    out = out or _run_of(run) / f"label-request-{chosen}-{count}"
-    _expect_free(out)
+    if out is None:
+        out = _run_of(run) / f"label-request-{chosen}-{count}"
+        _expect_free(out, is_default=True)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)  # now: choosing may take long
     try:
@@ -119,10 +121,13 @@ def _run_of(path: Path) -> Path:
     return path.parent if path.name == "checkpoints" else path
 
 
-def _expect_free(folder: Path | None) -> None:
+def _expect_free(folder: Path, is_default: bool) -> None:
     """Expect that a folder is empty or not there; raise ConfigError if it is not."""
-    if folder and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ConfigError(f"--out {folder}: it is there already, and not empty: give a new folder, or delete this one")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        what, mend = "--out", "give a new folder"
+        if is_default:
+            what, mend = "the default folder", "choose another with --out"
+        raise ConfigError(f"{what} {folder}: it is there already, and not empty: {mend}, or delete this one")
 
 
 @contextlib.contextmanager

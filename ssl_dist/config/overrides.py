@@ -11,7 +11,7 @@ from typing import Any
 import pydantic
 
 from ssl_dist.errors import ConfigError
-from ssl_dist.reading import Written, find_recipe, parse, read_file
+from ssl_dist.reading import Written, find_recipe, parse, read_file, settle
 
 _NAME = re.compile(r"[a-z_][a-z0-9_]*|[0-9]+")
 _LONG = {"optim.lr": "optim.learning_rate"}  # what other programs call a setting
@@ -35,12 +35,18 @@ def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def put_override(tree: dict[str, Any], key: str, value: Any) -> None:
-    """Set one dotted key of a nested mapping, in place."""
+    """Set one dotted key of a nested mapping, in place.
+
+    Raises:
+        ConfigError: an earlier override gave a section of it as something else.
+    """
     *sections, last = key.split(".")
     for section in sections:
         inner = tree.get(section)
         if isinstance(inner, Written):  # an earlier override gave the section whole
-            inner = parse(inner, f"--set {section}={inner}")
+            text, inner = inner, parse(inner, f"--set {section}={inner}")
+            if not isinstance(inner, Mapping) and settle(inner) is not None:
+                raise ConfigError(f"--set {section}={text}: it is a section: write it as {section}={{key: value}}")
         tree[section] = dict(inner) if isinstance(inner, Mapping) else {}
         tree = tree[section]
     tree[last] = value

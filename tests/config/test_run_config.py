@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
@@ -15,8 +16,9 @@ from hypothesis import strategies as st
 from ssl_dist.augment import OPERATIONS, POLICIES
 from ssl_dist.commands.options import overrides_of
 from ssl_dist.config import DataFacts, Plan, ResolvedConfig, RunConfig
+from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError
-from ssl_dist.reading import RECIPE_FOLDER, exact, parse, parse_override
+from ssl_dist.reading import RECIPE_FOLDER, Written, exact, parse, parse_override
 from tests.helpers import small_config, with_facts
 
 STORE = Path("/nowhere/store")
@@ -445,3 +447,17 @@ def test_a_backbone_is_made_for_the_size_of_its_views() -> None:
 def test_a_value_that_its_tag_cannot_be_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="here cannot be read as YAML"):
         parse(text, "here")
+
+
+@pytest.mark.parametrize("text", ["5", "resnet8", "[1]"])
+def test_a_key_of_what_is_no_section_is_refused(text: str) -> None:
+    """An override must not turn an earlier mistake into defaults."""
+    with pytest.raises(ConfigError, match=f"--set backbone={re.escape(text)}: it is a section"):
+        put_override({"backbone": Written(text)}, "backbone.width", 3)
+
+
+@pytest.mark.parametrize(("text", "kept"), [("", {}), ("null", {}), ("{name: resnet8}", {"name": "resnet8"})])
+def test_a_key_is_put_into_a_section_that_was_given_whole(text: str, kept: dict[str, str]) -> None:
+    tree: dict[str, Any] = {"backbone": Written(text)}
+    put_override(tree, "backbone.width", 3)
+    assert tree == {"backbone": {**kept, "width": 3}}

@@ -131,7 +131,9 @@ def test_a_request_lies_beside_the_run_and_prints_what_comes_next(command: Comma
     assert f"ssl-dist evaluate knn {run} --train {partly} --test TEST_STORE\n" in done.out
     again = command("label-request", run / "checkpoints", partly, "--count", 3, "--strategy", "random")
     assert again.code == 2
-    assert f"--out {out}: it is there already, and not empty" in again.err
+    assert f"the default folder {out}: it is there already, and not empty: choose another with --out" in again.err
+    again = command("label-request", run, partly, "--count", 3, "--strategy", "random", "--out", out)
+    assert (again.code, f"--out {out}: it is there already, and not empty" in again.err) == (2, True)
     shutil.rmtree(out)
 
 
