@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from benchmarks.studies.cells import Cell, cell
 from benchmarks.studies.claims import Claim, Figure, Row, figure, tuned
-from benchmarks.studies.tables import PAIR, Study
+from benchmarks.studies.tables import ALONE, PAIR, Study
 
 _NETWORKS = {
     "ResNet-18": ("resnet18", "{name: resnet18, stem: half}"),
@@ -24,7 +24,7 @@ _NETWORKS = {
 _UNFREEZE = {"fine-tuned": "all", "transfer": "head"}
 _RATES = ("1e-3", "1e-4")
 _SIMCLR_RATES = {"1e-3": "44", "8e-4": "43", "5e-4": "50", "4e-4": "51", "3.5e-4": "53", "3e-4": "51", "1e-4": "50"}
-_COMMON = f"{PAIR} --labels 10% --set batch.micro=32 --set cluster.workers=1"
+_COMMON = f"{PAIR} --labels 10% --set batch.micro=32 {ALONE}"
 _SIMCLR = "simclr-0"  # of study 002
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from benchmarks.studies.cells import Cell, cell
 from benchmarks.studies.claims import Claim, Figure, Row, features, figure, tuned
-from benchmarks.studies.tables import NETWORK, PAIR, SEEDS, TRAIN, Study, pretrain
+from benchmarks.studies.tables import ALONE, NETWORK, PAIR, SEEDS, TRAIN, Study, pretrain
 
 _BATCH = f"{NETWORK} --set batch.size=64 --set batch.micro=64 --set optim.lr=0.0015"
 _HEAD = "--set method.projection_layers=3"  # so that P1, P2 and P3 differ
@@ -33,7 +33,7 @@ def cells(epochs: float) -> Sequence[Cell]:
                 --set optim.warmup_epochs={0.2 * min(epochs, 1):g} {settings} {_HEAD}
                 --set-autoencoder epochs={epochs / 2:g} --set-autoencoder seed={seed}
                 --set-autoencoder optim.warmup_epochs={0.1 * min(epochs, 1):g}
-                --set-autoencoder cluster.workers=1 --run-dir runs/gsimclr-{seed}""",
+                {ALONE.replace("--set", "--set-autoencoder")} --run-dir runs/gsimclr-{seed}""",
             ),
             _linear(f"gsimclr-{seed}/simclr", "--features all --baselines none"),
         ]

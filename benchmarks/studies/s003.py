@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from benchmarks.studies.cells import Cell, cell
 from benchmarks.studies.claims import Claim, Figure, Row, features, figure, semi
-from benchmarks.studies.tables import PAIR, TRAIN, Study
+from benchmarks.studies.tables import ALONE, PAIR, TRAIN, Study
 
 _BACKBONES = {
     "ConvNet": ("convnet", "{name: convnet}"),
@@ -29,7 +29,7 @@ def cells(epochs: float) -> Sequence[Cell]:
     made = list[Cell]()
     length = f"{_LABELS} --epochs {2 * epochs:g} --lr 1e-3"
     for name, backbone in _BACKBONES.values():
-        settings = f"--set 'backbone={backbone}' --set cluster.workers=1"
+        settings = f"--set 'backbone={backbone}' {ALONE}"
         made += [
             cell(
                 f"{name}-ratio-{ratio}",

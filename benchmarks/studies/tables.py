@@ -14,7 +14,9 @@ EPOCHS = 6.0
 """Passes of a pretraining over the 50,000 images; docs/studies.md estimates the time that all cells then take."""
 TRAIN, TEST = "stores/cifar10-train", "stores/cifar10-test"
 PAIR = f"--train {TRAIN} --test {TEST}"
-NETWORK = "--set backbone.width=32 --set cluster.workers=1"  # ResNet-8; one worker, so that two cells run side by side
+ALONE = "--set cluster.workers=1 --set engine.precision=fp32"
+"""One worker, so that two cells run side by side; fp32, as fast as it can be where a CPU has no bfloat16."""
+NETWORK = f"--set backbone.width=32 {ALONE}"  # ResNet-8
 
 
 class Study(NamedTuple):
