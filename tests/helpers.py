@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 import yaml
 from torch import Tensor
@@ -61,6 +63,22 @@ def smooth_method(config: RunConfig) -> Method:
     number of workers does not change the arithmetic, so they need a network whose gradient has no jumps.
     """
     return smooth(config.initial_method())
+
+
+def grid(*axes: Sequence[Any]) -> list[Any]:
+    """Return all combinations, as parameters of a test; most of them are slow.
+
+    Those that are not have each value, and, of three axes, each pair of values of the first two once.
+    """
+    numbered = itertools.product(*(list(enumerate(axis)) for axis in axes))
+    return [
+        pytest.param(*(value for _, value in one), marks=_slow_unless(sum(n for n, _ in one) % len(axes[-1]) == 0))
+        for one in numbered
+    ]
+
+
+def _slow_unless(fast: bool) -> list[pytest.MarkDecorator]:
+    return [] if fast else [pytest.mark.slow]
 
 
 class Trace(NamedTuple):

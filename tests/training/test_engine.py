@@ -20,11 +20,13 @@ from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
 from tests.double import double_method, double_update, one_shot_gradient, worst_difference
 from tests.gloo import GlooPool
-from tests.helpers import differences, save, small_config, smooth_method, train
+from tests.helpers import differences, grid, save, small_config, smooth_method, train
 from tests.losses.test_nt_xent import reference
 
 Pools = Callable[[int], GlooPool]
 STEPS = 20
+WORKERS, STAGES = (1, 2, 3), (0, 1, 2, 3)
+OPTIMIZERS: tuple[dict[str, Any], ...] = ({}, {"optim__name": "adamw", "optim__lr": 1e-4})
 
 # float32 rounds to 6e-8, and sums in another order differ by a few of that; 20 steps of training multiply it (measured:
 # to 1e-6 in the loss, 5e-6 in the gradient's norm). A lost micro-batch changes both by 1e-1, a gradient averaged and
@@ -54,9 +56,7 @@ def alone(gloo: Pools, small_store: Path) -> Callable[..., Any]:
     return trace
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"optim__name": "adamw", "optim__lr": 1e-4}])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("workers", "zero_stage", "optimizer"), grid(WORKERS, STAGES, OPTIMIZERS))
 def test_workers_and_zero_stage_do_not_change_the_losses(
     gloo: Pools, small_store: Path, alone: Any, workers: int, zero_stage: int, optimizer: dict[str, Any]
 ) -> None:
@@ -89,9 +89,7 @@ def test_dropout_does_not_depend_on_workers(gloo: Pools, small_store: Path, alon
     assert trace.losses[0] != alone(backbone={"name": "convnet"}).losses[0]
 
 
-@pytest.mark.parametrize("micro", [12, 3])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("workers", "zero_stage", "micro"), grid(WORKERS, STAGES, [12, 3]))
 def test_the_update_is_the_gradient_of_the_papers_loss(
     gloo: Pools, small_store: Path, workers: int, zero_stage: int, micro: int
 ) -> None:
@@ -105,9 +103,7 @@ def test_the_update_is_the_gradient_of_the_papers_loss(
     )  # of any parameter: float64 sums in another order, and weights less updated weights
 
 
-@pytest.mark.parametrize("clip_norm", [0.5, 50.0])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
-@pytest.mark.parametrize("workers", [1, 2, 3])
+@pytest.mark.parametrize(("workers", "zero_stage", "clip_norm"), grid(WORKERS, STAGES, [0.5, 50.0]))
 def test_the_global_gradient_is_clipped_and_weights_decay(
     gloo: Pools, small_store: Path, workers: int, zero_stage: int, clip_norm: float
 ) -> None:
@@ -148,8 +144,7 @@ def test_running_statistics_are_the_mean_over_all_micro_batches(gloo: Pools, sma
     torch.testing.assert_close(after[prefix + "running_var"], expected, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"optim__name": "adamw", "optim__lr": 1e-4}])
-@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+@pytest.mark.parametrize(("zero_stage", "optimizer"), grid(STAGES, OPTIMIZERS))
 def test_ten_steps_are_five_and_five_bit_for_bit(
     gloo: Pools, small_store: Path, tmp_path: Path, zero_stage: int, optimizer: dict[str, Any]
 ) -> None:
@@ -162,17 +157,19 @@ def test_ten_steps_are_five_and_five_bit_for_bit(
     assert differences(rest.state.optimizer, whole.state.optimizer) == []
 
 
-@pytest.mark.parametrize("optimizer", [{}, {"optim__name": "adamw", "optim__lr": 1e-4}])
-@pytest.mark.parametrize(("before", "after"), [((2, 1), (3, 2)), ((3, 3), (1, 0)), ((1, 0), (2, 3)), ((2, 2), (3, 3))])
+@pytest.mark.parametrize(
+    ("change", "optimizer"),
+    grid([((2, 1), (3, 2)), ((3, 3), (1, 0)), ((1, 0), (2, 3)), ((2, 2), (3, 3))], OPTIMIZERS),
+)
 def test_a_run_resumes_with_other_workers_and_another_zero_stage(
     gloo: Pools,
     small_store: Path,
     tmp_path: Path,
     alone: Any,
-    before: tuple[int, int],
-    after: tuple[int, int],
+    change: tuple[tuple[int, int], tuple[int, int]],
     optimizer: dict[str, Any],
 ) -> None:
+    before, after = change
     first, second = (small_config(small_store, engine__zero_stage=stage, **optimizer) for _, stage in (before, after))
     begun = gloo(before[0]).run(train, first, 0, 7)[0]
     save(begun.state, tmp_path, 7, first)
