@@ -13,6 +13,7 @@ from ssl_dist.selection.typical import clusters
 _PURITY = 0.95
 _SAMPLE = 4096  # balls that the radius and the size of the graph are measured on
 _ROWS = 64  # of a tile, at the least: products of fewer rows are slow
+_TILE_ROWS, _TILE_COLUMNS = 512, 2048  # 4 MB of distances, which stay in a core's cache
 _BYTES_OF_A_ROW = 200  # of the graph, beside 4 for each edge
 _MOST_CLUSTERS = 100  # where the number of classes is not known
 
@@ -77,12 +78,24 @@ def _most_that_fit(x: np.ndarray, radius: float, seed: int, room_bytes: int) -> 
 def _balls(x: np.ndarray, radius: float, centres: np.ndarray | None = None) -> list[np.ndarray]:
     """Return for each row of ``[m, D]``, or of ``centres``, the rows that are nearer than the radius, int32."""
     squares, balls = squares_of(x), list[np.ndarray]()
-    centres, size = np.arange(len(x)) if centres is None else centres, max(_ROWS, TILE // len(x))
-    for start in range(0, len(centres), size):
-        part = centres[start : start + size]
-        near = squared_distances(x[part], x, squares[part], squares) < np.float32(radius) ** 2
-        balls += [np.flatnonzero(row).astype(np.int32) for row in near]
+    centres = np.arange(len(x)) if centres is None else centres
+    for start in range(0, len(centres), _TILE_ROWS):
+        part = centres[start : start + _TILE_ROWS]
+        found = [_edges(x[part], squares[part], x, squares, radius, at) for at in range(0, len(x), _TILE_COLUMNS)]
+        owners, members = (np.concatenate(both) for both in zip(*found, strict=True))
+        ends = np.cumsum(np.bincount(owners, minlength=len(part)))
+        balls += np.split(members[np.argsort(owners, kind="stable")], ends[:-1])
     return balls
+
+
+def _edges(
+    a: np.ndarray, squares_a: np.ndarray, x: np.ndarray, squares: np.ndarray, radius: float, start: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return (row of ``a``, row of ``x``) of each pair that is nearer than the radius, for one tile of ``x``'s rows."""
+    columns = slice(start, start + _TILE_COLUMNS)
+    near = squared_distances(a, x[columns], squares_a, squares[columns]) < np.float32(radius) ** 2
+    owners, members = np.divmod(np.flatnonzero(near), near.shape[1])  # far faster than np.nonzero of two dimensions
+    return owners.astype(np.int32), (members + start).astype(np.int32)
 
 
 def _covered_by(centres: np.ndarray, x: np.ndarray, radius: float) -> np.ndarray:
