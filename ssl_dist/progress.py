@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 
 from rich.console import Console
@@ -46,6 +47,24 @@ class ProgressLines:
 
     def _print(self) -> None:
         self._to.print(self._text, markup=False, highlight=False, soft_wrap=True)
+
+
+class Tally:
+    """Adds up what is done, and tells a callback of it as (done, total).
+
+    Args:
+        progress: the callback; None: nobody is told.
+        total: how much there is to do.
+    """
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def __call__(self, more: int) -> None:
+        """Add what was done since the last call."""
+        self._done += more
+        if self._progress:
+            self._progress(self._done, self._total)
 
 
 class Pace:

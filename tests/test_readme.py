@@ -32,8 +32,8 @@ def in_a_process(line: str) -> tuple[int, str, str]:
 
 
 def test_the_commands_of_a_real_run(command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for seed, split in enumerate(("train", "test")):
-        write_images(tmp_path / split, num_classes=4, per_class=130, size_px=32, seed=seed)
+    for seed, (split, per_class) in enumerate({"train": 130, "test": 20}.items()):  # 512 are a batch
+        write_images(tmp_path / split, num_classes=4, per_class=per_class, size_px=32, seed=seed)
         with tarfile.open(tmp_path / f"cifar10-{split}.tar", "w") as archive:
             archive.add(tmp_path / split, arcname=split)
     monkeypatch.chdir(tmp_path)

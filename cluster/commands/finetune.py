@@ -15,8 +15,9 @@ from ssl_dist.errors import ConfigError
 from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
-    from cluster.pipelines.cells import Origin, Protocol
+    from cluster.pipelines.cells import Protocol
     from cluster.pipelines.finetune import Row
+    from cluster.pipelines.origin import Origin
     from cluster.pipelines.semi_cells import SemiProtocol
 
 # Help texts that need a line of their own.
@@ -67,7 +68,8 @@ def finetune(
     overrides, axes = overrides_of(settings), _axes(grid or [])
     expect_run(Path(run))
     from cluster.guards import check_machine
-    from cluster.pipelines.cells import SHORT, Origin, Protocol, expect_free
+    from cluster.pipelines.cells import SHORT, Protocol, expect_free
+    from cluster.pipelines.origin import Origin
 
     expect_free(overrides, "--set")
     expect_free((SHORT.get(key, key) for key in axes), "--grid")

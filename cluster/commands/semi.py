@@ -54,7 +54,8 @@ def semi(
     overrides, found = overrides_of(settings), _ratios(ratios)
     expect_run(Path(run))
     from cluster.guards import check_machine
-    from cluster.pipelines.cells import Origin, expect_free
+    from cluster.pipelines.cells import expect_free
+    from cluster.pipelines.origin import Origin
     from cluster.pipelines.semi_cells import OWN, SemiProtocol
 
     expect_free(overrides, "--set", OWN)

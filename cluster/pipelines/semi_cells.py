@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cluster.pipelines.cells import Opened, Origin, halve_batch, safe_name
+from cluster.pipelines.cells import Opened, halve_batch, safe_name
 from cluster.pipelines.label_files import listing, write_labels
+from cluster.pipelines.origin import Origin
 from cluster.prepare import resolve_settings
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override

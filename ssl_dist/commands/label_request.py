@@ -45,7 +45,7 @@ def label_request(
         expect_known(strategy)
     if out is not None:
         _expect_free(out, is_default=False)
-    from ssl_dist.checkpoint import locate
+    from ssl_dist.checkpoint import locate, run_directory
     from ssl_dist.report.label_page import write_pages
     from ssl_dist.selection.recommended import nearest_budget, recommend
     from ssl_dist.selection.request import Candidates, write_table
@@ -57,7 +57,7 @@ def label_request(
     chosen = strategy or (best.strategy if best else "random")
     candidates.expect_possible(chosen, count)
     if out is None:
-        out = _run_of(run) / f"label-request-{chosen}-{count}"
+        out = run_directory(run) / f"label-request-{chosen}-{count}"
         _expect_free(out, is_default=True)
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)  # now: choosing may take long
@@ -112,13 +112,6 @@ def _describe(best: Gain | None, budget: int | None) -> str:
     return "{}: at {:,} labels of {}, {} points over random ({} to {})".format(
         best.strategy, best.budget, best.store, *points
     )
-
-
-def _run_of(path: Path) -> Path:
-    """Return the directory of a run, of which ``path`` may be the folder of checkpoints or one of them."""
-    path = path.absolute() if path.name.startswith("step-") or path.name == "checkpoints" else path
-    path = path.parent if path.name.startswith("step-") else path
-    return path.parent if path.name == "checkpoints" else path
 
 
 def _expect_free(folder: Path, is_default: bool) -> None:

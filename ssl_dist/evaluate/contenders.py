@@ -21,6 +21,7 @@ from ssl_dist.evaluate.features import (
 from ssl_dist.evaluate.labelled import Labelled
 from ssl_dist.evaluate.protocols import BASELINES, ProgressCallback
 from ssl_dist.methods import Method
+from ssl_dist.progress import Tally
 
 _COMPONENTS = 128  # of the pixels
 
@@ -48,14 +49,8 @@ def contenders(
 ) -> Sequence[Contender]:
     """Return the run's encoder and the baselines, of which random weights are drawn ``seeds`` times."""
     draws = {"random": seeds, "pixels": 1, "pca": 1}
-    num_images, done = sum(len(some.ids) for some in pair), 0
-    total = num_images * (1 + sum(draws[name] for name in set(baselines)))
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress:
-            progress(done, total)
+    encodings = 1 + sum(draws[name] for name in set(baselines))
+    count = Tally(progress, encodings * sum(len(some.ids) for some in pair))
 
     def random(draw: int) -> Method:
         return found.config.model_copy(update={"seed": found.config.seed + draw}).initial_method()

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.linalg import cholesky, solve_triangular
 from scipy.optimize import minimize
+from scipy.special import softmax
 from threadpoolctl import threadpool_limits
 
 log = logging.getLogger(__name__)
@@ -75,9 +76,7 @@ class LogisticRegression(NamedTuple):
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Return the probability of each class, float64 ``[n, K]``, of features ``[n, D]``."""
-        scores = self.scores(x)
-        p: np.ndarray = np.exp(scores - scores.max(1, keepdims=True))
-        p /= p.sum(1, keepdims=True)
+        p: np.ndarray = softmax(self.scores(x), axis=1)
         return p
 
     def predict(self, x: np.ndarray) -> np.ndarray:

@@ -14,6 +14,7 @@ from ssl_dist.data import open_store
 from ssl_dist.errors import ConfigError, RunError, StoreError
 from ssl_dist.evaluate.over_training import weights_over_training
 from ssl_dist.evaluate.protocols import ProgressCallback
+from ssl_dist.progress import Tally
 from ssl_dist.store import ImageStore
 
 if TYPE_CHECKING:
@@ -124,13 +125,8 @@ def embed_over_training(
     """
     from ssl_dist.evaluate.features import expect_finite, extract, fastest_device
 
-    config, device, done, found = checkpoints[-1].config, fastest_device(), 0, dict[int | None, np.ndarray]()
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress:
-            progress(done, (len(checkpoints) + with_random) * len(ids))
+    config, device, found = checkpoints[-1].config, fastest_device(), dict[int | None, np.ndarray]()
+    count = Tally(progress, (len(checkpoints) + with_random) * len(ids))
 
     for step, method in weights_over_training(checkpoints):
         if step is not None or with_random:

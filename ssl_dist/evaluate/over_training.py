@@ -12,6 +12,7 @@ import numpy as np
 from ssl_dist.checkpoint import Checkpoint, locate, locate_all
 from ssl_dist.data import sample_ids
 from ssl_dist.evaluate.protocols import ProgressCallback
+from ssl_dist.progress import Tally
 from ssl_dist.settings import CheckpointChoice
 from ssl_dist.store import ImageStore
 
@@ -86,13 +87,8 @@ def rank_curve(
     from ssl_dist.evaluate.features import extract, extract_view, fastest_device
     from ssl_dist.evaluate.rank import Ranks
 
-    config, device, done, rows = checkpoints[-1].config, fastest_device(), 0, []
-
-    def count(images: int) -> None:
-        nonlocal done
-        done += images
-        if progress:
-            progress(done, (len(checkpoints) + 1) * (views + 1) * len(ids))
+    config, device, rows = checkpoints[-1].config, fastest_device(), []
+    count = Tally(progress, (len(checkpoints) + 1) * (views + 1) * len(ids))
 
     def view(backbone: torch.nn.Module, number: int) -> Tensor:
         return extract_view(backbone, store, ids, device, config, count, seed=seed, number=number)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import softmax
 
 from ssl_dist.selection.pool import ROOM_BYTES, Pool, Selection, draw, squares_of
-from ssl_dist.selection.probe import Probe, probabilities
+from ssl_dist.selection.probe import Probe
 
 _TILE = 1 << 12  # rows that are standardised at once
 _ROWS = 4096  # of a tile of distances
@@ -68,7 +69,7 @@ def _gradients(probe: Probe, features: np.ndarray, rows: np.ndarray) -> _Gradien
     for start in range(0, len(rows), _TILE):
         part = slice(start, start + _TILE)
         x = probe.standardise(features[rows[part]])
-        p = probabilities(probe.classifier.scores(x))
+        p = softmax(probe.classifier.scores(x), axis=1)
         p[np.arange(len(p)), p.argmax(1)] -= 1
         errors[part], inputs[part] = p, x
     return _Gradients(errors, inputs, squares_of(errors) * squares_of(inputs))

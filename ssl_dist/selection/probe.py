@@ -50,10 +50,3 @@ class Probe(NamedTuple):
         return np.concatenate(
             [measure(self.classifier.scores(self.standardise(pool.features[part]))) for part in parts]
         )
-
-
-def probabilities(logits: np.ndarray) -> np.ndarray:
-    """Return the softmax of each row, float64 ``[n, K]``."""
-    p: np.ndarray = np.exp(logits - logits.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
-    return p

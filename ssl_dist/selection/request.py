@@ -12,8 +12,9 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from ssl_dist.checkpoint import Checkpoint
-from ssl_dist.data import open_store
 from ssl_dist.errors import StoreError
+from ssl_dist.evaluate.labelled import open_images
+from ssl_dist.progress import Tally
 from ssl_dist.selection.pool import Pool, Selection
 from ssl_dist.selection.strategies import expect_possible, num_classes_in, select
 from ssl_dist.store import ImageStore, key_form, stored_keys
@@ -46,12 +47,7 @@ class Candidates(NamedTuple):
             raise StoreError(
                 f"{without_secrets(store)}: only a store in a folder can be labelled: copy it, and give its folder"
             )
-        opened, shape = open_store(checkpoint.config.data, store), checkpoint.config.facts.image_shape
-        if opened.image_shape != shape:
-            raise StoreError(
-                f"{opened.name} holds {opened.image_shape} images where {shape} is needed: build it with --size-px"
-                f" {shape[0]}"
-            )
+        opened = open_images(store, checkpoint.config.data, checkpoint.config.facts.image_shape)
         keys = stored_keys(Path(opened.location), opened.manifest)
         forms = [key_form(key) for key in keys]
         counts = collections.Counter(forms)
@@ -90,15 +86,9 @@ class Candidates(NamedTuple):
         """
         from ssl_dist.evaluate.features import expect_finite, extract, fastest_device, load_method
 
-        device, done = fastest_device(), 0
-
-        def add(images: int) -> None:
-            nonlocal done
-            done += images
-            progress(done, len(self.rows))
-
+        device, count = fastest_device(), Tally(progress, len(self.rows))
         encoder = load_method(checkpoint).backbone.to(device)
-        features = extract(encoder, self.store, self.rows, device, checkpoint.config, add).cpu()
+        features = extract(encoder, self.store, self.rows, device, checkpoint.config, count).cpu()
         found: np.ndarray = expect_finite(features, checkpoint).numpy()
         return found
 

@@ -40,9 +40,9 @@ STRATEGIES = {
 }
 
 
-def possible(with_probe: bool) -> list[str]:
-    """Return the names of the strategies, or of those that need no probe."""
-    return [name for name, strategy in STRATEGIES.items() if with_probe or not strategy.needs_probe]
+def without_probe() -> list[str]:
+    """Return the names of the strategies that need no probe."""
+    return [name for name, strategy in STRATEGIES.items() if not strategy.needs_probe]
 
 
 def expect_known(name: str) -> None:
@@ -71,7 +71,7 @@ def expect_possible(name: str, count: int, num_unlabelled: int, num_classes: int
         have = "labels of one class only" if num_classes else "no labels"
         raise StoreError(
             f"--strategy {name} learns from labels of two classes or more, and {store} has {have}: take one of"
-            f" {', '.join(possible(with_probe=False))}"
+            f" {', '.join(without_probe())}"
         )
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import entr, logsumexp
+from scipy.special import entr, logsumexp, softmax
 
 from ssl_dist.selection.pool import Pool, Selection, draw, on_sphere
-from ssl_dist.selection.probe import Probe, probabilities
+from ssl_dist.selection.probe import Probe
 from ssl_dist.selection.typical import mean_distances
 
 _BINS = 10
@@ -31,14 +31,14 @@ def margins(logits: np.ndarray) -> np.ndarray:
 
     Source: Scheffer et al., "Active Hidden Markov Models for Information Extraction", 2001.
     """
-    two = np.partition(probabilities(logits), -2, axis=1)[:, -2:]
+    two = np.partition(softmax(logits, axis=1), -2, axis=1)[:, -2:]
     found: np.ndarray = two[:, 1] - two[:, 0]
     return found
 
 
 def entropies(logits: np.ndarray) -> np.ndarray:
     """Return the entropy ``-sum_k p_k log p_k`` of each row, ``[n]``, in nats."""
-    found: np.ndarray = entr(probabilities(logits)).sum(1)
+    found: np.ndarray = entr(softmax(logits, axis=1)).sum(1)
     return found
 
 

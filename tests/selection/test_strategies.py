@@ -10,7 +10,7 @@ import pytest
 from ssl_dist.errors import ConfigError, StoreError
 from ssl_dist.selection import badge, coreset, coverage, pool, probe, typical, uncertain
 from ssl_dist.selection.pool import Pool, draw
-from ssl_dist.selection.strategies import STRATEGIES, possible, select
+from ssl_dist.selection.strategies import STRATEGIES, select, without_probe
 
 SIZES, SPREADS = (130, 71, 40, 23, 9, 4), (0.5, 0.2, 0.9, 0.1, 0.3, 0.05)
 ROOT = np.sqrt
@@ -62,7 +62,7 @@ def test_all_images_can_be_requested(name: str) -> None:
     assert sorted(select(name, images, 237).rows.tolist()) == images.unlabelled.tolist()
 
 
-@pytest.mark.parametrize("name", possible(with_probe=False))
+@pytest.mark.parametrize("name", without_probe())
 def test_labels_are_not_needed_and_the_seed_matters(name: str) -> None:
     images = made()
     rows = [select(name, images, 20, seed).rows.tolist() for seed in range(4)]
@@ -75,7 +75,7 @@ def test_images_that_are_all_equal_are_requested_too(name: str) -> None:
     assert len(set(select(name, images, 30).rows.tolist())) == 30
 
 
-@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - set(possible(with_probe=False))))
+@pytest.mark.parametrize("name", sorted(STRATEGIES.keys() - set(without_probe())))
 @pytest.mark.parametrize(("labels", "has"), [([], "no labels"), ([3, 3], "labels of one class only")])
 def test_a_strategy_with_a_probe_refuses_a_store_without_two_classes(name: str, labels: list[int], has: str) -> None:
     images = made()
