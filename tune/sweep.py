@@ -66,12 +66,19 @@ class Sweep(pydantic.BaseModel):
         """Make a sweep from options as a person gives them.
 
         Raises:
-            ConfigError: an option is out of range, or the objective is the training loss.
+            ConfigError: an option is out of range, the objective is the training loss, or the recipe has a probe of
+                its own by which its runs would end.
         """
         if str(options.get("objective")) in ("loss", "train/loss"):
             raise ConfigError(
                 "--objective loss: NT-Xent depends on temperature and batch size, so it ranks settings by how easy they"
                 " make the task: choose knn or linear, or rankme or lidar without labels"
+            )
+        probe = options["recipe"].probe
+        if probe and probe.kind == "validation":
+            raise ConfigError(
+                "probe.kind validation: a sweep measures its trials by --objective, and its scheduler ends them: give a"
+                " recipe without probe.kind, probe.label_file and probe.patience, or --set probe=null"
             )
         try:
             return cls(**options)

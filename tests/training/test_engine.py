@@ -24,11 +24,11 @@ from tests.helpers import differences, grid, save, small_config, smooth_method, 
 from tests.losses.test_nt_xent import reference
 
 Pools = Callable[[int], GlooPool]
-STEPS = 20
+STEPS = 12
 WORKERS, STAGES = (1, 2, 3), (0, 1, 2, 3)
 OPTIMIZERS: tuple[dict[str, Any], ...] = ({}, {"optim__name": "adamw", "optim__lr": 1e-4})
 
-# float32 rounds to 6e-8, and sums in another order differ by a few of that; 20 steps of training multiply it (measured:
+# float32 rounds to 6e-8, and sums in another order differ by a few of that; training multiplies it (20 steps, measured:
 # to 1e-6 in the loss, 5e-6 in the gradient's norm). A lost micro-batch changes both by 1e-1, a gradient averaged and
 # not summed changes the norm by 1/W.
 LOSS_TOLERANCE = 1e-5
@@ -185,7 +185,7 @@ def test_lars_sees_whole_parameters_where_zero_holds_slices(
 ) -> None:
     """Compare also after a resume; a worker's slice begins and ends within parameters.
 
-    The rate is one at which rounding stays rounding: at 0.1 the last of the 20 steps multiplies it by ten.
+    The rate is one at which rounding stays rounding: at 0.1 a twentieth step would multiply it by ten.
     """
     lars = {"optim": {"name": "lars", "lr": 0.05, "trust_coefficient": 0.02, "weight_decay": 0.01, "warmup_epochs": 0}}
     expected = alone(**lars)

@@ -9,6 +9,7 @@ import pytest
 
 from ssl_dist import store
 from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.settings import ProbeConfig
 from tests.conftest import write_images
 from tests.helpers import resolved_config
 from tune.space import Domain
@@ -52,6 +53,13 @@ def test_the_training_loss_does_not_rank(small_store: Path) -> None:
         make(small_store, objective="train/loss")
     with pytest.raises(ConfigError, match="objective"):
         make(small_store, objective="beauty")
+
+
+def test_a_recipe_whose_runs_end_by_their_own_probe_is_refused(small_store: Path) -> None:
+    recipe = resolved_config(small_store)
+    probe = ProbeConfig(kind="validation", label_file="validation.npy", patience=2)
+    with pytest.raises(ConfigError, match=r"probe.kind validation: .* or --set probe=null"):
+        Sweep.make(recipe=recipe.model_copy(update={"probe": probe}), space=SPACE)
 
 
 def test_labels_are_needed_for_knn_and_not_for_rankme(tmp_path: Path) -> None:
