@@ -38,7 +38,7 @@ _ENVIRONMENT = {
 _REACH_S = 10
 _START_TRIES = 3
 
-_DIED = "worker process has died"  # in Ray's text on a worker that raised nothing
+DIED = "worker process has died"  # in Ray's text on a worker that raised nothing
 
 log = logging.getLogger(__name__)
 
@@ -247,10 +247,10 @@ def failure_reason(error: BaseException) -> str:
     """Say in one line why a fit failed: name the first worker that did more than lose its connection to another."""
     failures = sorted((getattr(error, "worker_failures", None) or {0: error}).items())
     lines = [(rank, last_line(reason)) for rank, reason in failures]
-    rank, line = min(lines, key=lambda one: 1 if _DIED in one[1] else 2 if "onnection" in one[1] else 0)
+    rank, line = min(lines, key=lambda one: 1 if DIED in one[1] else 2 if "onnection" in one[1] else 0)
     if "out of memory" in line:  # Ray's own guard; what follows is advice on its settings
         return f"worker {rank} was killed because its machine's memory ran out"
-    if _DIED in line:  # a crash would stand in the worker's log
+    if DIED in line:  # a crash would stand in the worker's log
         return f"worker {rank} was killed without a word, most often because its machine's memory ran out"
     return f"worker {rank} failed ({line})"
 

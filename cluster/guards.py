@@ -93,6 +93,12 @@ def warn_of_emulated_bf16(config: ResolvedConfig) -> None:
         )
 
 
+def has_cluster() -> bool:
+    """Return whether RAY_ADDRESS names a cluster, or Ray was started before."""
+    ray = sys.modules.get("ray")
+    return bool(os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()))
+
+
 def check_machine(cluster: ClusterConfig, option: str = "--set") -> None:
     """Refuse more workers than this machine has room for, unless RAY_ADDRESS names a cluster or Ray was started before.
 
@@ -102,8 +108,7 @@ def check_machine(cluster: ClusterConfig, option: str = "--set") -> None:
     Raises:
         ClusterError: the message says which setting to change.
     """
-    ray = sys.modules.get("ray")
-    if os.environ.get("RAY_ADDRESS") or (ray and ray.is_initialized()):
+    if has_cluster():
         return
     workers, cores = cluster.workers.min, num_cores()
     gpus = num_gpus() if cluster.gpu else workers

@@ -18,6 +18,8 @@ from typing import Any
 from rich.console import Console
 
 from cluster.connect import Background, failure_reason, ray_with_capacity
+from cluster.guards import check_machine
+from cluster.lone import LoneWorker, needs_no_ray
 from cluster.preemption import DrainedNodes
 from cluster.run_directory import RunDirectory
 from cluster.trainer import torch_trainer
@@ -46,12 +48,16 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
     """
     resume = resume or resume_command(run)
     with contextlib.ExitStack() as stack:
-        with waiting("reaching Ray", console):
-            started_here = stack.enter_context(ray_with_capacity(config.cluster))
+        if alone := needs_no_ray(config.cluster):
+            check_machine(config.cluster)
+            say("one worker, without Ray", console)
+        else:
+            with waiting("reaching Ray", console):
+                started_here = stack.enter_context(ray_with_capacity(config.cluster))
+            if started_here:
+                say(f"local Ray, workers: {config.cluster.workers.max}", console)
         interrupts = stack.enter_context(_interrupts(run, console, resume))
-        if started_here:
-            say(f"local Ray, workers: {config.cluster.workers.max}", console)
-        workers = start_workers(config, run)
+        workers = stack.enter_context(_lone_worker(config, run)) if alone else start_workers(config, run)
         _show_progress(workers, run, console)
     if error := training_error(workers, run, resume):
         raise error
@@ -59,6 +65,18 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
     if interrupts.asked or (run.stop_asked() and metrics.get("step", 0) < config.plan().total_steps):
         raise Interrupted(f"stopped; resume with: {resume}")
     return metrics
+
+
+@contextlib.contextmanager
+def _lone_worker(config: ResolvedConfig, run: RunDirectory) -> Iterator[LoneWorker]:
+    """Start the run's only worker; it ends with the block."""
+    worker = LoneWorker(config, run)
+    worker.start()
+    try:
+        yield worker
+    finally:
+        worker.kill()
+        worker.join()
 
 
 def resume_command(run: RunDirectory) -> str:
@@ -96,7 +114,7 @@ def training_error(workers: Background, run: RunDirectory, resume: str | None = 
 
 def _show_progress(workers: Background, run: RunDirectory, console: Console) -> None:
     """Show the progress bar until the workers end; ask them for a checkpoint when a node is about to go."""
-    from ssl_dist.training.monitor import ProgressBar
+    from ssl_dist.training.progress_bar import ProgressBar
 
     drained = DrainedNodes()
     with ProgressBar(run.path, console) as bar:

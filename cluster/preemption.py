@@ -12,6 +12,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from cluster.guards import has_cluster
+
 _DRAIN_POLL_S = 2.0
 _LAST_STEP_S = 300  # enough for a step and a checkpoint
 _preempted = threading.Event()  # this process has to end
@@ -27,11 +29,11 @@ class DrainedNodes:
         self._asked = 0.0
 
     def new(self) -> list[str]:
-        """Return the names of nodes not returned before; ask the cluster every other second at most."""
+        """Return the names of nodes not returned before; ask a cluster every other second at most."""
+        if not has_cluster() or time.monotonic() - self._asked < _DRAIN_POLL_S:
+            return []
         import ray
 
-        if time.monotonic() - self._asked < _DRAIN_POLL_S:
-            return []
         self._asked = time.monotonic()
         found = set(ray._private.state.state.get_draining_nodes()) - self._known
         self._known |= found

@@ -15,7 +15,7 @@ from ssl_dist import progress
 from ssl_dist.commands import console as consoles
 from ssl_dist.commands.console import image_bar, waiting
 from ssl_dist.progress import Pace, ProgressLines
-from ssl_dist.training.monitor import ProgressBar
+from ssl_dist.training.progress_bar import ProgressBar
 from tests.command import Command
 from tests.store.held import wait_until
 

@@ -14,6 +14,7 @@ import xxhash
 from rich.console import Console
 
 from cluster.connect import ray_with_capacity
+from cluster.lone import needs_no_ray
 from cluster.pipelines.cells import Opened, Protocol
 from cluster.pipelines.completion import complete, finished_step
 from ssl_dist.checkpoint import checksum, locate
@@ -81,7 +82,8 @@ def fine_tune(protocol: Protocol, console: Console) -> list[Row]:
     expect_room(protocol.directory, [cell.config for cell in cells])  # refuses also more layers than there are
     found = dict[str, list[tuple[dict[str, Any], Answers]]]()
     with contextlib.ExitStack() as ray:  # one for all cells, since it takes seconds to start
-        if unfinished := [cell for cell in cells if finished_step(cell.directory, cell.config) is None]:
+        unfinished = [cell for cell in cells if finished_step(cell.directory, cell.config) is None]
+        if unfinished and not needs_no_ray(unfinished[0].config.cluster):
             with waiting("reaching Ray", console):
                 ray.enter_context(ray_with_capacity(unfinished[0].config.cluster))
         for number, cell in enumerate(cells, 1):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 
 from cluster.connect import ray_with_capacity
+from cluster.lone import needs_no_ray
 from cluster.pipelines.completion import complete, finished_step
 from cluster.pipelines.finetune import answers_of
 from cluster.pipelines.self_training import SelfTraining
@@ -59,7 +60,8 @@ def compare_semi(protocol: SemiProtocol, console: Console) -> list[SemiRow]:
     truth = truth[truth >= 0]
     found = dict[tuple[str, str, int], list[tuple[dict[str, Any], Answers]]]()
     with contextlib.ExitStack() as ray:  # one for all runs, since it takes seconds to start
-        if unfinished := [cell for cell in cells if finished_step(_last_run(cell), cell.config) is None]:
+        unfinished = [cell for cell in cells if finished_step(_last_run(cell), cell.config) is None]
+        if unfinished and not needs_no_ray(unfinished[0].config.cluster):
             with waiting("reaching Ray", console):
                 ray.enter_context(ray_with_capacity(unfinished[0].config.cluster))
         for number, cell in enumerate(cells, 1):

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from cluster import preemption, worker
+from cluster import preemption
+from cluster.worker import train as _train
 from ssl_dist.training.engine import Engine
 
 _FREE_STEPS = 5
@@ -33,4 +34,4 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         return step(*arguments)
 
     with mock.patch.object(Engine, "step", held_step):
-        return worker.train(settings)
+        return _train(settings)

@@ -91,6 +91,7 @@ def test_a_stage_stopped_by_ctrl_c_says_that_the_same_command_resumes(
         for _ in range(times):
             os.kill(os.getpid(), signal.SIGINT)
 
+    monkeypatch.setattr("cluster.launch.needs_no_ray", lambda _: False)
     monkeypatch.setattr("cluster.launch.ray_with_capacity", lambda _: contextlib.nullcontext(False))
     monkeypatch.setattr("cluster.launch.start_workers", lambda *_: Nothing())
     for times, message in ((1, "resume with"), (2, "resume from the newest checkpoint with")):

@@ -314,7 +314,7 @@ def test_the_documented_commands_are_found() -> None:
 def test_two_workers_stopped_in_the_middle_give_the_same_model(
     local_ray: None, pretrained: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ssl_dist.training.monitor import ProgressBar
+    from ssl_dist.training.progress_bar import ProgressBar
 
     more = [
         "--epochs",

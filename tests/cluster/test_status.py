@@ -167,6 +167,7 @@ def test_a_run_that_is_stopped_from_elsewhere_ends_as_at_ctrl_c(
         thread.start()
         return thread
 
+    monkeypatch.setattr(launch, "needs_no_ray", lambda _: False)
     monkeypatch.setattr(launch, "ray_with_capacity", lambda _: contextlib.nullcontext(False))
     monkeypatch.setattr(launch, "start_workers", workers)
     monkeypatch.setattr(launch, "DrainedNodes", lambda: SimpleNamespace(new=list))

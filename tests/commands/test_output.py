@@ -26,7 +26,7 @@ from ssl_dist.commands import console as streams
 from ssl_dist.commands.main import command_of
 from ssl_dist.commands.table import COMMANDS
 from ssl_dist.training.exactness import Finding
-from ssl_dist.training.monitor import ProgressBar
+from ssl_dist.training.progress_bar import ProgressBar
 from tests.cluster.test_doctor import healthy
 from tests.command import Command
 from tests.helpers import RECIPE, save, small_config, train

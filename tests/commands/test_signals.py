@@ -159,6 +159,7 @@ def test_a_run_that_is_stopped_before_it_begins_leaves_no_directory(
     def connect(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(launch, "needs_no_ray", lambda _: False)
     monkeypatch.setattr(launch, "ray_with_capacity", connect)
     settings = [f"data.store={small_store}", "batch={size: 12, micro: 4}", "optim.warmup_epochs=0", "cluster.workers=1"]
     options = [part for setting in settings for part in ("--set", setting)]

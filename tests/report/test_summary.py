@@ -14,7 +14,7 @@ from cluster.commands.pretrain import _next_commands
 from ssl_dist.commands.runs import show_summary
 from ssl_dist.config import RunConfig
 from ssl_dist.report.summary import ProbeCurve, summary
-from ssl_dist.training.monitor import ProgressBar
+from ssl_dist.training.progress_bar import ProgressBar
 from tests.command import Command
 from tests.helpers import with_facts
 

@@ -20,7 +20,8 @@ from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import RunError, StoreError
 from ssl_dist.report.curves import draw
 from ssl_dist.training.loop import StopRequests, pretrain
-from ssl_dist.training.monitor import Monitor, ProgressBar, Stopwatch
+from ssl_dist.training.monitor import Monitor, Stopwatch
+from ssl_dist.training.progress_bar import ProgressBar
 from tests.helpers import resolved_config
 
 TAGS = {
