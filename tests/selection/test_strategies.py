@@ -302,7 +302,12 @@ def probcover(images: Pool, count: int, radius: float) -> list[int]:
 
 
 @pytest.mark.parametrize("labelled", [0, 20])
-def test_coverage_equals_the_greedy_rule_of_probcover(labelled: int) -> None:
+@pytest.mark.parametrize("tile", [(512, 2048), (7, 30)])  # one tile, and many with rests
+def test_coverage_equals_the_greedy_rule_of_probcover(
+    labelled: int, tile: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, size in zip(("_TILE_ROWS", "_TILE_COLUMNS"), tile, strict=True):
+        monkeypatch.setattr(coverage, name, size)
     images = made(labelled)
     # The radius is the distance of two images, which rounding may put on either side of it: a little less is neither.
     radius = coverage.purity_radius(pool.on_sphere(images.features), 6, 0) * (1 - 1e-5)
