@@ -57,7 +57,7 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
             if started_here:
                 say(f"local Ray, workers: {config.cluster.workers.max}", console)
         interrupts = stack.enter_context(_interrupts(run, console, resume))
-        workers = stack.enter_context(_lone_worker(config, run)) if alone else start_workers(config, run)
+        workers = stack.enter_context(LoneWorker(config, run)) if alone else start_workers(config, run)
         _show_progress(workers, run, console)
     if error := training_error(workers, run, resume):
         raise error
@@ -65,18 +65,6 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
     if interrupts.asked or (run.stop_asked() and metrics.get("step", 0) < config.plan().total_steps):
         raise Interrupted(f"stopped; resume with: {resume}")
     return metrics
-
-
-@contextlib.contextmanager
-def _lone_worker(config: ResolvedConfig, run: RunDirectory) -> Iterator[LoneWorker]:
-    """Start the run's only worker; it ends with the block."""
-    worker = LoneWorker(config, run)
-    worker.start()
-    try:
-        yield worker
-    finally:
-        worker.kill()
-        worker.join()
 
 
 def resume_command(run: RunDirectory) -> str:

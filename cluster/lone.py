@@ -32,7 +32,8 @@ def needs_no_ray(cluster: ClusterConfig) -> bool:
 class LoneWorker(Background):
     """A thread that trains in a process of its own, up to ``cluster.max_failures`` times again where that fails.
 
-    The process reads its settings from its standard input, and ends when this closes: no worker outlives its driver.
+    The thread runs within a ``with``, at whose end the process is killed. The process reads its settings from its
+    standard input, and ends when this closes: no worker outlives its driver.
     """
 
     def __init__(self, config: ResolvedConfig, run: RunDirectory) -> None:
@@ -41,11 +42,15 @@ class LoneWorker(Background):
         self._process: subprocess.Popen[str] | None = None
         self._killed = False
 
-    def kill(self) -> None:
-        """Kill the worker for good."""
+    def __enter__(self) -> LoneWorker:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._killed = True
         if self._process:
             self._process.kill()
+        self.join()
 
     def _train(self) -> dict[str, Any]:
         for tries_left in reversed(range(self._config.cluster.max_failures + 1)):

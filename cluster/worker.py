@@ -1,4 +1,4 @@
-"""The function that every Ray Train worker runs: it trains, logs, and leaves errors for the driver."""
+"""The function that every worker of a run calls: it trains, logs, and leaves errors for the driver."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 def train(settings: dict[str, Any]) -> dict[str, float]:
     """Train as one of a run's workers.
 
-    When one worker ends early, Ray kills the others and starts all of them again from the newest checkpoint. An error
+    When one worker ends early, the others are killed and all start again from the newest checkpoint. An error
     raised on purpose would only repeat itself: it is written to the run directory for the driver, and the workers that
     Ray starts next find it there and end at once.
 
