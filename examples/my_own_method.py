@@ -54,6 +54,7 @@ class SimSiam(Method):
 
 def main(store: str, steps: int = 20) -> None:
     settings = {"data.store": store, "batch": {"size": 16, "micro": 8}, "engine.zero_stage": 0, "epochs": 1000}
+    settings |= {"backbone.width": 16, "engine.precision": "fp32"}
     data = resolve(RunConfig.load("simclr-cifar10", settings))
     method = SimSiam(data.config.initial_backbone(), SimSiam.Config())
     engine = Engine(method, data.config, World.current())

@@ -19,7 +19,8 @@ from ssl_dist.training.loop import StopRequests, pretrain
 def main(images: Path, out: Path) -> None:
     store, run = out / "store", out / "run"
     build(images, store, size_px=32, workers=1)
-    settings = {"data.store": str(store), "batch": {"size": 16, "micro": 16}, "engine.precision": "fp32", "epochs": 8}
+    small = {"batch": {"size": 16, "micro": 16}, "backbone.width": 16, "epochs": 8}
+    settings = {"data.store": str(store), "engine.precision": "fp32", **small}
     config = RunConfig.load("simclr-cifar10", settings)
     run.mkdir()
     last = pretrain(resolve(config).config, run, World.current(), StopRequests())

@@ -117,6 +117,7 @@ def recipe(folder: Path, small_store: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_from_which_it_resumes(undisturbed: Path, small_store: Path, tmp_path: Path) -> None:
     directory, child = tmp_path / "run", held_pretrain(tmp_path, small_store)
     wait_until(lambda: processes(directory) or child.poll() is not None)
@@ -136,9 +137,8 @@ def test_ctrl_c_leaves_a_checkpoint_from_which_it_resumes(undisturbed: Path, sma
     expect_the_same(directory, undisturbed)
 
 
-@pytest.mark.parametrize(
-    "signals", [[signal.SIGKILL], pytest.param([signal.SIGINT, signal.SIGINT], marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("signals", [[signal.SIGKILL], [signal.SIGINT, signal.SIGINT]])
 def test_no_worker_outlives_its_driver(small_store: Path, tmp_path: Path, signals: list[signal.Signals]) -> None:
     directory, child = tmp_path / "run", held_pretrain(tmp_path, small_store)
     wait_until(lambda: processes(directory) or child.poll() is not None)
