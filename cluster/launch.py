@@ -57,7 +57,7 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
             if started_here:
                 say(f"local Ray, workers: {config.cluster.workers.max}", console)
         interrupts = stack.enter_context(_interrupts(run, console, resume))
-        workers = stack.enter_context(LoneWorker(config, run)) if alone else start_workers(config, run)
+        workers = stack.enter_context(LoneWorker(config.cluster, run)) if alone else start_workers(config, run)
         _show_progress(workers, run, console)
     if error := training_error(workers, run, resume):
         raise error

@@ -16,12 +16,12 @@ from cluster.connect import DIED, Background
 from cluster.guards import has_cluster
 from cluster.preemption import handle_sigterm
 from cluster.run_directory import RunDirectory
-from ssl_dist.config import ResolvedConfig
+from cluster.run_status import CONFIG
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.training.launchers import forget_launcher
 
 _PACKAGES = str(Path(ssl_dist.__file__).parents[1])
-_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from cluster.lone import main; main(int(sys.argv[2]))"
+_CODE = "import sys; sys.path.insert(0, sys.argv[1]); from cluster.lone import main; main(*sys.argv[2:])"
 
 
 def needs_no_ray(cluster: ClusterConfig) -> bool:
@@ -32,14 +32,14 @@ def needs_no_ray(cluster: ClusterConfig) -> bool:
 class LoneWorker(Background):
     """A thread that trains in a process of its own, up to ``cluster.max_failures`` times again where that fails.
 
-    The thread runs within a ``with``, at whose end the process is killed. The process reads its settings from its
-    standard input, and ends when this closes: no worker outlives its driver.
+    The thread runs within a ``with``, at whose end the process is killed. The process reads its config from the run's
+    directory, and ends when its standard input closes: no worker outlives its driver.
     """
 
-    def __init__(self, config: ResolvedConfig, run: RunDirectory) -> None:
+    def __init__(self, cluster: ClusterConfig, run: RunDirectory) -> None:
         super().__init__(self._train)
-        self._config, self._directory = config, run
-        self._process: subprocess.Popen[str] | None = None
+        self._cluster, self._directory = cluster, run
+        self._process: subprocess.Popen[bytes] | None = None
         self._killed = False
 
     def __enter__(self) -> LoneWorker:
@@ -53,7 +53,7 @@ class LoneWorker(Background):
         self.join()
 
     def _train(self) -> dict[str, Any]:
-        for tries_left in reversed(range(self._config.cluster.max_failures + 1)):
+        for tries_left in reversed(range(self._cluster.max_failures + 1)):
             code, answer, said = self._train_once()
             if code == 0:
                 result: dict[str, Any] = json.loads(answer)
@@ -65,47 +65,40 @@ class LoneWorker(Background):
 
     def _train_once(self) -> tuple[int, str, str]:
         """Start the process and wait for its end; return its exit code, its answer, and what it printed."""
-        settings = {"config": self._config.model_dump(mode="json"), "directory": str(self._directory.path)}
-        threads = str(max(1, int(self._config.cluster.cpus_per_worker)))
-        reading, writing = os.pipe()
-        with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as said:
+        threads = str(max(1, int(self._cluster.cpus_per_worker)))
+        text: dict[str, Any] = {"mode": "w+", "encoding": "utf-8", "errors": "replace"}
+        with tempfile.TemporaryFile(**text) as said, tempfile.TemporaryFile(**text) as answer:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-c", _CODE, _PACKAGES, str(writing)],  # -P: nothing of the current folder
+                # -P: import nothing of the current folder
+                [sys.executable, "-P", "-c", _CODE, _PACKAGES, str(self._directory.path), str(answer.fileno())],
                 stdin=subprocess.PIPE,
                 stdout=said,
                 stderr=said,
-                text=True,
-                pass_fds=(writing,),
+                pass_fds=(answer.fileno(),),
                 start_new_session=True,  # Ctrl-C and the end of the terminal are its driver's
                 env={"OMP_NUM_THREADS": threads, **os.environ},
             )
-            os.close(writing)
-            with self._process as process, os.fdopen(reading, encoding="utf-8") as answer:
+            with self._process as process:
                 if self._killed:
                     process.kill()
-                assert process.stdin
-                try:
-                    process.stdin.write(json.dumps({**settings, "here": True}) + "\n")
-                    process.stdin.flush()
-                except BrokenPipeError:  # it has died already
-                    pass
-                found, code = answer.read(), process.wait()
+                code = process.wait()
             said.seek(0)
-            return code, found, said.read()
+            answer.seek(0)
+            return code, answer.read(), said.read()
 
 
-def main(answer: int) -> None:
-    """Train as the driver's settings on standard input say; write the last metrics to a file descriptor."""
-    settings = json.loads(sys.stdin.readline())
+def main(directory: str, answer: str) -> None:
+    """Train the run of a directory as its only worker; write the last metrics to a file descriptor."""
     handle_sigterm()
     forget_launcher()
     threading.Thread(target=_end_with_the_driver, daemon=True).start()
     from cluster.worker import train
 
-    with os.fdopen(answer, "w", encoding="utf-8") as file:
-        json.dump(train(settings), file)
+    with os.fdopen(int(answer), "w", encoding="utf-8") as file:
+        config = json.loads((Path(directory) / CONFIG).read_text(encoding="utf-8"))
+        json.dump(train({"config": config, "directory": directory, "here": True}), file)
 
 
 def _end_with_the_driver() -> None:
-    os.read(0, 1)  # nothing is written there any more: it returns when the driver is gone
+    os.read(0, 1)  # nothing is written there: it returns when the driver is gone
     os._exit(1)

@@ -27,9 +27,9 @@ log = logging.getLogger(__name__)
 def train(settings: dict[str, Any]) -> dict[str, float]:
     """Train as one of a run's workers.
 
-    When one worker ends early, the others are killed and all start again from the newest checkpoint. An error
-    raised on purpose would only repeat itself: it is written to the run directory for the driver, and the workers that
-    Ray starts next find it there and end at once.
+    When one worker ends early, the others are killed and all start again from the newest checkpoint. An error raised on
+    purpose would only repeat itself: it is written to the run directory for the driver, and the workers that start next
+    find it there and end at once.
 
     Args:
         settings: ``config``, the run's config as plain values; ``directory``, the run's directory; ``here``, whether
@@ -54,7 +54,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
         try:
             return pretrain(config, run.path, world, requests)
-        except Preempted:  # Ray starts all workers again
+        except Preempted:  # all workers start again
             log.warning("worker %d was preempted", rank)
             raise
         except SslDistError as error:

@@ -68,17 +68,13 @@ def smooth_method(config: RunConfig) -> Method:
 def grid(*axes: Sequence[Any]) -> list[Any]:
     """Return all combinations, as parameters of a test; most of them are slow.
 
-    Those that are not have each value, and, of three axes, each pair of values of the first two once.
+    Every value has a combination that is not slow. Of three axes, so has every pair of values of the first two.
     """
-    numbered = itertools.product(*(list(enumerate(axis)) for axis in axes))
-    return [
-        pytest.param(*(value for _, value in one), marks=_slow_unless(sum(n for n, _ in one) % len(axes[-1]) == 0))
-        for one in numbered
-    ]
-
-
-def _slow_unless(fast: bool) -> list[pytest.MarkDecorator]:
-    return [] if fast else [pytest.mark.slow]
+    found = []
+    for one in itertools.product(*(list(enumerate(axis)) for axis in axes)):
+        is_slow = sum(number for number, _ in one) % len(axes[-1])
+        found.append(pytest.param(*(value for _, value in one), marks=[pytest.mark.slow] if is_slow else []))
+    return found
 
 
 class Trace(NamedTuple):

@@ -11,11 +11,11 @@ from benchmarks.studies.claims import Claim, Row
 
 SEEDS = (0, 1, 2)
 EPOCHS = 6.0
-"""Passes of a pretraining over the 50,000 images; docs/studies.md estimates the time that all cells then take."""
+"""Passes of a pretraining over the 50,000 images; docs/studies.md has the time that all cells take."""
 TRAIN, TEST = "stores/cifar10-train", "stores/cifar10-test"
 PAIR = f"--train {TRAIN} --test {TEST}"
 ALONE = "--set cluster.workers=1 --set engine.precision=fp32"
-"""One worker, so that two cells run side by side; fp32, as fast as it can be where a CPU has no bfloat16."""
+"""One worker, so that two cells run side by side; fp32, which no CPU has to emulate."""
 NETWORK = f"--set backbone.width=32 {ALONE}"  # ResNet-8
 
 

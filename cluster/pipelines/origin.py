@@ -1,4 +1,4 @@
-"""What a fine-tuning or a semi-supervised training starts from. Torch is not needed."""
+"""The starting point of a fine-tuning or a semi-supervised training. Torch is not needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ssl_dist.settings import CheckpointChoice
 
 
 class Origin(NamedTuple):
-    """What is fine-tuned: a run's checkpoint, or the network of a recipe.
+    """The starting point: a run's checkpoint, or the network of a recipe.
 
     Attributes:
         name: for tables and the runs' names.

@@ -16,34 +16,24 @@ from typing import Any
 
 import psutil
 import pytest
-from rich.console import Console
 
-from cluster import worker
-from cluster.launch import launch
 from cluster.lone import needs_no_ray
-from cluster.run_directory import RunDirectory
-from ssl_dist.checkpoint import Checkpoints, verify
-from ssl_dist.config import ResolvedConfig
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.errors import Diverged, SslDistError
 from ssl_dist.settings import ClusterConfig
 from tests.cluster import held_worker
+from tests.cluster.runs import EVERY_STEP, expect_the_same, start, train_undisturbed
 from tests.gloo import GlooPool
-from tests.helpers import differences, resolved_config, small_config
+from tests.helpers import resolved_config, small_config
 from tests.store.held import wait_until
 
-EVERY_STEP = {"monitor__every_steps": 1, "probe": None, "epochs": 10 * 12 / 51, "checkpoint__every_epochs": 5 * 12 / 51}
 HELD = "import sys; sys.path.insert(0, sys.argv[1]); from cluster import lone, worker; "
-HELD += "from tests.cluster import held_worker; worker.train = held_worker.train; lone.main(int(sys.argv[2]))"
+HELD += "from tests.cluster import held_worker; worker.train = held_worker.train; lone.main(*sys.argv[2:])"
 
 
 @pytest.fixture(autouse=True)
 def no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-
-
-def losses(run: Path) -> dict[int, float]:
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return {line["step"]: line["train/loss"] for line in lines if "train/loss" in line}
 
 
 def processes(run: Path) -> list[int]:
@@ -52,29 +42,9 @@ def processes(run: Path) -> list[int]:
     return [int(pid) for pid in re.findall(r"process (\d+) on", log.read_text())] if log.exists() else []
 
 
-def start(config: ResolvedConfig, directory: Path) -> dict[str, Any]:
-    return launch(config, RunDirectory.create(directory, config), Console(quiet=True))
-
-
-def _train(rank: int, size: int, settings: dict[str, Any]) -> dict[str, float]:
-    return worker.train(settings)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(gloo: Callable[[int], GlooPool], small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    config = resolved_config(small_store, **EVERY_STEP)
-    RunDirectory.create(directory, config).release()
-    settings = {"config": config.model_dump(mode="json"), "directory": str(directory), "here": True}
-    assert gloo(1).run(_train, settings)[0]["step"] == 10
-    return directory
-
-
-def expect_the_same(run: Path, undisturbed: Path) -> None:
-    """Expect the same losses and the same last checkpoint, bit for bit."""
-    assert losses(run) == losses(undisturbed)
-    states = [verify(Checkpoints(one).path(10)).load() for one in (run, undisturbed)]
-    assert [name for ours, theirs in zip(*states, strict=True) for name in differences(ours, theirs)] == []
+    return train_undisturbed(gloo(1), 1, small_store, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def test_a_killed_worker_costs_nothing_but_time(

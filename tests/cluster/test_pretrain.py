@@ -15,40 +15,24 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
-from rich.console import Console
 
-from cluster import worker
-from cluster.launch import launch
 from cluster.run_directory import RunDirectory
 from ssl_dist import store
-from ssl_dist.checkpoint import Checkpoints, verify
+from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.checkpoint.mirror import Mirror
-from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import permutation
 from ssl_dist.errors import ClusterError, Diverged, RunError, StoreDamaged
 from ssl_dist.store import ImageStore
 from ssl_dist.store.building import builder
 from ssl_dist.uris import join_uri
 from tests.cluster import held_worker
+from tests.cluster.runs import EVERY_STEP, differing_tensors, expect_the_same, losses, start, train_undisturbed
 from tests.conftest import write_images
 from tests.gloo import GlooPool
-from tests.helpers import differences, resolved_config, small_config
+from tests.helpers import resolved_config, small_config
 from tests.store.held import wait_until
-
-EVERY_STEP = {"monitor__every_steps": 1, "probe": None, "epochs": 10 * 12 / 51, "checkpoint__every_epochs": 5 * 12 / 51}
-
-
-def losses(run: Path) -> list[float]:
-    found = {}
-    for line in (run / "metrics.jsonl").read_text().splitlines():
-        values = json.loads(line)
-        if "train/loss" in values:
-            found[values["step"]] = values["train/loss"]
-    assert sorted(found) == list(range(1, 11))
-    return [found[step] for step in range(1, 11)]
 
 
 def started_at(run: Path) -> list[int]:
@@ -57,29 +41,9 @@ def started_at(run: Path) -> list[int]:
     return [line["step"] for line in lines if "plan/total_steps" in line]
 
 
-def start(config: ResolvedConfig, directory: Path) -> dict[str, Any]:
-    return launch(config, RunDirectory.create(directory, config), Console(quiet=True))
-
-
-def _train(rank: int, size: int, settings: dict[str, Any]) -> dict[str, float]:
-    return worker.train(settings)
-
-
 @pytest.fixture(scope="module")
 def undisturbed(gloo: Callable[[int], GlooPool], small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Train in two processes that Ray did not start; what Ray's workers reach is compared with it."""
-    directory = tmp_path_factory.mktemp("undisturbed") / "run"
-    config = resolved_config(small_store, cluster__workers=2, **EVERY_STEP)
-    RunDirectory.create(directory, config)
-    settings = {"config": config.model_dump(mode="json"), "directory": str(directory), "here": False}
-    assert gloo(2).run(_train, settings)[0]["step"] == 10
-    return directory
-
-
-def differing_tensors(a: Path, b: Path) -> list[str]:
-    """Return the names of the tensors that differ in the checkpoints of two runs after step 10."""
-    states = [verify(Checkpoints(run).path(10)).load() for run in (a, b)]
-    return [name for ours, theirs in zip(*states, strict=True) for name in differences(ours, theirs)]
+    return train_undisturbed(gloo(2), 2, small_store, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
 def signal_held_worker(number: signal.Signals, directory: Path) -> None:
@@ -113,8 +77,7 @@ def test_a_killed_worker_costs_nothing_but_time(
         "the worker was started twice"
     )
     assert started_at(directory) == [0, 5]
-    assert losses(directory) == losses(undisturbed)
-    assert differing_tensors(directory, undisturbed) == []
+    expect_the_same(directory, undisturbed)
 
 
 def test_a_worker_that_is_told_to_go_leaves_a_checkpoint(
@@ -150,8 +113,7 @@ def test_ten_kills_at_random_moments(
     result = start(resolved_config(small_store, cluster__workers=2, **{**EVERY_STEP, **often}), directory)
     killer.join()
     assert result["step"] == 10
-    assert losses(directory) == losses(undisturbed)
-    assert differing_tensors(directory, undisturbed) == []
+    expect_the_same(directory, undisturbed)
 
 
 def _kill_at_random(directory: Path, times: int) -> None:
