@@ -24,7 +24,7 @@ def test_the_list_has_what_each_header_says(command: Command, monkeypatch: pytes
     assert sorted(rows) == sorted(file.stem for file in RECIPE_FOLDER.glob("*.yaml"))
     assert all(row[key] for row in rows.values() for key in ("method", "hardware", "time", "result"))
     assert (rows["moco-cifar10"]["method"], rows["moco-cifar10"]["time"]) == ("moco", "3 min 05 s, beside other work")
-    assert "kNN-20 on 360 held-out digits 95.8 %" in rows["simclr-digits"]["result"]
+    assert "kNN-20 on 360 held-out digits 95.6 %" in rows["simclr-digits"]["result"]
     out = command("recipes").out
     assert all(name in out for name in rows)
     assert max(map(len, out.splitlines())) <= 80
