@@ -28,6 +28,7 @@ from ssl_dist.commands.signals import handled
 from ssl_dist.commands.table import COMMANDS
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Interrupted, SslDistError
+from ssl_dist.settings import ClusterConfig
 
 _POLL_S = 0.25
 
@@ -47,15 +48,12 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
         SslDistError: an error ended the workers.
     """
     resume = resume or resume_command(run)
+    alone = needs_no_ray(config.cluster)
+    if alone:
+        check_machine(config.cluster)
+        say("one worker, without Ray", console)
     with contextlib.ExitStack() as stack:
-        if alone := needs_no_ray(config.cluster):
-            check_machine(config.cluster)
-            say("one worker, without Ray", console)
-        else:
-            with waiting("reaching Ray", console):
-                started_here = stack.enter_context(ray_with_capacity(config.cluster))
-            if started_here:
-                say(f"local Ray, workers: {config.cluster.workers.max}", console)
+        stack.enter_context(ray_where_needed(config.cluster, console))
         interrupts = stack.enter_context(_interrupts(run, console, resume))
         workers = stack.enter_context(LoneWorker(config.cluster, run)) if alone else start_workers(config, run)
         _show_progress(workers, run, console)
@@ -65,6 +63,27 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
     if interrupts.asked or (run.stop_asked() and metrics.get("step", 0) < config.plan().total_steps):
         raise Interrupted(f"stopped; resume with: {resume}")
     return metrics
+
+
+@contextlib.contextmanager
+def ray_where_needed(cluster: ClusterConfig | None, console: Console) -> Iterator[None]:
+    """Reach Ray, which takes seconds, once for several runs of these workers; do nothing for runs that need no Ray.
+
+    Args:
+        cluster: None where no run is left to do.
+
+    Raises:
+        ClusterError: Ray cannot be reached, or has no room for the workers.
+    """
+    if cluster is None or needs_no_ray(cluster):
+        yield
+        return
+    with contextlib.ExitStack() as stack:
+        with waiting("reaching Ray", console):
+            started_here = stack.enter_context(ray_with_capacity(cluster))
+        if started_here:
+            say(f"local Ray, workers: {cluster.workers.max}", console)
+        yield
 
 
 def resume_command(run: RunDirectory) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.evaluate import Labels, TestStore, TrainStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
 from ssl_dist.errors import ConfigError
+from ssl_dist.files import write_text
 from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
@@ -114,11 +116,11 @@ def conclude(
     as_json: bool,
 ) -> None:
     """Write the figures beside the runs, and print them with --json."""
-    from cluster.pipelines.finetune import write_results
-
     train, test = map(without_secrets, protocol.stores)
     result = {"evaluation": evaluation, "run": run, "train": train, "test": test, "protocol": sentence, "rows": rows}
-    say(f"{write_results(protocol.directory, result)} has these figures, and those of each run")
+    file = protocol.directory / "results.json"
+    write_text(file, json.dumps(result, indent=1))
+    say(f"{file} has these figures, and those of each run")
     print_json(result, as_json)
 
 
@@ -170,17 +172,18 @@ def starts_of(given: str | None, has_weights: bool) -> list[str]:
 
 def _show(protocol: Protocol, rows: Sequence[Row]) -> None:
     """Print the table of the cells, with a column for each setting that varies, and the protocol below it."""
-    has_top5 = any(row.top5 is not None for row in rows)
+    has_top5 = any(row.scores.top5 is not None for row in rows)
     figures = [*(["validation"] if protocol.validation else []), "test top-1", "95 %"]
     figures += [*(["seeds"] if protocol.seeds > 1 else []), *(["top-5"] if has_top5 else [])]
     shown = table("from", *protocol.grid, *figures)
     for row in rows:
         mark = " *" if row.best else ""
-        validation = [f"{row.validation:.2%}{mark}"] if row.validation is not None else []
-        spread = [] if row.spread is None else [f"±{100 * row.spread:.2f}"]
-        top5 = [f"{row.top5.value:.2%}"] if row.top5 is not None else []
-        top1 = [f"{row.top1.value:.2%}", row.top1.interval]
-        shown.add_row(row.start, *map(str, row.settings.values()), *validation, *top1, *spread, *top5)
+        validation, top1, top5, _ = scores = row.scores
+        validated = [] if validation is None else [f"{validation:.2%}{mark}"]
+        spread = [] if scores.spread is None else [f"±{100 * scores.spread:.2f}"]
+        others = [] if top5 is None else [f"{top5.value:.2%}"]
+        given = [row.start, *map(str, row.settings.values())]
+        shown.add_row(*given, *validated, f"{top1.value:.2%}", top1.interval, *spread, *others)
     console.print(shown)
     console.print(_sentence(protocol), markup=False, highlight=False)
 

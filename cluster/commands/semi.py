@@ -100,8 +100,8 @@ def _show(protocol: SemiProtocol, rows: Sequence[SemiRow]) -> None:
     for row in rows:
         ratio = f"1:{row.ratio}" if row.ratio else ""
         start = [row.start] if several[0] else []
-        spread = [] if row.spread is None else [f"±{100 * row.spread:.2f}"]
-        shown.add_row(row.method, ratio, *start, f"{row.top1.value:.2%}", row.top1.interval, *spread)
+        spread = [] if row.scores.spread is None else [f"±{100 * row.scores.spread:.2f}"]
+        shown.add_row(row.method, ratio, *start, f"{row.scores.top1.value:.2%}", row.scores.top1.interval, *spread)
     console.print(shown)
     console.print(_sentence(protocol), markup=False, highlight=False)
 

@@ -80,6 +80,5 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {"step": step}
 
     monkeypatch.setattr("cluster.pipelines.completion.launch", launch)
-    for pipeline in ("finetune", "semi"):
-        monkeypatch.setattr(f"cluster.pipelines.{pipeline}.ray_with_capacity", lambda _: contextlib.nullcontext(False))
+    monkeypatch.setattr("cluster.launch.ray_with_capacity", lambda _: contextlib.nullcontext(False))
     return runs

@@ -107,7 +107,7 @@ def test_validation_chooses_the_best_cell_and_test_labels_choose_nothing(
         lr = settings_of(checkpoint.parent.parent)["optim"]["lr"]
         return torch.eye(3)[[0.1, 0.001, 0.01].index(lr)].expand(len(ids), 3)
 
-    monkeypatch.setattr("cluster.pipelines.finetune.predict", constant)
+    monkeypatch.setattr("cluster.pipelines.tested.predict", constant)
     for right in range(3):
         shutil.copytree(image_folder / f"class{right}", tmp_path / f"images-{right}" / f"class{right}")
         other = tmp_path / f"images-{right}" / f"class{(right + 1) % 3}"
@@ -131,7 +131,7 @@ def test_what_was_finished_and_tested_is_not_repeated(
         tested.append(run)
         return predict(run, *rest)
 
-    monkeypatch.setattr("cluster.pipelines.finetune.predict", counted)
+    monkeypatch.setattr("cluster.pipelines.tested.predict", counted)
     first = finetune(pretrained, small_store, tmp_path / "out")
     assert (len(launched), len(tested)) == (1, 1)
     assert finetune(pretrained, small_store, tmp_path / "out") == first
