@@ -93,8 +93,7 @@ def test_an_images_features_do_not_depend_on_the_others_in_evaluation(name: str)
 
 @pytest.mark.parametrize("name", [*TORCHVISION, "resnet50", "wide_resnet50_2", "vit_l_32"])
 def test_torchvisions_networks_lose_their_classifier_and_nothing_else(name: str) -> None:
-    # RegNets compute their widths with tensors, which have no values on the meta device
-    with torch.device("cpu" if name.startswith("regnet") else "meta"):
+    with backbones.WithoutValues():
         network = backbones.build(name)
     parameters = sum(p.numel() for p in network.parameters())
     published = torchvision.models.get_model_weights(name).DEFAULT.meta["num_params"]
@@ -102,6 +101,18 @@ def test_torchvisions_networks_lose_their_classifier_and_nothing_else(name: str)
     # torchvision counts the auxiliary classifier of Inception: 768 -> 128 -> 768 channels, BatchNorms, 1000 classes
     auxiliary = 768 * 128 + 2 * 128 + 128 * 768 * 25 + 2 * 768 + 769_000 if name == "inception_v3" else 0
     assert parameters == published - 1000 * network.dim - bias - auxiliary
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_without_values_a_network_has_the_same_tensors_and_takes_no_memory(name: str) -> None:
+    with backbones.WithoutValues():
+        network = backbones.build(name, image_size=SIZES[name])
+    found, wanted = network.state_dict(), made(name).state_dict()
+    assert {key: (t.shape, t.dtype) for key, t in found.items()} == {
+        key: (t.shape, t.dtype) for key, t in wanted.items()
+    }
+    assert {tensor.device.type for tensor in network.parameters()} == {"meta"}
+    assert torch.empty(0).device.type == "cpu"
 
 
 @pytest.mark.parametrize(("name", "dim"), [("convnet", 512), ("resnet8", 64), ("wrn45-2", 128), ("autoencoder", 2048)])

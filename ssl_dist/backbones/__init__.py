@@ -26,6 +26,7 @@ from ssl_dist.lazy import importer
 
 if TYPE_CHECKING:
     from ssl_dist.backbones.base import Backbone, ConvolutionalBackbone
+    from ssl_dist.backbones.without_values import WithoutValues
 
 __all__ = [
     "KNOWN_INPUTS",
@@ -33,6 +34,7 @@ __all__ = [
     "ConvolutionalBackbone",
     "MeanStd",
     "Stem",
+    "WithoutValues",
     "build",
     "check",
     "imagenet_input",
@@ -40,7 +42,7 @@ __all__ = [
     "names",
     "with_map",
 ]
-__getattr__ = importer(__name__, base=("Backbone", "ConvolutionalBackbone"))
+__getattr__ = importer(__name__, base=("Backbone", "ConvolutionalBackbone"), without_values=("WithoutValues",))
 
 
 def build(

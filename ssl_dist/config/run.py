@@ -215,15 +215,13 @@ class RunConfig(settings.Section):
         return kind(backbone, self.method)
 
     def method_without_values(self) -> methods.Method:
-        """Build the method with tensors that have shapes but no values: torch's meta device.
+        """Build the method with weights that have shapes but no values.
 
         Raises:
             ConfigError: a tensor would be larger than torch can count.
         """
-        import torch
-
         try:
-            with torch.device("meta"):
+            with backbones.WithoutValues():
                 return self.initial_method()
         except (RuntimeError, TypeError) as error:
             if "verflow" not in str(error):

@@ -48,6 +48,12 @@ def losses(run: Path) -> list[float]:
     return [found[step] for step in range(1, 11)]
 
 
+def started_at(run: Path) -> list[int]:
+    """Return the step of each start of the workers."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [line["step"] for line in lines if "plan/total_steps" in line]
+
+
 def expect_the_same(run: Path, undisturbed: Path) -> None:
     """Expect the same losses and the same checkpoint after step 10, bit for bit."""
     assert losses(run) == losses(undisturbed)

@@ -22,7 +22,7 @@ from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.errors import Diverged, SslDistError
 from ssl_dist.settings import ClusterConfig
 from tests.cluster import held_worker
-from tests.cluster.runs import EVERY_STEP, expect_the_same, start, train_undisturbed
+from tests.cluster.runs import EVERY_STEP, expect_the_same, start, started_at, train_undisturbed
 from tests.gloo import GlooPool
 from tests.helpers import resolved_config, small_config
 from tests.store.held import wait_until
@@ -47,22 +47,30 @@ def undisturbed(gloo: Callable[[int], GlooPool], small_store: Path, tmp_path_fac
     return train_undisturbed(gloo(1), 1, small_store, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
-def test_a_killed_worker_costs_nothing_but_time(
-    undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("number", "resumed_from"), [(signal.SIGKILL, 5), (signal.SIGTERM, 6)])
+def test_a_worker_that_ends_costs_nothing_but_time(
+    undisturbed: Path,
+    small_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    resumed_from: int,
 ) -> None:
+    """One that is told to go writes a checkpoint before, so no step is done twice."""
     monkeypatch.setattr("cluster.lone._CODE", HELD)
     directory = tmp_path / "run"
 
-    def kill() -> None:
+    def end() -> None:
         wait_until(Checkpoints(directory).path(5).exists)
-        os.kill(processes(directory)[0], signal.SIGKILL)
-        held_worker.let_go(directory)
+        os.kill(processes(directory)[0], number)
+        if number == signal.SIGKILL:
+            held_worker.let_go(directory)
 
-    killer = threading.Thread(target=kill, daemon=True)
-    killer.start()
+    person = threading.Thread(target=end, daemon=True)
+    person.start()
     assert start(resolved_config(small_store, **EVERY_STEP), directory)["step"] == 10
-    killer.join()
-    assert len(processes(directory)) == 2, "the worker was started twice"
+    person.join()
+    assert started_at(directory) == [0, resumed_from]
     expect_the_same(directory, undisturbed)
 
 

@@ -28,17 +28,19 @@ from ssl_dist.store import ImageStore
 from ssl_dist.store.building import builder
 from ssl_dist.uris import join_uri
 from tests.cluster import held_worker
-from tests.cluster.runs import EVERY_STEP, differing_tensors, expect_the_same, losses, start, train_undisturbed
+from tests.cluster.runs import (
+    EVERY_STEP,
+    differing_tensors,
+    expect_the_same,
+    losses,
+    start,
+    started_at,
+    train_undisturbed,
+)
 from tests.conftest import write_images
 from tests.gloo import GlooPool
 from tests.helpers import resolved_config, small_config
 from tests.store.held import wait_until
-
-
-def started_at(run: Path) -> list[int]:
-    """Return the step of each start of the workers."""
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
-    return [line["step"] for line in lines if "plan/total_steps" in line]
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,7 @@ def test_a_killed_worker_costs_nothing_but_time(
     expect_the_same(directory, undisturbed)
 
 
+@pytest.mark.slow  # a worker without Ray does it too, in test_lone.py
 def test_a_worker_that_is_told_to_go_leaves_a_checkpoint(
     local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
