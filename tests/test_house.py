@@ -62,6 +62,7 @@ FLOORS = [
     "ssl_dist.data",
     "ssl_dist.checkpoint",
     "ssl_dist.evaluate",
+    "ssl_dist.encoder",
     "ssl_dist.selection",
     "ssl_dist.training",
     "ssl_dist.report",
@@ -95,6 +96,9 @@ FLOORS = [
     "tune.results",
     "tune.commands",
 ]
+
+# The package's own names, which are imported when they are first asked for, may lead upstairs.
+FRONT_DOOR = {"ssl_dist": {"ssl_dist.encoder.Encoder", "ssl_dist.encoder.load_encoder", "ssl_dist.lazy.importer"}}
 
 # Each library's only door.
 DOORS = {
@@ -163,6 +167,7 @@ def test_imports_run_one_way() -> None:
         for name, tree in modules()
         for imported in imports(tree)
         if imported.split(".")[0] in PACKAGES and floor(imported) > floor(name)
+        if imported not in FRONT_DOOR.get(name, ())
     ]
     assert breaches == []
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -42,6 +43,10 @@ def test_the_commands_of_a_real_run(command: Command, monkeypatch: pytest.Monkey
         code, out, err = in_a_process(line) if "pretrain" in line else command(*shlex.split(line)[1:])
         assert code == 0, f"{line}\n{out}\n{err}"
     assert len(ran) >= 6
+    here: dict[str, Any] = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(block, here)
+    assert here["features"].shape == (80, here["encoder"].dim)
     [logs] = [command.split()[-1] for command in COMMANDS if command.startswith("tensorboard")]
     assert list((tmp_path / logs / "tensorboard").glob("events.*"))
     assert (tmp_path / "runs" / "cifar10" / "report.png").is_file()

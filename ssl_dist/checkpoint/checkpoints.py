@@ -68,7 +68,7 @@ class Checkpoints:
         """
         rows = []
         for path in self.list():
-            row = {"name": path.name, "step": int(path.name.rpartition("-")[2]), "score": _score(path)}
+            row = {"name": path.name, "step": _step_of(path.name), "score": _score(path)}
             row["bytes"] = sum(file.stat().st_size for file in path.iterdir())
             row["written"] = path.stat().st_mtime
             if verified:
@@ -87,10 +87,7 @@ class Checkpoints:
             CheckpointError: there are some, and none verifies: a run does not start over in silence.
             RunError: the mirror cannot be read.
         """
-        try:
-            names = {path.name for path in self.list()} | set(self.mirror.names() if self.mirror else ())
-        except OSError as error:
-            raise RunError(f"{self.mirror.uri if self.mirror else self.folder} cannot be read ({error})") from None
+        names = self._names()
         for name in sorted(names, reverse=True):
             try:
                 return self.fetch(name)
@@ -104,36 +101,69 @@ class Checkpoints:
         return None
 
     def best(self) -> Checkpoint:
-        """Return the checkpoint with the best online probe among those that verify here; of equal ones, the newest.
+        """Return the checkpoint with the best online probe among those that verify; of equal ones, the newest.
 
         Raises:
-            RunError: no checkpoint has a score.
+            RunError: no checkpoint has a score, or the mirror cannot be read.
             CheckpointError: none that has one verifies.
         """
-        scored = [(score, path) for path in self.list() if (score := _score(path)) is not None]
-        for _, path in sorted(scored, reverse=True):
+        scored = [(score, name) for name in self._names() if (score := self._score(name)) is not None]
+        for _, name in sorted(scored, reverse=True):
             try:
-                return verify(path)
+                return self.fetch(name)
             except CheckpointError as error:
                 log.warning("%s: passed over", error)
         if scored:
-            raise CheckpointError(f"none of the {len(scored)} checkpoints with a score in {self.folder} verifies")
+            raise CheckpointError(f"none of the {len(scored)} checkpoints with a score in {self._place} verifies")
         raise RunError(
-            f"no checkpoint in {self.folder} has the online probe's score, so none is the best: choose newest or a step"
+            f"no checkpoint in {self._place} has the online probe's score, so none is the best: choose newest or a step"
         )
 
     def at(self, step: int) -> Checkpoint:
         """Return the checkpoint of a step.
 
         Raises:
-            RunError: there is none.
+            RunError: there is none, or the mirror cannot be read.
             CheckpointError: it is damaged.
         """
-        path = self.path(step)
-        if not path.is_dir():
-            there = ", ".join(str(row["step"]) for row in self.describe()) or "none"
-            raise RunError(f"{self.folder} has no checkpoint of step {step}; the steps are: {there}")
-        return self.fetch(path.name)
+        name, names = self.path(step).name, self._names()
+        if name not in names:
+            there = ", ".join(str(_step_of(name)) for name in sorted(names, reverse=True)) or "none"
+            raise RunError(f"{self._place} has no checkpoint of step {step}; the steps are: {there}")
+        return self.fetch(name)
+
+    def choose(self, choice: CheckpointChoice) -> Checkpoint:
+        """Return the checkpoint that a person names: "newest", "best" or a step.
+
+        Raises:
+            RunError, CheckpointError: see ``newest``, ``best`` and ``at``; there is none.
+        """
+        if isinstance(choice, int):
+            return self.at(choice)
+        found = self.best() if choice == "best" else self.newest()
+        if found is None:
+            raise RunError(f"{self._place} holds no checkpoint that verifies")
+        return found
+
+    @property
+    def _place(self) -> str:
+        """Where the checkpoints are, for messages."""
+        return self.mirror.uri if self.mirror and not self.folder.exists() else str(self.folder)
+
+    def _names(self) -> set[str]:
+        """Return the names of all checkpoints, whole or damaged, in the run directory and in the mirror."""
+        try:
+            return {path.name for path in self.list()} | set(self.mirror.names() if self.mirror else ())
+        except OSError as error:
+            raise RunError(f"{self.mirror.uri if self.mirror else self.folder} cannot be read ({error})") from None
+
+    def _score(self, name: str) -> float | None:
+        """Return the score of the checkpoint of this name, here or in the mirror."""
+        score = _score(self.folder / name)
+        if score is None and self.mirror:
+            with contextlib.suppress(OSError):
+                return score_in(self.mirror.read(name, META))
+        return score
 
     def fetch(self, name: str) -> Checkpoint:
         """Return the checkpoint of this name, copied from the mirror where the run directory has it not whole.
@@ -216,79 +246,6 @@ class Checkpoints:
         return sorted(self.folder.glob(".step-*.tmp"))
 
 
-def locate(path: Path, choice: CheckpointChoice = "newest") -> Checkpoint:
-    """Return one checkpoint of a run.
-
-    Args:
-        path: the run's directory, its folder of checkpoints, or one checkpoint.
-        choice: which one, where ``path`` has several.
-
-    Raises:
-        RunError: there is no such checkpoint, or ``path`` is one and another is chosen.
-        CheckpointError: it is damaged.
-    """
-    if _is_one(path):
-        if choice != "newest":
-            raise RunError(f"{path} is one checkpoint, and {choice} chooses among a run's: give the run's directory")
-        return verify(path)
-    checkpoints = Checkpoints(run_directory(path))
-    if isinstance(choice, int):
-        return checkpoints.at(choice)
-    found = checkpoints.best() if choice == "best" else checkpoints.newest()
-    if found is None:
-        raise RunError(f"{path} holds no checkpoint that verifies")
-    return found
-
-
-def locate_all(path: Path) -> Sequence[Checkpoint]:
-    """Return all checkpoints of a run that verify, oldest first; at least one. Name damaged ones in the log.
-
-    Args:
-        path: the run's directory, its folder of checkpoints, or one checkpoint.
-
-    Raises:
-        RunError: there are none.
-        CheckpointError: there are some, and none verifies.
-    """
-    if _is_one(path):
-        return [verify(path)]
-    found, paths = [], Checkpoints(run_directory(path)).list()
-    for one in reversed(paths):
-        try:
-            found.append(verify(one))
-        except CheckpointError as error:
-            log.warning("%s: passed over", error)
-    if not paths:
-        raise RunError(f"{path} holds no checkpoint that verifies")
-    if not found:
-        raise CheckpointError(f"none of the {len(paths)} checkpoints of {path} verifies")
-    return found
-
-
-def run_directory(path: Path) -> Path:
-    """Return the run's directory of ``path``, which is that directory, its folder of checkpoints, or one of these.
-
-    Of a checkpoint that is in no run it is the folder that the checkpoint is in.
-
-    Raises:
-        RunError: ``path`` is no directory.
-    """
-    folder = path.absolute().parent if _is_one(path) else path
-    is_inside = folder.absolute().name == FOLDER and not (folder / FOLDER).is_dir()
-    return folder.absolute().parent if is_inside else folder
-
-
-def _is_one(path: Path) -> bool:
-    """Return whether a path is one checkpoint and not a run.
-
-    Raises:
-        RunError: it is no directory.
-    """
-    if not path.is_dir():
-        raise RunError(f"{path} is not a run directory: give the directory that `ssl-dist pretrain` printed")
-    return (path / META).exists() or path.absolute().name.startswith("step-")
-
-
 def _superfluous(written: str, scores: Mapping[str, float | None], kept: CheckpointConfig) -> Sequence[str]:
     """Return the names of checkpoints to delete after ``written`` was; ``scores`` holds the names and scores of all."""
     later = [name for name in scores if name > written]  # damaged: else the run would have resumed from them
@@ -296,6 +253,10 @@ def _superfluous(written: str, scores: Mapping[str, float | None], kept: Checkpo
     ranked = sorted(((score, name) for name in names if (score := scores[name]) is not None), reverse=True)
     best = [name for _, name in ranked[: kept.keep_best]]
     return later + [name for name in names[kept.keep :] if name not in best]
+
+
+def _step_of(name: str) -> int:
+    return int(name.rpartition("-")[2])
 
 
 def _score(path: Path) -> float | None:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import safetensors
 
 from ssl_dist.backbones import imagenet_input
-from ssl_dist.checkpoint.checkpoints import locate
 from ssl_dist.checkpoint.files import META, MODEL, NORMALISATION, checksum
+from ssl_dist.checkpoint.locating import locate
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.settings import BackboneConfig

@@ -41,26 +41,49 @@ def extract(
     config: RunConfig,
     count: ChunkCallback | None = None,
 ) -> Tensor:
+    """Compute features of whole images, as ``store_features`` does, at the size of the run's largest view.
+
+    Args:
+        config: of the run whose backbone it is.
+    """
+    size_px = max(view.size_px or store.image_shape[0] for view in config.augment.views())
+    return store_features(backbone, store, ids, device, size_px, forward_size(config), count)
+
+
+def forward_size(config: RunConfig) -> int:
+    """Return the images of a forward pass, for features of a run's backbone: a micro-batch, or 256 of a larger one."""
+    return min(config.batch.micro, _MOST_TOGETHER)
+
+
+def store_features(
+    backbone: nn.Module,
+    store: ImageStore,
+    ids: np.ndarray,
+    device: torch.device,
+    size_px: int,
+    together: int,
+    count: ChunkCallback | None = None,
+) -> Tensor:
     """Compute features of whole images, without augmentation, in evaluation mode.
 
-    Images have the size of the run's largest view, for which the backbone was trained. Those of another size are
-    resized, and their centre is cut out, as in the building of a store. They are embedded in micro-batches.
+    Images of another size than the backbone was trained for are resized, and their centre is cut out, as in the
+    building of a store.
 
     Args:
         backbone: ``[N, 3, S, S]`` in [0, 1] -> ``[N, D]``; its training mode is restored afterwards.
         ids: int64 ``[n]``.
-        config: of the run whose backbone it is.
-        count: called after each chunk.
+        size_px: S.
+        together: images of a forward pass.
+        count: called with the number of images after each pass.
 
     Returns:
         float32 ``[n, D]`` on ``device``.
     """
-    size_px = max(view.size_px or store.image_shape[0] for view in config.augment.views())
 
     def whole(ids: np.ndarray) -> Tensor:
         return torch.from_numpy(_resized(store.gather(ids), size_px)).to(device).permute(0, 3, 1, 2).float() / 255
 
-    features = embed(backbone, ids, whole, config, count)
+    features = embed(backbone, ids, whole, together, count)
     store.release()  # the next store may need the room in the cache
     return features
 
@@ -107,32 +130,39 @@ def extract_view(
         pixels, numbers = torch.from_numpy(store.gather(ids)).to(device), torch.from_numpy(ids).to(device)
         return augment.views(pixels, numbers, seed=seed, epoch=number, recipe=policy)[0]
 
-    return embed(backbone, ids, view, config, count)
+    return embed(backbone, ids, view, forward_size(config), count)
 
 
-@torch.no_grad()
 def embed(
     backbone: nn.Module,
     ids: np.ndarray,
     images: Callable[[np.ndarray], Tensor],
-    config: RunConfig,
+    together: int,
     count: ChunkCallback | None = None,
 ) -> Tensor:
-    """Compute features, as ``extract`` does, of the pixels that ``images`` makes of sample ids, a chunk at a time."""
-    chunk = min(config.batch.micro, _MOST_TOGETHER)
-    was_training = backbone.training
-    backbone.eval()
+    """Compute features of the pixels that ``images`` makes of sample ids, ``together`` at a time."""
     found = torch.empty(0)
-    for start in range(0, len(ids), chunk):
-        part = ids[start : start + chunk]
-        rows = backbone(images(part)).float()
+    for start in range(0, len(ids), together):
+        part = ids[start : start + together]
+        rows = frozen_features(backbone, images(part))
         if not start:
             found = rows.new_empty((len(ids), *rows.shape[1:]))
         found[start : start + len(part)] = rows
         if count:
             count(len(part))
-    backbone.train(was_training)
     return found
+
+
+@torch.no_grad()
+def frozen_features(backbone: nn.Module, images: Tensor) -> Tensor:
+    """Compute float32 features of images in evaluation mode; the backbone's training mode is restored afterwards."""
+    was_training = backbone.training
+    backbone.eval()
+    try:
+        features: Tensor = backbone(images).float()
+        return features
+    finally:
+        backbone.train(was_training)
 
 
 class Levels(nn.Module):

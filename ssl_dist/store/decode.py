@@ -119,9 +119,24 @@ def _read_upright(content: bytes, kind: str, size_px: int | None) -> Image.Image
         if kind != JPEG or (whole := _load_without_end(parts, size_px)) is None:
             raise
         image = whole
-    exif, xmp = parts.exif or image.info.get("exif", b""), parts.xmp or image.info.get("xmp", b"")
+    return _turned(image, parts.exif or image.info.get("exif", b""), parts.xmp or image.info.get("xmp", b""))
+
+
+def _turned(image: Image.Image, exif: bytes, xmp: bytes) -> Image.Image:
     turn = _TURNS.get(image_files.read_orientation(exif, xmp))
     return image if turn is None else image.transpose(turn)
+
+
+def from_picture(image: Image.Image, size_px: int | None, alpha: str | None = ALPHA) -> np.ndarray:
+    """Turn a picture that Pillow has opened or made into pixels, as ``decode`` does with its file.
+
+    Raises:
+        Unreadable: it has more than 8 bits a channel.
+    """
+    if image.mode not in _EIGHT_BIT_MODES:
+        raise Unreadable(f"more than 8 bits a channel: pixel format {image.mode}")
+    upright = _turned(image, image.info.get("exif", b""), image.info.get("xmp", b""))
+    return _fit(_flatten(upright, "a picture", alpha), size_px)
 
 
 def _open(parts: image_files.Parts, kind: str, size_px: int | None) -> ImageFile.ImageFile:
@@ -226,7 +241,7 @@ def is_plain_jpeg(content: bytes, size: tuple[int, int]) -> bool:
 
 
 def resize(image: np.ndarray, size_px: int | None) -> np.ndarray:
-    """Resize pixels, uint8 ``[H, W, 3]``, as ``decode`` does."""
+    """Resize pixels, uint8 ``[H, W, 3]`` or float32 ``[H, W]``, as ``decode`` does."""
     return image if size_px is None else _fit(Image.fromarray(image), size_px)
 
 
