@@ -11,11 +11,10 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from ssl_dist import backbones
 from ssl_dist.backbones import Backbone, ConvolutionalBackbone, Stem, built_in, catalogue
-from ssl_dist.backbones.built_in import PreActivationBlock
+from ssl_dist.backbones.built_in import BasicBlock, PreActivationBlock
 from ssl_dist.backbones.catalogue import BUILT_IN
 from ssl_dist.errors import ConfigError
 
@@ -153,7 +152,8 @@ def test_a_pre_activation_block_equals_its_definition() -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet8", "resnet20", "wrn45-2", "resnext50_32x4d"])
 def test_the_stem_sets_the_size_of_the_first_maps(name: str, stem: Stem, stride: int) -> None:
     network = backbones.build(name, stem=stem).eval()
-    kinds = (BasicBlock, PreActivationBlock, torchvision.models.resnet.Bottleneck)
+    resnets = torchvision.models.resnet
+    kinds = (BasicBlock, PreActivationBlock, resnets.BasicBlock, resnets.Bottleneck)
     sides: list[int] = []
     first_block = next(m for m in network.modules() if isinstance(m, kinds))
     first_block.register_forward_pre_hook(lambda _, inputs: sides.append(inputs[0].shape[-1]))
@@ -162,6 +162,27 @@ def test_the_stem_sets_the_size_of_the_first_maps(name: str, stem: Stem, stride:
     assert sides == [32 // stride]
     if isinstance(network, ConvolutionalBackbone):
         assert network.map(images).shape[-1] == 32 // network.stride
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_basic_block_is_torchvisions(stride: int) -> None:
+    def shortcut() -> nn.Module | None:
+        return nn.Conv2d(4, 4, 1, 2, bias=False) if stride > 1 else None
+
+    blocks: list[nn.Module] = []
+    for kind in (BasicBlock, torchvision.models.resnet.BasicBlock):
+        torch.manual_seed(1)
+        blocks.append(kind(4, 4, stride, shortcut()))
+    ours, theirs = (block.state_dict() for block in blocks)
+    assert list(ours) == list(theirs)
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    images = torch.randn(3, 4, 8, 8)
+    outs = [block(images) for block in blocks]
+    assert torch.equal(*outs)
+    for out in outs:
+        out.square().sum().backward()
+    grads = [[parameter.grad for parameter in block.parameters()] for block in blocks]
+    assert all(torch.equal(one, other) for one, other in zip(*grads, strict=True))
 
 
 @pytest.mark.parametrize("name", BUILT_IN)

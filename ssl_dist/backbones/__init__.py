@@ -66,9 +66,11 @@ def build(
     Raises:
         ConfigError: there is no such name, or the backbone does not have the option or take the size.
     """
-    from ssl_dist.backbones import built_in, torchvision_models
-
     check(name, stem=stem, width=width, dropout=dropout, image_sizes=() if image_size is None else (image_size,))
     if name in catalogue.BUILT_IN:
+        from ssl_dist.backbones import built_in
+
         return built_in.build(name, stem=stem, width=width, dropout=dropout)
+    from ssl_dist.backbones import torchvision_models  # takes as long to import as torch
+
     return torchvision_models.build(name, stem=stem, image_size=image_size)

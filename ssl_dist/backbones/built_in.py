@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from ssl_dist.backbones.base import ConvolutionalBackbone
 from ssl_dist.backbones.catalogue import STEM_STRIDES, Stem
@@ -44,6 +43,30 @@ def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
             layers.append(BasicBlock(channels, out, stride, shortcut))
             channels = out
     return _initialised(ConvolutionalBackbone(layers, channels, 4 * STEM_STRIDES[stem], stages=stages))
+
+
+class BasicBlock(nn.Module):
+    """Residual block: a 3 x 3 convolution and BatchNorm, twice, beside a shortcut.
+
+    Its parts have torchvision's names, but torchvision is not imported: that takes as long as the import of torch.
+
+    Source: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, figure 2.
+    """
+
+    def __init__(self, channels: int, out: int, stride: int, downsample: nn.Module | None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(out, out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out)
+        self.downsample = downsample
+
+    def forward(self, features: Tensor) -> Tensor:
+        out = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(features)))))
+        out += features if self.downsample is None else self.downsample(features)
+        activated: Tensor = self.relu(out)
+        return activated
 
 
 def _shortcut(channels: int, out: int, stride: int) -> nn.Conv2d:
