@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from cluster.pipelines.semi_cells import SemiProtocol
 
 # Help texts that need a line of their own.
+FirstSeed = Annotated[int | None, typer.Option("--seed", min=0, help="The first seed. Default: the run's.")]
 RUN_HELP = "Run directory or one checkpoint; or a recipe, whose backbone starts from backbone.weights or from random."
 _UNFREEZE = "Layers to train: head, all, or last:N, the last N layers, of which the head is one."
 _VALIDATION = "Share of the drawn labels that choose the checkpoint and the best cell, and drive the schedule; 0: none."
@@ -53,6 +55,7 @@ def finetune(
     patience: Annotated[int | None, typer.Option(min=1, help=_PATIENCE)] = None,
     grid: Annotated[list[str] | None, typer.Option(metavar="NAME=A,B", help=_GRID)] = None,
     seeds: Annotated[int, typer.Option(min=1, help=_SEEDS)] = 1,
+    seed: FirstSeed = None,
     starts: Annotated[str | None, typer.Option("--from", metavar="run,random", help=_FROM)] = None,
     checkpoint: WhichCheckpoint = "newest",
     settings: Settings = None,
@@ -87,6 +90,7 @@ def finetune(
         "optim.layer_decay": layer_decay,
         "optim.warmup_epochs": 0,
         **({"probe.patience": patience} if patience else {}),
+        **({} if seed is None else {"seed": seed}),
     }
     protocol = Protocol(
         directory=(run_dir or Path("runs") / f"finetune-{origin.name}").absolute(),
@@ -119,9 +123,22 @@ def conclude(
     train, test = map(without_secrets, protocol.stores)
     result = {"evaluation": evaluation, "run": run, "train": train, "test": test, "protocol": sentence, "rows": rows}
     file = protocol.directory / "results.json"
+    keep_older(file, sentence)
     write_text(file, json.dumps(result, indent=1))
     say(f"{file} has these figures, and those of each run")
     print_json(result, as_json)
+
+
+def keep_older(file: Path, sentence: str) -> None:
+    """Rename the results of another protocol, so that these do not replace them."""
+    try:
+        other = json.loads(file.read_text(encoding="utf-8"))["protocol"] != sentence
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other:
+        kept = next(one for number in itertools.count(1) if not (one := file.with_stem(f"results-{number}")).exists())
+        file.rename(kept)
+        say(f"{kept} has the figures of the command before, which had other settings")
 
 
 def _axes(grid: Sequence[str]) -> dict[str, list[Any]]:
@@ -213,8 +230,10 @@ def _sentence(protocol: Protocol) -> str:
     fixed = ", ".join(text for key, text in facts.items() if key not in varied)
     held = "no validation, the last checkpoint is tested"
     if protocol.validation:
+        number = protocol.num_validated
+        surely = f"an accuracy on so few is sure to ±{98 / number**0.5:.0f} points"  # 1.96 standard deviations at most
         held = (
-            f"{protocol.validation:.0%} of them to validate on, which chose the tested checkpoint of each run"
+            f"{number:,} of them to validate on ({surely}), which chose the tested checkpoint of each run"
             f"{' and the best cell (*)' if protocol.grid else ''}"
         )
     drawn = f"{protocol.labels or 'all'} of {labelled:,} labels of {train.name}, drawn by class"

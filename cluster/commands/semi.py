@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cluster.commands.finetune import RUN_HELP, conclude, named, starts_of
+from cluster.commands.finetune import RUN_HELP, FirstSeed, conclude, named, starts_of
 from ssl_dist.commands.console import console, table
 from ssl_dist.commands.evaluate import TestStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
@@ -44,6 +44,7 @@ def semi(
     lr: Annotated[float, typer.Option(help="Learning rate; it falls along a cosine.")] = 3e-4,
     threshold: Annotated[float | None, typer.Option(help=_THRESHOLD)] = None,
     seeds: Annotated[int, typer.Option(min=1, help=_SEEDS)] = 1,
+    seed: FirstSeed = None,
     starts: Annotated[str | None, typer.Option("--from", metavar="run,random", help=_FROM)] = None,
     checkpoint: WhichCheckpoint = "newest",
     settings: Settings = None,
@@ -61,6 +62,7 @@ def semi(
     expect_free(overrides, "--set", OWN)
     origin = Origin.of(run, checkpoint, train, overrides)
     given: dict[str, Any] = {"optim.name": optimizer, "optim.lr": lr, "optim.warmup_epochs": 0}
+    given |= {} if seed is None else {"seed": seed}
     protocol = SemiProtocol(
         directory=(run_dir or Path("runs") / f"semi-{origin.name}").absolute(),
         origin=origin,

@@ -141,6 +141,11 @@ class Protocol:
     def _base(self) -> RunConfig:
         return RunConfig.from_tree(self._tree("random", {}), _COMMAND)
 
+    @property
+    def num_validated(self) -> int:
+        """Number of labels that a run is validated on."""
+        return int((self._draw(self._base.seed).validation >= 0).sum())
+
     def _draw(self, seed: int) -> Draw:
         train = self.opened.train
         drawn = np.flatnonzero(train.labels >= 0)

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ssl_dist.commands.console import console, image_bar, print_json, say, table
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
+from ssl_dist.errors import ConfigError
 
 if TYPE_CHECKING:
     from ssl_dist.evaluate.classifier_settings import Distance
@@ -23,11 +24,12 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help="Measure what
 
 # Help texts that need a line of their own.
 _FEATURES = "Outputs that are features, by commas: the backbone's, or the head's without its last one or two layers."
-_LAYER = "Layers of the backbone whose pooled outputs are features too, by commas, e.g. layer2,layer3."
+_LAYER = "Layers of the backbone whose pooled outputs are features too: torch's names, by commas, e.g. layer2,layer3."
 _BASELINES = "What stands beside the run, by commas: random (weights), pixels, pca (of pixels), or none."
 _LABELS = "Training labels to use, drawn so that each class has its share. Default: all."
 _SEEDS = "Repeat what is random: random weights, and the draws of images."
 _REPORT = "Folder for a report on the run's answers: per class, confusions, the most confident mistakes."
+_TEMPERATURE = "The smaller it is, the more the nearest neighbours count. Default: 0.1."
 _PENALTY = "Penalty: the mean cross-entropy + l2/2 |weights|² is minimised. Default: chosen on training images."
 
 TrainStore = Annotated[str, typer.Option("--train", help="Labelled store to learn from, a folder or a URI.")]
@@ -37,6 +39,7 @@ Layers = Annotated[str, typer.Option("--layer", metavar="NAMES", help=_LAYER)]
 Baselines = Annotated[str, typer.Option(metavar="random|pixels|pca|none", help=_BASELINES)]
 Labels = Annotated[str | None, typer.Option(metavar="10%|5000|32-per-class", help=_LABELS)]
 Seeds = Annotated[int, typer.Option(min=1, help=_SEEDS)]
+Seed = Annotated[int, typer.Option(min=0, help="The first seed of what is random.")]
 Report = Annotated[Path | None, typer.Option("--report", help=_REPORT)]
 
 
@@ -47,7 +50,7 @@ def knn(
     test: TestStore,
     k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
     checkpoint: WhichCheckpoint = "newest",
-    temperature: Annotated[float, typer.Option(help="The smaller it is, the more the nearest neighbours count.")] = 0.1,
+    temperature: Annotated[float | None, typer.Option(help=_TEMPERATURE)] = None,
     equal_votes: Annotated[bool, typer.Option("--equal-votes", help="Give all k neighbours the same weight.")] = False,
     distance: Annotated[str, typer.Option(metavar="cosine|euclidean", help="Measure of distance.")] = "cosine",
     features: Features = "backbone",
@@ -55,14 +58,20 @@ def knn(
     baselines: Baselines = "random",
     labels: Labels = None,
     seeds: Seeds = 1,
+    seed: Seed = 0,
     report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Let the k nearest training images vote, with weights exp(s / temperature) for cosine similarities s."""
     from ssl_dist.evaluate.protocols import Knn
 
-    protocol = Knn(k, None if equal_votes else temperature, cast("Distance", distance))
-    options = options_of(features, layers, baselines, checkpoint, seeds, labels)
+    if equal_votes and temperature is not None:
+        raise ConfigError(
+            f"--equal-votes gives all votes one weight, and --temperature {temperature:g} sets weights: give one"
+        )
+    weight = {} if temperature is None else {"temperature": temperature}
+    protocol = Knn(k, distance=cast("Distance", distance), **({"temperature": None} if equal_votes else weight))
+    options = options_of(features, layers, baselines, checkpoint, seeds, labels, seed)
     _evaluate(protocol, run, train, test, options, report, as_json)
 
 
@@ -79,18 +88,25 @@ def linear(
     baselines: Baselines = "random",
     labels: Labels = None,
     seeds: Seeds = 1,
+    seed: Seed = 0,
     report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Fit multinomial logistic regression on frozen features."""
     from ssl_dist.evaluate.protocols import Linear
 
-    options = options_of(features, layers, baselines, checkpoint, seeds, labels)
+    options = options_of(features, layers, baselines, checkpoint, seeds, labels, seed)
     _evaluate(Linear(l2, standardise), run, train, test, options, report, as_json)
 
 
 def options_of(
-    features: str, layers: str, baselines: str, checkpoint: CheckpointChoice, seeds: int, labels: str | None
+    features: str,
+    layers: str,
+    baselines: str,
+    checkpoint: CheckpointChoice,
+    seeds: int,
+    labels: str | None,
+    seed: int,
 ) -> Options:
     """Return the options of a comparison, of texts with names between commas."""
     from ssl_dist.evaluate.compare import Options
@@ -99,7 +115,7 @@ def options_of(
         return [name.strip() for name in text.split(",") if name.strip()]
 
     beside = [] if baselines.strip() == "none" else names(baselines)
-    return Options(names(features), names(layers), beside, checkpoint, seeds, labels)
+    return Options(names(features), names(layers), beside, checkpoint, seeds, labels, seed)
 
 
 def _evaluate(

@@ -11,6 +11,7 @@ import typer
 from ssl_dist.commands.console import ImageBar, console, image_bar, print_json, say
 from ssl_dist.commands.evaluate import TestStore, TrainStore, accuracy_table
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
+from ssl_dist.commands.rank import show_ranks
 from ssl_dist.errors import ConfigError
 
 _MOST_MINUTES = 100_000
@@ -49,12 +50,11 @@ def all_(
     for one in result.accuracies:
         console.print(one.name, style="bold", highlight=False)
         console.print(accuracy_table(one.rows))
-    console.print(result.accuracies[-1].protocol, markup=False, highlight=False)
-    for row in result.ranks or ():
-        weights = "random weights" if row.step is None else f"step {row.step:,}"
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in row.ranks._asdict().items())
-        of = f"{result.num_ranked:,} training images"
-        console.print(f"{weights}, {of}: {figures}", markup=False, highlight=False)
+    for one in result.accuracies[1:]:
+        console.print(one.protocol, markup=False, highlight=False)
+    if result.ranks:
+        console.print(f"Backbone features of {result.num_ranked:,} training images, without labels", style="bold")
+        show_ranks(result.ranks)
     for name, reason in result.left_out.items():
         say(f"left out: {name}: {reason}")
     say(f"{result.seconds:.0f} s; {directory / evaluation.FILE}, pictures in {directory / evaluation.FOLDER}")

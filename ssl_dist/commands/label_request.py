@@ -6,7 +6,7 @@ import contextlib
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -54,7 +54,8 @@ def label_request(
     candidates = Candidates.of(found, store)
     total = int((candidates.labels >= 0).sum()) + count
     best = recommend(total, from_none=candidates.num_classes < 2)
-    chosen = strategy or (best.strategy if best else "random")
+    recommended = _described(best, nearest_budget(total), total)
+    chosen = strategy or recommended["strategy"]
     candidates.expect_possible(chosen, count)
     if out is None:
         out = run_directory(run) / f"label-request-{chosen}-{count}"
@@ -75,7 +76,7 @@ def label_request(
         pages = write_pages(aside, title, keys, images, selection.rows, f"{then} labels.csv")
     rows = {
         "strategy": f"{chosen}: {STRATEGIES[chosen].rule}",
-        "recommended": _describe(best, nearest_budget(total)),
+        "recommended": f"{recommended['strategy']}: {recommended['reason']}",
         "labelled before": f"{total - count:,} of {len(images):,} images",
         "pages": ", ".join(pages) if len(pages) < 4 else f"index.html to {pages[-1]}",
     }
@@ -88,7 +89,7 @@ def label_request(
         say(line)
     result = {"run": str(run), "store": store, "out": str(out), "strategy": chosen, "count": count, "seed": seed}
     more = {"step": found.step, "labelled": total - count, "pages": pages, "note": selection.note}
-    print_json({**result, **more, "recommended": best._asdict() if best else None}, as_json)
+    print_json({**result, **more, "recommended": recommended}, as_json)
 
 
 def _choose(found: Checkpoint, candidates: Candidates, strategy: str, count: int, seed: int) -> Selection:
@@ -103,15 +104,22 @@ def _choose(found: Checkpoint, candidates: Candidates, strategy: str, count: int
         return candidates.choose(strategy, features, count, seed)
 
 
-def _describe(best: Gain | None, budget: int | None) -> str:
-    """Return what the package's table of measurements recommends, at the budget of it that is nearest."""
+def _described(best: Gain | None, budget: int | None, total: int) -> dict[str, Any]:
+    """Return what the package's table of measurements recommends, with its reason, for JSON.
+
+    Args:
+        budget: that of the table which is nearest to ``total``; None: nothing was measured.
+        total: labels with the requested ones.
+    """
+    if budget is None:
+        return {"strategy": "random", "reason": "nothing was measured"}
+    where = f"of the numbers measured, {budget:,} labels are nearest to your {total:,};"
     if best is None:
-        measured = f"of what was measured at {budget:,} labels " if budget else ""
-        return f"random: nothing {measured}beats it beyond the 95 % interval"
+        reason = f"{where} there nothing beats random beyond the 95 % interval"
+        return {"strategy": "random", "budget": budget, "reason": reason}
     points = (f"{100 * value:+.1f}" for value in (best.mean, best.low, best.high))
-    return "{}: at {:,} labels of {}, {} points over random ({} to {})".format(
-        best.strategy, best.budget, best.store, *points
-    )
+    gain = "{0} points over random on {3} ({1} to {2}, 95 % for all strategies together)".format(*points, best.store)
+    return {**best._asdict(), "reason": f"{where} there {gain}"}
 
 
 def _expect_free(folder: Path, is_default: bool) -> None:

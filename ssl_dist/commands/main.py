@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.text import Text
@@ -17,13 +17,9 @@ from ssl_dist import __version__
 from ssl_dist.commands.console import LogLines, console, errors, escape_unprintable, print_json, stdout_given_back
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
-from ssl_dist.errors import ConfigError, Interrupted, SslDistError
+from ssl_dist.errors import ConfigError, Interrupted, SslDistError, UsageError, printable
 
-_CANNOT_WRITE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EIO,
-)  # a full disk, or a terminal that is gone
+_CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a full disk, or a terminal that is gone
 
 
 class _TableGroup(TyperGroup):
@@ -113,11 +109,14 @@ def main() -> None:
             with handled(interrupt), stdout_given_back():
                 app()
         except SslDistError as error:
-            _print_error(error)
-            print_json({"error": str(error)}, "--json" in sys.argv)
-            sys.exit(error.exit_code)
+            _end_with(str(error), error.exit_code, is_wish=isinstance(error, Interrupted))
+        except OSError as error:
+            if error.filename is None:  # of no file that a person could name
+                raise
+            exit_code = SslDistError.exit_code if error.errno in _CANNOT_WRITE else UsageError.exit_code
+            _end_with(printable(f"{error.filename}: {error.strerror}"), exit_code)
     except OSError as error:
-        if error.errno not in _CANNOT_WRITE or error.filename is not None:
+        if error.errno not in _CANNOT_WRITE:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left would be written at exit
         with contextlib.suppress(OSError):
@@ -125,6 +124,15 @@ def main() -> None:
         sys.exit(1)
 
 
-def _print_error(error: object) -> None:
-    is_wish = isinstance(error, Interrupted)
-    errors.print(Text(str(error)) if is_wish else Text.assemble(("error:", "bold red"), f" {error}"))
+def _end_with(message: str, exit_code: int, *, is_wish: bool = False) -> NoReturn:
+    """Print an error, or what a person's Ctrl-C has brought about, and exit."""
+    if is_wish:
+        errors.print(Text(message))
+    else:
+        _print_error(message)
+    print_json({"error": message}, "--json" in sys.argv)
+    sys.exit(exit_code)
+
+
+def _print_error(message: str) -> None:
+    errors.print(Text.assemble(("error:", "bold red"), f" {message}"))

@@ -70,7 +70,7 @@ def rank(
     with image_bar("embedding images and views", "reading checkpoints") as bar:
         rows = rank_curve(checkpoints, opened, ids, views=views, seed=seed, progress=bar)
     console.print(f"{run}: features without labels", style="bold", markup=False, highlight=False, soft_wrap=True)
-    _show(rows)
+    show_ranks(rows)
     protocol = (
         f"Backbone features of {len(ids):,} of {len(opened):,} images of {opened.name} drawn with seed {seed}: whole"
         f" images, but for LiDAR {views} random views of each by policy {config.augment.recipe}, and for align two of"
@@ -88,7 +88,7 @@ def rank(
     print_json({**result, "rows": [_plain(row) for row in rows]}, as_json)
 
 
-def _show(rows: Sequence[RankRow]) -> None:
+def show_ranks(rows: Sequence[RankRow]) -> None:
     """Print the table: a row for each encoder."""
     shown = table("step", *(Column(name, justify="right") for name, _ in _COLUMNS.values()))
     for row in rows:

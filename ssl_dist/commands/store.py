@@ -137,7 +137,7 @@ def merge(
 @app.command()
 def label(
     store: Annotated[str, typer.Argument(help="Folder of the store.")],
-    file: Annotated[str, typer.Argument(help="CSV file with the columns key and label; an empty label means none.")],
+    file: Annotated[str, typer.Argument(help="CSV file with the columns key and label; none is empty or -1.")],
     new_classes: Annotated[bool, typer.Option("--new-classes", help=_NEW_CLASSES)] = False,
     as_json: Json = False,
 ) -> None:

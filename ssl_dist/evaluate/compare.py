@@ -35,6 +35,7 @@ class Options(NamedTuple):
         checkpoint: which one, where the run has several.
         seeds: how many times all that is random is repeated: random weights, and the draws of images.
         labels: how many training labels are used, see ``label_draw.draw``; None: all.
+        seed: the first seed; random weights have the run's and this one together.
     """
 
     features: Sequence[str] = (BACKBONE,)
@@ -43,6 +44,7 @@ class Options(NamedTuple):
     checkpoint: CheckpointChoice = "newest"
     seeds: int = 1
     labels: str | None = None
+    seed: int = 0
 
 
 class Row(NamedTuple):
@@ -170,16 +172,17 @@ def compare_on(
             raise ConfigError(f"--baselines {name}: it is some of {', '.join(BASELINES)}, or none alone")
     levels = levels_of(found.config, options.features, options.layers)
     known, asked = pair
-    draws = [_drawn(known, options.labels, seed) for seed in range(options.seeds if options.labels else 1)]
+    seeds = range(options.seed, options.seed + options.seeds)
+    draws = [_drawn(known, options.labels, seed) for seed in (seeds if options.labels else seeds[:1])]
     for drawn in draws:
         for protocol in protocols:
             protocol.check(known.labels[drawn])
     used = np.unique(np.concatenate(draws))
-    tries = _Tries(known.at(used), asked, [np.searchsorted(used, one) for one in draws], options.seeds)
+    tries = _Tries(known.at(used), asked, [np.searchsorted(used, one) for one in draws], seeds)
     from ssl_dist.evaluate.contenders import contenders  # imports torch: a mistake is told before
 
     rows, answered = [list[Row]() for _ in protocols], None
-    for contender in contenders(found, (tries.known, asked), levels, options.baselines, options.seeds, progress):
+    for contender in contenders(found, (tries.known, asked), levels, options.baselines, seeds, progress):
         more, features = tries.rows(contender, protocols)
         for mine, new in zip(rows, more, strict=True):
             mine.extend(new)
@@ -213,12 +216,13 @@ class _Tries(NamedTuple):
     Attributes:
         known: all training images of any draw; asked: the test images.
         draws: rows of ``known`` that a repeat learns from; a single one serves all repeats.
+        seeds: one of each repeat.
     """
 
     known: Labelled
     asked: Labelled
     draws: Sequence[np.ndarray]
-    seeds: int
+    seeds: Sequence[int]
 
     def rows(
         self, contender: Contender, protocols: Sequence[EvaluationProtocol]
@@ -227,12 +231,12 @@ class _Tries(NamedTuple):
         varies = contender.draws > 1 or len(self.draws) > 1
         first = features = contender.features(0)
         tries = [{level: list[_Try]() for level in features} for _ in protocols]
-        for seed in range(self.seeds):
-            if 0 < seed < contender.draws:
-                features = contender.features(seed)
-            rows = self.draws[seed % len(self.draws)]
+        for number, seed in enumerate(self.seeds):
+            if 0 < number < contender.draws:
+                features = contender.features(number)
+            rows = self.draws[number % len(self.draws)]
             for protocol, by_level in zip(protocols, tries, strict=True):
-                if seed == 0 or varies or protocol.is_random:
+                if number == 0 or varies or protocol.is_random:
                     for level, (known, asked) in features.items():
                         by_level[level].append(protocol.answer(known[rows], self.known.labels[rows], asked, seed))
         known, asked = next(iter(first.values()))
@@ -263,6 +267,7 @@ def _sentence(
     part = "" if options.labels is None else f"{len(learned.ids):,} labels, drawn from each class, of "
     repeats = max(len(row.repeats) for row in rows)
     seeds = f"; {repeats} seeds of what is random" if repeats > 1 else ""
+    seeds += f", the first {options.seed}" if seeds and options.seed else ""
     return (
         f"Accuracy on {asked.what}, learned from {part}{known.what}: {protocol.sentence()}. Checkpoint of step"
         f" {found.step}{best}{seeds}. Intervals are 95 % bootstrap intervals over the test images."

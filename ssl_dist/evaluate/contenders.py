@@ -44,25 +44,25 @@ def contenders(
     pair: Pair,
     levels: Sequence[str],
     baselines: Sequence[str],
-    seeds: int,
+    seeds: Sequence[int],
     progress: ProgressCallback | None,
 ) -> Sequence[Contender]:
-    """Return the run's encoder and the baselines, of which random weights are drawn ``seeds`` times."""
-    draws = {"random": seeds, "pixels": 1, "pca": 1}
+    """Return the run's encoder and the baselines, of which random weights are drawn once for each of the ``seeds``."""
+    draws = {"random": len(seeds), "pixels": 1, "pca": 1}
     encodings = 1 + sum(draws[name] for name in set(baselines))
     count = Tally(progress, encodings * sum(len(some.ids) for some in pair))
 
     def random(draw: int) -> Method:
-        return found.config.model_copy(update={"seed": found.config.seed + draw}).initial_method()
+        return found.config.model_copy(update={"seed": found.config.seed + seeds[draw]}).initial_method()
 
     def embedded(method: Method) -> PairFeatures:
         return embed_pair(method, found, pair, levels, count)
 
     trained = Contender(f"trained, {found.step} steps", 1, lambda draw: embedded(load_method(found)))
     beside = {
-        "random": Contender("random weights", seeds, lambda draw: embedded(random(draw))),
+        "random": Contender("random weights", len(seeds), lambda draw: embedded(random(draw))),
         "pixels": Contender("raw pixels", 1, lambda draw: {"pixels": _pixels(pair, count)}),
-        "pca": Contender("raw pixels", 1, lambda draw: {"PCA": _principal_components(pair, count)}),
+        "pca": Contender("PCA of pixels", 1, lambda draw: {"PCA": _principal_components(pair, count)}),
     }
     return [trained, *(beside[name] for name in BASELINES if name in baselines)]
 

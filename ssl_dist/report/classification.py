@@ -65,16 +65,19 @@ def write(result: Comparison, folder: Path) -> dict[str, Any]:
 
 
 def _mistakes(result: Comparison, found: Mistakes) -> list[dict[str, Any]]:
-    """Return the most confident mistakes: sample id, true and given class, confidence."""
+    """Return the most confident mistakes: sample id, key, true and given class, confidence."""
     answers, test = result.rows[0].answers, result.test
+    shown = found.wrong[:_SHOWN]
+    keys = test.store.keys_at(test.ids[shown])
     return [
         {
             "id": int(test.ids[row]),
+            "key": key,
             "true": found.names[test.labels[row]],
             "given": found.names[answers.classes[row, 0]],
             "confidence": round(float(answers.confidence[row]), 4),
         }
-        for row in found.wrong[:_SHOWN].tolist()
+        for row, key in zip(shown.tolist(), keys, strict=True)
     ]
 
 
@@ -113,6 +116,6 @@ def _draw_mistakes(result: Comparison, found: Mistakes, path: Path) -> None:
         for axes, image, one in zip(figure.axes, pixels, shown, strict=False):
             axes.imshow(image)
             given, true = (literal(shortened(one[name])) for name in ("given", "true"))
-            title = f"{given} {one['confidence']:.0%}\nis {true}"
+            title = f"{given} {one['confidence']:.0%}\nis {true}, {one['id']}"
             axes.set_title(title, fontsize=7)
     save(figure, path)

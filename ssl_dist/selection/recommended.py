@@ -65,13 +65,16 @@ def shipped() -> Sequence[Measured]:
         return tuple(map(Measured.of, csv.DictReader(content)))
 
 
-def gains(measured: Sequence[Measured], strategy: str, budget: int, *, from_none: bool) -> Gain | None:
+def gains(
+    measured: Sequence[Measured], strategy: str, budget: int, *, from_none: bool, comparisons: int = 1
+) -> Gain | None:
     """Return the gain of a strategy in the linear probe's accuracy at a budget that was measured.
 
     The interval is Student's, of the differences between the strategy and random requests with the same seed.
 
     Args:
         from_none: of requests without any label before, or else of those with some.
+        comparisons: number of intervals that hold together with 95 % (Bonferroni's inequality).
 
     Returns:
         None where there are fewer than two pairs.
@@ -93,7 +96,7 @@ def gains(measured: Sequence[Measured], strategy: str, budget: int, *, from_none
     stores = {store for store, _, _ in accuracy}
     mean = sum(found) / len(found)
     variance = sum((one - mean) ** 2 for one in found) / (len(found) - 1)
-    half = float(stdtrit(len(found) - 1, (1 + _CONFIDENCE) / 2)) * math.sqrt(variance / len(found))
+    half = float(stdtrit(len(found) - 1, 1 - (1 - _CONFIDENCE) / comparisons / 2)) * math.sqrt(variance / len(found))
     return Gain(strategy, budget, " and ".join(sorted(stores)), mean, mean - half, mean + half, len(found))
 
 
@@ -106,6 +109,9 @@ def nearest_budget(total: int, measured: Sequence[Measured] | None = None) -> in
 def recommend(total: int, *, from_none: bool, measured: Sequence[Measured] | None = None) -> Gain | None:
     """Return the strategy of the largest mean gain with an interval above 0, at the measured budget nearest to a total.
 
+    The intervals of all strategies that were measured there hold together, so that the best of many does not win by
+    chance.
+
     Args:
         total: labels with the requested ones.
         from_none: the store has no labels that a probe can learn from.
@@ -117,6 +123,7 @@ def recommend(total: int, *, from_none: bool, measured: Sequence[Measured] | Non
     rows = shipped() if measured is None else measured
     if (nearest := nearest_budget(total, rows)) is None:
         return None
-    found = [gains(rows, name, nearest, from_none=from_none) for name in STRATEGIES if name != "random"]
+    names = [name for name in STRATEGIES if name != "random" and gains(rows, name, nearest, from_none=from_none)]
+    found = (gains(rows, name, nearest, from_none=from_none, comparisons=len(names)) for name in names)
     above = [one for one in found if one and one.low > 0]
     return max(above, key=lambda one: one.mean, default=None)

@@ -66,7 +66,8 @@ def expect_possible(name: str, count: int, num_unlabelled: int, num_classes: int
         StoreError: there are not.
     """
     if count > num_unlabelled:
-        raise StoreError(f"--count {count}: {store} has {num_unlabelled:,} images without a label to request")
+        mend = f"ask for {num_unlabelled:,} at most" if num_unlabelled else "all of it is labelled"
+        raise StoreError(f"--count {count}: {store} has {num_unlabelled:,} images without a label to request: {mend}")
     if STRATEGIES[name].needs_probe and num_classes < 2:
         have = "labels of one class only" if num_classes else "no labels"
         raise StoreError(

@@ -43,7 +43,7 @@ def test_each_combination_is_a_run_of_the_settings_asked_for(
     launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path
 ) -> None:
     axes = ["--grid", "lr=0.01,0.001", "--grid", "unfreeze=head,last:2", "--seeds", 2, "--from", "run,random"]
-    more = ["--optimizer", "adamw", "--hidden", 7, "--layer-decay", 0.5, "--patience", 3, "--set", "seed=4"]
+    more = ["--optimizer", "adamw", "--hidden", 7, "--layer-decay", 0.5, "--patience", 3, "--seed", 4]
     found = finetune(pretrained, small_store, tmp_path / "out", *axes, *more)
     assert len(launched) == 2 * 2 * 2 * 2
     assert [(row["start"], *row["settings"].values()) for row in found["rows"]] == [
@@ -269,6 +269,20 @@ def test_it_is_refused_before_anything_trains(
     with pytest.raises(error, match=message):
         finetune(pretrained, small_store, tmp_path / "out", *arguments)
     assert not launched
+
+
+def test_results_of_other_settings_are_kept(
+    launched: list[str], pretrained: Path, small_store: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = finetune(pretrained, small_store, out, "--lr", 0.01)
+    second = finetune(pretrained, small_store, out, "--lr", 0.001)
+    assert finetune(pretrained, small_store, out, "--lr", 0.001) == second
+    third = finetune(pretrained, small_store, out, "--lr", 0.002)
+    kept = {name: json.loads((out / f"{name}.json").read_text()) for name in ("results-1", "results-2", "results")}
+    assert kept == {"results-1": first, "results-2": second, "results": third}
+    assert not (out / "results-3.json").exists()
+    assert "3 of them to validate on (an accuracy on so few is sure to ±57 points)" in third["protocol"]
 
 
 def test_neither_run_nor_recipe_is_refused(small_store: Path, tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import re
 import shutil
 import socket
@@ -222,6 +224,34 @@ def test_pretrain_mistakes(command: Command, recipe: Path, finished: Path, tmp_p
 def test_an_unwritable_run_directory_is_refused(command: Command, recipe: Path) -> None:
     """/proc takes no new folder, from nobody."""
     refused(command("pretrain", recipe, "--out", "/proc"), "cannot be written: ")
+
+
+@pytest.mark.parametrize("place", ["file", "file/under-it", "/proc/new"])
+@pytest.mark.parametrize("evaluation", ["finetune", "semi"])
+def test_a_folder_that_cannot_be_made_is_one_line(
+    command: Command, recipe: Path, small_store: Path, tmp_path: Path, evaluation: str, place: str
+) -> None:
+    (tmp_path / "file").touch()
+    stores = ("--train", small_store, "--test", small_store, "--labels", 12)
+    more = ("--ratios", "1:1", "--unlabelled-batch", 4, "--batch", 4) if evaluation == "semi" else ("--batch", 4)
+    done = command("evaluate", evaluation, recipe, *stores, *more, "--run-dir", tmp_path / place, "--json")
+    assert done.code == 2, done.err
+    last = done.err.splitlines()[-1]  # before it stands a warning: both stores are the same
+    assert last.startswith("error: ")
+    assert str(tmp_path / place).startswith(last.removeprefix("error: ").partition(": ")[0])
+    assert done.json == {"error": last.removeprefix("error: ")}
+
+
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, 1), (errno.EIO, 1), (errno.EACCES, 2), (errno.ENOENT, 2)])
+def test_a_file_that_fails_in_any_command_is_one_line(
+    command: Command, monkeypatch: pytest.MonkeyPatch, number: int, code: int
+) -> None:
+    def fail(name: str) -> None:
+        raise OSError(number, os.strerror(number), f"some\n{name}")
+
+    monkeypatch.setattr("ssl_dist.commands.main.command_of", fail)
+    done = command("recipes")
+    assert (done.code, done.err) == (code, f"error: some\\nrecipes: {os.strerror(number)}\n")
 
 
 def test_a_port_in_use_is_refused(command: Command, recipe: Path, tmp_path: Path) -> None:

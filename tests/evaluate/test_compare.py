@@ -201,7 +201,7 @@ def test_rows_of_levels_and_baselines_are_of_one_protocol(
         *(("trained, 1 steps", name, dim) for name, dim in levels),
         *(("random weights", name, dim) for name, dim in levels),
         ("raw pixels", "pixels", 768),
-        ("raw pixels", "PCA", 16),
+        ("PCA of pixels", "PCA", 16),
     ]
     assert done[-1] == (32 * 5, 32 * 5)
     repeats = [len(row.repeats) for row in result.rows]
@@ -212,6 +212,19 @@ def test_rows_of_levels_and_baselines_are_of_one_protocol(
     assert plain["protocol"].startswith(
         f"Accuracy on the 16 labelled images of {test}, learned from the 16 labelled images of {train}: "
     )
+
+
+@pytest.mark.parametrize("labels", [None, "2-per-class"])
+def test_seeds_follow_the_first(run: Path, stores: Stores, labels: str | None) -> None:
+    alike = [(name, "fig") for name in "abcd"]  # so that answers are as good as drawn
+    train, test = stores(*alike), stores(*alike, seed=1)
+    several, third = (
+        compare(run, train, test, Linear(), Options(labels=labels, seeds=count, seed=seed))
+        for count, seed in ((3, 5), (1, 7))
+    )
+    assert [row.repeats[2:] for row in several.rows] == [row.repeats for row in third.rows]
+    assert len(set(several.rows[1].repeats)) > 1
+    assert "; 3 seeds of what is random, the first 5. Intervals" in several.protocol
 
 
 def test_features_of_the_first_seed_are_the_runs_random_start(run: Path, stores: Stores) -> None:

@@ -71,6 +71,7 @@ def test_the_files_of_a_report_agree_with_the_answers(evaluated: tuple[Path, Pat
     assert confidences == sorted(confidences, reverse=True)
     store = ImageStore(test)
     assert [one["true"] for one in wrong] == [store.class_names[store.labels[one["id"]]] for one in wrong]
+    assert [one["key"] for one in wrong] == store.keys_at(np.array([one["id"] for one in wrong]))
     assert "precision" in (tmp_path / "new" / "report" / "classification.txt").read_text()
     for name in ("confusion.png", "mistakes.png"):
         assert min(Image.open(tmp_path / "new" / "report" / name).size) > 100

@@ -151,10 +151,17 @@ def test_the_recommended_strategy_is_taken_and_named(
     assert done.json["strategy"] == "coreset"
     assert done.json["recommended"]["mean"] == pytest.approx(0.031)
     said = " ".join(command(*asked, tmp_path / "b").out.replace("│", " ").split())
-    assert "coreset: at 20 labels of made, +3.1 points over random (+2.9 to +3.3)" in said
+    reason = "of the numbers measured, 20 labels are nearest to your {}; there +3.1 points over random on made (+2.7 to"
+    total = 3 + int((ImageStore(partly).labels >= 0).sum())
+    assert done.json["recommended"]["reason"].startswith(reason.format(total))
+    assert f"coreset: {reason.format(total)}" in said
     monkeypatch.setattr(recommended, "shipped", lambda: table[:0])
     done = command(*asked, tmp_path / "c", "--json")
-    assert (done.json["strategy"], done.json["recommended"]) == ("random", None)
+    nothing = {"strategy": "random", "reason": "nothing was measured"}
+    assert (done.json["strategy"], done.json["recommended"]) == ("random", nothing)
+    monkeypatch.setattr(recommended, "shipped", lambda: [one for one in table if one.strategy == "random"])
+    done = command(*asked, tmp_path / "d", "--json")
+    assert done.json["recommended"]["reason"].endswith("nothing beats random beyond the 95 % interval")
 
 
 def test_features_that_are_not_finite_are_refused(

@@ -62,6 +62,21 @@ def test_requests_with_and_without_labels_before_are_told_apart() -> None:
     assert (best.strategy, best.mean) == ("margin", pytest.approx(0.0208)), "beside random requests of the same start"
 
 
+def test_the_best_of_many_does_not_win_by_chance() -> None:
+    """Beyond its own interval of 95 %, and within that of eight comparisons."""
+    lucky = [1.0, 0.1, 1.6, 0.9, 0.6]
+    alone = [*RANDOM, *rows("typical", lucky)]
+    found = recommend(100, from_none=True, measured=alone)
+    assert found
+    assert found.strategy == "typical"
+    worse = [rows(name, [-5.0, 5.0, 1.0, -2.0, 0.0]) for name in STRATEGIES if name not in ("random", "typical")]
+    several = [*alone, *(one for some in worse for one in some)]
+    found = recommend(100, from_none=True, measured=several)
+    interval = stats.ttest_1samp(lucky, 0).confidence_interval(1 - 0.05 / (1 + len(worse)))
+    assert found is None
+    assert interval.low < 0
+
+
 def test_nothing_is_recommended_where_nothing_was_measured() -> None:
     assert recommend(100, from_none=True, measured=[]) is None
     assert recommend(100, from_none=True, measured=[*RANDOM, *rows("typical", [2.0] * 5)[:1]]) is None

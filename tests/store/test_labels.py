@@ -399,3 +399,17 @@ def test_labels_that_a_file_takes_away_are_counted_and_a_file_of_none_is_refused
     store.label(path, tmp_path / "labels.csv")
     assert f"leaves 4 labels empty that {path} had: they are taken away" in caplog.text
     assert (ImageStore(path).labels != before).sum() == 5
+
+
+def test_labels_alone_are_taken_away_by_their_number(small_store: Path, tmp_path: Path) -> None:
+    path, file = tmp_path / "store", tmp_path / "labels.csv"
+    shutil.copytree(small_store, path)
+    file.write_text("key,label\nclass1/003.png,-1\nclass1/004.png,\n")
+    store.label(path, file)
+    opened = ImageStore(path)
+    assert [int((opened.labels == label).sum()) for label in (-1, 0, 1, 2)] == [2, 17, 15, 17]
+    keys = store.stored_keys(path, opened.manifest)
+    file.write_text("\n".join(["key,label", *(f"{key},-1" for key in keys)]))
+    store.label(path, file)
+    assert ImageStore(path).labels.tolist() == [-1] * 51
+    assert ImageStore(path).class_names == ()

@@ -37,10 +37,12 @@ class Labels(NamedTuple):
     Attributes:
         file: its path, for messages.
         by_key: the name of the class by the ``key_form`` of a key; None: no label.
+        takes_away: whether a line says by -1, and not by an empty field, that its image has no label.
     """
 
     file: str
     by_key: dict[str, str | None]
+    takes_away: bool = False
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -76,7 +78,7 @@ def read_labels_csv(file: str | os.PathLike[str]) -> Labels:
     Raises:
         ConfigError: the file cannot be read, lacks a column, has two labels for one key, or a negative number.
     """
-    name, by_key, lines = os.fspath(file), dict[str, str | None](), dict[str, int]()
+    name, by_key, lines, takes_away = os.fspath(file), dict[str, str | None](), dict[str, int](), False
     try:
         with open(file, encoding="utf-8-sig", newline="") as content:
             reader = csv.reader(content, strict=True)
@@ -91,6 +93,7 @@ def read_labels_csv(file: str | os.PathLike[str]) -> Labels:
                     raise ConfigError(f"{name} line {reader.line_num}: it has no key, or not {len(header)} fields")
                 key, text = key_form(row[key_at]), row[label_at].strip()
                 label = None if text in _NONE else class_name(text)
+                takes_away |= bool(text) and label is None
                 if label and _NEGATIVE.fullmatch(label):
                     raise ConfigError(f"{name} line {reader.line_num}: label {label}: leave it empty if there is none")
                 if by_key.setdefault(key, label) != label:
@@ -108,7 +111,7 @@ def read_labels_csv(file: str | os.PathLike[str]) -> Labels:
     for like_none in sorted(names):
         if like_none.lower() in _LIKE_NONE:
             log.warning("%s has a class %s: where it means that there is no label, leave it empty", name, like_none)
-    return Labels(name, by_key)
+    return Labels(name, by_key, takes_away)
 
 
 def with_labels_of(listed: Source, file: str | os.PathLike[str]) -> Source:
@@ -142,8 +145,10 @@ def label(store: str | os.PathLike[str], file: str | os.PathLike[str], *, new_cl
         StoreError: there is no store, or it cannot be written.
     """
     path, labels = local_folder(store), read_labels_csv(file)
-    if not labels.class_names:
-        raise ConfigError(f"{labels.file} has no label: write classes into its column label, and leave others empty")
+    if not labels.class_names and not labels.takes_away:
+        raise ConfigError(
+            f"{labels.file} has no label: write classes into its column label, or -1 to take an image's label away"
+        )
     Manifest.read(path)
     with lock_store(path):
         opened = ImageStore(path)
