@@ -13,7 +13,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from ssl_dist.errors import RunError
+
 RUN_LOCK = "lock"  # in a run's directory: the process that drives the run has locked it
+
+
+def expect_folder(folder: Path) -> None:
+    """Refuse a folder that cannot be made or written, before work begins.
+
+    Raises:
+        RunError: it cannot.
+    """
+    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        raise RunError(f"{folder} cannot be made: {there} is no folder that can be written")
 
 
 @contextlib.contextmanager

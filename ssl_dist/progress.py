@@ -21,7 +21,8 @@ class ProgressLines:
     """
 
     def __init__(self, to: Console, text: str) -> None:
-        self._to, self._text, self._ended = to, text, threading.Event()
+        self._to, self._text, self._since, self._ended = to, text, time.perf_counter(), threading.Event()
+        self._printed = ""
         self._thread = threading.Thread(target=self._repeat, name="progress", daemon=True)
         self.wanted = not (to.is_terminal or to.is_jupyter)
 
@@ -37,7 +38,8 @@ class ProgressLines:
 
     def update(self, text: str, *, reached: bool = False) -> None:
         """Replace the text; print it at once where something was ``reached``."""
-        self._text = text
+        if text != self._text:
+            self._text, self._since = text, time.perf_counter()
         if reached and self.wanted:
             self._print()
 
@@ -46,7 +48,12 @@ class ProgressLines:
             self._print()
 
     def _print(self) -> None:
-        self._to.print(self._text, markup=False, highlight=False, soft_wrap=True)
+        """Print the text; where it was printed before, with the time since it was new, as a sign of life."""
+        text = self._text
+        since = timedelta(seconds=round(time.perf_counter() - self._since))
+        old = f" (unchanged for {since})" if text == self._printed else ""
+        self._to.print(f"{text}{old}", markup=False, highlight=False, soft_wrap=True)
+        self._printed = text
 
 
 class Tally:

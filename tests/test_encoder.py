@@ -264,7 +264,7 @@ def test_what_is_no_run_is_said(run: Path, mirror: str, bucket: str, tmp_path: P
         (tmp_path / "nowhere", "newest", "is not a run directory"),
         (run, 3, "has no checkpoint of step 3; the steps are: 6, 4, 2"),
         (mirror, 3, r"encoder has no checkpoint of step 3; the steps are: 6, 4, 2"),
-        (join_uri(bucket, "nothing"), "newest", "nothing holds no checkpoint that verifies"),
+        (join_uri(bucket, "nothing"), "newest", "nothing holds no checkpoint"),
         (join_uri(bucket, "nothing"), "best", "nothing has the online probe's score"),
         (join_uri(mirror, "step-00000002"), "best", "is one checkpoint, and best chooses among a run's"),
         (join_uri(mirror, "step-00000003"), "newest", "step-00000003 cannot be read"),

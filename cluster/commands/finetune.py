@@ -14,7 +14,7 @@ from ssl_dist.commands.console import console, print_json, say, table
 from ssl_dist.commands.evaluate import Labels, TestStore, TrainStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
 from ssl_dist.errors import ConfigError
-from ssl_dist.files import write_text
+from ssl_dist.files import expect_folder, write_text
 from ssl_dist.uris import without_secrets
 
 if TYPE_CHECKING:
@@ -103,6 +103,7 @@ def finetune(
         validation=validation,
         stores=(train, test),
     )
+    expect_folder(protocol.directory)
     check_machine(protocol.cells[0].config.cluster)
     from cluster.pipelines.finetune import fine_tune  # imports torch: a mistake above is told before
 

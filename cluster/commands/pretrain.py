@@ -13,6 +13,7 @@ from ssl_dist.commands.console import console, print_json, say, show, waiting
 from ssl_dist.commands.options import Json, Recipe, Settings, expect_run, overrides_of
 from ssl_dist.commands.runs import evaluate_line, show_summary
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
+from ssl_dist.files import expect_folder
 from ssl_dist.reading import find_recipe
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def pretrain(
         warn_of_emulated_bf16(config)
         directory = run_dir or (out or _RUNS) / _new_name(Path(recipe), config)
         if dry_run:
+            expect_folder(directory)
             expect_room(directory, [config])
             _show_plan(config, directory, as_json)
             return

@@ -13,6 +13,7 @@ from ssl_dist.commands.console import console, table
 from ssl_dist.commands.evaluate import TestStore
 from ssl_dist.commands.options import Json, Settings, WhichCheckpoint, expect_run, overrides_of
 from ssl_dist.errors import ConfigError
+from ssl_dist.files import expect_folder
 
 if TYPE_CHECKING:
     from cluster.pipelines.semi import SemiRow
@@ -76,6 +77,7 @@ def semi(
         threshold=threshold,
         stores=(train, test),
     )
+    expect_folder(protocol.directory)
     check_machine(protocol.cells[0].config.cluster)
     from cluster.pipelines.semi import compare_semi  # imports torch: a mistake above is told before
 

@@ -142,7 +142,7 @@ class Checkpoints:
             return self.at(choice)
         found = self.best() if choice == "best" else self.newest()
         if found is None:
-            raise RunError(f"{self._place} holds no checkpoint that verifies")
+            raise RunError(f"{self._place} holds no checkpoint: give a run's directory, or wait for one")
         return found
 
     @property

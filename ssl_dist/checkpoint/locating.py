@@ -85,7 +85,7 @@ def locate_all(path: Path) -> Sequence[Checkpoint]:
         except CheckpointError as error:
             log.warning("%s: passed over", error)
     if not paths:
-        raise RunError(f"{path} holds no checkpoint that verifies")
+        raise RunError(f"{path} holds no checkpoint: give a run's directory, or wait for one")
     if not found:
         raise CheckpointError(f"none of the {len(paths)} checkpoints of {path} verifies")
     return found

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import numpy as np
 from ssl_dist.errors import RunError
 from ssl_dist.evaluate.compare import Comparison
 from ssl_dist.evaluate.mistakes import Mistakes
-from ssl_dist.files import to_json, write_text
+from ssl_dist.files import expect_folder, to_json, write_text
 from ssl_dist.report.pictures import literal, save, shortened
 
 _SHOWN = 40  # mistakes in the picture
@@ -27,9 +26,7 @@ def expect_writable(folder: Path) -> None:
     Raises:
         RunError: it cannot.
     """
-    there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise RunError(f"{folder} cannot be made: {there} is no folder that can be written")
+    expect_folder(folder)
     if taken := [name for name in FILES if (folder / name).is_dir()]:
         raise RunError(f"{folder / taken[0]} is a folder, where a file is to be written: rename it")
 

@@ -49,7 +49,7 @@ def test_one_checkpoint_is_itself_and_none_is_said(run: Path, tmp_path: Path) ->
         locate(run / "checkpoints" / "step-00000005")
     (tmp_path / "checkpoints").mkdir()
     for place in (tmp_path, tmp_path / "checkpoints"):
-        with pytest.raises(RunError, match="holds no checkpoint that verifies"):
+        with pytest.raises(RunError, match="holds no checkpoint"):
             locate(place)
 
 
@@ -68,7 +68,7 @@ def test_one_checkpoint_is_all_and_knows_its_run(run: Path, tmp_path: Path) -> N
 
 
 def test_all_are_those_that_verify(small_store: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="holds no checkpoint that verifies"):
+    with pytest.raises(RunError, match="holds no checkpoint"):
         locate_all(tmp_path)
     config = resolved_config(small_store, probe=None)
     for step in (2, 4):

@@ -88,7 +88,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(small_store: Path, run: Pat
     with pytest.raises(ConfigError, match="cannot be read as safetensors"):
         from_weights(small_store, tmp_path / "rubbish.safetensors")
     (tmp_path / "empty" / "checkpoints").mkdir(parents=True)
-    with pytest.raises(ConfigError, match="holds no checkpoint that verifies"):
+    with pytest.raises(ConfigError, match="holds no checkpoint"):
         from_weights(small_store, tmp_path / "empty")
 
 
