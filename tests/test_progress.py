@@ -84,12 +84,16 @@ def test_a_run_says_a_line_at_each_probe_and_checkpoint(tmp_path: Path, log: Con
         bar.update()
         (tmp_path / "checkpoints" / "step-00000005").mkdir(parents=True)
         bar.update()
+        (tmp_path / "checkpoints" / "step-00000007").mkdir()
+        bar.update()
         write(tmp_path, {"step": 10, "probe/knn": 0.5})
         bar.update()
-    first, saved, probed = lines_of(log)
+    first, saved, ahead, probed = lines_of(log)
     assert first == "step 0 of 20, knn 0.25"
     assert saved.startswith("step 5 of 20, loss 3.5  knn 0.25  100 img/s, ")
     assert saved.endswith(" left, checkpoint step-00000005")
+    assert ahead.startswith("step 7 of 20, ")
+    assert ahead.endswith(" left, checkpoint step-00000007")
     assert probed.startswith("step 10 of 20, loss 3.5  knn 0.25 to 0.5 ")
 
 

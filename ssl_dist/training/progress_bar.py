@@ -24,6 +24,7 @@ class ProgressBar:
     def __init__(self, run: Path, console: Console) -> None:
         self._run, self._metrics, self._pace = run, MetricsReader(run), Pace()
         self._logged, self._checkpoint = _bytes(run / _FIRST_LOG), newest_checkpoint(run)
+        self._saved_step = 0  # of a checkpoint that was written since the bar began
         self.last: dict[str, Any] = {}
         self._start: dict[str, Any] = {}  # the values of step 0
         self._later: dict[str, Any] = {}  # the last values of later steps
@@ -61,7 +62,10 @@ class ProgressBar:
                 self._lines.update(_STARTING)
             return
         probes = {tag.partition("/")[2]: tag for tag in self.last if tag.startswith("probe/")}
-        done, total = self.last["step"], self.last["plan/total_steps"]
+        earlier, self._checkpoint = self._checkpoint, newest_checkpoint(self._run)
+        saved = self._checkpoint if self._checkpoint != earlier else ""
+        self._saved_step = int(saved.rpartition("-")[2]) if saved else self._saved_step
+        done, total = max(self.last["step"], self._saved_step), self.last["plan/total_steps"]  # metrics come later
         before = {
             tag: f"{self._start[tag]:.3g} to " for tag in probes.values() if tag in self._start and tag in self._later
         }
@@ -72,9 +76,7 @@ class ProgressBar:
             words.append(f"{rate:,.0f} img/s")
         numbers = "  ".join(words)
         self._progress.update(self._task, description="steps", total=total, completed=done, numbers=numbers)
-        earlier, self._checkpoint = self._checkpoint, newest_checkpoint(self._run)
-        saved = f"checkpoint {self._checkpoint}" if self._checkpoint != earlier else ""
-        words = [f"step {done:,} of {total:,}", numbers, self._pace(done, total)[1], saved]
+        words = [f"step {done:,} of {total:,}", numbers, self._pace(done, total)[1], saved and f"checkpoint {saved}"]
         self._lines.update(", ".join(filter(None, words)), reached=probed or bool(saved))
 
     def _take(self, line: dict[str, Any]) -> str:
