@@ -30,7 +30,7 @@ def demo(
     from cluster.commands.pretrain import train
     from cluster.prepare import resolve
     from cluster.run_directory import RunDirectory
-    from ssl_dist.commands.evaluate import show_comparison
+    from ssl_dist.commands.evaluate import show_comparisons
     from ssl_dist.evaluate import Knn
     from ssl_dist.store import build
 
@@ -41,6 +41,6 @@ def demo(
     config = resolve("simclr-digits", overrides)
     run = RunDirectory.create(out / "run", config)
     train(run, config, as_json=False)
-    result = show_comparison(Knn(), run.path, stores["train"], stores["test"])
+    [result] = show_comparisons([Knn()], run.path, stores["train"], stores["test"])
     say(f"TensorBoard's logs: {run.path / 'tensorboard'}")
     print_json({"run": str(run.path), **result.plain()}, as_json)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.table import Column, Table
@@ -29,6 +29,7 @@ _BASELINES = "What stands beside the run, by commas: random (weights), pixels, p
 _LABELS = "Training labels to use, drawn so that each class has its share. Default: all."
 _SEEDS = "Repeat what is random: random weights, and the draws of images."
 _REPORT = "Folder for a report on the run's answers: per class, confusions, the most confident mistakes."
+_VOTERS = "Neighbours that vote; several numbers, by commas, make a table each."
 _TEMPERATURE = "The smaller it is, the more the nearest neighbours count. Default: 0.1."
 _PENALTY = "Penalty: the mean cross-entropy + l2/2 |weights|² is minimised. Default: chosen on training images."
 
@@ -48,7 +49,7 @@ def knn(
     run: RunOrCheckpoint,
     train: TrainStore,
     test: TestStore,
-    k: Annotated[int, typer.Option(min=1, help="Neighbours that vote.")] = 20,
+    k: Annotated[str, typer.Option(metavar="N|M,N", help=_VOTERS)] = "20",
     checkpoint: WhichCheckpoint = "newest",
     temperature: Annotated[float | None, typer.Option(help=_TEMPERATURE)] = None,
     equal_votes: Annotated[bool, typer.Option("--equal-votes", help="Give all k neighbours the same weight.")] = False,
@@ -69,10 +70,14 @@ def knn(
         raise ConfigError(
             f"--equal-votes gives all votes one weight, and --temperature {temperature:g} sets weights: give one"
         )
-    weight = {} if temperature is None else {"temperature": temperature}
-    protocol = Knn(k, distance=cast("Distance", distance), **({"temperature": None} if equal_votes else weight))
+    numbers = _voters(k)
+    if report and len(numbers) > 1:
+        raise ConfigError(f"--report is on the answers of one number of voters, and --k names {len(numbers)}: give one")
+    weight: dict[str, Any] = {} if temperature is None else {"temperature": temperature}
+    weight |= {"temperature": None} if equal_votes else {}
+    protocols = [Knn(number, distance=cast("Distance", distance), **weight) for number in numbers]
     options = options_of(features, layers, baselines, checkpoint, seeds, labels, seed)
-    _evaluate(protocol, run, train, test, options, report, as_json)
+    _evaluate(protocols, run, train, test, options, report, as_json)
 
 
 @app.command()
@@ -96,7 +101,19 @@ def linear(
     from ssl_dist.evaluate.protocols import Linear
 
     options = options_of(features, layers, baselines, checkpoint, seeds, labels, seed)
-    _evaluate(Linear(l2, standardise), run, train, test, options, report, as_json)
+    _evaluate([Linear(l2, standardise)], run, train, test, options, report, as_json)
+
+
+def _voters(given: str) -> list[int]:
+    """Read ``--k``.
+
+    Raises:
+        ConfigError: one is no number of 1 or more, or is there twice.
+    """
+    found = [number.strip() for number in given.split(",")]
+    if not all(number.isdecimal() and int(number) for number in found) or len(set(found)) < len(found):
+        raise ConfigError(f"--k {given}: it is a number of 1 or more, or several, each once, as 1,20")
+    return [int(number) for number in found]
 
 
 def options_of(
@@ -119,7 +136,7 @@ def options_of(
 
 
 def _evaluate(
-    protocol: EvaluationProtocol,
+    protocols: Sequence[EvaluationProtocol],
     run: Path,
     train: str,
     test: str,
@@ -131,8 +148,9 @@ def _evaluate(
 
     if report:
         classification.expect_writable(report)
-    result = show_comparison(protocol, run, train, test, options)
-    plain = result.plain()
+    results = show_comparisons(protocols, run, train, test, options)
+    result = results[0]
+    plain: dict[str, Any] = result.plain() if len(results) == 1 else {"evaluations": [one.plain() for one in results]}
     if report:
         plain["report"] = classification.write(result, report)
         console.print(plain["report"]["summary"], markup=False, highlight=False)
@@ -140,18 +158,23 @@ def _evaluate(
     print_json(plain, as_json)
 
 
-def show_comparison(
-    protocol: EvaluationProtocol, run: Path, train: str | Path, test: str | Path, options: Options | None = None
-) -> Comparison:
-    """Compare a run's encoder with baselines: a bar while features are computed, then a table and its protocol."""
-    from ssl_dist.evaluate.compare import Options, compare
+def show_comparisons(
+    protocols: Sequence[EvaluationProtocol],
+    run: Path,
+    train: str | Path,
+    test: str | Path,
+    options: Options | None = None,
+) -> Sequence[Comparison]:
+    """Compare a run's encoder with baselines: a bar while features are computed, then tables and their protocols."""
+    from ssl_dist.evaluate.compare import Options, compare_by
 
     with image_bar("embedding", "reading the checkpoint") as bar:
-        result = compare(run, train, test, protocol, options or Options(), bar)
-    console.print(protocol.name, style="bold", highlight=False)
-    console.print(accuracy_table(result.rows))
-    console.print(result.protocol, markup=False, highlight=False)
-    return result
+        results = compare_by(run, train, test, protocols, options or Options(), bar)
+    for result in results:
+        console.print(result.name, style="bold", highlight=False)
+        console.print(accuracy_table(result.rows))
+        console.print(result.protocol, markup=False, highlight=False)
+    return results
 
 
 def accuracy_table(rows: Sequence[Row]) -> Table:

@@ -136,7 +136,19 @@ def compare(
     options: Options = Options(),  # noqa: B008 (it is immutable)
     progress: ProgressCallback | None = None,
 ) -> Comparison:
-    """Measure a run's features on the labelled images of two stores, beside baselines.
+    """Measure a run's features on the labelled images of two stores, beside baselines; see ``compare_by``."""
+    return compare_by(run, train, test, [protocol], options, progress)[0]
+
+
+def compare_by(
+    run: Path,
+    train: str | Path,
+    test: str | Path,
+    protocols: Sequence[EvaluationProtocol],
+    options: Options = Options(),  # noqa: B008 (it is immutable)
+    progress: ProgressCallback | None = None,
+) -> Sequence[Comparison]:
+    """Measure a run's features by several protocols, for which images are embedded once.
 
     Whatever is wrong with the arguments is said before anything is embedded.
 
@@ -152,7 +164,7 @@ def compare(
     """
     found = locate(run, options.checkpoint)
     pair = open_pair(train, test, found.config.data, found.config.facts.image_shape)
-    return compare_on(found, pair, [protocol], options, progress)[0]
+    return compare_on(found, pair, protocols, options, progress)
 
 
 def compare_on(

@@ -94,6 +94,8 @@ class Knn(NamedTuple):
 
     def sentence(self) -> str:
         similarity = "cosine similarity s" if self.distance == "cosine" else "s = -(distance squared) / 2"
+        if self.k == 1:
+            return f"the class of the nearest by {similarity}; nothing was chosen"
         weights = "all alike" if self.temperature is None else f"with weights exp(s / {self.temperature:g})"
         return f"the {self.k} nearest by {similarity} vote, {weights}; nothing was chosen"
 

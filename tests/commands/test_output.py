@@ -140,7 +140,7 @@ def test_a_mistake_is_one_json_object_too(
     [
         ("settings", "--json", "--nonsense"),
         ("evaluate", "knn", "run", "--train", "a", "--test", "b", "--json", "--checkpoint", "last"),
-        ("evaluate", "knn", "run", "--train", "a", "--test", "b", "--json", "--k", "few"),
+        ("evaluate", "knn", "run", "--train", "a", "--test", "b", "--json", "--seeds", "few"),
         ("store", "info", "--json"),
         ("tune", "simclr-digits", "--out", "sweeps", "--sweep-dir", "sweep", "--json"),
     ],

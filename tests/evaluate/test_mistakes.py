@@ -88,7 +88,12 @@ def test_the_commands_print_one_table_for_all_rows(
     assert found.code == 0, found.err
     assert len(found.json["rows"]) == 6
     assert found.json["report"]["summary"].startswith("Of ")
-    assert "the 1 nearest by s = -(distance squared) / 2 vote, all alike" in found.json["protocol"]
+    assert "the class of the nearest by s = -(distance squared) / 2; nothing" in found.json["protocol"]
+    several = command("evaluate", "knn", run, *stores, "--k", "1, 3", "--json")
+    one, three = several.json["evaluations"]
+    assert (one["evaluation"], three["evaluation"]) == ("kNN, k = 1", "kNN, k = 3")
+    assert command("evaluate", "knn", run, *stores, "--k", 3, "--json").json == three
+    assert "the 3 nearest by cosine similarity s vote, with weights exp(s / 0.1)" in three["protocol"]
     few = command("evaluate", "linear", run, *stores, "--labels", "50%", "--seeds", 2, "--json")
     assert few.code == 0, few.err
     assert "learned from 14 labels, drawn from each class, of the 27 labelled images of" in few.json["protocol"]
@@ -97,6 +102,26 @@ def test_the_commands_print_one_table_for_all_rows(
     assert "seeds" not in fixed.json["protocol"], "nothing was repeated"
     table = command("evaluate", "linear", run, *stores, "--baselines", "none", "--l2", 0.1)
     assert "penalty 0.1; nothing was chosen" in " ".join(table.out.split())
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--k", "0"), "--k 0: it is a number of 1 or more, or several, each once, as 1,20"),
+        (("--k", "1,1"), "--k 1,1: it is a number"),
+        (("--k", "few"), "--k few: it is a number"),
+        (("--k", ""), "--k : it is a number"),
+        (("--k", "1,2", "--report", "r"), "--report is on the answers of one number of voters, and --k names 2"),
+        (("--equal-votes", "--temperature", "0.1"), "--equal-votes gives all votes one weight, and --temperature 0.1"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(
+    command: Command, evaluated: tuple[Path, Path, Path], wrong: tuple[str, ...], message: str
+) -> None:
+    run, train, test = map(str, evaluated)
+    done = command("evaluate", "knn", run, "--train", train, "--test", test, *wrong)
+    assert done.code == 2
+    assert done.err.startswith(f"error: {message}")
 
 
 @pytest.mark.parametrize(
