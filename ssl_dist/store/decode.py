@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import re
 import warnings
@@ -34,6 +35,7 @@ _OPENERS: dict[str, type[ImageFile.ImageFile]] = {
     BMP: BmpImagePlugin.BmpImageFile,
     DIB: BmpImagePlugin.DibImageFile,
 }
+_STRIP_PX = 256
 _BEHIND = ((b"\0" * 8, "black"), (b"\x55" * 8, "white"), (b"\xaa" * 8, "black"), (b"\xfe" * 8, "white"))
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -149,19 +151,29 @@ def _load_without_end(parts: image_files.Parts, size_px: int | None) -> ImageFil
     """Decode a JPEG that is read in one pass and lacks only its end marker; None: it lacks pixels.
 
     It is decoded with different bits behind it, over images of different colours. The results are the same if the file
-    has all pixels.
+    has all pixels. One of them is in memory at a time.
     """
-    first = None
+    image, digests = None, set[bytes]()
     for bits, colour in _BEHIND:
+        image = None  # its memory is free before the next needs as much
         image = _open(parts._replace(picture=parts.picture + bits), JPEG, size_px)
         image.im = Image.new(image.mode, image.size, colour).im
         with contextlib.suppress(OSError):
             image.load()
         image.tile = []  # Pillow shall not decode it again
-        first = first or image
-        if image.tobytes() != first.tobytes():
+        digests.add(_digest(image))
+        if len(digests) > 1:
             return None
-    return first
+    return image
+
+
+def _digest(image: Image.Image) -> bytes:
+    """Return a digest of the pixels, of which a strip at a time is copied."""
+    digest = hashlib.blake2b()
+    for top in range(0, image.height, _STRIP_PX):
+        strip = image.crop((0, top, image.width, min(top + _STRIP_PX, image.height)))
+        digest.update(strip.tobytes())
+    return digest.digest()
 
 
 def _prepare(image: ImageFile.ImageFile, scans: int, size_px: int | None) -> None:

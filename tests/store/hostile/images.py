@@ -182,6 +182,13 @@ def largest() -> Iterator[bytes]:
     yield run_length_bmp(*_LARGEST, 16000 * b"\0\2\xff\xff")
 
 
+def largest_cut_off() -> Iterator[bytes]:
+    """Yield JPEG files of the largest size that lack some pixels, for which they are decoded several times."""
+    flat = Image.new("RGB", _LARGEST)
+    yield _saved(flat, "JPEG")[:-3000]
+    yield _saved(flat, "JPEG", progressive=True)[:-3000]
+
+
 def resized(content: bytes, width: int, height: int) -> bytes:
     """Change the size in an image's header."""
     changed = bytearray(content)
@@ -223,6 +230,8 @@ def cases(folder: Path, seed: int) -> Iterator[Case]:
         yield _attempt(content, None)
     for content in largest():
         yield _attempt(content)._replace(honest_s=_LARGEST_S)
+    for content in largest_cut_off():
+        yield _attempt(content)._replace(honest_s=2 * _LARGEST_S)
     for content in bombs():
         yield _attempt(content)
     while True:
