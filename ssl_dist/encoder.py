@@ -131,6 +131,11 @@ class Encoder(nn.Module):
             return found.cpu()
         if isinstance(images, Image.Image):
             raise ConfigError(f"one picture was given: {_OF_PATHS}")
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim != 4:
+            raise ConfigError(
+                f"an array {list(images.shape)} may be one image or several: several are [N, H, W, 3] or [N, 3, H, W];"
+                " of one image, or of grey ones, give a list"
+            )
         parts = [frozen_features(self.backbone, part.to(device)).cpu() for part in self._inputs(images, count)]
         return torch.cat(parts) if parts else torch.empty(0, self.dim)
 

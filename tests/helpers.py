@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -111,6 +111,14 @@ def train(
 
 def save(state: State, run: Path, step: int, config: RunConfig) -> None:
     Checkpoints(run).save(step, resolve(config).config, state)
+
+
+def save_scored(run: Path, store: Path, scores: Mapping[int, float]) -> None:
+    """Write a run's checkpoints by step, with these scores; the weights of each are those of its step as the seed."""
+    config = resolved_config(store, probe=None, checkpoint__keep=len(scores))
+    for step, score in scores.items():
+        method = config.model_copy(update={"seed": step}).initial_method()
+        Checkpoints(run).save(step, config, State(method.state_dict(), {}), score)
 
 
 def differences(a: dict[str, Tensor], b: dict[str, Tensor]) -> list[str]:

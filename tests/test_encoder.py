@@ -25,7 +25,7 @@ from ssl_dist.errors import ConfigError, SslDistError, StoreError, Unreadable
 from ssl_dist.evaluate.features import encoder_of, extract
 from ssl_dist.store import ImageStore
 from ssl_dist.uris import join_uri
-from tests.helpers import resolved_config
+from tests.helpers import resolved_config, save_scored
 
 PAGE = Path(__file__).parent.parent / "docs" / "encoder.md"
 SCORES = {2: 0.25, 4: 0.75, 6: 0.5}
@@ -35,10 +35,7 @@ SCORES = {2: 0.25, 4: 0.75, 6: 0.5}
 def run(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a run's checkpoints of three steps, each with weights of its own."""
     run = tmp_path_factory.mktemp("encoder") / "run"
-    config = resolved_config(small_store, probe=None, checkpoint__keep=3)
-    for step, score in SCORES.items():
-        method = config.model_copy(update={"seed": step}).initial_method()
-        Checkpoints(run).save(step, config, State(method.state_dict(), {}), score)
+    save_scored(run, small_store, SCORES)
     return run
 
 
@@ -214,6 +211,9 @@ def test_files_that_are_no_images_are_named(encoder: ssl_dist.Encoder, tmp_path:
         encoder.embed(tmp_path / "text.png")
     with pytest.raises(ConfigError, match="one picture was given"):
         encoder.embed(Image.new("RGB", (16, 16)))
+    for one in (np.zeros((16, 16, 3), np.uint8), torch.zeros(3, 16, 16), torch.zeros(16, 16), np.zeros((5, 16, 16))):
+        with pytest.raises(ConfigError, match=r"may be one image or several"):
+            encoder.embed(one)
     assert encoder.embed([]).shape == (0, encoder.dim)
 
 

@@ -108,8 +108,9 @@ def finetune(
     from cluster.pipelines.finetune import fine_tune  # imports torch: a mistake above is told before
 
     rows = fine_tune(protocol, console)
-    _show(protocol, rows)
-    conclude("fine-tuning", run, protocol, _sentence(protocol), [row.plain() for row in rows], as_json)
+    sentence = _sentence(protocol)
+    _show(protocol, rows, sentence)
+    conclude("fine-tuning", run, protocol, sentence, [row.plain() for row in rows], as_json)
 
 
 def conclude(
@@ -124,19 +125,24 @@ def conclude(
     train, test = map(without_secrets, protocol.stores)
     result = {"evaluation": evaluation, "run": run, "train": train, "test": test, "protocol": sentence, "rows": rows}
     file = protocol.directory / "results.json"
-    keep_older(file, sentence)
+    _keep_other(file, result)
     write_text(file, json.dumps(result, indent=1))
     say(f"{file} has these figures, and those of each run")
     print_json(result, as_json)
 
 
-def keep_older(file: Path, sentence: str) -> None:
-    """Rename the results of another protocol, so that these do not replace them."""
+def _keep_other(file: Path, result: dict[str, Any]) -> None:
+    """Rename a file with the results of other runs, stores or words, so that these do not replace them."""
+
+    def asked(result: dict[str, Any]) -> list[Any]:
+        runs = [one["run"] for row in result["rows"] for one in row["runs"]]
+        return [result["train"], result["test"], result["protocol"], runs]
+
     try:
-        other = json.loads(file.read_text(encoding="utf-8"))["protocol"] != sentence
+        is_other = asked(json.loads(file.read_text(encoding="utf-8"))) != asked(result)
     except (OSError, ValueError, KeyError, TypeError):
         return
-    if other:
+    if is_other:
         kept = next(one for number in itertools.count(1) if not (one := file.with_stem(f"results-{number}")).exists())
         file.rename(kept)
         say(f"{kept} has the figures of the command before, which had other settings")
@@ -188,7 +194,7 @@ def starts_of(given: str | None, has_weights: bool) -> list[str]:
     return found
 
 
-def _show(protocol: Protocol, rows: Sequence[Row]) -> None:
+def _show(protocol: Protocol, rows: Sequence[Row], sentence: str) -> None:
     """Print the table of the cells, with a column for each setting that varies, and the protocol below it."""
     has_top5 = any(row.scores.top5 is not None for row in rows)
     figures = [*(["validation"] if protocol.validation else []), "test top-1", "95 %"]
@@ -203,7 +209,7 @@ def _show(protocol: Protocol, rows: Sequence[Row]) -> None:
         given = [row.start, *map(str, row.settings.values())]
         shown.add_row(*given, *validated, f"{top1.value:.2%}", top1.interval, *spread, *others)
     console.print(shown)
-    console.print(_sentence(protocol), markup=False, highlight=False)
+    console.print(sentence, markup=False, highlight=False)
 
 
 def named(origin: Origin, starts: Sequence[str]) -> str:

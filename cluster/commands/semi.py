@@ -82,8 +82,9 @@ def semi(
     from cluster.pipelines.semi import compare_semi  # imports torch: a mistake above is told before
 
     rows = compare_semi(protocol, console)
-    _show(protocol, rows)
-    conclude("semi-supervised learning", run, protocol, _sentence(protocol), [row.plain() for row in rows], as_json)
+    sentence = _sentence(protocol)
+    _show(protocol, rows, sentence)
+    conclude("semi-supervised learning", run, protocol, sentence, [row.plain() for row in rows], as_json)
 
 
 def _ratios(given: str) -> list[int]:
@@ -98,7 +99,7 @@ def _ratios(given: str) -> list[int]:
     return [int(ratio) for ratio in found]
 
 
-def _show(protocol: SemiProtocol, rows: Sequence[SemiRow]) -> None:
+def _show(protocol: SemiProtocol, rows: Sequence[SemiRow], sentence: str) -> None:
     several = [*(["from"] if len(protocol.starts) > 1 else [])], [*(["seeds"] if protocol.seeds > 1 else [])]
     shown = table("method", "ratio", *several[0], "test top-1", "95 %", *several[1])
     for row in rows:
@@ -107,7 +108,7 @@ def _show(protocol: SemiProtocol, rows: Sequence[SemiRow]) -> None:
         spread = [] if row.scores.spread is None else [f"±{100 * row.scores.spread:.2f}"]
         shown.add_row(row.method, ratio, *start, f"{row.scores.top1.value:.2%}", row.scores.top1.interval, *spread)
     console.print(shown)
-    console.print(_sentence(protocol), markup=False, highlight=False)
+    console.print(sentence, markup=False, highlight=False)
 
 
 def _sentence(protocol: SemiProtocol) -> str:

@@ -71,6 +71,6 @@ def build(
         from ssl_dist.backbones import built_in
 
         return built_in.build(name, stem=stem, width=width, dropout=dropout)
-    from ssl_dist.backbones import torchvision_models  # takes as long to import as torch
+    from ssl_dist.backbones import torchvision_models  # takes seconds to import
 
     return torchvision_models.build(name, stem=stem, image_size=image_size)

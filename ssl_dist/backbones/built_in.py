@@ -48,7 +48,7 @@ def _cifar_resnet(blocks: int, width: int, stem: Stem) -> ConvolutionalBackbone:
 class BasicBlock(nn.Module):
     """Residual block: a 3 x 3 convolution and BatchNorm, twice, beside a shortcut.
 
-    Its parts have torchvision's names, but torchvision is not imported: that takes as long as the import of torch.
+    Its parts have torchvision's names, but torchvision is not imported: that takes seconds.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, figure 2.
     """

@@ -13,7 +13,7 @@ from ssl_dist.checkpoint import Checkpoints, State, locate, locate_all, pretrain
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import CheckpointError, ConfigError, RunError
 from tests.command import Command
-from tests.helpers import resolved_config
+from tests.helpers import resolved_config, save_scored
 
 SCORES = {2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5}  # the newest of the best is kept as the best
 
@@ -22,10 +22,7 @@ SCORES = {2: 0.25, 4: 0.75, 6: 0.75, 8: 0.5}  # the newest of the best is kept a
 def run(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a run's checkpoints of four steps, each with weights of its own."""
     run = tmp_path_factory.mktemp("choice") / "run"
-    config = resolved_config(small_store, probe=None, checkpoint__keep=4)
-    for step, score in SCORES.items():
-        method = config.model_copy(update={"seed": step}).initial_method()
-        Checkpoints(run).save(step, config, State(method.state_dict(), {}), score)
+    save_scored(run, small_store, SCORES)
     return run
 
 

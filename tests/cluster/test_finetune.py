@@ -278,11 +278,14 @@ def test_results_of_other_settings_are_kept(
     first = finetune(pretrained, small_store, out, "--lr", 0.01)
     second = finetune(pretrained, small_store, out, "--lr", 0.001)
     assert finetune(pretrained, small_store, out, "--lr", 0.001) == second
-    third = finetune(pretrained, small_store, out, "--lr", 0.002)
-    kept = {name: json.loads((out / f"{name}.json").read_text()) for name in ("results-1", "results-2", "results")}
-    assert kept == {"results-1": first, "results-2": second, "results": third}
-    assert not (out / "results-3.json").exists()
-    assert "3 of them to validate on (an accuracy on so few is sure to ±57 points)" in third["protocol"]
+    third = finetune(pretrained, small_store, out, "--grid", "lr=0.002,0.003")
+    fourth = finetune(pretrained, small_store, out, "--grid", "lr=0.004,0.005")
+    assert third["protocol"] == fourth["protocol"], "the values of a grid stand in the table alone"
+    names = ("results-1", "results-2", "results-3", "results")
+    kept = [json.loads((out / f"{name}.json").read_text()) for name in names]
+    assert kept == [first, second, third, fourth]
+    assert not (out / "results-4.json").exists()
+    assert "3 of them to validate on (an accuracy on so few is sure to ±57 points)" in fourth["protocol"]
 
 
 def test_neither_run_nor_recipe_is_refused(small_store: Path, tmp_path: Path) -> None:

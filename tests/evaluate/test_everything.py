@@ -65,6 +65,11 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     given = ("--train", stores["train"], "--test", stores["test"], "--minutes", 3)
     found = command("evaluate", "all", stores["run"], *given, "--json")
     assert found.code == 0, found.err
+    said = " ".join(found.err.split())  # standard output is the object's
+    assert "the 20 nearest by cosine similarity s vote" in said
+    assert "logistic regression on standardised features" in said
+    assert "Backbone features of 36 training images, without labels" in said
+    assert "RankMe" in said
     written = json.loads((stores["run"] / "evaluation.json").read_text())
     assert {"run": str(stores["run"]), **written} == found.json
     assert [one["evaluation"] for one in written["accuracies"]] == ["kNN, k = 1", "kNN, k = 20", "linear probe"]
