@@ -100,13 +100,13 @@ def test_the_loss_does_not_depend_on_the_order_of_the_batch(photos: Path, name: 
 
 @each_method
 def test_two_workers_resume_bit_for_bit(gloo: Pools, photos: Path, tmp_path: Path, name: str) -> None:
-    """Six steps equal three steps, a checkpoint and three more: weights, optimizer, queues, slow copies, schedules."""
+    """Four steps equal two steps, a checkpoint and two more: weights, optimizer, queues, slow copies, schedules."""
     config = on(photos, name, num_micro=3)
     pool = gloo(2)
-    whole = pool.run(train, config, 0, 6)[0]
-    first = pool.run(train, config, 0, 3, None, 6)[0]
-    save(first.state, tmp_path, 3, config)
-    second = pool.run(train, config, 3, 6, tmp_path)[0]
+    whole = pool.run(train, config, 0, 4)[0]
+    first = pool.run(train, config, 0, 2, None, 4)[0]
+    save(first.state, tmp_path, 2, config)
+    second = pool.run(train, config, 2, 4, tmp_path)[0]
     assert first.losses + second.losses == whole.losses
     for ours, theirs in zip(second.state, whole.state, strict=True):
         assert not differences(ours, theirs)
@@ -114,13 +114,13 @@ def test_two_workers_resume_bit_for_bit(gloo: Pools, photos: Path, tmp_path: Pat
 
 @each_method
 def test_the_loss_of_fixed_images_falls(photos: Path, name: str) -> None:
-    """Sixty-four real images are seen 24 times, with other views each time; queues fill up first."""
+    """Sixty-four real images are seen 12 times, with other views each time; queues fill up first."""
     optim = {"name": "adamw", "lr": 0.003, "weight_decay": 0.0, "warmup_epochs": 0}
     small = config_of(name, num_micro=8).batch
     batch = {**small.model_dump(), "micro": small.size // 2}
     config = on(photos, name, optim=optim, batch=batch)
     engine = Engine(config.initial_method(), config, World())
-    batches = list(Batches(SamplePlan(config, ImageStore(photos)), World(), 0, 24))
+    batches = list(Batches(SamplePlan(config, ImageStore(photos)), World(), 0, 12))
     learnt = [engine.step(batch, 0.003).loss for batch in batches][-5:]
     unlearnt = losses_at_rate_0(config, batches)[-5:]
     assert sum(learnt) < 0.97 * sum(unlearnt), (learnt, unlearnt)

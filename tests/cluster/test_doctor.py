@@ -25,11 +25,13 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["doctor", *map(str, arguments)])
 
 
-def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp_path: Path, exact: bool) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     settings = ("--set", f"data.store={small_store}", "--workers", 2, "--storage", tmp_path / "shared")
+    settings += ("--exact",) * exact
     started = time.monotonic()
-    result = invoke(tmp_path / "recipe.yaml", *settings, "--exact", "--json")
+    result = invoke(tmp_path / "recipe.yaml", *settings, "--json")
     lasted_s = time.monotonic() - started
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
@@ -44,7 +46,7 @@ def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp
     assert found["link"]["workers"] == 2
     assert 0 < found["link"]["latency_s"] < math.inf
     assert 0 < found["link"]["rate"] < math.inf
-    assert {one["method"] for one in found["findings"]} == {"simclr"}, "the recipe's"
+    assert {one["method"] for one in found["findings"]} == ({"simclr"} if exact else set()), "the recipe's"
     assert all(one["ratio"] == pytest.approx(1, abs=1e-5) for one in found["findings"])
     run = found["dry_run"]
     assert run["whole_run_s"] == pytest.approx(100 * 51 / run["images_per_s"], rel=0.01)

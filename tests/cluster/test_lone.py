@@ -47,7 +47,10 @@ def undisturbed(gloo: Callable[[int], GlooPool], small_store: Path, tmp_path_fac
     return train_undisturbed(gloo(1), 1, small_store, tmp_path_factory.mktemp("undisturbed") / "run")
 
 
-@pytest.mark.parametrize(("number", "resumed_from"), [(signal.SIGKILL, 5), (signal.SIGTERM, 6)])
+@pytest.mark.parametrize(
+    ("number", "resumed_from"),
+    [pytest.param(signal.SIGKILL, 5, marks=pytest.mark.slow), (signal.SIGTERM, 6)],  # test_pretrain.py kills a worker
+)
 def test_a_worker_that_ends_costs_nothing_but_time(
     undisturbed: Path,
     small_store: Path,

@@ -16,16 +16,16 @@ from tests.store.hostile import meter
 
 ROOT = Path(__file__).parent.parent.parent
 KINDS = {  # number of cases in the fast test, and in the slow one of 100,000
-    "images.cases": (300, 30_000),
-    "archives.cases": (150, 20_000),
-    "stores.shards": (150, 12_000),
-    "stores.packed": (150, 3_000),
-    "stores.manifests": (200, 15_000),
-    "tables.cases": (120, 8_000),
-    "tables.structured": (100, 2_000),
-    "packed.cases": (300, 5_000),
-    "packed.structured": (100, 2_000),
-    "names.patterns": (100, 2_000),
+    "images.cases": (100, 30_000),
+    "archives.cases": (75, 20_000),
+    "stores.shards": (75, 12_000),
+    "stores.packed": (75, 3_000),
+    "stores.manifests": (80, 15_000),
+    "tables.cases": (60, 8_000),
+    "tables.structured": (50, 2_000),
+    "packed.cases": (100, 5_000),
+    "packed.structured": (50, 2_000),
+    "names.patterns": (50, 2_000),
     "names.keys": (40, 1_000),
 }
 
