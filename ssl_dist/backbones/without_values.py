@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 _FILLED = frozenset({torch.empty, torch.full, torch.ones, torch.rand, torch.randn, torch.zeros})
+_LIKE_THEIR_INPUT = frozenset({torch.Tensor.normal_, torch.Tensor.uniform_, nn.functional.normalize})
 
 
 class WithoutValues(TorchFunctionMode):
@@ -25,7 +27,13 @@ class WithoutValues(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Call ``func``, on the meta device where it makes a filled tensor."""
+        """Call ``func``, on the meta device where it makes a filled tensor.
+
+        Return the input where the result would have its shape: for that, torch would import its compiler, in three
+        seconds.
+        """
+        if func in _LIKE_THEIR_INPUT and args[0].is_meta:
+            return args[0]
         given = dict(kwargs or {})
         if func in _FILLED and given.get("device") is None:
             given["device"] = "meta"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -44,6 +46,15 @@ def test_a_checkpoint_has_the_predicted_size(small_store: Path, tmp_path: Path, 
     tensors = [tensor for file in files for tensor in load_file(file).values()]
     steps = sum(tensor.nbytes for tensor in tensors if tensor.ndim == 0)  # AdamW's and BatchNorm's counters
     assert checkpoint_bytes(config) == pytest.approx(sum(tensor.nbytes for tensor in tensors), abs=steps)
+
+
+def test_torchs_compiler_is_not_imported_to_predict_it() -> None:
+    """Drawing values for tensors without any would import it, in three seconds of each start."""
+    code = "import sys; from ssl_dist import methods; from ssl_dist.config import RunConfig\n"
+    code += "for name in methods.names():\n    recipe = name.replace('_', '-') + '-cifar10'\n"
+    code += "    RunConfig.load(recipe).method_without_values()\n"
+    code += "    assert 'torch._dynamo' not in sys.modules, name"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.fixture

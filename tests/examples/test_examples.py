@@ -44,7 +44,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return home / "examples"
 
 
-def test_the_notebook_shows_what_a_run_has_learnt(demo: Path) -> None:
+def test_the_notebook_shows_what_a_run_has_learnt(demo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # the kernel's: more wait for each other on cores that are shared
     notebook = nbformat.read(EXAMPLES / "look_at_an_encoder.ipynb", as_version=4)
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(demo)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]

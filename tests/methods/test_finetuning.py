@@ -37,9 +37,7 @@ def test_frozen_layers_and_their_statistics_stay_bit_for_bit(gloo: Pools, small_
     """With 1 to 3 workers, which share three micro-batches out, and at every ZeRO stage, all else moves alike."""
     start = smooth_method(small_config(small_store, **finetuning(unfreeze))).state_dict()
     alone: list[float] = []
-    ways = (
-        ((1, 0), (1, 1), (2, 1), (2, 2), (2, 3), (3, 0), (3, 3)) if unfreeze == "last:2" else ((1, 0), (2, 1), (3, 3))
-    )
+    ways = ((1, 0), (1, 1), (2, 2), (2, 3), (3, 0)) if unfreeze == "last:2" else ((1, 0), (3, 3))
     for workers, stage in ways:
         config = small_config(small_store, engine__zero_stage=stage, **finetuning(unfreeze))
         trace = gloo(workers).run(train, config, 0, STEPS)[0]

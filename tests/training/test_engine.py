@@ -244,7 +244,7 @@ def _modules_after_a_step(rank: int, size: int, config: RunConfig) -> set[str]:
     return set(sys.modules)
 
 
-@pytest.mark.parametrize("zero_stage", [0, 1, 3])
+@pytest.mark.parametrize("zero_stage", [0, 3])
 def test_a_start_does_not_import_a_compiler(small_store: Path, zero_stage: int) -> None:
     pool = GlooPool(1)  # of its own: other tests compile
     found = pool.run(_modules_after_a_step, small_config(small_store, engine__zero_stage=zero_stage))[0]
