@@ -52,6 +52,7 @@ def all_(
         console.print(accuracy_table(one.rows))
     for one in result.accuracies[1:]:
         console.print(one.protocol, markup=False, highlight=False)
+    console.print(f"{result.accuracies[-1].name}: {plain['mistakes']}", markup=False, highlight=False)
     if result.ranks:
         console.print(f"Backbone features of {result.num_ranked:,} training images, without labels", style="bold")
         show_ranks(result.ranks)

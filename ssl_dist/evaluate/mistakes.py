@@ -60,6 +60,11 @@ class Mistakes(NamedTuple):
     wrong: np.ndarray
     centres: CentreRanks | None
 
+    @property
+    def summary(self) -> str:
+        """One sentence that says where wrong answers lie."""
+        return str(self.centres or "No answer is wrong.")
+
     @classmethod
     def of(cls, result: Comparison) -> Mistakes:
         """Look at the answers of the run's first row."""

@@ -47,7 +47,7 @@ def write(result: Comparison, folder: Path) -> dict[str, Any]:
         "confusion": found.confusion.tolist(),
         "class_names": list(found.names),
         "centre_ranks": found.centres and found.centres._asdict(),
-        "summary": str(found.centres or "No answer is wrong."),
+        "summary": found.summary,
         "mistakes": _mistakes(result, found),
     }
     try:

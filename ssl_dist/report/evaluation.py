@@ -42,6 +42,7 @@ def write(run: Path, found: Everything) -> dict[str, Any]:
     Raises:
         RunError: one of the files cannot be written.
     """
+    from ssl_dist.evaluate.mistakes import Mistakes
     from ssl_dist.report import classification
     from ssl_dist.report.maps import draw_maps
 
@@ -54,6 +55,7 @@ def write(run: Path, found: Everything) -> dict[str, Any]:
         "ranks": [{"step": row.step, **row.ranks._asdict()} for row in found.ranks or ()],
         "ranked_images": found.num_ranked,
         "classification": str(folder),
+        "mistakes": Mistakes.of(last).summary,
         "map": str(folder / MAP) if found.map else None,
         "left_out": found.left_out,
     }

@@ -70,6 +70,8 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     assert "logistic regression on standardised features" in said
     assert "Backbone features of 36 training images, without labels" in said
     assert "RankMe" in said
+    assert "linear probe: Of " in said
+    assert "give the class whose centre is nearest" in said
     written = json.loads((stores["run"] / "evaluation.json").read_text())
     assert {"run": str(stores["run"]), **written} == found.json
     assert [one["evaluation"] for one in written["accuracies"]] == ["kNN, k = 1", "kNN, k = 20", "linear probe"]
