@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone
 from ssl_dist.checkpoint import fetched
-from ssl_dist.errors import ConfigError, Unreadable
+from ssl_dist.checkpoint.exported import is_exported, read_exported
+from ssl_dist.errors import CheckpointError, ConfigError, RunError, Unreadable
 from ssl_dist.evaluate.features import fastest_device, forward_size, frozen_features, load_method, store_features
 from ssl_dist.machine import num_cores
 from ssl_dist.settings import CheckpointChoice
@@ -38,7 +39,7 @@ def load_encoder(
 
     Args:
         run: a run's directory, one of its checkpoints, or the URI of either in the run's mirror
-            (``s3://bucket/runs/RUN``), of which a temporary copy is read.
+            (``s3://bucket/runs/RUN``), of which a temporary copy is read; or an exported folder with weights.
         checkpoint: "newest", "best" by the online probe, or a step.
         device: where the encoder computes. Default: the GPU, if there is one.
 
@@ -46,9 +47,23 @@ def load_encoder(
         RunError: there is no such run or checkpoint.
         CheckpointError: it is damaged.
     """
+    if not is_remote(run) and is_exported(Path(run)):
+        if checkpoint != "newest":
+            raise RunError(f"{run} is one exported encoder, and {checkpoint} chooses among a run's checkpoints")
+        return _exported(Path(run)).to(device or fastest_device())
     with fetched(run, checkpoint) as found:
         backbone, config = load_method(found).backbone, found.config
     return Encoder(backbone, max(config.view_sizes), forward_size(config)).to(device or fastest_device())
+
+
+def _exported(folder: Path) -> Encoder:
+    found = read_exported(folder)
+    backbone = found.backbone.build(image_size=found.image_size)
+    try:
+        backbone.load_state_dict(found.tensors)
+    except RuntimeError as error:
+        raise CheckpointError(f"{folder} has other tensors than its network: {error}") from None
+    return Encoder(backbone, found.image_size, found.together)
 
 
 class Encoder(nn.Module):

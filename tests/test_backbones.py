@@ -244,7 +244,7 @@ def test_a_transformer_of_one_size_refuses_others() -> None:
 @pytest.mark.parametrize("width", [4, 8, 15, 16])
 def test_a_shortcut_is_a_strided_convolution(width: int) -> None:
     """Large images are those for whose gradient oneDNN writes beyond its memory, with few channels."""
-    shortcut, strided = built_in._shortcut(width, 2 * width, 2), nn.Conv2d(width, 2 * width, 1, 2, bias=False)
+    shortcut, strided = built_in.Shortcut(width, 2 * width, 2), nn.Conv2d(width, 2 * width, 1, 2, bias=False)
     strided.load_state_dict(shortcut.state_dict())
     images = torch.rand(32, width, 128, 128).contiguous(memory_format=torch.channels_last)
 
@@ -259,7 +259,7 @@ def test_a_shortcut_is_a_strided_convolution(width: int) -> None:
 def writes_beyond_its_memory(convolution: nn.Conv2d) -> bool:
     """Tell whether oneDNN's gradient does so with AVX-512: of random kernels, strides and widths, these alone."""
     is_strided = convolution.stride != (1, 1) and convolution.kernel_size == (1, 1)
-    return is_strided and convolution.in_channels < built_in._ONEDNN_BLOCK
+    return is_strided and convolution.in_channels < 16
 
 
 def test_no_backbone_has_a_convolution_that_crashes_in_onednn() -> None:

@@ -66,6 +66,7 @@ FLOORS = [
     "ssl_dist.selection",
     "ssl_dist.training",
     "ssl_dist.report",
+    "ssl_dist.export",
     "ssl_dist.commands",
     "ssl_dist.__main__",
     "cluster",

@@ -1,4 +1,7 @@
-"""Backbones from torchvision: its classification networks without their last linear layer."""
+"""Backbones from torchvision: its classification networks without their last linear layer.
+
+``without_classifier`` and what it uses need torch and torchvision alone: ``ssl_dist.export`` copies their source.
+"""
 
 from __future__ import annotations
 
@@ -14,22 +17,33 @@ from ssl_dist.backbones.catalogue import INCEPTIONS, ONE_SIZE, Stem
 
 def build(name: str, *, stem: Stem, image_size: int | None) -> Backbone:
     """Build one of ``torchvision_names()``; transformers of one size are made for ``image_size`` (None: 224)."""
-    options: dict[str, Any] = {}
     fixed = (image_size or 224) if name.startswith(ONE_SIZE) else None
-    if fixed:
-        options = {"input_size": (fixed, fixed)} if name.startswith("maxvit") else {"image_size": fixed}
-    if name in INCEPTIONS:
-        options = {"aux_logits": False, "init_weights": True}  # one output; their own initial weights
-    network = torchvision.models.get_model(name, weights=None, **options)
-    dim, classifier = _remove_classifier(network)
+    network, dim, classifier = without_classifier(name, stem, **options_of(name, fixed))
     if stem != "standard":
-        network.conv1, _ = stem_layers(stem, 64)
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
-        network.maxpool = nn.Identity()
     return Backbone(network, dim, fixed, classifier)
 
 
-def _remove_classifier(network: nn.Module) -> tuple[int, str]:
+def options_of(name: str, image_size: int | None) -> dict[str, Any]:
+    """Return torchvision's options of a network; ``image_size`` is None where it takes any size."""
+    if name in INCEPTIONS:
+        return {"aux_logits": False, "init_weights": True}  # one output; their own initial weights
+    if image_size is None:
+        return {}
+    return {"input_size": (image_size, image_size)} if name.startswith("maxvit") else {"image_size": image_size}
+
+
+def without_classifier(name: str, stem: str, **options: Any) -> tuple[Any, int, str]:
+    """Build a network without its classifier; return it, the number of its features, and the classifier's name."""
+    network = torchvision.models.get_model(name, weights=None, **options)
+    dim, classifier = remove_classifier(network)
+    if stem != "standard":
+        network.conv1, _ = stem_layers(stem, 64)
+        network.maxpool = nn.Identity()
+    return network, dim, classifier
+
+
+def remove_classifier(network: nn.Module) -> tuple[int, str]:
     """Replace the last linear layer by the identity, and return its number of inputs and its name.
 
     SqueezeNet has a 1 x 1 convolution in its place.

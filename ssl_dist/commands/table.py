@@ -56,6 +56,7 @@ COMMANDS: dict[str, Entry] = {
         "ssl_dist.commands.label_request:label_request",
         "Choose the images of a store to label next, and write a page for it.",
     ),
+    "export": Entry("ssl_dist.commands.export:export", "Write a run's encoder as files for other code."),
     "report": Entry("ssl_dist.commands.runs:report", "Draw a run's loss, probe, embedding and speed."),
     "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),
     "g-simclr": Entry(

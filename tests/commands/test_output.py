@@ -81,6 +81,7 @@ QUICK = {
     "evaluate knn": "{run} --train {store} --test {store}",
     "evaluate rank": "{run} --store {store} --views 2 --out {new}/rank.png",
     "evaluate map": "{run} --store {store} --perplexity 5 --out {new}/map.png",
+    "export": "{run} {new}/encoder",
     "report": "{run}",
     "tune results": "{sweep}",
     "status": "{sweep}",

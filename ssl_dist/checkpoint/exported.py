@@ -1,0 +1,59 @@
+"""The folder of an exported encoder, as ``ssl_dist.export`` writes it: what it says, and the tensors in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ssl_dist.errors import CheckpointError, RunError
+from ssl_dist.settings import BackboneConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FACTS, WEIGHTS, CARD = "encoder.json", "model.safetensors", "README.md"
+_BODY = "body."  # prefix of the tensors' names within a backbone
+
+
+class ExportedEncoder(NamedTuple):
+    """What a folder holds: the backbone's settings, tensors by its names, pixels a side, images of a forward pass."""
+
+    backbone: BackboneConfig
+    tensors: dict[str, Tensor]
+    image_size: int
+    together: int
+
+
+def is_exported(path: Path) -> bool:
+    """Return whether a path is the folder of an exported encoder."""
+    return (path / FACTS).is_file()
+
+
+def read_exported(folder: Path) -> ExportedEncoder:
+    """Read an exported folder; every byte of the weights is compared with its checksum.
+
+    Raises:
+        RunError: its format is one that only the format's own library loads.
+        CheckpointError: it is damaged.
+    """
+    from safetensors.torch import load_file
+
+    try:
+        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if WEIGHTS not in facts["sha256"]:
+            raise RunError(f"{folder} has the format {facts['format']}, which its own library loads: see its {CARD}")
+        if sha256(folder / WEIGHTS) != facts["sha256"][WEIGHTS]:
+            raise CheckpointError(f"{folder / WEIGHTS} differs from its checksum")
+        tensors = {f"{_BODY}{name}": tensor for name, tensor in load_file(folder / WEIGHTS).items()}
+        backbone = BackboneConfig.model_validate(facts["network"])
+        return ExportedEncoder(backbone, tensors, facts["image_size"], facts["together"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder} is not a whole exported encoder ({error!r})") from None
+
+
+def sha256(file: Path) -> str:
+    """Return the hexadecimal digest of a file."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()

@@ -1,0 +1,51 @@
+"""The command that writes a run's encoder as files for other code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ssl_dist.commands.console import console, errors, print_json, say, waiting
+from ssl_dist.commands.options import Json, WhichCheckpoint
+
+_RUN = "Run directory, one of its checkpoints, or the URI of either in the run's mirror."
+_FORMAT = (
+    "safetensors: weights and a model.py that needs torch alone; torchvision: weights for torchvision's network;"
+    " torchscript: one file for torch.jit.load."
+)
+_IMAGES = "Store on whose images the features are compared. Default: the run's own."
+_LICENCE = "Licence of the weights, for the model card."
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
+    format_: Annotated[
+        str, typer.Option("--format", metavar="safetensors|torchvision|torchscript", help=_FORMAT)
+    ] = "safetensors",
+    checkpoint: WhichCheckpoint = "newest",
+    images: Annotated[str | None, typer.Option(help=_IMAGES)] = None,
+    licence: Annotated[str, typer.Option(help=_LICENCE)] = "",
+    as_json: Json = False,
+) -> None:
+    """Write a run's encoder as files for other code.
+
+    The files are loaded by their own library's loader, and their features are compared with the run's on real images:
+    where these differ by more than 1e-5 of the largest, nothing is written.
+    """
+    from ssl_dist.export import export as export_encoder
+
+    with waiting("exporting", errors):
+        done = export_encoder(run, out, format_, checkpoint=checkpoint, images=images, licence=licence)
+    facts = done.facts
+    console.print(
+        f"{out}: {facts['network']['name']}, {facts['dim']} features, step {facts['step']:,};"
+        f" {', '.join(facts['sha256'])}, README.md, encoder.json",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+    say(f"features of {done.num_images} images differ by {done.difference:.1e} of the largest at most")
+    print_json({"out": str(out), "difference": done.difference, "images": done.num_images, **facts}, as_json)

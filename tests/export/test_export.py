@@ -1,0 +1,259 @@
+"""An exported encoder gives the features of its run's, in its own library, or it is not written."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+import ssl_dist
+from ssl_dist.checkpoint import State
+from ssl_dist.checkpoint.exported import FACTS, WEIGHTS
+from ssl_dist.errors import CheckpointError, ConfigError, ExportError, RunError, StoreError
+from ssl_dist.export import export, exporting
+from ssl_dist.export.formats import FORMATS
+from ssl_dist.files import write_text
+from ssl_dist.store import ImageStore
+from tests.command import Command
+from tests.helpers import resolved_config, save
+
+BUILT_IN: dict[str, dict[str, Any]] = {
+    "resnet8": {"name": "resnet8", "stem": "half", "width": 8},
+    "resnet20": {"name": "resnet20", "stem": "standard", "normalisation": "imagenet"},
+    "wrn45-2": {"name": "wrn45-2", "stem": "small"},
+    "convnet": {"name": "convnet", "dropout": 0.3},
+    "autoencoder": {"name": "autoencoder"},
+}
+TORCHVISION: dict[str, dict[str, Any]] = {
+    "resnet18": {"name": "resnet18", "normalisation": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}},
+    "mobilenet_v3_small": {"name": "mobilenet_v3_small", "normalisation": "inception"},
+    "vit_b_32": {"name": "vit_b_32"},
+}
+STEMS = {"resnet18, stem small": {"name": "resnet18", "stem": "small"}}
+NETWORKS = {**BUILT_IN, **TORCHVISION, **STEMS}
+CASES = [
+    *((name, "safetensors") for name in NETWORKS),
+    *((name, "torchvision") for name in TORCHVISION),
+    *((name, "torchscript") for name in NETWORKS),
+]
+
+# The user's script of the card, in a process that cannot import us.
+ALONE = """
+import sys
+sys.modules["ssl_dist"] = None
+sys.path.insert(0, ".")
+import numpy, torch
+images = torch.from_numpy(numpy.load(sys.argv[1]))
+{usage}
+with torch.no_grad():
+    numpy.save(sys.argv[2], {features}.numpy())
+"""
+
+
+@pytest.fixture(scope="module")
+def runs(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Write a run of each network, whose running statistics are not those of the start."""
+    folder, found = tmp_path_factory.mktemp("runs"), {}
+    for number, (name, backbone) in enumerate(NETWORKS.items()):
+        size = {"augment__size_px": 32} if backbone["name"] != "resnet8" else {}
+        config = resolved_config(small_store, backbone=backbone, probe=None, seed=number, **size)
+        method = config.initial_method().train()
+        torch.manual_seed(number)
+        with torch.no_grad():
+            method.backbone(torch.rand(8, 3, 32 if size else 16, 32 if size else 16))
+        found[name] = folder / f"run-{number}"
+        save(State(method.state_dict(), {}), found[name], 3, config)
+    return found
+
+
+def inputs_of(encoder: ssl_dist.Encoder, store: Path, count: int = 5) -> Tensor:
+    pixels = ImageStore(store).gather(np.arange(count))
+    return torch.stack([encoder.transform(image) for image in pixels])
+
+
+@pytest.mark.parametrize(("name", "format_"), CASES)
+def test_the_cards_code_gives_the_features_of_the_run(
+    runs: dict[str, Path], small_store: Path, tmp_path: Path, name: str, format_: str
+) -> None:
+    out = tmp_path / "out"
+    done = export(runs[name], out, format_)
+    assert done.difference <= 1e-5
+    assert done.num_images == 51
+    encoder = ssl_dist.load_encoder(runs[name], device="cpu")
+    np.save(tmp_path / "images.npy", inputs_of(encoder, small_store).numpy())
+    card = (out / "README.md").read_text()
+    [usage] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    [line] = re.findall(r"^features = (.*?)  #", usage, re.MULTILINE)
+    code = ALONE.format(usage=usage[: usage.index("features = ")], features=line)
+    arguments = [str(tmp_path / "images.npy"), str(tmp_path / "features.npy")]
+    subprocess.run([sys.executable, "-c", code, *arguments], cwd=out, check=True)
+    expected = encoder.embed(inputs_of(encoder, small_store)).numpy()
+    found = np.load(tmp_path / "features.npy")
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert np.abs(expected).max() > 0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_load_encoder_loads_an_exported_folder(
+    runs: dict[str, Path], small_store: Path, tmp_path: Path, name: str
+) -> None:
+    export(runs[name], tmp_path / "out", "safetensors")
+    ours, theirs = ssl_dist.load_encoder(runs[name]), ssl_dist.load_encoder(tmp_path / "out")
+    assert (ours.dim, ours.image_size) == (theirs.dim, theirs.image_size)
+    assert torch.equal(ours.embed(small_store), theirs.embed(small_store))
+
+
+def renamed(tensors: dict[str, Tensor], name: str) -> None:
+    tensors["other"] = tensors.pop(name)
+
+
+def reshaped(tensors: dict[str, Tensor], name: str) -> None:
+    tensors[name] = tensors[name][None].clone()
+
+
+def missing(tensors: dict[str, Tensor], name: str) -> None:
+    del tensors[name]
+
+
+@pytest.mark.parametrize("change", [renamed, reshaped, missing])
+def test_other_tensors_are_refused_by_name(runs: dict[str, Path], tmp_path: Path, change: Any) -> None:
+    out = tmp_path / "out"
+    export(runs["resnet8"], out, "safetensors")
+    tensors = load_file(out / WEIGHTS)
+    change(tensors, "0.weight")
+    save_file(tensors, out / WEIGHTS)
+    with pytest.raises(CheckpointError, match="differs from its checksum"):
+        ssl_dist.load_encoder(out)
+    facts = json.loads((out / FACTS).read_text())
+    facts["sha256"][WEIGHTS] = exporting.sha256(out / WEIGHTS)
+    write_text(out / FACTS, json.dumps(facts))
+    with pytest.raises(CheckpointError, match=r"other tensors than its network.*body\.0\.weight"):
+        ssl_dist.load_encoder(out)
+
+
+@pytest.mark.parametrize("damage", ["{}", "[]", "no JSON", '{"sha256": {"model.safetensors": ""}}'])
+def test_a_damaged_folder_is_one_line(runs: dict[str, Path], tmp_path: Path, damage: str) -> None:
+    export(runs["resnet8"], tmp_path / "out", "safetensors")
+    write_text(tmp_path / "out" / FACTS, damage)
+    with pytest.raises(CheckpointError):
+        ssl_dist.load_encoder(tmp_path / "out")
+
+
+def test_what_cannot_be_loaded_here_says_so(runs: dict[str, Path], tmp_path: Path) -> None:
+    export(runs["resnet8"], tmp_path / "script", "torchscript")
+    with pytest.raises(RunError, match="has the format torchscript, which its own library loads"):
+        ssl_dist.load_encoder(tmp_path / "script")
+    export(runs["resnet8"], tmp_path / "out", "safetensors")
+    with pytest.raises(RunError, match="is one exported encoder, and best chooses among a run's"):
+        ssl_dist.load_encoder(tmp_path / "out", "best")
+
+
+@pytest.mark.parametrize(
+    ("name", "format_", "match"),
+    [
+        ("resnet8", "torchvision", "torchvision has no network resnet8: export it with --format safetensors"),
+        ("resnet18, stem small", "torchvision", "torchvision's resnet18 has no stem small"),
+        ("resnet8", "onx", "--format onx: it is one of safetensors, torchvision, torchscript"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_refused(
+    runs: dict[str, Path], tmp_path: Path, name: str, format_: str, match: str
+) -> None:
+    with pytest.raises(ConfigError, match=match):
+        export(runs[name], tmp_path / "out", format_)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_there_and_a_store_that_is_gone_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for out in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ConfigError, match="is there: give a folder that is not"):
+            export(runs["resnet8"], out, "safetensors")
+    with pytest.raises(RunError, match="cannot be made"):
+        export(runs["resnet8"], tmp_path / "file" / "out", "safetensors")
+    with pytest.raises(StoreError, match="features are compared on real images: name a store by --images"):
+        export(runs["resnet8"], tmp_path / "out", "safetensors", images=str(tmp_path / "gone"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def off_by_a_little(tensors: dict[str, Tensor]) -> None:
+    tensors["0.weight"] *= 1.001
+
+
+def one_too_many(tensors: dict[str, Tensor]) -> None:
+    tensors["extra"] = torch.zeros(1)
+
+
+def one_too_few(tensors: dict[str, Tensor]) -> None:
+    del tensors["1.running_mean"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
+        (off_by_a_little, r"features differ by \S+ of the largest, more than 1e-05: nothing was written"),
+        (one_too_many, "cannot be loaded.*extra"),
+        (one_too_few, "cannot be loaded.*running_mean"),
+    ],
+)
+def test_a_file_that_is_not_the_encoder_is_not_left_behind(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Any, match: str
+) -> None:
+    good = FORMATS["safetensors"]
+
+    def write(source: Any, folder: Path) -> None:
+        good.write(source, folder)
+        tensors = load_file(folder / WEIGHTS)
+        fault(tensors)
+        save_file(tensors, folder / WEIGHTS)
+
+    monkeypatch.setitem(FORMATS, "safetensors", good._replace(write=write))
+    with pytest.raises(ExportError, match=match):
+        export(runs["resnet8"], tmp_path / "out", "safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_writes_a_card_with_the_figures_of_this_step(
+    command: Command, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run, out = runs["resnet8"], tmp_path / "out"
+    row = {"encoder": "trained, 3 steps", "features": "backbone", "top1": 0.5, "top1_interval": [0.4, 0.6]}
+    accuracies = [{"evaluation": "kNN, k = 1", "protocol": "Accuracy on many images.", "rows": [row]}]
+    write_text(run / "evaluation.json", json.dumps({"step": 3, "accuracies": accuracies}))
+    done = command("export", run, out, "--licence", "CC-BY-4.0", "--json")
+    assert done.code == 0, done.err
+    assert done.json["difference"] <= 1e-5
+    assert done.json["licence"] == "CC-BY-4.0"
+    card = (out / "README.md").read_text()
+    assert "| kNN, k = 1 | trained, 3 steps | backbone | 50.00 | 40.0 .. 60.0 |" in card
+    assert "kNN, k = 1: Accuracy on many images." in card
+    assert "Licence of the weights: CC-BY-4.0." in card
+    for name, digest in done.json["sha256"].items():
+        assert digest == exporting.sha256(out / name)
+        assert f"| {name} | `{digest}` |" in card
+    write_text(run / "evaluation.json", json.dumps({"step": 2, "accuracies": accuracies}))
+    assert command("export", run, tmp_path / "other").code == 0
+    assert "Not measured" in (tmp_path / "other" / "README.md").read_text()
+    (run / "evaluation.json").unlink()
+
+
+def test_mistakes_are_one_line_and_exit_code_2(command: Command, runs: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for arguments in (
+        (tmp_path / "nowhere", tmp_path / "out"),
+        (runs["resnet8"], tmp_path),
+        (runs["resnet8"], tmp_path / "out", "--format", "torchvision"),
+        (runs["resnet8"], tmp_path / "out", "--checkpoint", 7),
+    ):
+        found = command("export", *arguments)
+        assert (found.code, found.out) == (2, "")
+        assert "Traceback" not in found.err
