@@ -68,9 +68,7 @@ def cifar_resnet(blocks: int, width: int, stem: str) -> list[nn.Module]:
 
 
 class BasicBlock(nn.Module):
-    """Residual block: a 3 x 3 convolution and BatchNorm, twice, beside a shortcut.
-
-    Its parts have torchvision's names, but torchvision is not imported: that takes seconds.
+    """Residual block: a 3 x 3 convolution and BatchNorm, twice, beside a shortcut; its parts have torchvision's names.
 
     Source: He et al., "Deep Residual Learning for Image Recognition", arXiv 1512.03385, figure 2.
     """

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -90,17 +91,25 @@ def write(
     Raises:
         OSError, SafetensorError: it cannot be written, and the older one is as it was.
     """
-    from safetensors.torch import save_file
-
     with replacing(path, durable=True) as aside:
         aside.mkdir(parents=True)
         meta: dict[str, Any] = {"step": step, "score": score, "config": config.model_dump(mode="json"), "xxh3": {}}
         if losses:
             meta["validation_losses"] = list(losses)
         for name, tensors in zip(_TENSORS, state, strict=True):
-            save_file(tensors, aside / name, _metadata(config) if name == MODEL else None)
+            save_tensors(tensors, aside / name, _metadata(config) if name == MODEL else None)
             meta["xxh3"][name] = checksum(aside / name)
         (aside / META).write_text(json.dumps({**meta, "self": _digest(meta)}, indent=1), encoding="utf-8")
+
+
+def save_tensors(tensors: dict[str, Tensor], file: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a file of safetensors that others may read as the umask says; the library lets only the owner read it."""
+    from safetensors.torch import save_file
+
+    file.touch()
+    mode = file.stat().st_mode
+    save_file(tensors, file, metadata)
+    file.chmod(stat.S_IMODE(mode))
 
 
 def _metadata(config: ResolvedConfig) -> dict[str, str] | None:

@@ -78,7 +78,9 @@ def write_card(file: Path, facts: dict[str, Any], usage: str, evaluation: dict[s
     if facts["probe"] is not None:
         about["online probe"] = f"{facts['probe']:.4g}"
     mean_std = facts["normalisation"]
-    inside = "no normalisation is needed" if mean_std is None else f"mean and std are {mean_std[0]} and {mean_std[1]}"
+    inside = "Their colours are not normalised."
+    if mean_std is not None:
+        inside = f"Their colours are normalised by the mean {mean_std[0]} and the deviation {mean_std[1]}, as above."
     write_text(
         file,
         _CARD.format(
@@ -87,7 +89,7 @@ def write_card(file: Path, facts: dict[str, Any], usage: str, evaluation: dict[s
             name=f"{facts['run']}, step {facts['step']:,}",
             network=described,
             usage=usage,
-            normalisation=f"Of the colours, {inside}.",
+            normalisation=inside,
             rows="\n".join(f"| {name} | {value} |" for name, value in about.items()),
             settings=json.dumps(config, indent=1),
             figures=_figures(evaluation, facts["step"]),

@@ -29,6 +29,7 @@ TOLERANCE = 1e-5
 """Largest difference of a feature, as a share of the largest one: float32 sums in another order, many layers deep."""
 _COMPARED = 64  # images
 _NETWORK = {"name", "stem", "width", "dropout", "normalisation"}
+_NOT_SHOWN = {"data", "facts", "checkpoint", "monitor", "cluster"}  # places and machines, not the experiment
 _LIBRARIES = ("torch", "torchvision", "safetensors", "numpy")
 
 
@@ -162,7 +163,7 @@ def _facts(found: Checkpoint, source: Source, run: str) -> dict[str, Any]:
         "store": Path(config.data.store).name,
         "num_images": config.facts.num_images,
         "store_digest": config.facts.store_digest,
-        "config": config.model_dump(mode="json", exclude={"data", "facts", "checkpoint", "monitor", "cluster"}),
+        "config": config.model_dump(mode="json", exclude=_NOT_SHOWN, exclude_none=True),
         "versions": {"ssl_dist": __version__, "python": platform.python_version(), **_versions()},
     }
 

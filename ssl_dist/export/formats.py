@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ssl_dist.backbones import Backbone, catalogue
 from ssl_dist.checkpoint.exported import WEIGHTS
+from ssl_dist.checkpoint.files import save_tensors
 from ssl_dist.errors import ConfigError
 from ssl_dist.export.standalone import model_source
 from ssl_dist.settings import BackboneConfig
@@ -69,7 +69,7 @@ class Normalised(nn.Module):
 
 
 def _write_weights(source: Source, folder: Path) -> None:
-    save_file(source.backbone.body.state_dict(), folder / WEIGHTS)
+    save_tensors(source.backbone.body.state_dict(), folder / WEIGHTS)
 
 
 def _write_standalone(source: Source, folder: Path) -> None:

@@ -21,10 +21,9 @@ It needs {needs}.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
-
+{imports}
 import torch
-{imports}from safetensors.torch import load_file
+{more}from safetensors.torch import load_file
 from torch import Tensor, nn
 
 
@@ -71,7 +70,8 @@ def model_source(backbone: BackboneConfig, dim: int, image_size: int, normalisat
         size=image_size,
         dim=dim,
         needs="torch and safetensors" + ("" if is_built_in else ", and torchvision"),
-        imports="" if is_built_in else "import torchvision\n",
+        imports="" if is_built_in else "from typing import Any\n",
+        more="" if is_built_in else "import torchvision\n",
         sources="\n\n".join(inspect.getsource(one).rstrip() + "\n" for one in sources).rstrip(),
         body=body,
         forward=forward,

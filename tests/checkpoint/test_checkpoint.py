@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import stat
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +47,22 @@ def test_a_saved_state_is_loaded_bit_for_bit_and_the_newest_are_kept(tmp_path: P
     for ours, theirs in zip(found.load(), state(15), strict=True):
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.fixture
+def group_may_read() -> Iterator[None]:
+    before = os.umask(0o027)
+    yield
+    os.umask(before)
+
+
+def test_who_may_read_it_is_said_by_the_umask(group_may_read: None, tmp_path: Path, config: ResolvedConfig) -> None:
+    written = save(tmp_path, 5, config)
+    assert {file.name: stat.S_IMODE(file.stat().st_mode) for file in written.iterdir()} == {
+        "checkpoint.json": 0o640,
+        "model.safetensors": 0o640,
+        "optimizer.safetensors": 0o640,
+    }
 
 
 def test_a_thousand_flipped_bits_and_torn_ends_fall_back_to_the_checkpoint_before(
