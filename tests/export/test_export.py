@@ -36,7 +36,6 @@ BUILT_IN: dict[str, dict[str, Any]] = {
 TORCHVISION: dict[str, dict[str, Any]] = {
     "resnet18": {"name": "resnet18", "normalisation": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.3, 0.4]}},
     "mobilenet_v3_small": {"name": "mobilenet_v3_small", "normalisation": "inception"},
-    "vit_b_32": {"name": "vit_b_32"},
 }
 STEMS = {"resnet18, stem small": {"name": "resnet18", "stem": "small"}}
 NETWORKS = {**BUILT_IN, **TORCHVISION, **STEMS}
@@ -46,16 +45,20 @@ CASES = [
     *((name, "torchscript") for name in NETWORKS),
 ]
 
-# The user's script of the card, in a process that cannot import us.
+# The scripts of the cards, each in its folder, in one process that cannot import us.
 ALONE = """
-import sys
-sys.modules["ssl_dist"] = None
-sys.path.insert(0, ".")
+import contextlib, json, os, sys
 import numpy, torch
-images = torch.from_numpy(numpy.load(sys.argv[1]))
-{usage}
-with torch.no_grad():
-    numpy.save(sys.argv[2], {features}.numpy())
+
+sys.modules["ssl_dist"] = None
+sys.path.insert(0, "")
+for folder, code in json.load(sys.stdin):
+    os.chdir(folder)
+    sys.modules.pop("model", None)
+    here = {"images": torch.from_numpy(numpy.load("images.npy"))}
+    with torch.no_grad():
+        exec(code, here)
+    numpy.save("features.npy", here["features"].numpy())
 """
 
 
@@ -80,34 +83,50 @@ def inputs_of(encoder: ssl_dist.Encoder, store: Path, count: int = 5) -> Tensor:
     return torch.stack([encoder.transform(image) for image in pixels])
 
 
+@pytest.fixture(scope="module")
+def exported(runs: dict[str, Path], small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    """Export every case, and run its card's script; return the folders, each with images.npy and features.npy."""
+    folders, scripts = {}, []
+    for number, (name, format_) in enumerate(CASES):
+        out = folders[name, format_] = tmp_path_factory.mktemp("exported") / str(number)
+        done = export(runs[name], out, format_)
+        assert done.difference <= 1e-5
+        assert done.num_images == 51
+        np.save(out / "images.npy", inputs_of(ssl_dist.load_encoder(runs[name]), small_store).numpy())
+        [usage] = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+        scripts.append((str(out), usage))
+    subprocess.run([sys.executable, "-c", ALONE], input=json.dumps(scripts), text=True, check=True)
+    return folders
+
+
 @pytest.mark.parametrize(("name", "format_"), CASES)
-def test_the_cards_code_gives_the_features_of_the_run(
-    runs: dict[str, Path], small_store: Path, tmp_path: Path, name: str, format_: str
+def test_the_cards_script_gives_the_features_of_the_run(
+    runs: dict[str, Path], exported: dict[Any, Path], name: str, format_: str
 ) -> None:
-    out = tmp_path / "out"
-    done = export(runs[name], out, format_)
-    assert done.difference <= 1e-5
-    assert done.num_images == 51
-    encoder = ssl_dist.load_encoder(runs[name], device="cpu")
-    np.save(tmp_path / "images.npy", inputs_of(encoder, small_store).numpy())
-    card = (out / "README.md").read_text()
-    [usage] = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
-    [line] = re.findall(r"^features = (.*?)  #", usage, re.MULTILINE)
-    code = ALONE.format(usage=usage[: usage.index("features = ")], features=line)
-    arguments = [str(tmp_path / "images.npy"), str(tmp_path / "features.npy")]
-    subprocess.run([sys.executable, "-c", code, *arguments], cwd=out, check=True)
-    expected = encoder.embed(inputs_of(encoder, small_store)).numpy()
-    found = np.load(tmp_path / "features.npy")
+    folder, encoder = exported[name, format_], ssl_dist.load_encoder(runs[name], device="cpu")
+    expected = encoder.embed(torch.from_numpy(np.load(folder / "images.npy"))).numpy()
+    found = np.load(folder / "features.npy")
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
-    assert np.abs(expected).max() > 0
+    assert np.abs(found).max() > 0
+
+
+@pytest.mark.slow
+def test_a_transformer_keeps_its_image_size(small_store: Path, tmp_path: Path) -> None:
+    size = {"augment__size_px": 64}
+    config = resolved_config(small_store, backbone={"name": "vit_b_32"}, probe=None, **size)
+    save(State(config.initial_method().state_dict(), {}), tmp_path / "run", 3, config)
+    for format_ in FORMATS:
+        assert export(tmp_path / "run", tmp_path / format_, format_).difference <= 1e-5
+    ours, theirs = (ssl_dist.load_encoder(tmp_path / name) for name in ("run", "torchvision"))
+    assert theirs.image_size == 64
+    assert torch.equal(ours.embed(small_store), theirs.embed(small_store))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_load_encoder_loads_an_exported_folder(
-    runs: dict[str, Path], small_store: Path, tmp_path: Path, name: str
+    runs: dict[str, Path], exported: dict[Any, Path], small_store: Path, name: str
 ) -> None:
-    export(runs[name], tmp_path / "out", "safetensors")
-    ours, theirs = ssl_dist.load_encoder(runs[name]), ssl_dist.load_encoder(tmp_path / "out")
+    ours, theirs = ssl_dist.load_encoder(runs[name]), ssl_dist.load_encoder(exported[name, "safetensors"])
     assert (ours.dim, ours.image_size) == (theirs.dim, theirs.image_size)
     assert torch.equal(ours.embed(small_store), theirs.embed(small_store))
 
