@@ -3,7 +3,7 @@ IMAGES ?= cifar10-train.tar
 TEST_IMAGES ?= cifar10-test.tar
 BIN := .venv/bin
 
-.PHONY: install docs demo test test-slow test-kernels test-cluster test-gpu bench studies clean
+.PHONY: install docs demo test test-slow test-extras test-kernels test-cluster test-gpu bench studies clean
 
 install: .venv/.installed
 
@@ -26,6 +26,10 @@ docs: install
 
 test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
+
+test-extras: install
+	$(BIN)/pip install -q -c constraints.txt -e '.[timm,onnx]'
+	$(BIN)/pytest -m extras
 
 # bit equality under the kernels that other CPUs would choose, and with more threads
 KERNELS := MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \

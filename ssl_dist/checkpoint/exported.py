@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 FACTS, WEIGHTS, CARD = "encoder.json", "model.safetensors", "README.md"
+_OURS = ("safetensors", "torchvision")  # formats whose weights have a backbone's own names
 _BODY = "body."  # prefix of the tensors' names within a backbone
 
 
@@ -42,7 +43,7 @@ def read_exported(folder: Path) -> ExportedEncoder:
 
     try:
         facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if WEIGHTS not in facts["sha256"]:
+        if facts["format"] not in _OURS:
             raise RunError(f"{folder} has the format {facts['format']}, which its own library loads: see its {CARD}")
         if sha256(folder / WEIGHTS) != facts["sha256"][WEIGHTS]:
             raise CheckpointError(f"{folder / WEIGHTS} differs from its checksum")

@@ -12,8 +12,8 @@ from ssl_dist.commands.options import Json, WhichCheckpoint
 
 _RUN = "Run directory, one of its checkpoints, or the URI of either in the run's mirror."
 _FORMAT = (
-    "safetensors: weights and a model.py that needs torch alone; torchvision: weights for torchvision's network;"
-    " torchscript: one file for torch.jit.load."
+    "safetensors: weights and a model.py that needs torch alone; torchvision, timm: weights for that library's network;"
+    " onnx, torchscript: one file for ONNX Runtime, for torch.jit.load."
 )
 _IMAGES = "Store on whose images the features are compared. Default: the run's own."
 _LICENCE = "Licence of the weights, for the model card."
@@ -23,7 +23,7 @@ def export(
     run: Annotated[str, typer.Argument(metavar="RUN", help=_RUN)],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="New folder.")],
     format_: Annotated[
-        str, typer.Option("--format", metavar="safetensors|torchvision|torchscript", help=_FORMAT)
+        str, typer.Option("--format", metavar="safetensors|torchvision|timm|onnx|torchscript", help=_FORMAT)
     ] = "safetensors",
     checkpoint: WhichCheckpoint = "newest",
     images: Annotated[str | None, typer.Option(help=_IMAGES)] = None,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -81,12 +82,14 @@ def export(
         raise ConfigError(f"{out} is there: give a folder that is not")
     expect_folder(out)
     chosen = FORMATS[format_]
+    if missing := [name for name in chosen.libraries if importlib.util.find_spec(name) is None]:
+        raise ConfigError(f"--format {format_} needs {', '.join(missing)}: pip install 'ssl_dist[{format_}]'")
     with fetched(run, checkpoint) as found:
         encoder = Encoder(load_method(found).backbone, max(found.config.view_sizes), forward_size(found.config))
         source = Source(encoder.backbone, found.config.backbone, encoder.image_size)
         chosen.check(source)
         inputs = _inputs(encoder, images or found.config.data.store)
-        facts = {"format": format_, "licence": licence, **_facts(found, source, str(run))}
+        facts = {"format": format_, "licence": licence, **_facts(found, source, str(run), chosen.libraries)}
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as aside:
@@ -147,7 +150,7 @@ def _difference(source: Source, loaded: nn.Module, inputs: Tensor) -> float:
     return difference
 
 
-def _facts(found: Checkpoint, source: Source, run: str) -> dict[str, Any]:
+def _facts(found: Checkpoint, source: Source, run: str, libraries: Sequence[str]) -> dict[str, Any]:
     config = found.config
     return {
         "network": config.backbone.model_dump(mode="json", include=_NETWORK),
@@ -164,12 +167,12 @@ def _facts(found: Checkpoint, source: Source, run: str) -> dict[str, Any]:
         "num_images": config.facts.num_images,
         "store_digest": config.facts.store_digest,
         "config": config.model_dump(mode="json", exclude=_NOT_SHOWN, exclude_none=True),
-        "versions": {"ssl_dist": __version__, "python": platform.python_version(), **_versions()},
+        "versions": {"ssl_dist": __version__, "python": platform.python_version(), **_versions(libraries)},
     }
 
 
-def _versions() -> Mapping[str, str]:
-    return {name: version(name) for name in _LIBRARIES}
+def _versions(more: Sequence[str]) -> Mapping[str, str]:
+    return {name: version(name) for name in (*_LIBRARIES, *more)}
 
 
 def _figures(run: str | Path) -> dict[str, Any] | None:

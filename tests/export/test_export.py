@@ -44,6 +44,7 @@ CASES = [
     *((name, "torchvision") for name in TORCHVISION),
     *((name, "torchscript") for name in NETWORKS),
 ]
+EXTRAS = [*(("vit_b_32", format_) for format_ in FORMATS), ("resnet18", "timm"), *((name, "onnx") for name in NETWORKS)]
 
 # The scripts of the cards, each in its folder, in one process that cannot import us.
 ALONE = """
@@ -58,7 +59,7 @@ for folder, code in json.load(sys.stdin):
     here = {"images": torch.from_numpy(numpy.load("images.npy"))}
     with torch.no_grad():
         exec(code, here)
-    numpy.save("features.npy", here["features"].numpy())
+    numpy.save("features.npy", numpy.asarray(here["features"]))
 """
 
 
@@ -84,15 +85,28 @@ def inputs_of(encoder: ssl_dist.Encoder, store: Path, count: int = 5) -> Tensor:
 
 
 @pytest.fixture(scope="module")
+def transformer(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a run of a network that is made for images of one size."""
+    run = tmp_path_factory.mktemp("runs") / "vit"
+    config = resolved_config(small_store, backbone={"name": "vit_b_32"}, probe=None, augment__size_px=64)
+    save(State(config.initial_method().state_dict(), {}), run, 3, config)
+    return run
+
+
+@pytest.fixture(scope="module")
 def exported(runs: dict[str, Path], small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Path]:
+    return export_all(CASES, runs, small_store, tmp_path_factory.mktemp("exported"))
+
+
+def export_all(cases: list[tuple[str, str]], runs: dict[str, Path], store: Path, folder: Path) -> dict[Any, Path]:
     """Export every case, and run its card's script; return the folders, each with images.npy and features.npy."""
     folders, scripts = {}, []
-    for number, (name, format_) in enumerate(CASES):
-        out = folders[name, format_] = tmp_path_factory.mktemp("exported") / str(number)
+    for number, (name, format_) in enumerate(cases):
+        out = folders[name, format_] = folder / str(number)
         done = export(runs[name], out, format_)
         assert done.difference <= 1e-5
         assert done.num_images == 51
-        np.save(out / "images.npy", inputs_of(ssl_dist.load_encoder(runs[name]), small_store).numpy())
+        np.save(out / "images.npy", inputs_of(ssl_dist.load_encoder(runs[name]), store).numpy())
         [usage] = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
         scripts.append((str(out), usage))
     subprocess.run([sys.executable, "-c", ALONE], input=json.dumps(scripts), text=True, check=True)
@@ -103,23 +117,36 @@ def exported(runs: dict[str, Path], small_store: Path, tmp_path_factory: pytest.
 def test_the_cards_script_gives_the_features_of_the_run(
     runs: dict[str, Path], exported: dict[Any, Path], name: str, format_: str
 ) -> None:
-    folder, encoder = exported[name, format_], ssl_dist.load_encoder(runs[name], device="cpu")
+    expect_the_features(exported[name, format_], runs[name])
+
+
+def expect_the_features(folder: Path, run: Path) -> None:
+    """Expect what the card's script computed to be what the run's encoder does."""
+    encoder = ssl_dist.load_encoder(run, device="cpu")
     expected = encoder.embed(torch.from_numpy(np.load(folder / "images.npy"))).numpy()
     found = np.load(folder / "features.npy")
     assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     assert np.abs(found).max() > 0
 
 
-@pytest.mark.slow
-def test_a_transformer_keeps_its_image_size(small_store: Path, tmp_path: Path) -> None:
-    size = {"augment__size_px": 64}
-    config = resolved_config(small_store, backbone={"name": "vit_b_32"}, probe=None, **size)
-    save(State(config.initial_method().state_dict(), {}), tmp_path / "run", 3, config)
-    for format_ in FORMATS:
-        assert export(tmp_path / "run", tmp_path / format_, format_).difference <= 1e-5
-    ours, theirs = (ssl_dist.load_encoder(tmp_path / name) for name in ("run", "torchvision"))
-    assert theirs.image_size == 64
-    assert torch.equal(ours.embed(small_store), theirs.embed(small_store))
+@pytest.mark.extras
+def test_other_libraries_give_the_features_of_the_run(
+    runs: dict[str, Path], transformer: Path, small_store: Path, tmp_path: Path
+) -> None:
+    every = {**runs, "vit_b_32": transformer}
+    for (name, _), folder in export_all(EXTRAS, every, small_store, tmp_path).items():
+        expect_the_features(folder, every[name])
+
+
+@pytest.mark.parametrize(
+    ("format_", "says"), [("timm", "timm needs timm: "), ("onnx", "onnx needs onnx, onnxscript, onnxruntime: ")]
+)
+def test_what_is_not_installed_is_named(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format_: str, says: str
+) -> None:
+    monkeypatch.setattr(exporting.importlib.util, "find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=rf"{says}pip install 'ssl_dist\[{format_}\]'"):
+        export(runs["resnet18"], tmp_path / "out", format_)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -181,7 +208,8 @@ def test_what_cannot_be_loaded_here_says_so(runs: dict[str, Path], tmp_path: Pat
     [
         ("resnet8", "torchvision", "torchvision has no network resnet8: export it with --format safetensors"),
         ("resnet18, stem small", "torchvision", "torchvision's resnet18 has no stem small"),
-        ("resnet8", "onx", "--format onx: it is one of safetensors, torchvision, torchscript"),
+        ("mobilenet_v3_small", "timm", "timm has no network mobilenet_v3_small: export it with --format safetensors"),
+        ("resnet8", "onx", "--format onx: it is one of safetensors, torchvision, timm, onnx, torchscript"),
     ],
 )
 def test_what_a_format_cannot_hold_is_refused(

@@ -1,0 +1,17 @@
+"""The formats of an exported encoder by name; a module each, or one for those that are alike."""
+
+from ssl_dist.export.formats.base import Format, Source
+from ssl_dist.export.formats.named import TIMM, TORCHVISION
+from ssl_dist.export.formats.onnx import ONNX
+from ssl_dist.export.formats.plain import SAFETENSORS
+from ssl_dist.export.formats.torchscript import TORCHSCRIPT
+
+__all__ = ["FORMATS", "Format", "Source"]
+
+FORMATS = {
+    "safetensors": SAFETENSORS,
+    "torchvision": TORCHVISION,
+    "timm": TIMM,
+    "onnx": ONNX,
+    "torchscript": TORCHSCRIPT,
+}

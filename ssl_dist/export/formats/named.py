@@ -1,0 +1,139 @@
+"""Weights by the names that another library's network of the same architecture has: torchvision's, timm's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from ssl_dist.backbones import catalogue
+from ssl_dist.checkpoint.exported import WEIGHTS
+from ssl_dist.checkpoint.files import save_tensors
+from ssl_dist.errors import ConfigError
+from ssl_dist.export.formats.base import Format, Normalised, Source
+
+# timm's names of torchvision's transformers; its ResNets have torchvision's names, of networks and of tensors.
+_TIMM_VITS = {
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224",
+    "vit_l_32": "vit_large_patch32_224",
+    "vit_h_14": "vit_huge_patch14_224",
+}
+_TIMM_RESNETS = ("resnet", "resnext", "wide_resnet")
+_TIMM_TENSORS = (
+    (r"^class_token$", "cls_token"),
+    (r"^conv_proj\.", "patch_embed.proj."),
+    (r"^encoder\.pos_embedding$", "pos_embed"),
+    (r"^encoder\.ln\.", "norm."),
+    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
+    (r"\.ln_(\d)\.", r".norm\1."),
+    (r"\.self_attention\.in_proj_", ".attn.qkv."),
+    (r"\.self_attention\.out_proj\.", ".attn.proj."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.3\.", ".mlp.fc2."),
+)
+
+Code = Callable[[Source, Path], str]
+"""Returns Python code that makes ``network`` and loads a file of weights into it, all of them."""
+
+
+def _check_torchvision(source: Source) -> None:
+    _expect_network_of("torchvision", source, source.settings.name not in catalogue.BUILT_IN)
+
+
+def _check_timm(source: Source) -> None:
+    name = source.settings.name
+    _expect_network_of("timm", source, name in _TIMM_VITS or name.startswith(_TIMM_RESNETS))
+
+
+def _expect_network_of(library: str, source: Source, known: bool) -> None:
+    """Refuse a network that a library does not have.
+
+    Raises:
+        ConfigError: it has not.
+    """
+    name, stem = source.settings.name, source.settings.stem
+    if not known or name in catalogue.BUILT_IN:
+        raise ConfigError(f"{library} has no network {name}: export it with --format safetensors")
+    if stem != "standard":
+        raise ConfigError(
+            f"{library}'s {name} has no stem {stem}, only the standard one: export it with --format safetensors"
+        )
+
+
+def _write_torchvision(source: Source, folder: Path) -> None:
+    save_tensors(source.backbone.body.state_dict(), folder / WEIGHTS)
+
+
+def _write_timm(source: Source, folder: Path) -> None:
+    save_tensors({_timm_tensor(name): tensor for name, tensor in _tensors(source).items()}, folder / WEIGHTS)
+
+
+def _tensors(source: Source) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = source.backbone.body.state_dict()
+    return tensors
+
+
+def _timm_tensor(name: str) -> str:
+    for pattern, replacement in _TIMM_TENSORS:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _torchvision_code(source: Source, file: Path) -> str:
+    from ssl_dist.backbones.torchvision_models import options_of
+
+    options = options_of(source.settings.name, source.backbone.image_size)
+    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    return (
+        "import torch, torchvision\n"
+        "from safetensors.torch import load_file\n\n"
+        f'network = torchvision.models.get_model("{source.settings.name}", weights=None{given})\n'
+        f'network.set_submodule("{source.backbone.classifier}", torch.nn.Identity())\n'
+        f"network.load_state_dict(load_file({str(file)!r}))\n"
+        "network.eval()\n"
+    )
+
+
+def _timm_code(source: Source, file: Path) -> str:
+    name, size = source.settings.name, source.backbone.image_size
+    given = "" if size is None else f", img_size={size}"
+    return (
+        "import timm\n"
+        "from safetensors.torch import load_file\n\n"
+        f'network = timm.create_model("{_TIMM_VITS.get(name, name)}", num_classes=0{given})\n'
+        f"network.load_state_dict(load_file({str(file)!r}))\n"
+        "network.eval()\n"
+    )
+
+
+def _loader(code: Code) -> Callable[[Source, Path], nn.Module]:
+    def load(source: Source, folder: Path) -> nn.Module:
+        here: dict[str, Any] = {}
+        exec(code(source, folder / WEIGHTS), here)  # what the model card says: so it is known to work
+        return Normalised(here["network"], source.backbone)
+
+    return load
+
+
+def _usage(code: Code) -> Callable[[Source], str]:
+    def usage(source: Source) -> str:
+        size, images, imported = source.image_size, "images", ""
+        if source.backbone.normalisation:
+            mean, std = source.backbone.normalisation
+            imported = "from torchvision.transforms.functional import normalize\n"
+            images = f"normalize(images, {mean}, {std})"
+        return (
+            f"{imported}{code(source, Path(WEIGHTS))}"
+            f"features = network({images})  # images: float32 [N, 3, {size}, {size}] in [0, 1]\n"
+        )
+
+    return usage
+
+
+TORCHVISION = Format(_check_torchvision, _write_torchvision, _loader(_torchvision_code), _usage(_torchvision_code))
+TIMM = Format(_check_timm, _write_timm, _loader(_timm_code), _usage(_timm_code), ["timm"])
