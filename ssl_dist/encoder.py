@@ -38,8 +38,9 @@ def load_encoder(
     """Load the trained encoder of a run, in evaluation mode; neither Ray nor DeepSpeed is imported.
 
     Args:
-        run: a run's directory, one of its checkpoints, or the URI of either in the run's mirror
-            (``s3://bucket/runs/RUN``), of which a temporary copy is read; or an exported folder with weights.
+        run: a run's directory; one of its checkpoints; the URI of either in the run's mirror
+            (``s3://bucket/runs/RUN``), which is copied to a temporary folder; or a folder that ``ssl-dist export``
+            wrote in the format safetensors or torchvision.
         checkpoint: "newest", "best" by the online probe, or a step.
         device: where the encoder computes. Default: the GPU, if there is one.
 
@@ -75,16 +76,13 @@ class Encoder(nn.Module):
         backbone: the trained network.
         dim: number of features.
         image_size: pixels a side of the images that it was trained on.
+        together: images of a forward pass of ``embed``.
     """
 
     def __init__(self, backbone: Backbone, image_size: int, together: int) -> None:
-        """
-        Args:
-            together: images of a forward pass of ``embed``.
-        """
         super().__init__()
         self.backbone, self.dim, self.image_size = backbone, backbone.dim, image_size
-        self._together = together
+        self.together = together
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
@@ -141,7 +139,7 @@ class Encoder(nn.Module):
         device = next(self.parameters()).device
         if isinstance(images, ImageStore):
             found = store_features(
-                self.backbone, images, np.arange(len(images)), device, self.image_size, self._together, count
+                self.backbone, images, np.arange(len(images)), device, self.image_size, self.together, count
             )
             return found.cpu()
         if isinstance(images, Image.Image):
@@ -158,7 +156,7 @@ class Encoder(nn.Module):
         """Yield the inputs of the images, ``[n, 3, image_size, image_size]`` each, and count those that were used."""
         rest = iter(images)
         with ThreadPoolExecutor(num_cores()) as threads:
-            while part := list(itertools.islice(rest, self._together)):
+            while part := list(itertools.islice(rest, self.together)):
                 yield torch.stack(list(threads.map(self.transform, part)))
                 if count:
                     count(len(part))

@@ -9,7 +9,7 @@ SslDistError               its message is one line that tells what to do; the co
 │   ├── RunError           a run directory is in use, missing or not writable, or a run ended before its last step
 │   └── ClusterError       Ray cannot be reached or started, has no room, or its nodes do not fit the job
 ├── StoreDamaged           bytes of a store differ from its checksums: exit code 1
-├── ExportError            an exported encoder does not give the features of the run's: exit code 1
+├── ExportError            exported files do not give the features of the run's encoder: exit code 1
 ├── CheckpointError        a checkpoint is damaged or belongs to another model: exit code 1
 ├── Diverged               the loss or the gradient is not finite; nothing was updated: exit code 1
 ├── Preempted              a worker loses its place: rank 0 writes a checkpoint, all end, Ray starts as many as fit
@@ -58,7 +58,7 @@ class RunError(UsageError):
 
 
 class ExportError(SslDistError):
-    """An exported encoder does not give the features of the run's, so nothing is written."""
+    """The exported files do not give the same features as the run's encoder, so there is no folder."""
 
 
 class ClusterError(UsageError):

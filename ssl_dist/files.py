@@ -41,6 +41,8 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         durable: sync the content to the disk before the rename and the rename after it, so that a power failure does
             not lose them.
     """
+    if path.name in ("", ".."):  # "new/.." is the current folder, which is not ours to delete
+        raise RunError(f"{path} has no name of its own: give the folder's name")
     aside = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.tmp")  # no other machine takes this name
     try:
         yield aside

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ssl_dist.errors import RunError
 from ssl_dist.files import replacing, write_text
 
 
@@ -31,6 +32,18 @@ def test_a_directory_is_replaced_whole(tmp_path: Path, durable: bool) -> None:
                 (aside / name).write_text(name)
         assert sorted(os.listdir(folder)) == names
     assert os.listdir(tmp_path) == ["step-1"]
+
+
+@pytest.mark.parametrize("name", [".", "new/..", ".."])
+def test_a_folder_without_a_name_of_its_own_is_not_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "precious").touch()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(RunError, match="has no name of its own"), replacing(Path(name)):
+        pass
+    assert (tmp_path / "here" / "precious").exists()
 
 
 @pytest.mark.parametrize("directory", [False, True])

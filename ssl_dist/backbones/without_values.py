@@ -29,10 +29,10 @@ class WithoutValues(TorchFunctionMode):
     ) -> Any:
         """Call ``func``, on the meta device where it makes a filled tensor.
 
-        Return the input where the result would have its shape: for that, torch would import its compiler, in three
-        seconds.
+        Return the input itself where the function's result has the input's shape. To call the function on the meta
+        device, torch would import its compiler, which takes three seconds.
         """
-        if func in _LIKE_THEIR_INPUT and args[0].is_meta:
+        if func in _LIKE_THEIR_INPUT and args and args[0].is_meta:
             return args[0]
         given = dict(kwargs or {})
         if func in _FILLED and given.get("device") is None:

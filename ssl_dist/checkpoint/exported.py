@@ -7,7 +7,11 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import pydantic
+import safetensors
+
 from ssl_dist.errors import CheckpointError, RunError
+from ssl_dist.files import to_json, write_text
 from ssl_dist.settings import BackboneConfig
 
 if TYPE_CHECKING:
@@ -16,6 +20,7 @@ if TYPE_CHECKING:
 FACTS, WEIGHTS, CARD = "encoder.json", "model.safetensors", "README.md"
 _OURS = ("safetensors", "torchvision")  # formats whose weights have a backbone's own names
 _BODY = "body."  # prefix of the tensors' names within a backbone
+_SELF = "self"  # key of the digest of all that encoder.json says
 
 
 class ExportedEncoder(NamedTuple):
@@ -27,13 +32,29 @@ class ExportedEncoder(NamedTuple):
     together: int
 
 
+class _Facts(pydantic.BaseModel):
+    """What is needed of encoder.json to load the encoder."""
+
+    format: str
+    network: BackboneConfig
+    image_size: int = pydantic.Field(ge=1, strict=True)
+    together: int = pydantic.Field(ge=1, strict=True)
+    sha256: dict[str, str]
+
+
+def write_facts(folder: Path, facts: dict[str, Any]) -> None:
+    """Write encoder.json, with a digest of its own content."""
+    plain = json.loads(to_json(facts))
+    write_text(folder / FACTS, json.dumps({**plain, _SELF: _digest(plain)}, indent=1) + "\n")
+
+
 def is_exported(path: Path) -> bool:
     """Return whether a path is the folder of an exported encoder."""
     return (path / FACTS).is_file()
 
 
 def read_exported(folder: Path) -> ExportedEncoder:
-    """Read an exported folder; every byte of the weights is compared with its checksum.
+    """Read an exported folder; every byte of the weights and of encoder.json is compared with its checksum.
 
     Raises:
         RunError: its format is one that only the format's own library loads.
@@ -42,15 +63,17 @@ def read_exported(folder: Path) -> ExportedEncoder:
     from safetensors.torch import load_file
 
     try:
-        facts: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
-        if facts["format"] not in _OURS:
-            raise RunError(f"{folder} has the format {facts['format']}, which its own library loads: see its {CARD}")
-        if sha256(folder / WEIGHTS) != facts["sha256"][WEIGHTS]:
+        content: dict[str, Any] = json.loads((folder / FACTS).read_text(encoding="utf-8"))
+        if content.pop(_SELF) != _digest(content):
+            raise CheckpointError(f"{folder / FACTS} differs from its checksum")
+        facts = _Facts.model_validate(content)
+        if facts.format not in _OURS:
+            raise RunError(f"{folder} has the format {facts.format}, which its own library loads: see its {CARD}")
+        if sha256(folder / WEIGHTS) != facts.sha256[WEIGHTS]:
             raise CheckpointError(f"{folder / WEIGHTS} differs from its checksum")
         tensors = {f"{_BODY}{name}": tensor for name, tensor in load_file(folder / WEIGHTS).items()}
-        backbone = BackboneConfig.model_validate(facts["network"])
-        return ExportedEncoder(backbone, tensors, facts["image_size"], facts["together"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return ExportedEncoder(facts.network, tensors, facts.image_size, facts.together)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole exported encoder ({error!r})") from None
 
 
@@ -58,3 +81,7 @@ def sha256(file: Path) -> str:
     """Return the hexadecimal digest of a file."""
     with file.open("rb") as content:
         return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def _digest(facts: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

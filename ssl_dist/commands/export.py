@@ -12,8 +12,8 @@ from ssl_dist.commands.options import Json, WhichCheckpoint
 
 _RUN = "Run directory, one of its checkpoints, or the URI of either in the run's mirror."
 _FORMAT = (
-    "safetensors: weights and a model.py that needs torch alone; torchvision, timm: weights for that library's network;"
-    " onnx, torchscript: one file for ONNX Runtime, for torch.jit.load."
+    "safetensors: weights and a model.py that needs none of this package; torchvision, timm: weights for that library's"
+    " network; onnx, torchscript: one file for ONNX Runtime, for torch.jit.load."
 )
 _IMAGES = "Store on whose images the features are compared. Default: the run's own."
 _LICENCE = "Licence of the weights, for the model card."
@@ -33,7 +33,7 @@ def export(
     """Write a run's encoder as files for other code.
 
     The files are loaded by their own library's loader, and their features are compared with the run's on real images:
-    where these differ by more than 1e-5 of the largest, nothing is written.
+    where these differ by more than 1e-5 of the largest, no folder is written.
     """
     from ssl_dist.export import export as export_encoder
 

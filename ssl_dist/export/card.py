@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import re
 from typing import Any
 
-from ssl_dist.files import write_text
+from ssl_dist.export.facts import Figures
 
 _CARD = """---
 license: {licence_tag}
-tags: [image-feature-extraction, self-supervised, {method}]
+tags: [image-feature-extraction, {method}]
 ---
 
 # {name}
 
-The encoder of run `{run}` after step {step:,}: **{network}** pretrained with **{method}**, {dim} features of images of
-{size} x {size} px.
+The encoder of run {run} after step {step:,}: **{network}** trained by **{method}**, {dim} features of images of
+{size} x {size} px. It is the network without the parts that only training needs, such as a head or a classifier.
 
 ## Use
 
@@ -32,7 +32,7 @@ centre cut out. {normalisation}
 | --- | --- |
 {rows}
 
-All settings:
+Settings of the experiment, without those of the machine:
 
 ```json
 {settings}
@@ -44,8 +44,8 @@ All settings:
 
 ## Checks
 
-The files were loaded as above, and gave the features of the run's encoder on {compared} images: the largest difference
-is {difference:.1e} of the largest feature.
+The files were loaded as above, and gave the features of the run's encoder on {compared} images of {compared_store}: the
+largest difference is {difference:.1e} of the largest feature. They were made with {versions}.
 
 | file | SHA-256 |
 | --- | --- |
@@ -55,64 +55,74 @@ Licence of the weights: {licence}.
 """
 
 
-def write_card(file: Path, facts: dict[str, Any], usage: str, evaluation: dict[str, Any] | None) -> None:
-    """Write the card.
+def card(facts: dict[str, Any], usage: str, normalises: bool, figures: Figures | None) -> str:
+    """Return the text of the card.
 
     Args:
         facts: what encoder.json says.
         usage: Python code that loads the encoder.
-        evaluation: what ``evaluate all`` wrote beside the run; None where it has not measured it.
+        normalises: whether the files normalise the colours themselves, if it is to be done.
+        figures: what ``evaluate all`` measured.
     """
     network, config = facts["network"], facts["config"]
     described = network["name"] + ("" if network["stem"] == "standard" else f" (stem {network['stem']})")
     if network["width"]:
         described += f" of width {network['width']}"
     about = {
-        "data": f"{facts['num_images']:,} images of {facts['store']}",
+        "data": f"{facts['num_images']:,} images of {_plain(facts['store'])}",
         "length": f"{facts['step']:,} steps, {facts['epochs']:g} epochs",
         "batch": f"{config['batch']['size']:,} images",
         "optimizer": f"{config['optim']['name']}, learning rate {config['optim']['lr']:g}",
         "seed": config["seed"],
-        "versions": ", ".join(f"{name} {number}" for name, number in facts["versions"].items()),
     }
     if facts["probe"] is not None:
         about["online probe"] = f"{facts['probe']:.4g}"
-    mean_std = facts["normalisation"]
-    inside = "Their colours are not normalised."
-    if mean_std is not None:
-        inside = f"Their colours are normalised by the mean {mean_std[0]} and the deviation {mean_std[1]}, as above."
-    write_text(
-        file,
-        _CARD.format(
-            licence_tag="unknown" if not facts["licence"] else "other",
-            licence=facts["licence"] or "not stated",
-            name=f"{facts['run']}, step {facts['step']:,}",
-            network=described,
-            usage=usage,
-            normalisation=inside,
-            rows="\n".join(f"| {name} | {value} |" for name, value in about.items()),
-            settings=json.dumps(config, indent=1),
-            figures=_figures(evaluation, facts["step"]),
-            compared=facts["compared"]["images"],
-            difference=facts["compared"]["largest_difference"],
-            checksums="\n".join(f"| {name} | `{digest}` |" for name, digest in facts["sha256"].items()),
-            size=facts["image_size"],
-            **{key: facts[key] for key in ("run", "step", "method", "dim")},
-        ),
+    return _CARD.format(
+        licence_tag=_licence_tag(facts["licence"]),
+        licence=facts["licence"] or "not stated",
+        name=f"{_plain(facts['run'])}, step {facts['step']:,}",
+        run=_plain(facts["run"]),
+        network=described,
+        usage=usage,
+        normalisation=_normalisation(facts["normalisation"], normalises),
+        rows="\n".join(f"| {name} | {value} |" for name, value in about.items()),
+        settings=json.dumps(config, indent=1),
+        figures=_figures(figures, facts["step"]),
+        compared=facts["compared"]["images"],
+        compared_store=_plain(facts["compared"]["store"]),
+        difference=facts["compared"]["largest_difference"],
+        versions=", ".join(f"{name} {number}" for name, number in facts["exported_with"].items()),
+        checksums="\n".join(f"| {name} | `{digest}` |" for name, digest in facts["sha256"].items()),
+        size=facts["image_size"],
+        **{key: facts[key] for key in ("step", "method", "dim")},
     )
 
 
-def _figures(evaluation: dict[str, Any] | None, step: int) -> str:
+def _normalisation(mean_std: Any, normalises: bool) -> str:
+    if mean_std is None:
+        return "Their colours are not normalised."
+    if normalises:
+        return "Do not normalise their colours: the network does."
+    return f"Their colours are then normalised as above, by the mean {mean_std[0]} and the deviation {mean_std[1]}."
+
+
+def _licence_tag(licence: str) -> str:
+    """Return the licence for the card's first lines: an SPDX name in small letters as it is, "other" for other text."""
+    if not licence:
+        return "unknown"
+    return licence.lower() if re.fullmatch(r"[A-Za-z][A-Za-z0-9.-]*", licence) else "other"
+
+
+def _plain(name: str) -> str:
+    """Return a name of the user's without the characters that would end a cell or begin other Markdown."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(name.split()))
+
+
+def _figures(figures: Figures | None, step: int) -> str:
     """Return the accuracies that ``evaluate all`` measured of this step, with their protocols."""
-    if evaluation is None or evaluation.get("step") != step:
+    if figures is None or figures.step != step:
         return "Not measured: `ssl-dist evaluate all` measures them, and a card that is written afterwards has them."
-    lines, protocols = ["| measure | encoder | features | top-1, % | 95 % |", "| --- | --- | --- | --- | --- |"], []
-    for one in evaluation["accuracies"]:
-        protocols.append(f"{one['evaluation']}: {one['protocol']}")
-        for row in one["rows"]:
-            low, high = row["top1_interval"]
-            lines.append(
-                f"| {one['evaluation']} | {row['encoder']} | {row['features']} | {100 * row['top1']:.2f} |"
-                f" {100 * low:.1f} .. {100 * high:.1f} |"
-            )
-    return "\n".join(lines) + "\n\n" + "\n\n".join(protocols)
+    lines = ["| measure | encoder | features | top-1, % | 95 % |", "| --- | --- | --- | --- | --- |"]
+    for measure, encoder, features, top1, low, high in figures.rows:
+        lines.append(f"| {measure} | {encoder} | {features} | {100 * top1:.2f} | {100 * low:.1f} .. {100 * high:.1f} |")
+    return "\n".join(lines) + "\n\n" + "\n\n".join(figures.protocols)

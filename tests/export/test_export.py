@@ -17,12 +17,14 @@ from torch import Tensor
 
 import ssl_dist
 from ssl_dist.checkpoint import State
-from ssl_dist.checkpoint.exported import FACTS, WEIGHTS
+from ssl_dist.checkpoint.exported import FACTS, WEIGHTS, sha256, write_facts
+from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.errors import CheckpointError, ConfigError, ExportError, RunError, StoreError
 from ssl_dist.export import export, exporting
 from ssl_dist.export.formats import FORMATS
 from ssl_dist.files import write_text
 from ssl_dist.store import ImageStore
+from ssl_dist.uris import join_uri
 from tests.command import Command
 from tests.helpers import resolved_config, save
 
@@ -89,7 +91,11 @@ def transformer(small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     """Write a run of a network that is made for images of one size."""
     run = tmp_path_factory.mktemp("runs") / "vit"
     config = resolved_config(small_store, backbone={"name": "vit_b_32"}, probe=None, augment__size_px=64)
-    save(State(config.initial_method().state_dict(), {}), run, 3, config)
+    method, generator = config.initial_method(), torch.Generator().manual_seed(0)
+    with torch.no_grad():  # norms begin alike and biases at 0: a tensor in the place of another would not be noticed
+        for parameter in method.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    save(State(method.state_dict(), {}), run, 3, config)
     return run
 
 
@@ -153,9 +159,11 @@ def test_what_is_not_installed_is_named(
 def test_load_encoder_loads_an_exported_folder(
     runs: dict[str, Path], exported: dict[Any, Path], small_store: Path, name: str
 ) -> None:
-    ours, theirs = ssl_dist.load_encoder(runs[name]), ssl_dist.load_encoder(exported[name, "safetensors"])
-    assert (ours.dim, ours.image_size) == (theirs.dim, theirs.image_size)
-    assert torch.equal(ours.embed(small_store), theirs.embed(small_store))
+    ours = ssl_dist.load_encoder(runs[name])
+    for format_ in ("safetensors", "torchvision") if name in TORCHVISION else ("safetensors",):
+        theirs = ssl_dist.load_encoder(exported[name, format_])
+        assert (ours.dim, ours.image_size) == (theirs.dim, theirs.image_size)
+        assert torch.equal(ours.embed(small_store), theirs.embed(small_store))
 
 
 def renamed(tensors: dict[str, Tensor], name: str) -> None:
@@ -179,14 +187,43 @@ def test_other_tensors_are_refused_by_name(runs: dict[str, Path], tmp_path: Path
     save_file(tensors, out / WEIGHTS)
     with pytest.raises(CheckpointError, match="differs from its checksum"):
         ssl_dist.load_encoder(out)
-    facts = json.loads((out / FACTS).read_text())
-    facts["sha256"][WEIGHTS] = exporting.sha256(out / WEIGHTS)
-    write_text(out / FACTS, json.dumps(facts))
+    rewrite(out, sha256={WEIGHTS: sha256(out / WEIGHTS)})
     with pytest.raises(CheckpointError, match=r"other tensors than its network.*body\.0\.weight"):
         ssl_dist.load_encoder(out)
 
 
-@pytest.mark.parametrize("damage", ["{}", "[]", "no JSON", '{"sha256": {"model.safetensors": ""}}'])
+def rewrite(folder: Path, **changes: Any) -> None:
+    """Change what encoder.json says, and its digest with it."""
+    facts = json.loads((folder / FACTS).read_text())
+    del facts["self"]
+    write_facts(folder, {**facts, **changes})
+
+
+@pytest.mark.parametrize(
+    "change", [{"together": 0}, {"image_size": "32"}, {"image_size": None}, {"network": {"name": "resnet9"}}]
+)
+def test_facts_that_cannot_be_are_one_line(runs: dict[str, Path], tmp_path: Path, change: dict[str, Any]) -> None:
+    export(runs["resnet8"], tmp_path / "out", "safetensors")
+    rewrite(tmp_path / "out", **change)
+    with pytest.raises((CheckpointError, ConfigError)):
+        ssl_dist.load_encoder(tmp_path / "out")
+
+
+def test_facts_and_weights_that_were_edited_are_noticed(runs: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    export(runs["resnet8"], out, "safetensors")
+    text = (out / FACTS).read_text()
+    (out / FACTS).write_text(text.replace('"image_size": 16', '"image_size": 32'))
+    with pytest.raises(CheckpointError, match=r"encoder\.json differs from its checksum"):
+        ssl_dist.load_encoder(out)
+    (out / FACTS).write_text(text)
+    (out / WEIGHTS).write_bytes(b"no safetensors")
+    rewrite(out, sha256={WEIGHTS: sha256(out / WEIGHTS)})
+    with pytest.raises(CheckpointError, match="is not a whole exported encoder"):
+        ssl_dist.load_encoder(out)
+
+
+@pytest.mark.parametrize("damage", ["{}", "[]", "no JSON", '{"self": ""}'])
 def test_a_damaged_folder_is_one_line(runs: dict[str, Path], tmp_path: Path, damage: str) -> None:
     export(runs["resnet8"], tmp_path / "out", "safetensors")
     write_text(tmp_path / "out" / FACTS, damage)
@@ -220,10 +257,14 @@ def test_what_a_format_cannot_hold_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_that_is_there_and_a_store_that_is_gone_are_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_that_is_there_and_a_store_that_is_gone_are_refused(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "file").touch()
-    for out in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ConfigError, match="is there: give a folder that is not"):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path.parent / "link").symlink_to(tmp_path.parent / "nothing")
+    for out in (tmp_path, tmp_path / "file", Path("new/.."), Path("."), tmp_path.parent / "link"):
+        with pytest.raises(ConfigError, match="exists already: give the name of a new folder"):
             export(runs["resnet8"], out, "safetensors")
     with pytest.raises(RunError, match="cannot be made"):
         export(runs["resnet8"], tmp_path / "file" / "out", "safetensors")
@@ -247,9 +288,9 @@ def one_too_few(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     ("fault", "match"),
     [
-        (off_by_a_little, r"features differ by \S+ of the largest, more than 1e-05: nothing was written"),
-        (one_too_many, "cannot be loaded.*extra"),
-        (one_too_few, "cannot be loaded.*running_mean"),
+        (off_by_a_little, r"features differ by \S+ of the largest, more than 1e-05: no folder was written"),
+        (one_too_many, "cannot be made or loaded.*extra"),
+        (one_too_few, "cannot be made or loaded.*running_mean"),
     ],
 )
 def test_a_file_that_is_not_the_encoder_is_not_left_behind(
@@ -285,12 +326,39 @@ def test_the_command_writes_a_card_with_the_figures_of_this_step(
     assert "kNN, k = 1: Accuracy on many images." in card
     assert "Licence of the weights: CC-BY-4.0." in card
     for name, digest in done.json["sha256"].items():
-        assert digest == exporting.sha256(out / name)
+        assert digest == sha256(out / name)
         assert f"| {name} | `{digest}` |" in card
-    write_text(run / "evaluation.json", json.dumps({"step": 2, "accuracies": accuracies}))
-    assert command("export", run, tmp_path / "other").code == 0
-    assert "Not measured" in (tmp_path / "other" / "README.md").read_text()
+    assert "license: cc-by-4.0" in card
+    wrong = ["[]", '{"step": 3}', '{"step": 3, "accuracies": [{"rows": [{"top1": null}]}]}', "no JSON"]
+    for number, content in enumerate([json.dumps({"step": 2, "accuracies": accuracies}), *wrong]):
+        write_text(run / "evaluation.json", content)
+        assert command("export", run, tmp_path / str(number)).code == 0
+        assert "Not measured" in (tmp_path / str(number) / "README.md").read_text()
     (run / "evaluation.json").unlink()
+
+
+def test_a_mirrors_key_and_a_machines_paths_stay_here(
+    small_store: Path, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A card goes to strangers: it has the names of the run, the store and the weights, and nothing before them."""
+    run = tmp_path / "private" / "run-1"
+    network = {"name": "resnet8", "stem": "half", "width": 8, "normalisation": "none"}
+    weights = resolved_config(small_store, backbone=network).initial_backbone().state_dict()
+    save_file(dict(weights), tmp_path / "first.safetensors")
+    network["weights"] = str(tmp_path / "first.safetensors")
+    config = resolved_config(small_store, probe=None, backbone=network)
+    save(State(config.initial_method().state_dict(), {}), run, 3, config)
+    Mirror(join_uri(bucket, "run-1")).put(run / "checkpoints" / "step-00000003", "checkpoint.json")
+    places = [str(run), str(run / "checkpoints" / "step-00000003"), join_uri(bucket, "run-1")]
+    places.append(join_uri(places[-1], "step-00000003"))
+    monkeypatch.chdir(run)
+    for number, place in enumerate([*places, "."]):
+        facts = export(place, tmp_path / str(number), "safetensors").facts
+        assert (facts["run"], facts["store"]) == ("run-1", small_store.name)
+        assert facts["config"]["backbone"]["weights"] == "first.safetensors"
+        for file in (FACTS, "README.md"):
+            text = (tmp_path / str(number) / file).read_text()
+            assert not re.search(rf"secret|endpoint|{re.escape(str(tmp_path))}|{re.escape(str(small_store))}", text)
 
 
 def test_mistakes_are_one_line_and_exit_code_2(command: Command, runs: dict[str, Path], tmp_path: Path) -> None:
@@ -303,4 +371,24 @@ def test_mistakes_are_one_line_and_exit_code_2(command: Command, runs: dict[str,
     ):
         found = command("export", *arguments)
         assert (found.code, found.out) == (2, "")
+        assert found.err.count("error: ") == 1
         assert "Traceback" not in found.err
+
+
+@pytest.mark.parametrize(
+    ("name", "format_", "files", "says"),
+    [
+        ("resnet8", "safetensors", {"model.py", WEIGHTS}, "Their colours are not normalised."),
+        ("resnet20", "safetensors", {"model.py", WEIGHTS}, "Do not normalise their colours: the network does."),
+        ("resnet18", "torchvision", {WEIGHTS}, "normalised as above, by the mean (0.4, 0.5, 0.6) and the deviation"),
+        ("resnet18", "torchscript", {"model.pt"}, "Do not normalise their colours: the network does."),
+    ],
+)
+def test_a_folder_has_its_files_alone_and_says_who_normalises(
+    exported: dict[Any, Path], name: str, format_: str, files: set[str], says: str
+) -> None:
+    folder = exported[name, format_]
+    ours = {path.name for path in folder.iterdir()} - {"images.npy", "features.npy", "__pycache__"}
+    assert ours == {"README.md", FACTS, *files}
+    assert set(json.loads((folder / FACTS).read_text())["sha256"]) == files
+    assert says in (folder / "README.md").read_text()

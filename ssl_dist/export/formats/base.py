@@ -31,6 +31,7 @@ class Format(NamedTuple):
             takes images ``[N, 3, S, S]`` in [0, 1].
         usage: returns Python code for the model card.
         libraries: what must be installed for it, beyond our own requirements.
+        normalises: whether its files normalise the colours of images, where the weights need it.
     """
 
     check: Callable[[Source], None]
@@ -38,6 +39,7 @@ class Format(NamedTuple):
     load: Callable[[Source, Path], nn.Module]
     usage: Callable[[Source], str]
     libraries: Sequence[str] = ()
+    normalises: bool = True
 
 
 class Normalised(nn.Module):

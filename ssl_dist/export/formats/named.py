@@ -135,5 +135,7 @@ def _usage(code: Code) -> Callable[[Source], str]:
     return usage
 
 
-TORCHVISION = Format(_check_torchvision, _write_torchvision, _loader(_torchvision_code), _usage(_torchvision_code))
-TIMM = Format(_check_timm, _write_timm, _loader(_timm_code), _usage(_timm_code), ["timm"])
+TORCHVISION = Format(
+    _check_torchvision, _write_torchvision, _loader(_torchvision_code), _usage(_torchvision_code), normalises=False
+)
+TIMM = Format(_check_timm, _write_timm, _loader(_timm_code), _usage(_timm_code), ["timm"], normalises=False)

@@ -6,22 +6,38 @@ import contextlib
 import io
 import logging
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ssl_dist.export.formats.base import Format, Normalised, Source, refuse_nothing, usage_of
+from ssl_dist.errors import ConfigError
+from ssl_dist.export.formats.base import Format, Normalised, Source, usage_of
 
 _FILE = "model.onnx"
+_MOST_BYTES = 2**31 - 2**24  # protobuf's limit, less the room of the network's description
+
+
+def _check(source: Source) -> None:
+    """Refuse a network whose weights do not fit into one ONNX file.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    size = sum(tensor.nbytes for tensor in source.backbone.state_dict().values())
+    if size >= _MOST_BYTES:
+        raise ConfigError(
+            f"the weights of {source.settings.name} are {size / 1e9:.1f} GB, and an ONNX file holds 2.1 GB: export it"
+            " with --format safetensors"
+        )
 
 
 def _write(source: Source, folder: Path) -> None:
     network, size = Normalised(source.backbone.body, source.backbone).eval(), source.image_size
     told = io.StringIO()  # its steps, which are printed
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings(), contextlib.redirect_stdout(told), torch.no_grad():
+    with warnings.catch_warnings(), _quiet("torch.onnx"), contextlib.redirect_stdout(told), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
             network,
@@ -36,8 +52,18 @@ def _write(source: Source, folder: Path) -> None:
         )
 
 
+@contextlib.contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
+
+
 class _Session(nn.Module):
-    """The file in ONNX Runtime, on one thread as the features that it is compared with."""
+    """The file in ONNX Runtime, on the CPU."""
 
     def __init__(self, file: Path) -> None:
         import onnxruntime
@@ -59,4 +85,4 @@ def _load(source: Source, folder: Path) -> nn.Module:
 
 _USAGE = f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{_FILE}")'
 _CALL = 'session.run(["features"], {"images": images.numpy()})[0]'
-ONNX = Format(refuse_nothing, _write, _load, usage_of(_USAGE, _CALL), ["onnx", "onnxscript", "onnxruntime"])
+ONNX = Format(_check, _write, _load, usage_of(_USAGE, _CALL), ["onnx", "onnxscript", "onnxruntime"])

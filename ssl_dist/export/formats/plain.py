@@ -1,9 +1,9 @@
-"""Weights, and a model.py that needs torch and safetensors alone, and torchvision for its networks."""
+"""Weights, and a model.py that needs torch and safetensors, and torchvision for its networks."""
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -23,12 +23,9 @@ def _write(source: Source, folder: Path) -> None:
 
 
 def _load(source: Source, folder: Path) -> nn.Module:
-    spec = importlib.util.spec_from_file_location("_exported_model", folder / _SOURCE)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    network: nn.Module = module.load(folder)
+    here: dict[str, Any] = {"__file__": str(folder / _SOURCE), "__name__": "model"}
+    exec(compile((folder / _SOURCE).read_text(encoding="utf-8"), _SOURCE, "exec"), here)  # leaves no __pycache__ there
+    network: nn.Module = here["load"]()
     return network
 
 

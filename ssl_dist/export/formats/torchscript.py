@@ -32,7 +32,7 @@ def _load(source: Source, folder: Path) -> nn.Module:
 
 @contextlib.contextmanager
 def _without_warnings() -> Iterator[None]:
-    """Leave out that torch wants torch.export to be used, and what tracing might get wrong: features are compared."""
+    """Silence that torch.export is newer, and that a trace may be wrong: the comparison of features would find it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
