@@ -41,9 +41,7 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         durable: sync the content to the disk before the rename and the rename after it, so that a power failure does
             not lose them.
     """
-    if path.name in ("", ".."):  # "new/.." is the current folder, which is not ours to delete
-        raise RunError(f"{path} has no name of its own: give the folder's name")
-    aside = path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.tmp")  # no other machine takes this name
+    aside = _aside(path)
     try:
         yield aside
         if durable:
@@ -60,6 +58,30 @@ def replacing(path: Path, *, durable: bool = False) -> Iterator[Path]:
         raise
     if durable:
         _sync(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``, and rename it to ``path``, which is not there, or an empty folder.
+
+    If the block raises, neither folder is there.
+
+    Raises:
+        OSError: something is in ``path`` by then; it stays.
+    """
+    aside = _aside(path)
+    try:
+        aside.mkdir(parents=True)
+        yield aside
+        aside.rename(path)  # which replaces an empty folder, and refuses any other
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    if path.name in ("", ".."):  # "new/.." is the current folder, which is not ours to delete
+        raise RunError(f"{path} has no name of its own: give the folder's name")
+    return path.with_name(f".{path.name.lstrip('.')}.{uuid.uuid4().hex}.tmp")  # no other machine takes this name
 
 
 def write_text(path: Path, text: str, *, durable: bool = False) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ssl_dist.errors import RunError
-from ssl_dist.files import replacing, write_text
+from ssl_dist.files import new_folder, replacing, write_text
 
 
 @pytest.mark.parametrize("durable", [False, True])
@@ -41,9 +41,22 @@ def test_a_folder_without_a_name_of_its_own_is_not_deleted(
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "precious").touch()
     monkeypatch.chdir(tmp_path / "here")
-    with pytest.raises(RunError, match="has no name of its own"), replacing(Path(name)):
-        pass
+    for making in (replacing, new_folder):
+        with pytest.raises(RunError, match="has no name of its own"), making(Path(name)):
+            pass
     assert (tmp_path / "here" / "precious").exists()
+
+
+def test_a_new_folder_replaces_nothing_but_an_empty_one(tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with new_folder(folder) as aside:
+        (aside / "a").touch()
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    with pytest.raises(OSError, match="not empty"), new_folder(folder) as aside:
+        (aside / "b").touch()
+    assert [path.name for path in folder.iterdir()] == ["a"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 @pytest.mark.parametrize("directory", [False, True])

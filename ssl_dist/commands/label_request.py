@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from ssl_dist.commands.console import errors, image_bar, print_json, say, show, 
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
 from ssl_dist.commands.runs import evaluate_line
 from ssl_dist.errors import ConfigError
-from ssl_dist.files import replacing
+from ssl_dist.files import new_folder
 from ssl_dist.selection.strategies import STRATEGIES, expect_known
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def label_request(
     if strategy is not None:
         expect_known(strategy)
     if out is not None:
+        out = Path(os.path.abspath(out))
         _expect_free(out, is_default=False)
     from ssl_dist.checkpoint import locate, run_directory
     from ssl_dist.report.label_page import write_pages
@@ -70,8 +72,7 @@ def label_request(
         raise
     keys, images = [candidates.keys[row] for row in selection.rows], candidates.store
     title, then = f"{count:,} images of {Path(store).name} to label", f"ssl-dist store label {shlex.quote(store)}"
-    with _writing(out), replacing(out) as aside:
-        aside.mkdir()
+    with _writing(out), new_folder(out) as aside:
         write_table(aside, keys)
         pages = write_pages(aside, title, keys, images, selection.rows, f"{then} labels.csv")
     rows = {

@@ -5,11 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
-from uuid import uuid4
 
 import numpy as np
 
@@ -17,7 +15,7 @@ from ssl_dist.checkpoint import fetched
 from ssl_dist.checkpoint.exported import CARD, sha256, write_facts
 from ssl_dist.errors import ConfigError, ExportError, RunError, SslDistError
 from ssl_dist.export.facts import facts_of, figures_of, last_name
-from ssl_dist.files import expect_folder
+from ssl_dist.files import expect_folder, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +88,7 @@ def export(
         opened = _open(images or found.config.data.store)
         inputs = _inputs(encoder, opened)
         facts = {"format": format_, "licence": licence, **facts_of(found, encoder, str(run), chosen.libraries)}
-    with _new_folder(out) as aside:
+    with _made(out) as aside:
         difference = _written(chosen, source, aside, inputs)
         facts["compared"] = {"store": last_name(opened.name), "images": len(inputs), "largest_difference": difference}
         facts["sha256"] = {path.name: sha256(path) for path in sorted(aside.iterdir())}
@@ -111,21 +109,17 @@ def _expect_new(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def _new_folder(out: Path) -> Iterator[Path]:
-    """Yield a temporary folder beside ``out``, and rename it to ``out``, unless something is there by then.
+def _made(out: Path) -> Iterator[Path]:
+    """Make the folder as ``files.new_folder`` does.
 
     Raises:
         RunError: a file or the folder cannot be written; neither is there then.
     """
-    aside = out.with_name(f".{out.name}.{uuid4().hex}.tmp")
     try:
-        aside.mkdir(parents=True)
-        yield aside
-        aside.rename(out)  # which replaces an empty folder, and refuses any other
+        with new_folder(out) as aside:
+            yield aside
     except OSError as error:
         raise RunError(f"{out} cannot be written ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _open(store: str) -> ImageStore:
