@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from ssl_dist.errors import RunError
+from ssl_dist.errors import ConfigError, RunError
 
 RUN_LOCK = "lock"  # in a run's directory: the process that drives the run has locked it
 
@@ -27,6 +27,23 @@ def expect_folder(folder: Path) -> None:
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise RunError(f"{folder} cannot be made: {there} is no folder that can be written")
+
+
+def free_folder(folder: Path, what: str, mend: str) -> Path:
+    """Return the absolute path of a folder for ``new_folder``, before work begins.
+
+    Args:
+        what, mend: words for the message: where the name comes from, and what to do.
+
+    Raises:
+        ConfigError: it is there and not an empty folder, or it is a link.
+        RunError: it cannot be made.
+    """
+    path = Path(os.path.abspath(folder))  # resolve would follow a link
+    if path.is_symlink() or (path.exists() and (not path.is_dir() or any(path.iterdir()))):
+        raise ConfigError(f"{what} {path}: it is there already, and not empty: {mend}, or delete this one")
+    expect_folder(path)
+    return path
 
 
 @contextlib.contextmanager

@@ -24,7 +24,7 @@ _SELF = "self"  # key of the digest of all that encoder.json says
 
 
 class ExportedEncoder(NamedTuple):
-    """What a folder holds: the backbone's settings, tensors by its names, pixels a side, images of a forward pass."""
+    """Settings of the backbone, tensors by its names, pixels a side of its images, and images of a forward pass."""
 
     backbone: BackboneConfig
     tensors: dict[str, Tensor]
@@ -33,7 +33,7 @@ class ExportedEncoder(NamedTuple):
 
 
 class _Facts(pydantic.BaseModel):
-    """What is needed of encoder.json to load the encoder."""
+    """Part of encoder.json that loading the encoder needs."""
 
     format: str
     network: BackboneConfig

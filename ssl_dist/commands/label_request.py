@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from ssl_dist.commands.console import errors, image_bar, print_json, say, show, 
 from ssl_dist.commands.options import Json, RunOrCheckpoint, WhichCheckpoint
 from ssl_dist.commands.runs import evaluate_line
 from ssl_dist.errors import ConfigError
-from ssl_dist.files import new_folder
+from ssl_dist.files import free_folder, new_folder
 from ssl_dist.selection.strategies import STRATEGIES, expect_known
 
 if TYPE_CHECKING:
@@ -45,8 +44,7 @@ def label_request(
     if strategy is not None:
         expect_known(strategy)
     if out is not None:
-        out = Path(os.path.abspath(out))
-        _expect_free(out, is_default=False)
+        out = free_folder(out, "--out", "give a new folder")
     from ssl_dist.checkpoint import locate, run_directory
     from ssl_dist.report.label_page import write_pages
     from ssl_dist.selection.recommended import nearest_budget, recommend
@@ -60,8 +58,8 @@ def label_request(
     chosen = strategy or recommended["strategy"]
     candidates.expect_possible(chosen, count)
     if out is None:
-        out = run_directory(run) / f"label-request-{chosen}-{count}"
-        _expect_free(out, is_default=True)
+        default = run_directory(run) / f"label-request-{chosen}-{count}"
+        out = free_folder(default, "the default folder", "choose another with --out")
     with _writing(out):
         out.mkdir(parents=True, exist_ok=True)  # now: choosing may take long
     try:
@@ -121,15 +119,6 @@ def _described(best: Gain | None, budget: int | None, total: int) -> dict[str, A
     points = (f"{100 * value:+.1f}" for value in (best.mean, best.low, best.high))
     gain = "{0} points over random on {3} ({1} to {2}, 95 % for all strategies together)".format(*points, best.store)
     return {**best._asdict(), "reason": f"{where} there {gain}"}
-
-
-def _expect_free(folder: Path, is_default: bool) -> None:
-    """Expect that a folder is empty or not there; raise ConfigError if it is not."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        what, mend = "--out", "give a new folder"
-        if is_default:
-            what, mend = "the default folder", "choose another with --out"
-        raise ConfigError(f"{what} {folder}: it is there already, and not empty: {mend}, or delete this one")
 
 
 @contextlib.contextmanager

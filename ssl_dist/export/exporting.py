@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +14,7 @@ from ssl_dist.checkpoint import fetched
 from ssl_dist.checkpoint.exported import CARD, sha256, write_facts
 from ssl_dist.errors import ConfigError, ExportError, RunError, SslDistError
 from ssl_dist.export.facts import facts_of, figures_of, last_name
-from ssl_dist.files import expect_folder, new_folder
+from ssl_dist.files import free_folder, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,8 +74,7 @@ def export(
 
     if format_ not in FORMATS:
         raise ConfigError(f"--format {format_}: it is one of {', '.join(FORMATS)}")
-    out = Path(os.path.abspath(out))  # resolve would follow a link
-    _expect_new(out)
+    out = free_folder(out, "OUT", "give a new folder")
     chosen = FORMATS[format_]
     figures = figures_of(run)
     with fetched(run, checkpoint) as found:
@@ -95,17 +93,6 @@ def export(
         (aside / CARD).write_text(card(facts, chosen.usage(source), chosen.normalises, figures), encoding="utf-8")
         write_facts(aside, facts)
     return Exported(facts, difference, len(inputs))
-
-
-def _expect_new(out: Path) -> None:
-    """Refuse a folder that is there already, unless it is empty, and one that cannot be made.
-
-    Raises:
-        ConfigError, RunError: it is one of these.
-    """
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise ConfigError(f"{out} exists already: give the name of a new folder")
-    expect_folder(out)
 
 
 @contextlib.contextmanager

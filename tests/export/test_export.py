@@ -144,6 +144,14 @@ def test_other_libraries_give_the_features_of_the_run(
         expect_the_features(folder, every[name])
 
 
+def test_weights_that_one_onnx_file_cannot_hold_are_refused(
+    runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ssl_dist.export.formats.onnx._MOST_BYTES", 1000)
+    with pytest.raises(ConfigError, match=r"the weights of resnet8 are .* and an ONNX file holds 2\.1 GB"):
+        export(runs["resnet8"], tmp_path / "out", "onnx")
+
+
 @pytest.mark.parametrize(
     ("format_", "says"), [("timm", "timm needs timm: "), ("onnx", "onnx needs onnx, onnxscript, onnxruntime: ")]
 )
@@ -264,7 +272,7 @@ def test_a_folder_that_is_there_and_a_store_that_is_gone_are_refused(
     monkeypatch.chdir(tmp_path)
     (tmp_path.parent / "link").symlink_to(tmp_path.parent / "nothing")
     for out in (tmp_path, tmp_path / "file", Path("new/.."), Path("."), tmp_path.parent / "link"):
-        with pytest.raises(ConfigError, match="exists already: give the name of a new folder"):
+        with pytest.raises(ConfigError, match=r"OUT .*: it is there already, and not empty: give a new folder"):
             export(runs["resnet8"], out, "safetensors")
     with pytest.raises(RunError, match="cannot be made"):
         export(runs["resnet8"], tmp_path / "file" / "out", "safetensors")
