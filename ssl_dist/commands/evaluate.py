@@ -186,6 +186,7 @@ def accuracy_table(rows: Sequence[Row]) -> Table:
         "features": [row.features for row in rows] if len({row.features for row in rows}) > 1 else [],
         "top-1": [f"{row.top1.value:.2%}" for row in rows],
         "95 %": [row.top1.interval for row in rows],
+        "difference": [str(row.difference or "") for row in rows],
         "seeds": ["" if (s := spread(row.repeats)) is None else f"±{100 * s:.2f}" for row in rows],
         "top-5": ["" if row.top5 is None else f"{row.top5.value:.2%}" for row in rows],
         "chosen": [", ".join(f"{name} {value:g}" for name, value in row.chosen.items()) for row in rows],

@@ -14,7 +14,7 @@ from ssl_dist.evaluate.label_draw import draw
 from ssl_dist.evaluate.labelled import Labelled, open_pair
 from ssl_dist.evaluate.levels import BACKBONE, levels_of
 from ssl_dist.evaluate.protocols import BASELINES, EvaluationProtocol, ProgressCallback
-from ssl_dist.evaluate.scores import TOP, Accuracy, Answers
+from ssl_dist.evaluate.scores import TOP, Accuracy, Answers, Difference
 from ssl_dist.settings import CheckpointChoice
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Row(NamedTuple):
         repeats: accuracy of each repeat; one entry where nothing is random.
         chosen: what was chosen on training images, of the first repeat.
         answers: of the first repeat.
+        right: share of the repeats whose answer is right, float64 ``[q]``.
+        difference: how far its top-1 accuracy is above the first row's; None in the first row.
     """
 
     encoder: str
@@ -69,9 +71,15 @@ class Row(NamedTuple):
     repeats: Sequence[float]
     chosen: dict[str, Any]
     answers: Answers
+    right: np.ndarray
+    difference: Difference | None = None
 
     def plain(self) -> dict[str, Any]:
         """Return the row without the answers, for JSON."""
+        beside = self.difference and {
+            "difference": self.difference.value,
+            "difference_interval": [self.difference.low, self.difference.high],
+        }
         top5 = self.top5 and {"top5": self.top5.value, "top5_interval": [self.top5.low, self.top5.high]}
         return {
             "encoder": self.encoder,
@@ -79,6 +87,7 @@ class Row(NamedTuple):
             "dim": self.dim,
             "top1": self.top1.value,
             "top1_interval": [self.top1.low, self.top1.high],
+            **(beside or {}),
             **(top5 or {}),
             "repeats": list(self.repeats),
             "chosen": self.chosen,
@@ -204,7 +213,7 @@ def compare_on(
     return [
         Comparison(
             p.name,
-            mine,
+            _with_differences(mine),
             found.step,
             learned,
             asked,
@@ -213,6 +222,12 @@ def compare_on(
         )
         for p, mine in zip(protocols, rows, strict=True)
     ]
+
+
+def _with_differences(rows: Sequence[Row]) -> Sequence[Row]:
+    """Return the rows, of which each but the first has its difference from the first."""
+    first, *others = rows
+    return [first, *(row._replace(difference=Difference.between(row.right, first.right)) for row in others)]
 
 
 def _drawn(known: Labelled, wanted: str | None, seed: int) -> np.ndarray:
@@ -263,7 +278,8 @@ class _Tries(NamedTuple):
         if len(self.known.store.class_names) > TOP and (tries[0][0].classes[:, 1] >= 0).any():
             top5 = Accuracy.mean([answers.right(truth, TOP) for answers, _ in tries])
         values = [float(right.mean()) for right in first]
-        return Row(encoder, level, dim, Accuracy.mean(first), top5, values, tries[0][1], tries[0][0])
+        right = np.mean(first, axis=0)
+        return Row(encoder, level, dim, Accuracy.mean(first), top5, values, tries[0][1], tries[0][0], right)
 
 
 def _sentence(
@@ -280,7 +296,8 @@ def _sentence(
     repeats = max(len(row.repeats) for row in rows)
     seeds = f"; {repeats} seeds of what is random" if repeats > 1 else ""
     seeds += f", the first {options.seed}" if seeds and options.seed else ""
+    paired = "; a difference is from the first row, and its interval of a paired bootstrap" if len(rows) > 1 else ""
     return (
         f"Accuracy on {asked.what}, learned from {part}{known.what}: {protocol.sentence()}. Checkpoint of step"
-        f" {found.step}{best}{seeds}. Intervals are 95 % bootstrap intervals over the test images."
+        f" {found.step}{best}{seeds}. Intervals are 95 % bootstrap intervals over the test images{paired}."
     )

@@ -10,6 +10,7 @@ import numpy as np
 TOP = 5
 """Classes that an answer names at most."""
 _LEVEL = 0.95
+_RESAMPLES = 100_000  # an end of an interval is then known to about 1 % of the interval's width
 
 
 class Answers(NamedTuple):
@@ -79,6 +80,37 @@ class Accuracy(NamedTuple):
     def interval(self) -> str:
         """The interval as text, in percent."""
         return f"{100 * self.low:.1f} .. {100 * self.high:.1f}"
+
+
+class Difference(NamedTuple):
+    """How far one encoder's accuracy is above another's, with its interval of 95 %; all in [-1, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+    @classmethod
+    def between(cls, right: np.ndarray, other: np.ndarray) -> Difference:
+        """Return the difference of two accuracies on the same images, with its paired bootstrap interval.
+
+        Images that are hard for both move both accuracies alike, so this interval is narrower than what the two
+        accuracies' own intervals suggest. The same images always give the same interval.
+
+        Args:
+            right, other: float64 ``[q]`` in [0, 1], q >= 1: the share of an encoder's repeats whose answer is right.
+
+        Source: Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13 (percentiles), chapter 8
+            (pairs are drawn whole).
+        """
+        gains, counts = np.unique(right - other, return_counts=True)
+        # Of q images drawn again, how many have each gain is multinomial.
+        draws = np.random.default_rng(0).multinomial(len(right), counts / len(right), size=_RESAMPLES)
+        low, high = np.percentile(draws @ gains / len(right), [50 * (1 - _LEVEL), 50 * (1 + _LEVEL)])
+        return cls(float(np.mean(right - other)), float(low), float(high))
+
+    def __str__(self) -> str:
+        """Return it in percentage points, as -1.2 (-2.1 .. -0.3)."""
+        return f"{100 * self.value:+.1f} ({100 * self.low:+.1f} .. {100 * self.high:+.1f})"
 
 
 def spread(values: Sequence[float]) -> float | None:

@@ -208,7 +208,13 @@ def test_rows_of_levels_and_baselines_are_of_one_protocol(
     assert repeats == ([1, 1, 1, 2, 2, 2, 1, 1] if protocol is nearest else [2] * 8)
     assert result.random == result.rows[3].top1.value
     plain = json.loads(json.dumps(result.plain()))
-    assert plain["rows"][0].keys() == {"encoder", "features", "dim", "top1", "top1_interval", "repeats", "chosen"}
+    columns = {"encoder", "features", "dim", "top1", "top1_interval", "repeats", "chosen"}
+    assert plain["rows"][0].keys() == columns
+    for row in plain["rows"][1:]:
+        assert row.keys() == columns | {"difference", "difference_interval"}
+        assert row["difference"] == pytest.approx(row["top1"] - result.trained, abs=1e-12)
+        low, high = row["difference_interval"]
+        assert low <= row["difference"] <= high
     assert plain["protocol"].startswith(
         f"Accuracy on the 16 labelled images of {test}, learned from the 16 labelled images of {train}: "
     )

@@ -7,7 +7,7 @@ import pytest
 
 from ssl_dist.errors import ConfigError
 from ssl_dist.evaluate.label_draw import draw, held_out
-from ssl_dist.evaluate.scores import Accuracy, Answers, spread
+from ssl_dist.evaluate.scores import Accuracy, Answers, Difference, spread
 
 
 def test_classes_are_ranked_by_votes_then_by_number() -> None:
@@ -36,6 +36,28 @@ def test_repeats_have_their_mean_and_spread() -> None:
     assert found.value == 0.5
     assert spread([0.75, 0.25]) == pytest.approx(np.std([0.75, 0.25], ddof=1))
     assert spread([0.75]) is None
+
+
+@pytest.mark.parametrize(("images", "repeats"), [(40, 1), (600, 1), (300, 3)])
+def test_the_interval_of_a_difference_is_that_of_drawing_pairs_again(images: int, repeats: int) -> None:
+    random = np.random.default_rng(repeats)
+    hard = random.random(images)  # the same images are hard for both
+    right = (random.random((repeats, images)) > 0.7 * hard).mean(0)
+    other = (random.random((repeats, images)) > hard).mean(0)
+    found = Difference.between(right, other)
+    drawn = random.integers(0, images, (20_000, images))
+    low, high = np.percentile(right[drawn].mean(1) - other[drawn].mean(1), [2.5, 97.5])
+    assert found.value == pytest.approx(right.mean() - other.mean(), abs=1e-12)
+    one_image = 1.01 / images  # the quantiles of finitely many draws may be an image off
+    assert (found.low, found.high) == (pytest.approx(low, abs=one_image), pytest.approx(high, abs=one_image))
+    assert found == Difference.between(right, other)
+
+
+def test_what_both_answer_alike_makes_no_difference() -> None:
+    right = np.array([1.0, 0.0, 1.0, 0.5])
+    assert Difference.between(right, right) == (0, 0, 0)
+    assert Difference.between(np.ones(7), np.zeros(7)) == (1, 1, 1)
+    assert str(Difference(-0.0123, -0.02, 0.001)) == "-1.2 (-2.0 .. +0.1)"
 
 
 def test_each_class_gives_its_share() -> None:
