@@ -59,6 +59,7 @@ def _click_command(name: str, function: Any) -> Any:
     return typer.main.get_command(app)
 
 
+_WrongCall: Any = typer.BadParameter.__base__  # Click's UsageError, wherever typer has it from
 app = typer.Typer(cls=_TableGroup, no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -107,7 +108,9 @@ def main() -> None:
         try:
             _leave_current_folder()
             with handled(interrupt), stdout_given_back():
-                app()
+                sys.exit(app(standalone_mode=False))
+        except _WrongCall as error:
+            _end_with(*_explained(error))
         except SslDistError as error:
             _end_with(str(error), error.exit_code, is_wish=isinstance(error, Interrupted))
         except OSError as error:
@@ -122,6 +125,19 @@ def main() -> None:
         with contextlib.suppress(OSError):
             _print_error(f"{error.strerror}: the output of this command is cut off")
         sys.exit(1)
+
+
+def _explained(error: Any) -> tuple[str, int]:
+    """Return the message of a call with a wrong command, option or value, and its exit code.
+
+    Where a group is called alone, its help has been printed and takes the message's place.
+    """
+    if type(error).__name__ == "NoArgsIsHelpError":
+        sys.exit(error.exit_code)
+    said = error.format_message().rstrip(".")
+    if error.ctx:
+        said += f"{'' if said.endswith('?') else '.'} See {error.ctx.command_path} --help"
+    return said, error.exit_code
 
 
 def _end_with(message: str, exit_code: int, *, is_wish: bool = False) -> NoReturn:

@@ -339,3 +339,20 @@ def test_a_sweep_in_place_of_a_run_is_refused(command: Command, tmp_path: Path, 
 def test_a_folder_that_is_no_store_is_the_source_of_one(command: Command, tmp_path: Path) -> None:
     refused(command("store", "info", tmp_path), f"make one with `ssl-dist store build {tmp_path} STORE`")
     refused(command("store", "info", tmp_path / "s"), f"make one with `ssl-dist store build SOURCE {tmp_path / 's'}`")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["evalute"], "No such command 'evalute'. Did you mean 'evaluate'? See ssl-dist --help"),
+        (["checkpoint", "lst"], "No such command 'lst'. Did you mean 'list'? See ssl-dist checkpoint --help"),
+        (["pretrain", "--nope"], "No such option: --nope. See ssl-dist pretrain --help"),
+        (["evaluate", "knn"], "Missing argument 'RUN'. See ssl-dist evaluate knn --help"),
+        (["report", "run", "--out"], "Option '--out' requires an argument"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_one_json_object(command: Command, arguments: list[str], said: str) -> None:
+    outcome = command(*arguments)
+    assert (outcome.code, outcome.out, outcome.err) == (2, "", f"error: {said}\n")
+    if "--out" not in arguments:  # which would take it for its value
+        assert command(*arguments, "--json").json == {"error": said}

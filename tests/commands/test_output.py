@@ -204,7 +204,7 @@ def test_lines_to_copy_are_not_wrapped(tmp_path: Path) -> None:
 import logging
 from ssl_dist.commands import main
 from ssl_dist.errors import Interrupted
-def app():
+def app(**options):
     logging.getLogger("x").warning("resume with: ssl-dist pretrain --resume %s", "{long}")
     raise Interrupted("stopped; resume with: ssl-dist pretrain --resume {long}")
 main.app = app
