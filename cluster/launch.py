@@ -29,6 +29,7 @@ from ssl_dist.commands.table import COMMANDS
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Interrupted, SslDistError
 from ssl_dist.settings import ClusterConfig
+from ssl_dist.timing import mark
 
 _POLL_S = 0.25
 
@@ -54,6 +55,7 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
         say("one worker, without Ray", console)
     with contextlib.ExitStack() as stack:
         stack.enter_context(ray_where_needed(config.cluster, console))
+        mark("machine checked" if alone else "Ray reached")
         interrupts = stack.enter_context(_interrupts(run, console, resume))
         workers = stack.enter_context(LoneWorker(config.cluster, run)) if alone else start_workers(config, run)
         _show_progress(workers, run, console)

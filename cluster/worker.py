@@ -18,6 +18,7 @@ from cluster.run_directory import RunDirectory
 from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Preempted, SslDistError
+from ssl_dist.timing import mark
 
 _OURS = ("cluster", "ssl_dist")  # packages whose information is logged; other packages only log warnings
 
@@ -40,6 +41,7 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     """
     from ssl_dist.training.loop import StopRequests, pretrain
 
+    mark("modules imported")
     config = ResolvedConfig.from_tree(settings["config"], "the run's config")
     run = RunDirectory(Path(settings["directory"]))
     rank = World.current().rank

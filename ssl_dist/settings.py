@@ -292,6 +292,8 @@ class MonitorConfig(Section):
     """Steps between two lines of metrics."""
     hparams: tuple[str, ...] | None = None
     """Dotted keys that TensorBoard's HParams tab shows; `None`: all."""
+    profile_steps: int = pydantic.Field(0, ge=0)
+    """Steps after the first five of a start that are profiled, into RUN/profile; `pretrain --profile` shows them."""
 
 
 class Workers(Section):

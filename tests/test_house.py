@@ -31,6 +31,7 @@ FLOORS = [
     "ssl_dist.files",
     "ssl_dist.hashing",
     "ssl_dist.machine",
+    "ssl_dist.timing",
     "ssl_dist.reading",
     "ssl_dist.store.image_files",
     "ssl_dist.progress",

@@ -15,6 +15,7 @@ from ssl_dist.commands.runs import evaluate_line, show_summary
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
 from ssl_dist.files import expect_folder
 from ssl_dist.reading import find_recipe
+from ssl_dist.timing import mark, marks
 
 if TYPE_CHECKING:
     from cluster.run_directory import RunDirectory
@@ -22,11 +23,13 @@ if TYPE_CHECKING:
 
 
 _RUNS = Path("runs")
+_PROFILED = 20  # steps
 
 # Help texts that need a line of their own.
 _OUT = "Folder in which the run gets a directory of its own. Default: runs."
 _RESUME = "Resume this run from its newest valid checkpoint; s3://.../RUN restores a run from its mirror."
 _PRINT = "Print the run's settings as a recipe, with all defaults, and start nothing."
+_PROFILE = "At the end show where the time of the start and of some steps went; RUN/profile has a trace of them."
 _DRY = "Check the store, the settings and this machine, show steps and sizes, and start nothing."
 
 
@@ -38,10 +41,12 @@ def pretrain(
     resume: Annotated[str | None, typer.Option(metavar="RUN_DIR", help=_RESUME)] = None,
     print_config: Annotated[bool, typer.Option("--print-config", help=_PRINT)] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help=_DRY)] = False,
+    profile: Annotated[bool, typer.Option("--profile", help=_PROFILE)] = False,
     as_json: Json = False,
 ) -> None:
     """Pretrain an encoder with Ray Train and DeepSpeed, on this machine or on the cluster of RAY_ADDRESS."""
-    overrides = overrides_of(settings)
+    mark("command found")
+    overrides = ({"monitor.profile_steps": _PROFILED} if profile else {}) | overrides_of(settings)
     if recipe is not None:
         find_recipe(recipe)  # a typo is answered before torch is imported
     from cluster.guards import check_machine, warn_of_emulated_bf16, warn_of_warm_up
@@ -121,21 +126,38 @@ def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     """Launch a run, follow it to its end, and show its last numbers."""
     from ssl_dist.checkpoint.room import expect_room
 
+    mark("settings, store and machine checked")
     say(f"run directory {run.path}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
     try:
         with waiting("loading torch and Ray", console):
             from cluster.launch import launch
+        mark("torch and Ray imported")
         expect_room(run.path, [config])
-        metrics = launch(config, run, console)
+        try:
+            metrics = launch(config, run, console)
+        finally:  # also after Ctrl-C, because a long run is profiled at its beginning
+            profile = _show_profile(run.path, config)
     except SslDistError:
         run.discard()
         raise
     except KeyboardInterrupt:  # before `launch` took over
         run.discard()
         raise Interrupted("stopped before it began") from None
-    result = {"run": str(run.path), **metrics}
+    result = {"run": str(run.path), **metrics, **profile}
     show_summary(run.path.name, run.path, result, as_json, _next_commands(run.path, config))
+
+
+def _show_profile(run: Path, config: ResolvedConfig) -> dict[str, Any]:
+    """Show the profile of a run that has one; return it as an entry of the command's JSON object."""
+    if not config.monitor.profile_steps:
+        return {}
+    from ssl_dist.commands.profile import show_profile
+    from ssl_dist.training.profiling import read_profile
+
+    found = read_profile(run)
+    show_profile(found, marks())
+    return {"profile": found}
 
 
 def _next_commands(run: Path, config: ResolvedConfig) -> list[str]:

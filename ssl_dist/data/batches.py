@@ -23,6 +23,7 @@ from ssl_dist.config import RunConfig
 from ssl_dist.data.sample_plan import SamplePlan
 from ssl_dist.hashing import derive_seed
 from ssl_dist.methods import TrainingProgress, Views
+from ssl_dist.timing import section
 
 _BYTES_AHEAD = 1 << 30  # of a batch's views, made on a GPU before they are asked for
 
@@ -103,7 +104,8 @@ class Batches:
             coming = next(fetches, None)
             while coming:
                 began = time.perf_counter()
-                batch = coming.result()
+                with section("wait for data"):
+                    batch = coming.result()
                 self.waited_s += time.perf_counter() - began
                 coming = next(fetches, None)
                 yield batch

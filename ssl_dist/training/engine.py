@@ -23,6 +23,7 @@ from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
 from ssl_dist.data.batches import Batch
 from ssl_dist.methods import Method, Views
+from ssl_dist.timing import section
 from ssl_dist.training.batch_norm import RunningStatistics
 from ssl_dist.training.compiling import compile_backbone
 from ssl_dist.training.zero import Zero, copy_to_cpu
@@ -78,15 +79,18 @@ class Engine:
         with torch.set_grad_enabled(not cached):
             embedded = [self._embed(batch, slot, collect=True) for slot in slots]
         outputs = torch.cat([z.detach() for z in embedded])[: len(batch.ids)].requires_grad_()  # [n, V, D]
-        loss = self.method.loss(outputs)
-        [grad] = torch.autograd.grad(loss, outputs)
+        with section("loss"):
+            loss = self.method.loss(outputs)
+            [grad] = torch.autograd.grad(loss, outputs)
         with self._zero.accumulating():
             for slot in slots:
                 z = self._embed(batch, slot) if cached else embedded[slot]
                 self._push(z, grad[slot * batch.micro_size : (slot + 1) * batch.micro_size], last=slot == slots[-1])
-        value, grad_norm = self._zero.update(batch.step, learning_rate, loss.detach())
-        self._statistics.update(self._world)
-        with self._zero.whole_parameters():
+        with section("optimizer"):
+            value, grad_norm = self._zero.update(batch.step, learning_rate, loss.detach())
+        with section("running statistics"):
+            self._statistics.update(self._world)
+        with section("after the step"), self._zero.whole_parameters():
             self.method.after_step(outputs.detach(), batch.progress)
         return StepResult(value, grad_norm, outputs.detach())
 
@@ -99,8 +103,11 @@ class Engine:
         is_real = slot < len(batch.micro_batches)
         torch.manual_seed(batch.noise_seed(slot))
         with self._statistics.collecting(collect and is_real):
-            crops, labels = batch.views(slot, self._world.device)
-            return self._zero.forward(Views(tuple(map(self._in_format, crops)), labels))
+            with section("views"):
+                crops, labels = batch.views(slot, self._world.device)
+                views = Views(tuple(map(self._in_format, crops)), labels)
+            with section("forward"):
+                return self._zero.forward(views)
 
     def _in_format(self, crops: Tensor) -> Tensor:
         """Lay views ``[V, N, 3, S, S]`` out in memory as ``engine.memory_format`` says; convolutions keep it."""

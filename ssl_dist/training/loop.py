@@ -18,11 +18,13 @@ from ssl_dist.data.batches import Batch, Batches
 from ssl_dist.errors import Diverged, Preempted, RunError
 from ssl_dist.evaluate.probe import Probe
 from ssl_dist.evaluate.validation import Validation
+from ssl_dist.timing import mark, section
 from ssl_dist.training.engine import Engine, StepResult
 from ssl_dist.training.health import CollapseWatch, embedding_statistics
 from ssl_dist.training.memory import within_memory
 from ssl_dist.training.metrics import statistics_at_start
 from ssl_dist.training.monitor import Monitor, Stopwatch
+from ssl_dist.training.profiling import StepProfile
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
                 run.log(step, learning_rate, result)
             if ending or save or preempt or run.plan.is_time(step, config.checkpoint.every_epochs):
                 run.save(step, score)
+            run.profile.after(step, is_last=ending or preempted)
             if ending or preempted:
                 break
     run.agree()
@@ -85,11 +88,13 @@ class _Run:
     def __init__(self, config: ResolvedConfig, directory: Path, world: World) -> None:
         data = resolve(config)
         config.expect_same_data(data.config)
+        mark("store opened")
         self.world, self.plan = world, config.plan()
         self.metrics: dict[str, float] = {}
         self._config = config
         checkpoints = Checkpoints.from_config(directory, config)
         self.first_step, self.engine, self._losses = _restore(config, checkpoints, world)
+        mark("network and DeepSpeed made")
         is_first = world.rank == 0
         self._monitor = Monitor(directory, config, self.plan, self.first_step) if is_first else None
         self._writer = Writer(checkpoints, config) if is_first else None
@@ -98,6 +103,7 @@ class _Run:
         self._probe = Probe(config, data.store) if config.probe and not validated else None
         stop = self.first_step if self.is_over(self.first_step) else self.plan.total_steps
         self.batches = Batches(data.sample_plan, world, self.first_step, stop)
+        self.profile = StepProfile(directory, self.first_step, config.monitor.profile_steps if is_first else 0)
         self._watch, self._warned = Stopwatch(self.first_step), False
         self._collapse = CollapseWatch(self.plan.warmup_steps, self.engine.method.collapsed_loss)
         self._collapse.start = statistics_at_start(directory) if self.first_step else {}
@@ -116,11 +122,13 @@ class _Run:
 
     def begin(self, batch: Batch) -> None:
         """Log the run's length and a picture of some views, before the first step; at step 0 also probe the encoder."""
+        mark("monitor and probe made, first batch read")
         if self._monitor:
             self._monitor.scalars(self.first_step, {"plan/total_steps": self.plan.total_steps})
             self._monitor.views(self.first_step, batch.views(0, self.world.device).crops[0])
         if self.first_step == 0:
             self.probe(0)
+            mark("first weights probed")
 
     def log_start(self, result: StepResult) -> None:
         """Write the statistics of the initial weights' embeddings, which the first step's ``result`` has."""
@@ -157,13 +165,15 @@ class _Run:
         Raises:
             RunError: on every rank, if a checkpoint could not be written; together, so that none waits for another.
         """
-        failed, *granted = self.world.any(self._writer is not None and self._writer.failed, *wishes)
+        with section("vote"):
+            failed, *granted = self.world.any(self._writer is not None and self._writer.failed, *wishes)
         if failed:
             if self._writer:
                 self._writer.wait()
             raise RunError("worker 0 could not write a checkpoint")
         return tuple(granted)
 
+    @section("log")
     def log(self, step: int, learning_rate: float, result: StepResult) -> None:
         """Write the step's metrics, and warn once if training looks collapsed."""
         statistics, rows = self._statistics(result)
@@ -186,6 +196,7 @@ class _Run:
         self.metrics |= values
         self._monitor.scalars(step, values)
 
+    @section("probe")
     def probe(self, step: int) -> float | None:
         """Measure the encoder with the online probe, or validate; return the value, None where there is none."""
         if not self._config.probe:
@@ -205,6 +216,7 @@ class _Run:
                 self._monitor.scalars(step, values)
         return values.get(tag)
 
+    @section("checkpoint")
     def save(self, step: int, score: float | None) -> None:
         """Take a snapshot, which is written while the next steps run; every rank calls."""
         with self._watch.paused():

@@ -25,7 +25,11 @@ from ssl_dist.config import RunConfig
 from ssl_dist.errors import Diverged
 from ssl_dist.lars import LARS, ParameterSlice
 from ssl_dist.methods import Method, Views
+from ssl_dist.timing import section
 from ssl_dist.training.launchers import forget_launcher
+
+# DeepSpeed's methods in which workers wait for each other's gradients: of stage 0, stages 1 and 2, stage 3.
+_REDUCTIONS = {"allreduce_gradients", "_flush_coalesced_reduction_zero12", "_flush_coalesced_reduction_zero3"}
 
 
 class Zero:
@@ -43,6 +47,8 @@ class Zero:
         depths = method.depths() if config.optim.layer_decay < 1 else {}
         optimizer, settings = config.optim.build(method, method.freezable, depths), _deepspeed_config(config)
         self._deepspeed, *_ = deepspeed.initialize(model=method, optimizer=optimizer, config=settings)
+        for name in _REDUCTIONS & set(dir(self._deepspeed)):
+            setattr(self._deepspeed, name, section("reduce")(getattr(self._deepspeed, name)))
         wrapped = self._deepspeed.optimizer
         self._optimizer: torch.optim.Optimizer = wrapped.optimizer if self._stage else wrapped
         if isinstance(self._optimizer, LARS) and self._stage:
@@ -72,7 +78,8 @@ class Zero:
         if self._stage == 0:
             self._deepspeed.set_gradient_accumulation_boundary(last)
         factor = self._world.size if self._stage == 3 else 1
-        self._deepspeed.backward(loss * factor, scale_wrt_gas=False)
+        with section("backward"):
+            self._deepspeed.backward(loss * factor, scale_wrt_gas=False)
 
     def update(self, step: int, learning_rate: float, loss: Tensor) -> tuple[float, float]:
         """Clip the gradient and update the parameters; return the loss, and the gradient's norm before clipping.

@@ -171,10 +171,13 @@ def test_any_other_error_is_named(small_store: Path, tmp_path: Path, monkeypatch
 @pytest.mark.slow
 def test_a_driver_imports_no_ray(small_store: Path, tmp_path: Path) -> None:
     code = "import sys; from ssl_dist.commands.main import main\ntry: main()\nfinally: assert 'ray' not in sys.modules"
-    words = ["pretrain", str(recipe(tmp_path, small_store)), "--set", "epochs=1", "--run-dir", str(tmp_path / "run")]
+    words = ["pretrain", str(recipe(tmp_path, small_store)), "--profile", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "one worker, without Ray" in done.stdout
+    assert "driver: torch and Ray imported" in done.stdout
+    assert "worker 0: first step" in done.stdout
+    assert f"TensorBoard: {tmp_path}/run/profile/steps-6-to-" in done.stdout
 
 
 @pytest.mark.parametrize(
