@@ -84,7 +84,7 @@ def _sections(events: Iterable[Any], steps: int) -> dict[str, dict[str, float]]:
     found = {name: {"host_ms": 0.0, "gpu_ms": 0.0} for name in SECTIONS}
     around: list[Any] = []  # the sections that are open, of one thread
     for event in sorted(events, key=lambda event: (event.time_range.start, -event.time_range.end)):
-        if not event.name.startswith(PREFIX) or event.device_type != torch.autograd.DeviceType.CPU:
+        if not event.name.startswith(PREFIX) or event.device_type.name != "CPU":
             continue
         while around and around[-1].time_range.end <= event.time_range.start:
             around.pop()
