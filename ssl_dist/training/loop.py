@@ -20,7 +20,7 @@ from ssl_dist.evaluate.probe import Probe
 from ssl_dist.evaluate.validation import Validation
 from ssl_dist.timing import mark, section
 from ssl_dist.training.engine import Engine, StepResult
-from ssl_dist.training.health import CollapseWatch, embedding_statistics
+from ssl_dist.training.health.collapse import CollapseWatch, embedding_statistics
 from ssl_dist.training.memory import within_memory
 from ssl_dist.training.metrics import statistics_at_start
 from ssl_dist.training.monitor import Monitor, Stopwatch

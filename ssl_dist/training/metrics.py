@@ -14,10 +14,15 @@ METRICS = "metrics.jsonl"
 
 
 class MetricsReader:
-    """Reads the metrics of a run piece by piece, while it may still be writing them."""
+    """Reads the metrics of a run piece by piece, while it may still be writing them.
 
-    def __init__(self, run: Path) -> None:
-        self._path, self._inode, self._offset = run / METRICS, -1, 0
+    Args:
+        run: its directory.
+        name: of a file in it that has a JSON object a line.
+    """
+
+    def __init__(self, run: Path, name: str = METRICS) -> None:
+        self._path, self._inode, self._offset = run / name, -1, 0
 
     def read_new(self) -> list[dict[str, Any]]:
         """Return the lines that were written since the last call, or all where a resume replaced the file.
@@ -33,7 +38,7 @@ class MetricsReader:
                 self._offset += len(line)
                 with contextlib.suppress(ValueError):
                     lines.append(json.loads(line))
-        return lines
+        return [line for line in lines if isinstance(line, dict)]
 
 
 def statistics_at_start(run: Path) -> dict[str, float]:

@@ -26,7 +26,7 @@ from ssl_dist.reading import RECIPE_FOLDER
 from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
 from ssl_dist.training.exactness import config_of
-from ssl_dist.training.health import FLAT_SHARE, PATIENCE, CollapseWatch, embedding_statistics
+from ssl_dist.training.health.collapse import FLAT_SHARE, PATIENCE, CollapseWatch, embedding_statistics
 from tests.gloo import GlooPool
 from tests.helpers import differences, save, train
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ssl_dist import store
 from ssl_dist.collectives import World
-from ssl_dist.training.health import PATIENCE, CollapseWatch, embedding_statistics
+from ssl_dist.training.health.collapse import PATIENCE, CollapseWatch, embedding_statistics
 from ssl_dist.training.loop import StopRequests, pretrain
 from ssl_dist.training.metrics import statistics_at_start
 from tests.helpers import resolved_config
