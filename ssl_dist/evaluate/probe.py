@@ -50,6 +50,11 @@ class Probe:
         self.k = min(config.probe.k, self.num_bank)
 
     @property
+    def num_queries(self) -> int:
+        """Number of images that are classified; of a rank, of those that it is measured on."""
+        return len(self.ids) - self.num_bank if self.kind in ("knn", "linear") else self.num_bank
+
+    @property
     def possible(self) -> bool:
         """True where the store has images for the probe, with labels where it needs them."""
         return self.num_bank > 0 and (self.kind in ("rankme", "lidar") or self.num_bank < len(self.ids))

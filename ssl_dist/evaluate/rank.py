@@ -69,7 +69,7 @@ def rankme(features: Tensor) -> float:
         embeddings or the backbone's features; this package passes the backbone's, which outlive pretraining.
     """
     sigma = torch.linalg.svdvals(features.double())
-    return _exp_entropy(sigma)
+    return exp_entropy(sigma)
 
 
 def lidar(features: Tensor) -> float:
@@ -96,7 +96,7 @@ def lidar(features: Tensor) -> float:
     s_between = between.T @ between / (n - 1)
     values, vectors = torch.linalg.eigh(s_within)
     whiten = vectors * values.rsqrt() @ vectors.T
-    return _exp_entropy(torch.linalg.eigvalsh(whiten @ s_between @ whiten).clamp(min=0))
+    return exp_entropy(torch.linalg.eigvalsh(whiten @ s_between @ whiten).clamp(min=0))
 
 
 def spectrum(features: Tensor) -> Tensor:
@@ -185,7 +185,7 @@ def components_that_hold(share: float, eigenvalues: Tensor) -> int:
     return int((held < share * held[-1]).sum()) + (1 if held[-1] > 0 else 0)
 
 
-def _exp_entropy(values: Tensor) -> float:
+def exp_entropy(values: Tensor) -> float:
     """Return the exponential of the entropy of values that are scaled to a sum of 1; 1 where all are 0."""
     total = values.sum()
     if not total > 0:

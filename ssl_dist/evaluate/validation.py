@@ -33,6 +33,11 @@ class Validation:
         self.ids = np.flatnonzero(labels >= 0)
         self.labels = torch.from_numpy(labels[self.ids]).long()
 
+    @property
+    def num_queries(self) -> int:
+        """Number of images that are classified."""
+        return len(self.ids)
+
     def measure(self, method: Method, world: World) -> Validated:
         """Classify whole images in evaluation mode; every rank calls, embeds a part and returns rank 0's figures.
 

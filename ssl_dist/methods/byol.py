@@ -27,6 +27,7 @@ class BYOL(ProjectionMethod):
 
     Config = BYOLConfig
     config: BYOLConfig
+    loss_falls = False
     num_targets = 2
     follows_length = True
 

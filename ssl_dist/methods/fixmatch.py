@@ -21,6 +21,7 @@ class FixMatch(Method):
 
     Config = FixMatchConfig
     config: FixMatchConfig
+    loss_falls = False
     num_targets = 1
 
     def __init__(self, backbone: Backbone, config: FixMatchConfig) -> None:

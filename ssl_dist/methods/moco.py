@@ -32,6 +32,7 @@ class MoCo(ProjectionMethod):
 
     Config = MoCoConfig
     config: MoCoConfig
+    loss_falls = False
     head_batch_norm = False
     queue: Tensor  # [K, D]
     position: Tensor  # index at which the next key is written

@@ -37,6 +37,7 @@ class SelfClassifier(ProjectionMethod):
 
     Config = SelfClassifierConfig
     config: SelfClassifierConfig
+    loss_falls = False
 
     def __init__(self, backbone: Backbone, config: SelfClassifierConfig) -> None:
         super().__init__(backbone, config)

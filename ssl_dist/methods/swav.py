@@ -36,6 +36,7 @@ class SwAV(ProjectionMethod):
 
     Config = SwAVConfig
     config: SwAVConfig
+    loss_falls = False
     num_targets = _CODED
     freezable = ("prototypes",)
     queue: Tensor  # [Q, 2, D], embeddings of the two coded views

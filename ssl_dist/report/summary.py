@@ -15,6 +15,7 @@ _PROBES = {
 }
 _NAMES = {
     "train/loss": ("loss", "{:.4g}"),
+    "train/loss_at_start": ("loss at step 0", "{:.4g}"),
     "train/loss_if_collapsed": ("loss if collapsed", "{:.4g}"),
     "validation/loss": ("validation loss", "{:.4g}"),
     "train/learning_rate": ("learning rate", "{:.3g}"),
@@ -23,6 +24,8 @@ _NAMES = {
     "embedding/uniformity": ("uniformity", "{:.3g} (0: all in one point, -4: spread)"),
     "embedding/separation": ("separation", "{:.3g} (0: two views agree, 1: unlike as two images)"),
     "embedding/std": ("spread", "{:.3g} (0: all in one point, 1: spread)"),
+    "embedding/rank": ("dimensions in use", "{:.1f} (effective rank)"),
+    "embedding/rank_limit": ("largest possible rank", "{:.0f}"),
     "speed/images_per_s": ("speed", "{:,.0f} images/s (median)"),
     "speed/data_wait_share": ("waiting for data", "{:.1%} of the time"),
     "memory/peak_mb": ("peak memory", "{:,.0f} MB"),

@@ -20,9 +20,8 @@ from ssl_dist.evaluate.probe import Probe
 from ssl_dist.evaluate.validation import Validation
 from ssl_dist.timing import mark, section
 from ssl_dist.training.engine import Engine, StepResult
-from ssl_dist.training.health.collapse import CollapseWatch, embedding_statistics
+from ssl_dist.training.health.embedding import embedding_statistics
 from ssl_dist.training.memory import within_memory
-from ssl_dist.training.metrics import statistics_at_start
 from ssl_dist.training.monitor import Monitor, Stopwatch
 from ssl_dist.training.profiling import StepProfile
 
@@ -96,17 +95,19 @@ class _Run:
         self.first_step, self.engine, self._losses = _restore(config, checkpoints, world)
         mark("network and DeepSpeed made")
         is_first = world.rank == 0
-        self._monitor = Monitor(directory, config, self.plan, self.first_step) if is_first else None
         self._writer = Writer(checkpoints, config) if is_first else None
         validated = config.probe is not None and config.probe.kind == "validation"
         self._validation = Validation(config, data.store) if validated else None
         self._probe = Probe(config, data.store) if config.probe and not validated else None
+        measures = self._validation or self._probe
+        probe_images = measures.num_queries if measures else 0
+        self._monitor = (
+            Monitor(directory, config, self.plan, self.first_step, probe_images=probe_images) if is_first else None
+        )
         stop = self.first_step if self.is_over(self.first_step) else self.plan.total_steps
         self.batches = Batches(data.sample_plan, world, self.first_step, stop)
         self.profile = StepProfile(directory, self.first_step, config.monitor.profile_steps if is_first else 0)
-        self._watch, self._warned = Stopwatch(self.first_step), False
-        self._collapse = CollapseWatch(self.plan.warmup_steps, self.engine.method.collapsed_loss)
-        self._collapse.start = statistics_at_start(directory) if self.first_step else {}
+        self._watch = Stopwatch(self.first_step)
 
     def __enter__(self) -> _Run:
         return self
@@ -131,21 +132,21 @@ class _Run:
             mark("first weights probed")
 
     def log_start(self, result: StepResult) -> None:
-        """Write the statistics of the initial weights' embeddings, which the first step's ``result`` has."""
-        self._collapse.start, _ = self._statistics(result)
-        if self._monitor and self._collapse.start:
-            self._monitor.scalars(0, _tagged(self._collapse.start))
+        """Write the initial weights' loss and statistics of their embeddings, which the first step's ``result`` has."""
+        statistics = self._statistics(result)
+        if self._monitor:
+            self._monitor.scalars(0, {"train/loss_at_start": result.loss, **statistics})
 
-    def _statistics(self, result: StepResult) -> tuple[dict[str, float], int]:
-        """Return statistics of the embedding, empty where the method has no pairs of views, and the images they are of.
+    def _statistics(self, result: StepResult) -> dict[str, float]:
+        """Return statistics of the embedding by tag; none where the method has no pairs of views.
 
         Every rank calls; only rank 0 computes.
         """
         pairs = self.engine.method.pairs(result.outputs)
         pairs = None if pairs is None else RowCounts.of(pairs).gather(pairs)
         if pairs is None or not self._monitor:
-            return {}, 0
-        return embedding_statistics(pairs), len(pairs)
+            return {}
+        return {f"embedding/{name}": value for name, value in embedding_statistics(pairs).items()}
 
     def learning_rate(self, step: int) -> float:
         """Return the rate of a step."""
@@ -175,8 +176,8 @@ class _Run:
 
     @section("log")
     def log(self, step: int, learning_rate: float, result: StepResult) -> None:
-        """Write the step's metrics, and warn once if training looks collapsed."""
-        statistics, rows = self._statistics(result)
+        """Write the step's metrics, of which the monitor says so where they look unhealthy."""
+        statistics = self._statistics(result)
         rates = self._watch.lap(step, self._config.batch.size, self.batches.waited_s)
         if not self._monitor:
             return
@@ -186,13 +187,9 @@ class _Run:
             "train/learning_rate": learning_rate,
             "train/gradient_norm": result.grad_norm,
             **({} if collapsed_loss is None else {"train/loss_if_collapsed": collapsed_loss}),
-            **_tagged(statistics),
+            **statistics,
             **rates,
         }
-        reason = self._collapse.reason(step, statistics, rows, result.loss)
-        if reason and not self._warned:
-            self._warned = True
-            log.warning("step %d: %s: this is collapse", step, reason)
         self.metrics |= values
         self._monitor.scalars(step, values)
 
@@ -224,10 +221,6 @@ class _Run:
                 self._writer.write(step, self.engine.state, score, tuple(self._losses))
             else:
                 self.engine.state()  # takes part in rank 0's collectives
-
-
-def _tagged(statistics: dict[str, float]) -> dict[str, float]:
-    return {f"embedding/{name}": value for name, value in statistics.items()}
 
 
 def _restore(config: ResolvedConfig, checkpoints: Checkpoints, world: World) -> tuple[int, Engine, list[float]]:

@@ -41,13 +41,6 @@ class MetricsReader:
         return [line for line in lines if isinstance(line, dict)]
 
 
-def statistics_at_start(run: Path) -> dict[str, float]:
-    """Return the statistics of a run's embeddings at step 0; empty where an earlier version has written none."""
-    lines = (line for line in MetricsReader(run).read_new() if line["step"] == 0)
-    found = {tag: value for line in lines for tag, value in line.items() if tag.startswith("embedding/")}
-    return {tag.partition("/")[2]: value for tag, value in found.items()}
-
-
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """Return the lines of a run's metrics so far.
 

@@ -1,16 +1,18 @@
-"""The monitor of a run: its numbers are written to TensorBoard and metrics.jsonl.
+"""The monitor of a run: its numbers are written to TensorBoard and metrics.jsonl, and judged by the health watch.
 
-RUN/tensorboard/      scalars, augmented views, hyperparameters
+RUN/tensorboard/      scalars, augmented views, hyperparameters, sentences of the health watch
 RUN/metrics.jsonl     the same scalars, see ``metrics``
+RUN/health.jsonl      the same sentences, see ``health.findings``
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,15 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from ssl_dist.config import Plan, RunConfig
+from ssl_dist import methods
+from ssl_dist.config import Plan, ResolvedConfig
 from ssl_dist.files import write_text
+from ssl_dist.training.health import HEALTH, Finding, read_health
+from ssl_dist.training.health.watch import HealthWatch, rules_of
 from ssl_dist.training.metrics import METRICS, MetricsReader
 from ssl_dist.uris import without_secrets
+
+log = logging.getLogger(__name__)
 
 TENSORBOARD = "tensorboard"
 _PICTURED = 8  # images whose views are drawn
@@ -34,12 +41,16 @@ class Monitor:
     Args:
         run: the run directory.
         first_step: steps done before; lines and scalars of later steps, from an interrupted run, are dropped.
+        probe_images: number of images that the online probe classifies; 0: there is no probe.
     """
 
-    def __init__(self, run: Path, config: RunConfig, plan: Plan, first_step: int) -> None:
+    def __init__(
+        self, run: Path, config: ResolvedConfig, plan: Plan, first_step: int, *, probe_images: int = 0
+    ) -> None:
         self._plan = plan
-        _drop_after(run, first_step)
+        past, _ = (_drop_after(run, name, first_step) for name in (METRICS, HEALTH))
         self._lines = (run / METRICS).open("a", encoding="utf-8")
+        self._findings = (run / HEALTH).open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step + 1)
         wanted = config.monitor.hparams
         known = {key: _shown(value) for key, value in config.flat().items() if wanted is None or key in wanted}
@@ -47,19 +58,36 @@ class Monitor:
         experiment, start, self._end = hparams(known, dict.fromkeys([*measured, "train/loss"], 0.0))
         self._summary(experiment)
         self._summary(start)
+        loss_falls = methods.load(config.method.name).loss_falls
+        self._watch = HealthWatch(
+            rules_of(config, plan, loss_falls=loss_falls, probe_images=probe_images), past, read_health(run)
+        )
+        self._tell(self._watch.begin(config, first_step, self._epoch(first_step)))
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write values by tag, measured after ``step`` steps."""
         for tag, value in values.items():
             self._board.add_scalar(tag, value, step)
-        line = {"step": step, "epoch": round(step / self._plan.steps_per_epoch, 4), **values}
+        line = {"step": step, "epoch": self._epoch(step), **values}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
+        self._tell(self._watch.look(line))
 
     def views(self, step: int, views: Tensor) -> None:
         """Draw views ``[V, N, 3, S, S]`` of the first images, one column for each image."""
         picture = views[:, :_PICTURED].permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # [3, V * S, N * S]
         self._board.add_image("views", picture.float().cpu(), step)
+
+    def _epoch(self, step: int) -> float:
+        return round(step / self._plan.steps_per_epoch, 4)
+
+    def _tell(self, findings: Sequence[Finding]) -> None:
+        """Say what the health watch has found, in all places."""
+        for finding in findings:
+            log.warning("step %d: %s", finding.step, finding.text)
+            self._board.add_text(f"health/{finding.rule}", finding.text, finding.step)
+            self._findings.write(json.dumps(finding._asdict()) + "\n")
+            self._findings.flush()
 
     def _summary(self, summary: Any) -> None:
         self._board._get_file_writer().add_summary(summary)
@@ -69,6 +97,7 @@ class Monitor:
         self._summary(self._end)
         self._board.close()
         self._lines.close()
+        self._findings.close()
 
 
 class Stopwatch:
@@ -113,8 +142,9 @@ def _shown(value: Any) -> bool | int | float | str:
     return value if isinstance(value, (bool, int, float)) else json.dumps(value)
 
 
-def _drop_after(run: Path, last_step: int) -> None:
-    """Rewrite the metrics without the lines of later steps and without a torn last line."""
-    if (run / METRICS).exists():
-        kept = [json.dumps(line) + "\n" for line in MetricsReader(run).read_new() if line["step"] <= last_step]
-        write_text(run / METRICS, "".join(kept))
+def _drop_after(run: Path, name: str, last_step: int) -> list[dict[str, Any]]:
+    """Rewrite a file without the lines of later steps and without a torn last line; return its lines."""
+    kept = [line for line in MetricsReader(run, name).read_new() if line["step"] <= last_step]
+    if (run / name).exists():
+        write_text(run / name, "".join(json.dumps(line) + "\n" for line in kept))
+    return kept

@@ -26,7 +26,9 @@ from ssl_dist.reading import RECIPE_FOLDER
 from ssl_dist.store import ImageStore
 from ssl_dist.training.engine import Engine
 from ssl_dist.training.exactness import config_of
-from ssl_dist.training.health.collapse import FLAT_SHARE, PATIENCE, CollapseWatch, embedding_statistics
+from ssl_dist.training.health.collapse import FLAT_SHARE, Collapse
+from ssl_dist.training.health.embedding import embedding_statistics
+from ssl_dist.training.health.rule import PATIENCE
 from tests.gloo import GlooPool
 from tests.helpers import differences, save, train
 
@@ -152,9 +154,10 @@ class Blind(nn.Module):
 
 def judged(start: dict[str, float], statistics: dict[str, float], rows: int) -> str | None:
     """Return what is said of a run that has such statistics when its patience ends."""
-    watch = CollapseWatch(0, None)
-    watch.start = start
-    return watch.reason(PATIENCE, statistics, rows, 0.0)
+    rule = Collapse(0, rows)
+    rule.judge({"step": 0, **{f"embedding/{name}": value for name, value in start.items()}})
+    now = {f"embedding/{name}": value for name, value in statistics.items()}
+    return rule.judge({"step": PATIENCE, "train/loss": 0.0, **now})
 
 
 @each_method

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,22 @@ from PIL import Image
 
 from ssl_dist import store
 from ssl_dist.collectives import World
-from ssl_dist.training.health.collapse import PATIENCE, CollapseWatch, embedding_statistics
+from ssl_dist.evaluate.rank import rankme
+from ssl_dist.training.health import read_health
+from ssl_dist.training.health.collapse import Collapse
+from ssl_dist.training.health.embedding import embedding_statistics
+from ssl_dist.training.health.rule import PATIENCE
 from ssl_dist.training.loop import StopRequests, pretrain
-from ssl_dist.training.metrics import statistics_at_start
+from ssl_dist.training.metrics import read_metrics
 from tests.helpers import resolved_config
+
+
+def line(step: int, statistics: Mapping[str, float], loss: float = 1.0, limit: float | None = None) -> dict[str, float]:
+    """Return a line of metrics of a step."""
+    found = {"step": step, **{f"embedding/{name}": value for name, value in statistics.items()}}
+    found |= {"train/loss": loss} if step else {}
+    return found | ({} if limit is None else {"train/loss_if_collapsed": limit})
+
 
 ONE_POINT = "all embeddings are in one point"
 UNLIKE = "two views of an image differ as much as two images"
@@ -31,18 +44,31 @@ def test_embedding_statistics_tell_spread_from_collapse() -> None:
     constant = embedding_statistics(torch.ones(500, 2, 64) + 1e-4 * torch.randn(500, 2, 64))
     assert constant["uniformity"] == pytest.approx(0, abs=1e-3)
     assert constant["std"] < 1e-3
-    watch = CollapseWatch(0, None)
-    watch.start = found
-    assert watch.reason(1, found, 500, 1.0) is None
-    assert watch.reason(2, constant, 500, 1.0) == ONE_POINT
+    rule = Collapse(0, 500)
+    assert rule.judge(line(0, found)) is None
+    assert rule.judge(line(1, found)) is None
+    assert ONE_POINT in str(rule.judge(line(2, constant)))
+
+
+@pytest.mark.parametrize("shape", [(40, 64), (300, 64), (12, 100)])
+def test_the_rank_of_embeddings_is_their_rankme(shape: tuple[int, int]) -> None:
+    """Eigenvalues of squares have half the digits of singular values: 1e-8, over up to 256 of them."""
+    torch.manual_seed(0)
+    for scale in (1.0, 1e-4):  # of all dimensions but five
+        pairs = torch.randn(shape[0], 2, shape[1])
+        pairs[:, :, 5:] *= scale
+        found = embedding_statistics(pairs)
+        whole = rankme(torch.nn.functional.normalize(pairs[:256, 0], dim=1))
+        assert found["rank"] == pytest.approx(whole, rel=1e-3)
+        assert found["rank_limit"] == min(256, *shape)
 
 
 def reasons(separations: dict[int, float], *, rows: int, warmup: int = 0, std: float = 0.8) -> dict[int, str]:
     """Return what is said at some steps of a run whose separation is known, also that of step 0."""
-    watch = CollapseWatch(warmup, None)
-    watch.start = {"separation": separations.pop(0), "std": 0.8}
+    rule = Collapse(warmup, rows)
+    rule.judge(line(0, {"separation": separations.pop(0), "std": 0.8}))
     curve = {step: {"separation": value, "std": std} for step, value in separations.items()}
-    said = {step: watch.reason(step, statistics, rows, 1.0) for step, statistics in curve.items()}
+    said = {step: rule.judge(line(step, statistics)) for step, statistics in curve.items()}
     return {step: reason for step, reason in said.items() if reason}
 
 
@@ -94,19 +120,19 @@ def test_collapse_is_named_after_warm_up(
 
 
 def test_a_run_whose_step_0_is_not_known_is_judged_after_its_patience() -> None:
-    watch = CollapseWatch(0, None)
+    rule = Collapse(0, 64)
     statistics = {"separation": 1.0, "std": 0.8}
-    assert watch.reason(PATIENCE - 1, statistics, 64, 1.0) is None
-    assert UNLIKE in (watch.reason(PATIENCE, statistics, 64, 1.0) or "")
-    assert watch.reason(PATIENCE, {"separation": 0.5, "std": 0.0}, 64, 1.0) == ONE_POINT
+    assert rule.judge(line(PATIENCE - 1, statistics)) is None
+    assert UNLIKE in str(rule.judge(line(PATIENCE, statistics)))
+    assert ONE_POINT in str(rule.judge(line(PATIENCE, {"separation": 0.5, "std": 0.0})))
 
 
 def test_a_loss_is_compared_with_the_loss_of_a_constant_embedding() -> None:
-    watch = CollapseWatch(10, 5.0)
-    assert watch.reason(10 + PATIENCE - 1, {}, 0, 4.99) is None
+    rule = Collapse(10, 0)
+    assert rule.judge(line(10 + PATIENCE - 1, {}, 4.99, 5.0)) is None
     message = "the loss is 4.990; if all images had the same embedding, it would be 5.000"
-    assert watch.reason(10 + PATIENCE, {}, 0, 4.99) == message
-    assert [watch.reason(10 + PATIENCE + step, {}, 0, 4.8) for step in range(1, 6)][-1] is None
+    assert message in str(rule.judge(line(10 + PATIENCE, {}, 4.99, 5.0)))
+    assert [rule.judge(line(10 + PATIENCE + step, {}, 4.8, 5.0)) for step in range(1, 6)][-1] is None
 
 
 def test_six_steps_on_pictures_of_noise_say_nothing_and_note_step_0(
@@ -123,4 +149,7 @@ def test_six_steps_on_pictures_of_noise_say_nothing_and_note_step_0(
     with caplog.at_level(logging.WARNING, "ssl_dist.training"):
         assert pretrain(config, tmp_path / "run", World(), StopRequests())["step"] == 6
     assert "collapse" not in caplog.text
-    assert statistics_at_start(tmp_path / "run")["separation"] > 0.6
+    assert read_health(tmp_path / "run") == []
+    first = next(line for line in read_metrics(tmp_path / "run") if "train/loss_at_start" in line)
+    assert first["step"] == 0
+    assert first["embedding/separation"] > 0.6

@@ -1,8 +1,4 @@
-"""Detection of collapse: statistics of the embedding, and a loss that is no better than a constant embedding's.
-
-Source: Wang and Isola, "Understanding Contrastive Representation Learning through Alignment and Uniformity on the
-Hypersphere", arXiv 2005.10242, section 4.1.
-"""
+"""The rules of embeddings: collapse, few dimensions in use, and what a low temperature does to them."""
 
 from __future__ import annotations
 
@@ -10,48 +6,21 @@ import math
 from collections import deque
 from collections.abc import Mapping
 from statistics import fmean
-from types import MappingProxyType
 
-import torch
-from torch import Tensor
-from torch.nn.functional import normalize
-
-from ssl_dist.evaluate.rank import alignment, uniformity
+from ssl_dist.training.health.rule import LOGS, PATIENCE, Rule
 
 COLLAPSED_STD = 0.01  # an embedding with a smaller std is collapsed; a healthy one is near 1
 COLLAPSED_SEPARATION = 0.9  # a larger one is collapse; 512 rows of noise have 0.96 to 1.03 (measured)
 FLAT_SHARE = 0.99  # a loss above this share of a collapsed network's is collapse; runs that learn have 0.96 at step 40
-PATIENCE = 200  # steps; runs on digits that learn are below 0.6 of separation after 30, without a warm-up
 _NOISE = 0.6  # standard deviation of a separation, times the root of its rows (measured on digits, 8 to 64 rows)
-_LOGS = 5  # logged steps whose mean is judged, since a single step of a small batch is noise
-MAX_ROWS = 1024  # uniformity is a mean over pairs: more rows cost time and change little
+_MAX_ROWS = 1024  # images that the statistics are of, at most
+_FEW = 1 / 12  # of the rank that embeddings can have; healthy runs of SimCLR have a quarter (measured)
+_CROWDED = 0.5  # a spread below it; with temperature 0.02, CIFAR-10 has 0.25 and digits 0.4, with 0.2 both 0.9 or more
+_LOW_TEMPERATURE = 0.1  # the lower end of what SimCLR's authors found good
+_MEND = "Try a third of optim.lr, more warm-up, or views that keep more of the image (augment.crop_scale)"
 
 
-@torch.no_grad()
-def embedding_statistics(embeddings: Tensor) -> dict[str, float]:
-    """Return alignment, uniformity, separation and spread of normalised embeddings.
-
-        alignment   mean |z_a - z_b|^2 over images      0: views agree; 2: unrelated (``evaluate.rank.alignment``)
-        uniformity  log mean exp(-2 |z_i - z_j|^2)      about -4: spread; 0: in one point (``evaluate.rank.uniformity``)
-        separation  alignment / mean |z_i - z_j|^2      0: views agree; 1: they are as unlike as different images
-        std         mean over dimensions of the standard deviation, times sqrt(D)     1: spread; 0: collapsed
-
-    Args:
-        embeddings: ``[B, V, D]``, B >= 2, of which the first two views are used.
-    """
-    z = normalize(embeddings[:MAX_ROWS].float(), dim=2)
-    z_a, z_b = z[:, 0], z[:, 1]
-    between_images = float(torch.pdist(z_a).square().mean())
-    aligned = alignment(z_a, z_b)
-    return {
-        "alignment": aligned,
-        "uniformity": uniformity(z_a),
-        "separation": aligned / max(between_images, 1e-12),
-        "std": float(z_a.std(0).mean() * z.shape[2] ** 0.5),
-    }
-
-
-class CollapseWatch:
+class Collapse(Rule):
     """Tells from a run's numbers whether training looks collapsed, judged against the run's own step 0.
 
     Two views of an image may differ as much as two images before anything is learnt, in small or plain pictures, so
@@ -61,45 +30,105 @@ class CollapseWatch:
 
     Args:
         warmup_steps: of the run. A warm-up of more than ``PATIENCE`` steps hides what is clearly worse no longer.
-        collapsed_loss: the loss if all images had the same embedding; None: the loss does not show collapse.
-
-    Attributes:
-        start: statistics of the embedding at step 0; empty where they are not known.
+        rows: images of a batch.
     """
 
-    start: Mapping[str, float] = MappingProxyType({})
+    name = "collapse"
+    tags = ("train/loss", "embedding/separation")
 
-    def __init__(self, warmup_steps: int, collapsed_loss: float | None) -> None:
+    def __init__(self, warmup_steps: int, rows: int) -> None:
         self._warm, self._patient = min(warmup_steps, PATIENCE), warmup_steps + PATIENCE
-        self._collapsed_loss = collapsed_loss
-        self._separations, self._losses = (deque[float](maxlen=_LOGS) for _ in range(2))
+        self._rows = min(rows, _MAX_ROWS)
+        self._separations, self._losses = (deque[float](maxlen=LOGS) for _ in range(2))
+        self._start: Mapping[str, float] = {}
 
-    def reason(self, step: int, statistics: Mapping[str, float], rows: int, loss: float) -> str | None:
-        """Say why training looks collapsed; None if it does not.
-
-        Args:
-            statistics: of the embedding, of ``rows`` images; empty where the method has no pairs of views.
-            loss: of this step.
-        """
+    def judge(self, line: Mapping[str, float]) -> str | None:
+        """Take the line of step 0, which has the statistics that later ones are compared with, or a later one."""
+        step = line["step"]
+        if not step:
+            self._start = line
         if step <= self._warm:
             return None
-        self._losses.append(loss)
-        mean_loss, limit = fmean(self._losses), self._collapsed_loss
-        if statistics:
-            self._separations.append(statistics["separation"])
-            if statistics["std"] < min(COLLAPSED_STD, self.start.get("std", math.inf) / 2):
-                return "all embeddings are in one point"
-            if self._unlike(step, min(rows, MAX_ROWS)):
-                return "two views of an image differ as much as two images, and training makes it no better"
+        self._losses.append(line["train/loss"])
+        mean_loss, limit = fmean(self._losses), line.get("train/loss_if_collapsed")
+        if "embedding/separation" in line:
+            self._separations.append(line["embedding/separation"])
+            if line["embedding/std"] < min(COLLAPSED_STD, self._start.get("embedding/std", math.inf) / 2):
+                return f"all embeddings are in one point: this is collapse. {_MEND}"
+            if self._unlike(step):
+                return (
+                    "two views of an image differ as much as two images, and training makes it no better: this is"
+                    f" collapse. {_MEND}"
+                )
         if limit is not None and step >= self._patient and mean_loss > FLAT_SHARE * limit:
-            return f"the loss is {mean_loss:.3f}; if all images had the same embedding, it would be {limit:.3f}"
+            return (
+                f"the loss is {mean_loss:.3f}; if all images had the same embedding, it would be {limit:.3f}: this is"
+                f" collapse. {_MEND}"
+            )
         return None
 
-    def _unlike(self, step: int, rows: int) -> bool:
+    def _unlike(self, step: float) -> bool:
         """Return whether views of an image are as unlike as different images, because of the training."""
-        now, start = fmean(self._separations), self.start.get("separation")
+        now, start = fmean(self._separations), self._start.get("embedding/separation")
         if now <= COLLAPSED_SEPARATION:
             return False
         if step >= self._patient:
-            return start is None or now > start - _NOISE / math.sqrt(rows * len(self._separations))
-        return start is not None and now > start + 3 * _NOISE / math.sqrt(rows)
+            return start is None or now > start - _NOISE / math.sqrt(self._rows * len(self._separations))
+        return start is not None and now > start + 3 * _NOISE / math.sqrt(self._rows)
+
+
+class FewDimensions(Rule):
+    """Embeddings whose effective rank, from the end of warm-up, is small beside what it can be, and half of step 0's.
+
+    Source of the measure: ``evaluate.rank.rankme``. Of the failure: Jing et al., "Understanding Dimensional Collapse in
+    Contrastive Self-Supervised Learning", arXiv 2110.09348.
+    """
+
+    name = "few-dimensions"
+    tags = ("embedding/rank",)
+
+    def __init__(self, warmup_steps: int) -> None:
+        self._warm, self._start = min(warmup_steps, PATIENCE), math.inf
+        self._ranks = deque[float](maxlen=LOGS)
+
+    def judge(self, line: Mapping[str, float]) -> str | None:
+        rank, limit = line["embedding/rank"], line["embedding/rank_limit"]
+        if not line["step"]:
+            self._start = rank
+        if line["step"] <= self._warm:
+            return None
+        self._ranks.append(rank)
+        now = fmean(self._ranks)
+        if len(self._ranks) < LOGS or now >= _FEW * limit or now >= self._start / 2:
+            return None
+        return f"embeddings use {now:.0f} of {limit:.0f} dimensions: {_MEND[0].lower()}{_MEND[1:]}"
+
+
+class LowTemperature(Rule):
+    """Embeddings that crowd together, from the end of warm-up, in a run of low temperature.
+
+    Divided by a low temperature, the differences of random cosines are large: the loss begins far above that of equal
+    embeddings, and the quickest way down is to make all embeddings alike.
+    """
+
+    name = "low-temperature"
+    tags = ("embedding/std",)
+
+    def __init__(self, warmup_steps: int, temperature: float) -> None:
+        self._warm, self._temperature = min(warmup_steps, PATIENCE), temperature
+        self._spreads = deque[float](maxlen=LOGS)
+
+    def judge(self, line: Mapping[str, float]) -> str | None:
+        if line["step"] <= self._warm:
+            return None
+        self._spreads.append(line["embedding/std"])
+        spread = fmean(self._spreads)
+        if self._temperature >= _LOW_TEMPERATURE or len(self._spreads) < LOGS or spread >= _CROWDED:
+            return None
+        used = ""
+        if "embedding/rank" in line:
+            used = f" and use {line['embedding/rank']:.0f} of {line['embedding/rank_limit']:.0f} dimensions"
+        return (
+            f"embeddings crowd together{used}, with a spread of {spread:.2g} (1: all over the sphere): temperature"
+            f" {self._temperature:g} is low; try method.temperature 0.1 to 0.5"
+        )
