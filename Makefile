@@ -28,7 +28,7 @@ test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
 
 test-extras: install
-	$(BIN)/pip install -q -c constraints.txt -e '.[timm,onnx]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[timm,onnx,wandb,mlflow]'
 	$(BIN)/pytest -m extras
 
 # bit equality under the kernels that other CPUs would choose, and with more threads

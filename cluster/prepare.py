@@ -14,6 +14,7 @@ from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.config import ResolvedConfig, RunConfig
 from ssl_dist.config.overrides import put_override
 from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.training.boards import expect_libraries
 from ssl_dist.uris import split_uri, without_secrets
 
 
@@ -30,8 +31,9 @@ def resolve_settings(config: RunConfig) -> ResolvedConfig:
 
 
 def _check(config: ResolvedConfig) -> ResolvedConfig:
-    """Check the run's length, its mirror and its initial weights; find the facts about the weights."""
+    """Check the run's length, its boards, mirror and initial weights; find the facts about the weights."""
     config.plan()
+    expect_libraries(config.monitor.also)
     if config.checkpoint.mirror:
         Mirror(config.checkpoint.mirror).expect_writable()
     return pretrained.resolve(config)

@@ -285,13 +285,27 @@ class CheckpointConfig(Section):
     """URI of a folder (`s3://bucket/folder`) for copies of the checkpoints, under the run's name; `None`: no copies."""
 
 
+class ProjectorConfig(Section):
+    """Embeddings of some images, with thumbnails and labels, for the projector of TensorBoard."""
+
+    every_epochs: float = pydantic.Field(10, gt=0)
+    """Epochs between two sets of embeddings; one more is of the initial weights, and one of the last ones."""
+    images: int = pydantic.Field(2000, ge=10, le=10_000)
+    """Images of the store that are embedded, spread over it; the projector becomes slow with more than 5,000."""
+
+
 class MonitorConfig(Section):
-    """Metrics in metrics.jsonl and TensorBoard."""
+    """Metrics in metrics.jsonl, TensorBoard and other boards."""
 
     every_steps: int = pydantic.Field(10, ge=1)
     """Steps between two lines of metrics."""
     hparams: tuple[str, ...] | None = None
-    """Dotted keys that TensorBoard's HParams tab shows; `None`: all."""
+    """Dotted keys that TensorBoard's HParams tab and other boards show; `None`: all."""
+    projector: ProjectorConfig | None = None
+    """Embeddings for TensorBoard's projector; `None`: none."""
+    also: tuple[Literal["wandb", "mlflow"], ...] = ()
+    """Boards beside TensorBoard that get the same numbers: Weights & Biases (wandb) and MLflow (mlflow), each an extra
+    to install."""
     profile_steps: int = pydantic.Field(0, ge=0)
     """Steps after the first five of a start that are profiled, into RUN/profile; `pretrain --profile` shows them."""
 

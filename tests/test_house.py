@@ -121,7 +121,9 @@ DOORS = {
     },
     "optuna": {"tune.space", "tune.optuna_search", "tune.results"},
     "tensorboard": set(),
-    "torch.utils.tensorboard": {"ssl_dist.training.monitor"},
+    "torch.utils.tensorboard": {"ssl_dist.training.boards.tensorboard"},
+    "wandb": {"ssl_dist.training.boards.wandb"},
+    "mlflow": {"ssl_dist.training.boards.mlflow"},
     "pyarrow": {
         "ssl_dist.store.building.sources.files",
         "ssl_dist.store.building.sources.tables",

@@ -31,7 +31,7 @@ _LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "engine": {"memory_format": "auto", "compile": "off", "deterministic": False},
     "optim": {"layer_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 3},
     "probe": {"label_file": None, "patience": None},
-    "monitor": {"profile_steps": 0},
+    "monitor": {"projector": None, "also": [], "profile_steps": 0},
 }
 
 

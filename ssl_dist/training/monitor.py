@@ -1,6 +1,6 @@
-"""The monitor of a run: its numbers are written to TensorBoard and metrics.jsonl, and judged by the health watch.
+"""The monitor of a run: its numbers go to metrics.jsonl and the boards, and are judged by the health watch.
 
-RUN/tensorboard/      scalars, augmented views, hyperparameters, sentences of the health watch
+RUN/tensorboard/      scalars, augmented views, hyperparameters, sentences of the health watch, see ``boards``
 RUN/metrics.jsonl     the same scalars, see ``metrics``
 RUN/health.jsonl      the same sentences, see ``health.findings``
 """
@@ -18,20 +18,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from ssl_dist import methods
 from ssl_dist.config import Plan, ResolvedConfig
 from ssl_dist.files import write_text
+from ssl_dist.training.boards import Boards
 from ssl_dist.training.health import HEALTH, Finding, read_health
 from ssl_dist.training.health.watch import HealthWatch, rules_of
 from ssl_dist.training.metrics import METRICS, MetricsReader
-from ssl_dist.uris import without_secrets
 
 log = logging.getLogger(__name__)
 
-TENSORBOARD = "tensorboard"
 _PICTURED = 8  # images whose views are drawn
 
 
@@ -51,13 +48,7 @@ class Monitor:
         past, _ = (_drop_after(run, name, first_step) for name in (METRICS, HEALTH))
         self._lines = (run / METRICS).open("a", encoding="utf-8")
         self._findings = (run / HEALTH).open("a", encoding="utf-8")
-        self._board = SummaryWriter(str(run / TENSORBOARD), purge_step=first_step + 1)
-        wanted = config.monitor.hparams
-        known = {key: _shown(value) for key, value in config.flat().items() if wanted is None or key in wanted}
-        measured = [config.probe.tag] if config.probe else []
-        experiment, start, self._end = hparams(known, dict.fromkeys([*measured, "train/loss"], 0.0))
-        self._summary(experiment)
-        self._summary(start)
+        self._boards = Boards(run, config, first_step)
         loss_falls = methods.load(config.method.name).loss_falls
         self._watch = HealthWatch(
             rules_of(config, plan, loss_falls=loss_falls, probe_images=probe_images), past, read_health(run)
@@ -66,8 +57,7 @@ class Monitor:
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """Write values by tag, measured after ``step`` steps."""
-        for tag, value in values.items():
-            self._board.add_scalar(tag, value, step)
+        self._boards.scalars(step, values)
         line = {"step": step, "epoch": self._epoch(step), **values}
         self._lines.write(json.dumps(line) + "\n")
         self._lines.flush()
@@ -76,7 +66,8 @@ class Monitor:
     def views(self, step: int, views: Tensor) -> None:
         """Draw views ``[V, N, 3, S, S]`` of the first images, one column for each image."""
         picture = views[:, :_PICTURED].permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)  # [3, V * S, N * S]
-        self._board.add_image("views", picture.float().cpu(), step)
+        pixels = (picture.float().cpu() * 255).clamp(0, 255).byte().permute(1, 2, 0)
+        self._boards.picture(step, "views", pixels.numpy())
 
     def _epoch(self, step: int) -> float:
         return round(step / self._plan.steps_per_epoch, 4)
@@ -85,17 +76,13 @@ class Monitor:
         """Say what the health watch has found, in all places."""
         for finding in findings:
             log.warning("step %d: %s", finding.step, finding.text)
-            self._board.add_text(f"health/{finding.rule}", finding.text, finding.step)
+            self._boards.text(finding.step, f"health/{finding.rule}", finding.text)
             self._findings.write(json.dumps(finding._asdict()) + "\n")
             self._findings.flush()
 
-    def _summary(self, summary: Any) -> None:
-        self._board._get_file_writer().add_summary(summary)
-
     def close(self) -> None:
-        """Mark the run as ended in TensorBoard, and close the files."""
-        self._summary(self._end)
-        self._board.close()
+        """Mark the run as ended in the boards, and close the files."""
+        self._boards.close()
         self._lines.close()
         self._findings.close()
 
@@ -133,13 +120,6 @@ def peak_mb() -> float:
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e6
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6
-
-
-def _shown(value: Any) -> bool | int | float | str:
-    """Convert a hyperparameter to a type that TensorBoard takes."""
-    if isinstance(value, str):
-        return without_secrets(value)
-    return value if isinstance(value, (bool, int, float)) else json.dumps(value)
 
 
 def _drop_after(run: Path, name: str, last_step: int) -> list[dict[str, Any]]:
