@@ -37,7 +37,7 @@ class Probe:
         self.kind = config.probe.kind
         self._store, self._config = store, config
         with_labels = self.kind in ("knn", "linear")
-        rows = _rows(config, store, with_labels)
+        rows = candidates(config, store, with_labels=with_labels)
         self.num_bank = min(config.probe.bank, len(rows) * 4 // 5 if with_labels else len(rows))
         num_queries = min(config.probe.queries, len(rows) - self.num_bank) if with_labels else 0
         chosen = sample_ids(config.seed, _STREAM, 0, self.num_bank + num_queries, len(rows)) if len(rows) else rows
@@ -90,7 +90,7 @@ class Probe:
         return over_workers(self.ids, world, features_of)
 
 
-def _rows(config: RunConfig, store: ImageStore, with_labels: bool) -> np.ndarray:
+def candidates(config: RunConfig, store: ImageStore, *, with_labels: bool) -> np.ndarray:
     """Return the rows to choose from: all images, or one window's where an epoch goes through the shards in windows."""
     if config.data.order == "full":
         return np.flatnonzero(store.labels >= 0) if with_labels else np.arange(len(store))

@@ -24,6 +24,7 @@ from ssl_dist.training.health.embedding import embedding_statistics
 from ssl_dist.training.memory import within_memory
 from ssl_dist.training.monitor import Monitor, Stopwatch
 from ssl_dist.training.profiling import StepProfile
+from ssl_dist.training.projector import Projector
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +67,7 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
             score = None
             if config.probe and run.plan.is_time(step, config.probe.every_epochs):
                 score = run.probe(step)
+            run.project(step)
             ending = stop or run.is_over(step)
             preempted = preempt and not ending
             if ending or step % config.monitor.every_steps == 0:
@@ -104,6 +106,9 @@ class _Run:
         self._monitor = (
             Monitor(directory, config, self.plan, self.first_step, probe_images=probe_images) if is_first else None
         )
+        self._projector = (
+            Projector(directory, config, data.store, world, self.first_step) if config.monitor.projector else None
+        )
         stop = self.first_step if self.is_over(self.first_step) else self.plan.total_steps
         self.batches = Batches(data.sample_plan, world, self.first_step, stop)
         self.profile = StepProfile(directory, self.first_step, config.monitor.profile_steps if is_first else 0)
@@ -122,13 +127,14 @@ class _Run:
             self.world.any(False)
 
     def begin(self, batch: Batch) -> None:
-        """Log the run's length and a picture of some views, before the first step; at step 0 also probe the encoder."""
+        """Log the run's length and a picture of some views, before the first step; at step 0 also probe and embed."""
         mark("monitor and probe made, first batch read")
         if self._monitor:
             self._monitor.scalars(self.first_step, {"plan/total_steps": self.plan.total_steps})
             self._monitor.views(self.first_step, batch.views(0, self.world.device).crops[0])
         if self.first_step == 0:
             self.probe(0)
+            self.project(0)
             mark("first weights probed")
 
     def log_start(self, result: StepResult) -> None:
@@ -212,6 +218,13 @@ class _Run:
             if self._monitor and values:
                 self._monitor.scalars(step, values)
         return values.get(tag)
+
+    def project(self, step: int) -> None:
+        """Write embeddings of some images, where it is time for them; every rank calls."""
+        settings = self._config.monitor.projector
+        if self._projector and settings and (not step or self.plan.is_time(step, settings.every_epochs)):
+            with self._watch.paused():
+                self._projector.write(step, self.engine.method.backbone)
 
     @section("checkpoint")
     def save(self, step: int, score: float | None) -> None:
