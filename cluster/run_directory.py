@@ -2,7 +2,7 @@
 
 RUN/
   config.json     the resolved config
-  checkpoints/  tensorboard/  metrics.jsonl     see ssl_dist.checkpoint and ssl_dist.training.monitor
+  checkpoints/  tensorboard/  metrics.jsonl  health.jsonl     see ssl_dist.checkpoint and ssl_dist.training.monitor
   worker-N.log    log of worker N
   error.json      the last error raised on purpose; deleted when the run resumes
   stop            asks the workers to end after this step, with a checkpoint

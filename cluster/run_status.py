@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from ssl_dist.errors import RunError
 from ssl_dist.files import RUN_LOCK
 from ssl_dist.reading import value_at
+from ssl_dist.training.health import read_health
 from ssl_dist.training.metrics import MetricsReader, newest_checkpoint
 
 STOP, ERROR, CONFIG = "stop", "error.json", "config.json"
@@ -38,6 +39,7 @@ class RunStatus(NamedTuple):
         images_per_s, left_s: None where they are not known.
         probe: the newest value by name; ``first_probe`` is the value at the run's beginning.
         checkpoint: name of the newest one; "" where there is none.
+        health: what the health watch has said, as in health.jsonl, oldest first.
     """
 
     state: str
@@ -52,6 +54,7 @@ class RunStatus(NamedTuple):
     probe: dict[str, float]
     first_probe: dict[str, float]
     checkpoint: str
+    health: list[dict[str, Any]]
 
 
 def read_status(run: Path) -> RunStatus:
@@ -92,6 +95,7 @@ def read_status(run: Path) -> RunStatus:
         probe={name.partition("/")[2]: value for name, value in last.items() if name.startswith("probe/")},
         first_probe=first_probe,
         checkpoint=newest_checkpoint(run),
+        health=[one._asdict() for one in read_health(run)],
     )
 
 

@@ -64,7 +64,7 @@ def _rows(found: RunStatus) -> list[tuple[str, str]]:
         rows.append(("time left", str(timedelta(seconds=round(found.left_s)))))
     rows += [(name, f"{value:.4g} ({found.first_probe[name]:.4g} at first)") for name, value in found.probe.items()]
     rows.append(("checkpoint", found.checkpoint or "none yet"))
-    return rows
+    return rows + [("health", f"step {one['step']:,}: {one['text']}") for one in found.health]
 
 
 def _show_trials(sweep: Path, trials: list[TrialStatus], as_json: bool) -> None:

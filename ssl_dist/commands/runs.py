@@ -104,7 +104,7 @@ def evaluate_line(run: Path, store: str) -> str:
 
 
 def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, then: Sequence[str] = ()) -> None:
-    """Print the table of what a run has reached, and say so where its probe is no better than at step 0.
+    """Print the table of what a run has reached, with its health; say so where its probe is no better than at step 0.
 
     Args:
         result: printed with --json, beside the last value of each tag and ``probe_at_step_0``.
@@ -112,17 +112,20 @@ def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, t
     """
     from ssl_dist.report import evaluation
     from ssl_dist.report.summary import ProbeCurve, summary
+    from ssl_dist.training.health import read_health
     from ssl_dist.training.metrics import MetricsReader
 
     lines, last = MetricsReader(run).read_new(), dict[str, Any]()  # no lines: a finished run, restored from its mirror
     for line in lines:
         last |= line
     probe = ProbeCurve.of(lines)
-    evaluated = evaluation.rows(run)
-    show(title, [*summary(lines).items(), *evaluated], {}, as_json=False)
+    evaluated, health = evaluation.rows(run), read_health(run)
+    said = [("health", f"step {one.step:,}: {one.text}") for one in health]
+    show(title, [*summary(lines).items(), *evaluated, *said], {}, as_json=False)
     if probe and (verdict := probe.verdict()):
         say(verdict)
     for command in then:
         say(command)
-    more = {"evaluation": dict(evaluated)} if evaluated else {}
+    more: dict[str, Any] = {"evaluation": dict(evaluated)} if evaluated else {}
+    more |= {"health": [one._asdict() for one in health]}
     print_json({**result, **last, "probe_at_step_0": probe and probe.start, **more}, as_json)

@@ -60,7 +60,7 @@ class Method(nn.Module, abc.ABC):
             ``loss`` need not give them one.
         collapsed_loss: the loss of outputs that are equal for all images; None: the loss does not show collapse.
         loss_falls: whether the loss of a run that learns is lower than at its start. It may not be where the loss is
-            measured against something that moves: a slow copy, a queue that fills, codes, labels that the network gives.
+            measured against what moves: a slow copy, a queue that fills, codes, labels that the network gives.
         follows_length: whether a step depends on ``TrainingProgress.total_steps``, so that no run can be made longer.
         freezable: names of parameters that may be frozen.
         frozen: whether they are in this step, which ``before_step`` tells: they and all that the optimizer keeps of

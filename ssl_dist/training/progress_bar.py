@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Column
 
 from ssl_dist.progress import Pace, ProgressLines
+from ssl_dist.training.health import Finding, read_health
 from ssl_dist.training.metrics import MetricsReader, newest_checkpoint
 
 _FIRST_LOG = "worker-0.log"
@@ -30,6 +31,7 @@ class ProgressBar:
         self._later: dict[str, Any] = {}  # the last values of later steps
         self._old = {self._take(line) for line in self._metrics.read_new()}  # lines of before the run was resumed
         self._going = False
+        self._console, self._said = console, set[Finding](read_health(run))
         numbers = TextColumn("{task.fields[numbers]}")
         done = MofNCompleteColumn(table_column=Column(no_wrap=True))
         columns = (TextColumn("{task.description}"), BarColumn(None), done, numbers)
@@ -50,7 +52,8 @@ class ProgressBar:
         self._lines.__exit__()
 
     def update(self) -> None:
-        """Read new metrics and redraw; print a line of text at each new probe and checkpoint."""
+        """Read new metrics and redraw; print a line of text at each new probe and checkpoint, and what is unhealthy."""
+        self._show_health()
         probed = False
         for line in self._metrics.read_new():
             if self._take(line) not in self._old:
@@ -78,6 +81,13 @@ class ProgressBar:
         self._progress.update(self._task, description="steps", total=total, completed=done, numbers=numbers)
         words = [f"step {done:,} of {total:,}", numbers, self._pace(done, total)[1], saved and f"checkpoint {saved}"]
         self._lines.update(", ".join(filter(None, words)), reached=probed or bool(saved))
+
+    def _show_health(self) -> None:
+        for finding in read_health(self._run):
+            if finding not in self._said:
+                self._said.add(finding)
+                text = f"warning: step {finding.step:,}: {finding.text}"
+                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _take(self, line: dict[str, Any]) -> str:
         """Keep the values of a line of metrics; return it as text."""

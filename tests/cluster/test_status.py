@@ -91,6 +91,14 @@ def test_the_state_of_a_run_is_read_from_its_files(name: str, run: RunDirectory,
     assert ("pretrain --resume" in outcome.out + outcome.err) == (state in ("stopped", "killed", "failed"))
 
 
+def test_status_says_what_is_unhealthy(run: RunDirectory, command: Command) -> None:
+    found = {"step": 1200, "epoch": 1.5, "rule": "starved", "text": "the run waits [for] images"}
+    assert command("status", run.path, "--json").json["health"] == []
+    (run.path / "health.jsonl").write_text(json.dumps(found) + "\n")
+    assert command("status", run.path, "--json").json["health"] == [found]
+    assert "step 1,200: the run waits [for] images" in command("status", run.path).out
+
+
 def test_a_running_run_shows_where_and_how_far_it_is(run: RunDirectory, command: Command) -> None:
     found = command("status", run.path, "--json").json
     assert {key: found[key] for key in HERE} == HERE

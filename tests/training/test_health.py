@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -61,6 +62,12 @@ def test_the_rank_of_embeddings_is_their_rankme(shape: tuple[int, int]) -> None:
         whole = rankme(torch.nn.functional.normalize(pairs[:256, 0], dim=1))
         assert found["rank"] == pytest.approx(whole, rel=1e-3)
         assert found["rank_limit"] == min(256, *shape)
+
+
+def test_embeddings_that_are_not_finite_do_not_end_a_run() -> None:
+    pairs = torch.randn(8, 2, 4)
+    pairs[3, 0, 1] = torch.inf
+    assert math.isnan(embedding_statistics(pairs)["rank"])
 
 
 def reasons(separations: dict[int, float], *, rows: int, warmup: int = 0, std: float = 0.8) -> dict[int, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import RunError, StoreError
+from ssl_dist.files import write_text
 from ssl_dist.report.curves import draw
 from ssl_dist.training.loop import StopRequests, pretrain
 from ssl_dist.training.monitor import Monitor, Stopwatch
@@ -127,6 +129,24 @@ def test_the_bar_shows_the_metrics(run: Path) -> None:
     assert bar.last["step"] == 8
     assert "8/8" in screen.getvalue()
     assert "loss" in screen.getvalue()
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_bar_says_once_what_is_unhealthy(run: Path, tmp_path: Path, terminal: bool) -> None:
+    shutil.copytree(run, tmp_path / "run")
+    screen = io.StringIO()
+
+    def write(*texts: str) -> None:
+        lines = [json.dumps({"step": 5, "epoch": 1.2, "rule": "starved", "text": text}) for text in texts]
+        write_text(tmp_path / "run" / "health.jsonl", "\n".join(lines) + "\n")
+
+    write("before the bar")
+    with ProgressBar(tmp_path / "run", Console(file=screen, force_terminal=terminal, width=60)) as bar:
+        for texts in (("before the bar",), ("before the bar", "waits [for] images " * 4)) * 2:
+            write(*texts)
+            bar.update()
+    assert screen.getvalue().count("warning: step 5: " + "waits [for] images " * 4) == 1
+    assert "before the bar" not in screen.getvalue()
 
 
 def test_the_bar_waits_for_a_run_that_has_written_nothing(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ _LEAST_MOVE = 1e-3  # of a weight, in the whole run; a layer's initial weights a
 
 
 def lars_without_decay(config: ResolvedConfig) -> str | None:
-    """LARS makes a step a share of the weights' length, whatever the gradient; without decay they only grow.
+    """Name LARS without decay: a step is a share of the weights' length, whatever the gradient, so they only grow.
 
     Source: the trust ratio of ``lars.LARS``. The gradient of weights before BatchNorm is orthogonal to them, so each
     step makes them longer, and only weight decay makes them shorter.
@@ -27,7 +27,7 @@ def lars_without_decay(config: ResolvedConfig) -> str | None:
 
 
 def low_temperature_in_bf16(config: ResolvedConfig) -> str | None:
-    """Rounding to bfloat16 moves a cosine, and the loss sees that divided by the temperature."""
+    """Name a temperature so low that the loss, which divides cosines by it, sees how bfloat16 rounds them."""
     temperature = temperature_of(config)
     if config.engine.precision != "bf16" or temperature is None:
         return None
@@ -41,7 +41,7 @@ def low_temperature_in_bf16(config: ResolvedConfig) -> str | None:
 
 
 def small_rate(config: ResolvedConfig) -> str | None:
-    """Adam moves a weight by about the learning rate each step, so that the sum of the rates bounds what is learnt."""
+    """Name a rate at which nothing is learnt: Adam moves a weight by about the learning rate each step."""
     if not config.optim.name.startswith("adam"):
         return None
     move = config.optim.peak_lr(config.batch.size) * config.plan().total_steps

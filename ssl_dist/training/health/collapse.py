@@ -7,13 +7,12 @@ from collections import deque
 from collections.abc import Mapping
 from statistics import fmean
 
-from ssl_dist.training.health.rule import LOGS, PATIENCE, Rule
+from ssl_dist.training.health.rule import LOGS, MAX_ROWS, PATIENCE, Rule
 
-COLLAPSED_STD = 0.01  # an embedding with a smaller std is collapsed; a healthy one is near 1
+COLLAPSED_STD = 0.03  # a smaller std is collapse; healthy ones are near 1, 0.11 is the least of a run that learned
 COLLAPSED_SEPARATION = 0.9  # a larger one is collapse; 512 rows of noise have 0.96 to 1.03 (measured)
 FLAT_SHARE = 0.99  # a loss above this share of a collapsed network's is collapse; runs that learn have 0.96 at step 40
 _NOISE = 0.6  # standard deviation of a separation, times the root of its rows (measured on digits, 8 to 64 rows)
-_MAX_ROWS = 1024  # images that the statistics are of, at most
 _FEW = 1 / 12  # of the rank that embeddings can have; healthy runs of SimCLR have a quarter (measured)
 _CROWDED = 0.5  # a spread below it; with temperature 0.02, CIFAR-10 has 0.25 and digits 0.4, with 0.2 both 0.9 or more
 _LOW_TEMPERATURE = 0.1  # the lower end of what SimCLR's authors found good
@@ -38,7 +37,7 @@ class Collapse(Rule):
 
     def __init__(self, warmup_steps: int, rows: int) -> None:
         self._warm, self._patient = min(warmup_steps, PATIENCE), warmup_steps + PATIENCE
-        self._rows = min(rows, _MAX_ROWS)
+        self._rows = min(rows, MAX_ROWS)
         self._separations, self._losses = (deque[float](maxlen=LOGS) for _ in range(2))
         self._start: Mapping[str, float] = {}
 

@@ -78,8 +78,8 @@ class RisingLoss(Rule):
         if rise <= max(_RISE * (self._start - self._best), _LEAST_RISE * abs(self._best)):
             return None
         return (
-            f"the loss has risen from {self._best:.4g} at step {self._best_step:,.0f} to {now:.4g}: training comes apart."
-            " Try a third of optim.lr, or optim.clip_norm"
+            f"the loss has risen from {self._best:.4g} at step {self._best_step:,.0f} to {now:.4g}: training comes"
+            " apart. Try a third of optim.lr, or optim.clip_norm"
         )
 
 
@@ -103,9 +103,7 @@ class ExplodingGradient(Rule):
         if now <= _EXPLOSION * earlier:
             return None
         mend = "" if self._clip_norm else f", or optim.clip_norm={3 * earlier:.2g}"
-        return (
-            f"the gradient's norm is {now:.3g} and was {earlier:.3g} before: it explodes. Try a third of optim.lr{mend}"
-        )
+        return f"the gradient's norm is {now:.3g} and was {earlier:.3g}: it explodes. Try a third of optim.lr{mend}"
 
 
 class DeadRate(Rule):
@@ -122,8 +120,8 @@ class DeadRate(Rule):
         if line["step"] <= self._warm or left < _LEFT or rate >= _DEAD_RATE * self._peak:
             return None
         return (
-            f"the learning rate is {rate:.2g}, {rate / self._peak:.2g} of its peak, with {left:.0%} of the run left: the"
-            " rest changes next to nothing. End the run here: ssl-dist stop RUN; or set probe.patience for the next one"
+            f"the learning rate is {rate:.2g}, {rate / self._peak:.2g} of its peak, with {left:.0%} of the run left:"
+            " the rest changes next to nothing. End it by ssl-dist stop; for the next run, set probe.patience"
         )
 
 
@@ -151,24 +149,21 @@ class FallingProbe(Rule):
         step, now = line["step"], line[self.tags[0]]
         self._values[step] = now
         best_step = max(self._values, key=lambda step: self._values[step])
-        for then, when, mend in (
-            (best_step, f"at step {best_step:,.0f}", "That checkpoint may be better: evaluate --checkpoint best"),
-            (
-                0,
-                "before training",
-                "These weights are worth less than random ones: try another optim.lr or other views",
-            ),
-        ):
-            value = self._values.get(then, -math.inf)
-            late = step > self._warm if then == 0 else bool(then)
-            if late and now < value - self._chance(value):
-                return f"the probe is {self._show(now)} and was {self._show(value)} {when}: it falls. {mend}"
+        if best_step and (said := self._worse(now, best_step, f"at step {best_step:,.0f}")):
+            return f"{said}. That step's checkpoint may be better: evaluate --checkpoint best"
+        if step > self._warm and (said := self._worse(now, 0, "before training")):
+            return f"{said}. These weights are worth less than random ones: try another optim.lr or other views"
         return None
 
-    def _chance(self, value: float) -> float:
-        if self._is_rank:
-            return _RANK_FALL * value
-        return _SIGMAS * math.sqrt(max(value * (1 - value), 1 / self._images) / self._images)
+    def _worse(self, now: float, step: float, when: str) -> str | None:
+        """Say so where the probe is now worse than at an earlier step, by more than chance."""
+        value = self._values.get(step, -math.inf)
+        chance = _RANK_FALL * value
+        if not self._is_rank and math.isfinite(value):
+            chance = _SIGMAS * math.sqrt(max(value * (1 - value), 1 / self._images) / self._images)
+        if not now < value - chance:
+            return None
+        return f"the probe is {self._show(now)} and was {self._show(value)} {when}: it falls"
 
     def _show(self, value: float) -> str:
         return f"rank {value:.4g}" if self._is_rank else f"{value:.1%}"

@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from ssl_dist.evaluate.rank import alignment, exp_entropy, uniformity
+from ssl_dist.training.health.rule import MAX_ROWS
 
-MAX_ROWS = 1024  # uniformity is a mean over pairs: more rows cost time and change little
 _RANKED_ROWS = 256  # their Gram matrix takes milliseconds, however many dimensions there are
 
 
@@ -35,7 +35,8 @@ def embedding_statistics(embeddings: Tensor) -> dict[str, float]:
     between_images = float(torch.pdist(z_a).square().mean())
     aligned = alignment(z_a, z_b)
     ranked = z_a[:_RANKED_ROWS].double()
-    squares = torch.linalg.eigvalsh((ranked @ ranked.T).cpu()).clamp(min=0)  # of the singular values
+    gram = (ranked @ ranked.T).cpu()  # its eigenvalues are the squares of the singular values
+    squares = torch.linalg.eigvalsh(gram).clamp(min=0) if gram.isfinite().all() else gram.new_full((1,), torch.nan)
     return {
         "alignment": aligned,
         "uniformity": uniformity(z_a),

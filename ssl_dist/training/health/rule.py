@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 PATIENCE = 200  # steps after warm-up; runs on digits that learn are below 0.6 of separation after 30, without a warm-up
+MAX_ROWS = 1024  # images that statistics of embeddings are of: more cost time and change little
 LOGS = 5  # logged steps that are judged together, since a single step of a small batch is noise
 
 
