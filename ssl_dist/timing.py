@@ -24,6 +24,7 @@ SECTIONS = (
     "vote",
     "log",
     "probe",
+    "projector",
     "checkpoint",
 )
 

@@ -223,7 +223,7 @@ class _Run:
         """Write embeddings of some images, where it is time for them; every rank calls."""
         settings = self._config.monitor.projector
         if self._projector and settings and (not step or self.plan.is_time(step, settings.every_epochs)):
-            with self._watch.paused():
+            with self._watch.paused(), section("projector"):
                 self._projector.write(step, self.engine.method.backbone)
 
     @section("checkpoint")
