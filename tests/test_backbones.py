@@ -309,3 +309,12 @@ def test_what_is_known_without_torch_is_what_torchvision_and_the_networks_say() 
                 network = backbones.build(name, stem=stem)
             assert isinstance(network, ConvolutionalBackbone)
             assert network.stride == backbones.map_stride(name, stem)
+
+
+@pytest.mark.parametrize("name", ["mnasnet0_5", "mnasnet1_0"])
+def test_a_network_takes_tensors_as_a_file_has_them(name: str) -> None:
+    """A file of safetensors has names and tensors, and not the versions that torch keeps beside a state."""
+    network = backbones.build(name, image_size=32)
+    tensors = {key: tensor + 1 for key, tensor in network.state_dict().items()}
+    network.load_state_dict(tensors)
+    assert all(torch.equal(network.state_dict()[key], tensor) for key, tensor in tensors.items())

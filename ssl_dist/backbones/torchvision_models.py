@@ -19,6 +19,8 @@ def build(name: str, *, stem: Stem, image_size: int | None) -> Backbone:
     """Build one of ``torchvision_names()``; transformers of one size are made for ``image_size`` (None: 224)."""
     fixed = (image_size or 224) if name.startswith(ONE_SIZE) else None
     network, dim, classifier = without_classifier(name, stem, **options_of(name, fixed))
+    if name.startswith("mnasnet"):
+        network = loadable(network)
     if stem != "standard":
         nn.init.kaiming_normal_(network.conv1.weight, mode="fan_out", nonlinearity="relu")
     return Backbone(network, dim, fixed, classifier)
@@ -41,6 +43,19 @@ def without_classifier(name: str, stem: str, **options: Any) -> tuple[Any, int, 
         network.conv1, _ = stem_layers(stem, 64)
         network.maxpool = nn.Identity()
     return network, dim, classifier
+
+
+class MNASNet(torchvision.models.MNASNet):  # type: ignore[misc]
+    """MNASNet that takes tensors as a file has them: torchvision's refuses those without a version beside them."""
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *others: Any) -> None:
+        super()._load_from_state_dict(state_dict, prefix, {**local_metadata, "version": self._version}, *others)
+
+
+def loadable(network: Any) -> Any:
+    """Make torchvision's MNASNet one that takes tensors as a file has them."""
+    network.__class__ = MNASNet
+    return network
 
 
 def remove_classifier(network: nn.Module) -> tuple[int, str]:
