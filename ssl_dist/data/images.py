@@ -9,8 +9,8 @@ from typing import Protocol
 import numpy as np
 import xxhash
 
-from ssl_dist.config import RunConfig
-from ssl_dist.errors import ConfigError
+from ssl_dist.config import ResolvedConfig, RunConfig
+from ssl_dist.errors import ConfigError, SslDistError
 from ssl_dist.settings import DataConfig
 from ssl_dist.store import ImageStore
 from ssl_dist.uris import without_secrets
@@ -136,6 +136,24 @@ def read_validation_labels(config: RunConfig, store: Images) -> np.ndarray:
             f" {both[0]}: name those that it learns from in data.label_file, without these"
         )
     return labels
+
+
+def class_names(config: ResolvedConfig, num_classes: int) -> list[str]:
+    """Return the names of the classes that a run has learnt: its store's, or "class 0" and so on.
+
+    They are not known if the store is gone or has other labels now, or if a label in ``data.label_file`` is not the one
+    that the store has for the image, as a cluster's number.
+    """
+    try:
+        store = open_store(config.data)
+        is_same = config.facts.store_digest in (None, store_digest(store))
+        is_same &= config.facts.store_labels_digest in (None, store_labels_digest(config, store))
+        labels = read_labels(config, store)
+        if len(store.class_names) == num_classes and is_same and ((labels < 0) | (labels == store.labels)).all():
+            return list(store.class_names)
+    except SslDistError:
+        pass
+    return [f"class {number}" for number in range(num_classes)]
 
 
 def label_digest(file: str | None, key: str) -> str | None:

@@ -10,7 +10,7 @@ import numpy as np
 
 from ssl_dist.checkpoint import Checkpoint
 from ssl_dist.config import ResolvedConfig
-from ssl_dist.data import open_store
+from ssl_dist.data.images import class_names
 from ssl_dist.errors import ConfigError, RunError, StoreError
 from ssl_dist.evaluate.over_training import weights_over_training
 from ssl_dist.evaluate.protocols import ProgressCallback
@@ -249,20 +249,11 @@ def _groups(
         return _named(f"prediction of the {_VOTERS} nearest labelled images", store.class_names, others)
     with torch.no_grad():
         scores = method.get_submodule("classifier").cpu()(features)
-    return _named("prediction of the run's classifier", _names_of(config, scores.shape[1]), scores.argmax(1).numpy())
+    return _named("prediction of the run's classifier", class_names(config, scores.shape[1]), scores.argmax(1).numpy())
 
 
 def _classifies(config: ResolvedConfig) -> bool:
     return hasattr(config.method, "num_classes")
-
-
-def _names_of(config: ResolvedConfig, num_classes: int) -> Sequence[str]:
-    """Return the names of the classes that a run has learnt: those of its store, if it is there, or else numbers."""
-    try:
-        names = () if config.data.label_file else open_store(config.data).class_names
-    except StoreError:
-        names = ()
-    return names if len(names) == num_classes else [f"class {number}" for number in range(num_classes)]
 
 
 def _named(title: str, names: Sequence[str], numbers: np.ndarray) -> Groups:
