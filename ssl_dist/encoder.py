@@ -59,9 +59,11 @@ def load_encoder(
 
 def _exported(folder: Path) -> Encoder:
     found = read_exported(folder)
-    backbone = found.backbone.build(image_size=found.image_size)
+    backbone, tensors = found.backbone.build(image_size=found.image_size), found.tensors
+    if found.part == "classifier":
+        tensors = {name: one for name, one in tensors.items() if not name.startswith(f"body.{backbone.classifier}.")}
     try:
-        backbone.load_state_dict(found.tensors)
+        backbone.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{folder} has other tensors than its network: {error}") from None
     return Encoder(backbone, found.image_size, found.together)

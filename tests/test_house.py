@@ -124,6 +124,9 @@ DOORS = {
     "torch.utils.tensorboard": {"ssl_dist.training.boards.tensorboard"},
     "wandb": {"ssl_dist.training.boards.wandb"},
     "mlflow": {"ssl_dist.training.boards.mlflow"},
+    "onnx": {"ssl_dist.export.formats.onnx"},
+    "onnxruntime": {"ssl_dist.export.formats.onnx"},
+    "transformers": {"ssl_dist.export.formats.hf"},
     "pyarrow": {
         "ssl_dist.store.building.sources.files",
         "ssl_dist.store.building.sources.tables",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pydantic
 import safetensors
@@ -20,22 +20,33 @@ if TYPE_CHECKING:
 FACTS, WEIGHTS, CARD = "encoder.json", "model.safetensors", "README.md"
 _OURS = ("safetensors", "torchvision")  # formats whose weights have a backbone's own names
 _BODY = "body."  # prefix of the tensors' names within a backbone
+_HEAD = "head."  # prefix of those behind it, in the format safetensors
 _SELF = "self"  # key of the digest of all that encoder.json says
 
 
 class ExportedEncoder(NamedTuple):
-    """Settings of the backbone, tensors by its names, pixels a side of its images, and images of a forward pass."""
+    """The backbone of an exported encoder, and what stands behind it.
+
+    Attributes:
+        backbone: settings of the backbone.
+        tensors: by the backbone's names; those of torchvision's classifier are among them, if it was exported.
+        image_size: pixels a side of its images.
+        together: images of a forward pass.
+        part: which part of the run's network was exported.
+    """
 
     backbone: BackboneConfig
     tensors: dict[str, Tensor]
     image_size: int
     together: int
+    part: str
 
 
 class _Facts(pydantic.BaseModel):
     """Part of encoder.json that loading the encoder needs."""
 
     format: str
+    part: Literal["backbone", "head", "classifier"] = "backbone"
     network: BackboneConfig
     image_size: int = pydantic.Field(ge=1, strict=True)
     together: int = pydantic.Field(ge=1, strict=True)
@@ -71,8 +82,12 @@ def read_exported(folder: Path) -> ExportedEncoder:
             raise RunError(f"{folder} has the format {facts.format}, which its own library loads: see its {CARD}")
         if sha256(folder / WEIGHTS) != facts.sha256[WEIGHTS]:
             raise CheckpointError(f"{folder / WEIGHTS} differs from its checksum")
-        tensors = {f"{_BODY}{name}": tensor for name, tensor in load_file(folder / WEIGHTS).items()}
-        return ExportedEncoder(facts.network, tensors, facts.image_size, facts.together)
+        tensors = load_file(folder / WEIGHTS)
+        if facts.format == "safetensors" and facts.part != "backbone":
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
+        else:
+            tensors = {f"{_BODY}{name}": tensor for name, tensor in tensors.items()}
+        return ExportedEncoder(facts.network, tensors, facts.image_size, facts.together, facts.part)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole exported encoder ({error!r})") from None
 

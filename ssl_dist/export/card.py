@@ -4,27 +4,29 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Any
 
-from ssl_dist.export.facts import Figures
+from ssl_dist.export.figures import Figure
+from ssl_dist.export.formats import Format, Source
 
 _CARD = """---
 license: {licence_tag}
-tags: [image-feature-extraction, {method}]
+{library}pipeline_tag: {task}
+tags: [{method}]
 ---
 
 # {name}
 
 The encoder of run {run} after step {step:,}: **{network}** trained by **{method}**, {dim} features of images of
-{size} x {size} px. It is the network without the parts that only training needs, such as a head or a classifier.
+{size} x {size} px. {part}
 
 ## Use
 
 ```python
 {usage}```
 
-Images are float32 `[N, 3, {size}, {size}]` in [0, 1]: the shorter side resized to {size} px (bicubic, antialiased), the
-centre cut out. {normalisation}
+{images}
 
 ## Training
 
@@ -44,8 +46,8 @@ Settings of the experiment, without those of the machine:
 
 ## Checks
 
-The files were loaded as above, and gave the features of the run's encoder on {compared} images of {compared_store}: the
-largest difference is {difference:.1e} of the largest feature. They were made with {versions}.
+The files were loaded as above, and gave the {outputs} of the run on {compared} images of {compared_store}: the largest
+difference is {difference:.1e} of the largest one. They were made with {versions}.
 
 | file | SHA-256 |
 | --- | --- |
@@ -55,14 +57,22 @@ Licence of the weights: {licence}.
 """
 
 
-def card(facts: dict[str, Any], usage: str, normalises: bool, figures: Figures | None) -> str:
+_PARTS = {
+    "backbone": "It is the network without the parts that only training needs, such as a head or a classifier.",
+    "head": "Behind it stands the projection head, which gives {num} embeddings; their length is not 1.",
+    "classifier": "Behind it stands a classifier of {num} classes: {classes}.",
+}
+_CLASSES = 100  # classes that a card names
+
+
+def card(facts: dict[str, Any], chosen: Format, source: Source, figures: Sequence[Figure]) -> str:
     """Return the text of the card.
 
     Args:
         facts: what encoder.json says.
-        usage: Python code that loads the encoder.
-        normalises: whether the files normalise the colours themselves, if it is to be done.
-        figures: what ``evaluate all`` measured.
+        chosen: the format of the files.
+        source: what is in them.
+        figures: what was measured of it.
     """
     network, config = facts["network"], facts["config"]
     described = network["name"] + ("" if network["stem"] == "standard" else f" (stem {network['stem']})")
@@ -83,11 +93,15 @@ def card(facts: dict[str, Any], usage: str, normalises: bool, figures: Figures |
         name=f"{_plain(facts['run'])}, step {facts['step']:,}",
         run=_plain(facts["run"]),
         network=described,
-        usage=usage,
-        normalisation=_normalisation(facts["normalisation"], normalises),
+        library=f"library_name: {chosen.library}\n" if chosen.library else "",
+        task="image-classification" if source.part == "classifier" else "image-feature-extraction",
+        part=_part(facts),
+        usage=chosen.usage(source),
+        images=_images(source, chosen.prepares),
+        outputs=source.outputs,
         rows="\n".join(f"| {name} | {value} |" for name, value in about.items()),
         settings=json.dumps(config, indent=1),
-        figures=_figures(figures, facts["step"]),
+        figures=_figures(figures),
         compared=facts["compared"]["images"],
         compared_store=_plain(facts["compared"]["store"]),
         difference=facts["compared"]["largest_difference"],
@@ -98,12 +112,30 @@ def card(facts: dict[str, Any], usage: str, normalises: bool, figures: Figures |
     )
 
 
-def _normalisation(mean_std: Any, normalises: bool) -> str:
+def _part(facts: dict[str, Any]) -> str:
+    names = [f"{number} {_plain(name)}" for number, name in enumerate(facts["classes"])]
+    classes = ", ".join(names) if len(names) <= _CLASSES else "encoder.json names them in their order"
+    return _PARTS[facts["part"]].format(num=facts["outputs"], classes=classes)
+
+
+def _images(source: Source, prepares: str) -> str:
+    """Return the paragraph on the images that the card's code takes."""
+    size, mean_std = source.image_size, source.backbone.normalisation
+    steps = f"the shorter side resized to {size} px (bicubic, antialiased), the centre cut out"
+    if prepares == "all":
+        colours = "not normalised" if mean_std is None else "normalised as the weights need it"
+        return (
+            "Images are pictures of any size, which the processor prepares as in training: the centre cut out, resized"
+            f" to {size} px (bicubic, antialiased), the colours {colours}. It cuts at whole pixels and resizes with"
+            " torchvision, and training does both with Pillow: a pixel may differ by a few 255ths."
+        )
     if mean_std is None:
-        return "Their colours are not normalised."
-    if normalises:
-        return "Do not normalise their colours: the network does."
-    return f"Their colours are then normalised as above, by the mean {mean_std[0]} and the deviation {mean_std[1]}."
+        then = "Their colours are not normalised."
+    elif prepares == "colours":
+        then = "Do not normalise their colours: the network does."
+    else:
+        then = f"Their colours are then normalised as above, by the mean {mean_std[0]} and the deviation {mean_std[1]}."
+    return f"Images are float32 `[N, 3, {size}, {size}]` in [0, 1]: {steps}. {then}"
 
 
 def _licence_tag(licence: str) -> str:
@@ -118,11 +150,13 @@ def _plain(name: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", " ".join(name.split()))
 
 
-def _figures(figures: Figures | None, step: int) -> str:
-    """Return the accuracies that ``evaluate all`` measured of this step, with their protocols."""
-    if figures is None or figures.step != step:
+def _figures(figures: Sequence[Figure]) -> str:
+    """Return the accuracies as a table, with their protocols below it."""
+    if not figures:
         return "Not measured: `ssl-dist evaluate all` measures them, and a card that is written afterwards has them."
     lines = ["| measure | encoder | features | top-1, % | 95 % |", "| --- | --- | --- | --- | --- |"]
-    for measure, encoder, features, top1, low, high in figures.rows:
-        lines.append(f"| {measure} | {encoder} | {features} | {100 * top1:.2f} | {100 * low:.1f} .. {100 * high:.1f} |")
-    return "\n".join(lines) + "\n\n" + "\n\n".join(figures.protocols)
+    for one in figures:
+        interval = f"{100 * one.interval[0]:.1f} .. {100 * one.interval[1]:.1f}" if one.interval else ""
+        lines.append(f"| {one.measure} | {one.encoder} | {one.features} | {100 * one.top1:.2f} | {interval} |")
+    protocols = dict.fromkeys(f"{one.measure}: {one.protocol}" for one in figures)
+    return "\n".join(lines) + "\n\n" + "\n\n".join(protocols)

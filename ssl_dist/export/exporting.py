@@ -13,14 +13,17 @@ import numpy as np
 from ssl_dist.checkpoint import fetched
 from ssl_dist.checkpoint.exported import CARD, sha256, write_facts
 from ssl_dist.errors import ConfigError, ExportError, RunError, SslDistError
-from ssl_dist.export.facts import facts_of, figures_of, last_name
+from ssl_dist.export.facts import facts_of, last_name
+from ssl_dist.export.figures import figures_of
 from ssl_dist.files import free_folder, new_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ssl_dist.config import ResolvedConfig
     from ssl_dist.encoder import Encoder
-    from ssl_dist.export.formats import Format, Source
+    from ssl_dist.export.formats import Format, Part, Source
+    from ssl_dist.methods import Method
     from ssl_dist.settings import CheckpointChoice
     from ssl_dist.store import ImageStore
 
@@ -34,13 +37,15 @@ class Exported(NamedTuple):
 
     Attributes:
         facts: what encoder.json holds.
-        difference: largest difference of a feature, as a share of the largest feature.
-        num_images: on which the features were compared.
+        difference: largest difference of a feature (or an output of the head), as a share of the largest one.
+        num_images: on which they were compared.
+        outputs: what the network gives, in one word.
     """
 
     facts: dict[str, Any]
     difference: float
     num_images: int
+    outputs: str
 
 
 def export(
@@ -48,51 +53,83 @@ def export(
     out: Path,
     format_: str,
     *,
+    part: Part = "backbone",
     checkpoint: CheckpointChoice = "newest",
     images: str | None = None,
     licence: str = "",
 ) -> Exported:
-    """Write a run's backbone into a new folder, load it by the format's own loader, and compare features.
+    """Write a run's encoder into a new folder, load it by the format's own loader, and compare its outputs.
 
     Args:
         run: the run, as ``ssl_dist.load_encoder`` takes it; not an exported folder.
         out: the folder; its name is not taken, or it is empty.
         format_: one of ``formats.FORMATS``.
+        part: the backbone alone, or with its projection head, or with its classifier.
         checkpoint: which one, where the run has several.
         images: store whose images are compared; None: the run's own.
         licence: of the weights, for the model card.
 
     Raises:
-        ConfigError: the format does not exist or cannot hold this network, or ``out`` is there.
+        ConfigError: the format does not exist or cannot hold this network, the run has no such part, or ``out`` is
+            there.
         RunError, CheckpointError, StoreError: the run or the images cannot be read, or ``out`` cannot be written.
         ExportError: the features differ, or the files cannot be made or loaded; there is no folder then.
     """
     from ssl_dist.encoder import Encoder
     from ssl_dist.evaluate.features import forward_size, load_method
     from ssl_dist.export.card import card
-    from ssl_dist.export.formats import FORMATS, Source
+    from ssl_dist.export.formats import FORMATS, HEADS
 
     if format_ not in FORMATS:
         raise ConfigError(f"--format {format_}: it is one of {', '.join(FORMATS)}")
+    if part != "backbone" and part not in HEADS:
+        raise ConfigError(f"--part {part}: it is one of backbone, {', '.join(HEADS)}")
     out = free_folder(out, "OUT", "give a new folder")
     chosen = FORMATS[format_]
-    figures = figures_of(run)
     with fetched(run, checkpoint) as found:
-        encoder = Encoder(load_method(found).backbone, max(found.config.view_sizes), forward_size(found.config))
-        source = Source(encoder.backbone, found.config.backbone, encoder.image_size)
+        method = load_method(found)
+        encoder = Encoder(method.backbone, max(found.config.view_sizes), forward_size(found.config))
+        source = _source(method, found.config, encoder.image_size, part)
         chosen.check(source)
         if missing := [name for name in chosen.libraries if importlib.util.find_spec(name) is None]:
             raise ConfigError(f"--format {format_} needs {', '.join(missing)}: pip install 'ssl_dist[{format_}]'")
         opened = _open(images or found.config.data.store)
         inputs = _inputs(encoder, opened)
-        facts = {"format": format_, "licence": licence, **facts_of(found, encoder, str(run), chosen.libraries)}
+        facts = {
+            **{"format": format_, "part": part, "outputs": source.num_outputs, "classes": list(source.classes)},
+            **{"licence": licence, **facts_of(found, encoder, str(run), chosen.libraries)},
+        }
+    figures = figures_of(run, found.step)
     with _made(out) as aside:
         difference = _written(chosen, source, aside, inputs)
         facts["compared"] = {"store": last_name(opened.name), "images": len(inputs), "largest_difference": difference}
         facts["sha256"] = {path.name: sha256(path) for path in sorted(aside.iterdir())}
-        (aside / CARD).write_text(card(facts, chosen.usage(source), chosen.normalises, figures), encoding="utf-8")
+        (aside / CARD).write_text(card(facts, chosen, source, figures), encoding="utf-8")
         write_facts(aside, facts)
-    return Exported(facts, difference, len(inputs))
+    return Exported(facts, difference, len(inputs), source.outputs)
+
+
+def _source(method: Method, config: ResolvedConfig, image_size: int, part: Part) -> Source:
+    """Return what is exported.
+
+    Raises:
+        ConfigError: the method has no such part.
+    """
+    from torch import nn
+
+    from ssl_dist.data.images import class_names
+    from ssl_dist.export.formats import HEADS, Source
+
+    source = Source(method.backbone, config.backbone, image_size, part)
+    if part == "backbone":
+        return source
+    head = getattr(method, HEADS[part], None)
+    if not isinstance(head, nn.Module):
+        kind = {"head": "projection head", "classifier": "classifier"}[part]
+        there = next((other for other, name in HEADS.items() if hasattr(method, name)), "backbone")
+        raise ConfigError(f"--part {part}: a run of {config.method.name} has no {kind}: take --part {there}")
+    source = source._replace(head=head.eval())
+    return source._replace(classes=class_names(config, source.num_outputs)) if part == "classifier" else source
 
 
 @contextlib.contextmanager
@@ -145,15 +182,17 @@ def _written(chosen: Format, source: Source, folder: Path, inputs: Tensor) -> fl
     except Exception as error:  # each library has classes of its own
         reason = " ".join(str(error).split()) or repr(error)
         raise ExportError(f"the files cannot be made or loaded ({reason}): no folder was written") from error
-    ours = frozen_features(source.backbone, inputs)
+    head = torch.nn.Identity() if source.head is None else source.head
+    ours = frozen_features(torch.nn.Sequential(source.backbone, head), inputs)
     if ours.shape != theirs.shape:
-        raise ExportError(f"features are {list(ours.shape)}, and as they are loaded {list(theirs.shape)}")
+        raise ExportError(f"{source.outputs} are {list(ours.shape)}, and as they are loaded {list(theirs.shape)}")
     largest = float(ours.abs().max())
     if largest == 0:
-        raise ExportError("all features of the run's encoder are 0, so nothing can be compared: no folder was written")
+        raise ExportError(f"all {source.outputs} of the run are 0, so nothing can be compared: no folder was written")
     difference = float((ours - theirs).abs().max()) / largest
     if not difference <= TOLERANCE:  # also NaN
         raise ExportError(
-            f"features differ by {difference:.1e} of the largest, more than {TOLERANCE:.0e}: no folder was written"
+            f"{source.outputs} differ by {difference:.1e} of the largest, more than {TOLERANCE:.0e}: no folder was"
+            " written"
         )
     return difference

@@ -1,14 +1,12 @@
-"""What an exported encoder says of itself: the run that it comes from, its settings, and its measured figures."""
+"""What an exported encoder says of itself: the run that it comes from, and its settings."""
 
 from __future__ import annotations
 
-import json
-import logging
 import platform
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from ssl_dist import __version__
 from ssl_dist.checkpoint import Checkpoint, run_directory
@@ -22,16 +20,6 @@ _NETWORK = {"name", "stem", "width", "dropout", "normalisation"}
 _OF_THE_MACHINE: Any = {"data": {"store", "cache"}, "facts": True, "checkpoint": True, "monitor": True, "cluster": True}
 _PATHS = (("backbone", "weights"), ("probe", "label_file"), ("data", "label_file"))
 _LIBRARIES = ("torch", "torchvision", "safetensors", "numpy")
-
-log = logging.getLogger(__name__)
-
-
-class Figures(NamedTuple):
-    """Accuracies that ``evaluate all`` measured of one step: rows for a table, and a sentence of protocol for each."""
-
-    step: int
-    rows: Sequence[tuple[str, str, str, float, float, float]]
-    protocols: Sequence[str]
 
 
 def facts_of(found: Checkpoint, encoder: Encoder, run: str, libraries: Sequence[str]) -> dict[str, Any]:
@@ -64,29 +52,6 @@ def facts_of(found: Checkpoint, encoder: Encoder, run: str, libraries: Sequence[
             **{name: _version(name) for name in (*_LIBRARIES, *libraries)},
         },
     }
-
-
-def figures_of(run: str | Path) -> Figures | None:
-    """Return what ``evaluate all`` wrote beside a run; None where it has not measured it, or the file is damaged."""
-    if is_remote(run):
-        return None
-    from ssl_dist.report.evaluation import FILE
-
-    file = run_directory(Path(run)) / FILE
-    if not file.exists():
-        return None
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-        rows = [
-            (one["evaluation"], row["encoder"], row["features"], *map(float, (row["top1"], *row["top1_interval"])))
-            for one in content["accuracies"]
-            for row in one["rows"]
-        ]
-        protocols = [f"{one['evaluation']}: {one['protocol']}" for one in content["accuracies"]]
-        return Figures(int(content["step"]), rows, protocols)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        log.warning("%s: passed over, because it is not as `evaluate all` writes it (%r)", file, error)
-        return None
 
 
 def _settings(config: ResolvedConfig) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from ssl_dist.backbones import catalogue
 from ssl_dist.checkpoint.exported import WEIGHTS
 from ssl_dist.checkpoint.files import save_tensors
 from ssl_dist.errors import ConfigError
-from ssl_dist.export.formats.base import Format, Normalised, Source
+from ssl_dist.export.formats.base import Format, Normalised, Source, expect_head_of
 
 # timm's names of torchvision's transformers; its ResNets have torchvision's names, of networks and of tensors.
 _TIMM_VITS = {
@@ -25,6 +25,7 @@ _TIMM_VITS = {
 }
 _TIMM_RESNETS = ("resnet", "resnext", "wide_resnet")
 _TIMM_TENSORS = (
+    (r"^heads\.head\.", "head."),
     (r"^class_token$", "cls_token"),
     (r"^conv_proj\.", "patch_embed.proj."),
     (r"^encoder\.pos_embedding$", "pos_embed"),
@@ -37,12 +38,20 @@ _TIMM_TENSORS = (
     (r"\.mlp\.3\.", ".mlp.fc2."),
 )
 
+# Those of torchvision whose classifier is a convolution before the pooling, or a linear layer without a bias.
+_OTHER_CLASSIFIERS = ("squeezenet", "maxvit")
+
 Code = Callable[[Source, Path], str]
 """Returns Python code that makes ``network`` and loads a file of weights into it, all of them."""
 
 
 def _check_torchvision(source: Source) -> None:
-    _expect_network_of("torchvision", source, source.settings.name not in catalogue.BUILT_IN)
+    name = source.settings.name
+    _expect_network_of("torchvision", source, name not in catalogue.BUILT_IN)
+    if name.startswith("mnasnet"):
+        raise ConfigError("torchvision's MNASNet refuses tensors of a file: export it with --format safetensors")
+    if source.head is not None and name.startswith(_OTHER_CLASSIFIERS):
+        raise ConfigError(f"torchvision's {name} has another kind of classifier: export it with --format safetensors")
 
 
 def _check_timm(source: Source) -> None:
@@ -63,22 +72,28 @@ def _expect_network_of(library: str, source: Source, known: bool) -> None:
         raise ConfigError(
             f"{library}'s {name} has no stem {stem}, only the standard one: export it with --format safetensors"
         )
+    expect_head_of(library, source)
 
 
 def _write_torchvision(source: Source, folder: Path) -> None:
-    save_tensors(source.backbone.body.state_dict(), folder / WEIGHTS)
+    save_tensors(tensors_of(source), folder / WEIGHTS)
 
 
 def _write_timm(source: Source, folder: Path) -> None:
-    save_tensors({_timm_tensor(name): tensor for name, tensor in _tensors(source).items()}, folder / WEIGHTS)
+    save_tensors({timm_tensor(name): tensor for name, tensor in tensors_of(source).items()}, folder / WEIGHTS)
 
 
-def _tensors(source: Source) -> dict[str, Tensor]:
-    tensors: dict[str, Tensor] = source.backbone.body.state_dict()
-    return tensors
+def tensors_of(source: Source) -> dict[str, Tensor]:
+    """Return the tensors by torchvision's names, with those of the classifier if it is exported."""
+    head = source.head.state_dict() if source.head else {}
+    return {
+        **source.backbone.body.state_dict(),
+        **{f"{source.backbone.classifier}.{name}": tensor for name, tensor in head.items()},
+    }
 
 
-def _timm_tensor(name: str) -> str:
+def timm_tensor(name: str) -> str:
+    """Return timm's name of a tensor of a ResNet or a ViT, of which torchvision's name is given."""
     for pattern, replacement in _TIMM_TENSORS:
         name = re.sub(pattern, replacement, name)
     return name
@@ -87,13 +102,17 @@ def _timm_tensor(name: str) -> str:
 def _torchvision_code(source: Source, file: Path) -> str:
     from ssl_dist.backbones.torchvision_models import options_of
 
-    options = options_of(source.settings.name, source.backbone.image_size)
+    options, removed = options_of(source.settings.name, source.backbone.image_size), ""
+    if source.head is None:
+        removed = f'network.set_submodule("{source.backbone.classifier}", torch.nn.Identity())\n'
+    else:
+        options["num_classes"] = len(source.classes)
     given = "".join(f", {name}={value!r}" for name, value in options.items())
     return (
-        "import torch, torchvision\n"
+        f"import {'' if source.head else 'torch, '}torchvision\n"
         "from safetensors.torch import load_file\n\n"
         f'network = torchvision.models.get_model("{source.settings.name}", weights=None{given})\n'
-        f'network.set_submodule("{source.backbone.classifier}", torch.nn.Identity())\n'
+        f"{removed}"
         f"network.load_state_dict(load_file({str(file)!r}))\n"
         "network.eval()\n"
     )
@@ -105,7 +124,7 @@ def _timm_code(source: Source, file: Path) -> str:
     return (
         "import timm\n"
         "from safetensors.torch import load_file\n\n"
-        f'network = timm.create_model("{_TIMM_VITS.get(name, name)}", num_classes=0{given})\n'
+        f'network = timm.create_model("{_TIMM_VITS.get(name, name)}", num_classes={len(source.classes)}{given})\n'
         f"network.load_state_dict(load_file({str(file)!r}))\n"
         "network.eval()\n"
     )
@@ -129,13 +148,20 @@ def _usage(code: Code) -> Callable[[Source], str]:
             images = f"normalize(images, {mean}, {std})"
         return (
             f"{imported}{code(source, Path(WEIGHTS))}"
-            f"features = network({images})  # images: float32 [N, 3, {size}, {size}] in [0, 1]\n"
+            f"{source.outputs} = network({images})  # images: float32 [N, 3, {size}, {size}] in [0, 1]\n"
         )
 
     return usage
 
 
 TORCHVISION = Format(
-    _check_torchvision, _write_torchvision, _loader(_torchvision_code), _usage(_torchvision_code), normalises=False
+    *(_check_torchvision, _write_torchvision, _loader(_torchvision_code), _usage(_torchvision_code)),
+    prepares="nothing",
+    library="torchvision",
 )
-TIMM = Format(_check_timm, _write_timm, _loader(_timm_code), _usage(_timm_code), ["timm"], normalises=False)
+TIMM = Format(
+    *(_check_timm, _write_timm, _loader(_timm_code), _usage(_timm_code)),
+    libraries=["timm"],
+    prepares="nothing",
+    library="timm",
+)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_dist.errors import ConfigError
-from ssl_dist.export.formats.base import Format, Normalised, Source, usage_of
+from ssl_dist.export.formats.base import Format, Source, usage_of
 
 _FILE = "model.onnx"
 _MOST_BYTES = 2**31 - 2**24  # protobuf's limit, less the room of the network's description
@@ -26,7 +26,7 @@ def _check(source: Source) -> None:
     Raises:
         ConfigError: they do not.
     """
-    size = sum(tensor.nbytes for tensor in source.backbone.state_dict().values())
+    size = sum(tensor.nbytes for tensor in source.network.state_dict().values())
     if size >= _MOST_BYTES:
         raise ConfigError(
             f"the weights of {source.settings.name} are {size / 1e9:.1f} GB, and an ONNX file holds 2.1 GB: export it"
@@ -35,16 +35,16 @@ def _check(source: Source) -> None:
 
 
 def _write(source: Source, folder: Path) -> None:
-    network, size = Normalised(source.backbone.body, source.backbone).eval(), source.image_size
+    size = source.image_size
     told = io.StringIO()  # its steps, which are printed
     with warnings.catch_warnings(), _quiet("torch.onnx"), contextlib.redirect_stdout(told), torch.no_grad():
         warnings.simplefilter("ignore")
         torch.onnx.export(
-            network,
+            source.network,
             (torch.rand(2, 3, size, size),),
             folder / _FILE,
             input_names=["images"],
-            output_names=["features"],
+            output_names=[source.outputs],
             dynamic_shapes={"images": {0: torch.export.Dim("n")}},
             dynamo=True,
             external_data=False,
@@ -65,24 +65,25 @@ def _quiet(logger: str) -> Iterator[None]:
 class _Session(nn.Module):
     """The file in ONNX Runtime, on the CPU."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, outputs: str) -> None:
         import onnxruntime
 
         super().__init__()
+        self._outputs = outputs
         self._session: Any = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
 
     def forward(self, images: Tensor) -> Tensor:
-        [features] = self._session.run(["features"], {"images": images.numpy()})
-        return torch.from_numpy(features)
+        [found] = self._session.run([self._outputs], {"images": images.numpy()})
+        return torch.from_numpy(found)
 
 
 def _load(source: Source, folder: Path) -> nn.Module:
     import onnx
 
     onnx.checker.check_model(folder / _FILE, full_check=True)
-    return _Session(folder / _FILE)
+    return _Session(folder / _FILE, source.outputs)
 
 
 _USAGE = f'import onnxruntime\n\nsession = onnxruntime.InferenceSession("{_FILE}")'
-_CALL = 'session.run(["features"], {"images": images.numpy()})[0]'
-ONNX = Format(_check, _write, _load, usage_of(_USAGE, _CALL), ["onnx", "onnxscript", "onnxruntime"])
+_CALL = 'session.run(["OUTPUTS"], {"images": images.numpy()})[0]'
+ONNX = Format(_check, _write, _load, usage_of(_USAGE, _CALL), ["onnx", "onnxscript", "onnxruntime"], library="onnx")

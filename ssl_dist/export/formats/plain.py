@@ -16,9 +16,13 @@ _SOURCE = "model.py"
 
 
 def _write(source: Source, folder: Path) -> None:
-    backbone, settings, image_size = source
-    save_tensors(backbone.body.state_dict(), folder / WEIGHTS)
-    text = model_source(settings, backbone.dim, image_size, backbone.normalisation)
+    tensors = source.backbone.body.state_dict()
+    if source.head is not None:
+        tensors = {f"body.{name}": tensor for name, tensor in tensors.items()}
+        tensors |= {f"head.{name}": tensor for name, tensor in source.head.state_dict().items()}
+    save_tensors(tensors, folder / WEIGHTS)
+    normalisation, outputs = source.backbone.normalisation, (source.outputs, source.num_outputs)
+    text = model_source(source.settings, source.image_size, normalisation, outputs, source.head)
     (folder / _SOURCE).write_text(text, encoding="utf-8")
 
 

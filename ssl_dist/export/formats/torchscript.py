@@ -11,16 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from ssl_dist.export.formats.base import Format, Normalised, Source, refuse_nothing, usage_of
+from ssl_dist.export.formats.base import Format, Source, refuse_nothing, usage_of
 
 _FILE = "model.pt"
 _TRACED = 2  # images of the batch that is traced
 
 
 def _write(source: Source, folder: Path) -> None:
-    network, size = Normalised(source.backbone.body, source.backbone).eval(), source.image_size
+    size = source.image_size
     with torch.no_grad(), _without_warnings():
-        traced: Any = torch.jit.trace(network, torch.rand(_TRACED, 3, size, size), check_trace=False)
+        traced: Any = torch.jit.trace(source.network, torch.rand(_TRACED, 3, size, size), check_trace=False)
         traced.save(str(folder / _FILE))
 
 
