@@ -10,6 +10,7 @@ SslDistError               its message is one line that tells what to do; the co
 │   └── ClusterError       Ray cannot be reached or started, has no room, or its nodes do not fit the job
 ├── StoreDamaged           bytes of a store differ from its checksums: exit code 1
 ├── ExportError            exported files do not give the features of the run's encoder: exit code 1
+├── HubError               the Hugging Face Hub cannot be reached, or fails: exit code 1
 ├── CheckpointError        a checkpoint is damaged or belongs to another model: exit code 1
 ├── Diverged               the loss or the gradient is not finite; nothing was updated: exit code 1
 ├── Preempted              a worker loses its place: rank 0 writes a checkpoint, all end, Ray starts as many as fit
@@ -59,6 +60,10 @@ class RunError(UsageError):
 
 class ExportError(SslDistError):
     """The exported files do not give the same features as the run's encoder, so there is no folder."""
+
+
+class HubError(SslDistError):
+    """The Hugging Face Hub cannot be reached, or it fails."""
 
 
 class ClusterError(UsageError):

@@ -127,6 +127,7 @@ DOORS = {
     "onnx": {"ssl_dist.export.formats.onnx"},
     "onnxruntime": {"ssl_dist.export.formats.onnx"},
     "transformers": {"ssl_dist.export.formats.hf"},
+    "huggingface_hub": {"ssl_dist.export.hub"},
     "pyarrow": {
         "ssl_dist.store.building.sources.files",
         "ssl_dist.store.building.sources.tables",
