@@ -28,8 +28,8 @@ test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
 
 test-extras: install
-	$(BIN)/pip install -q -c constraints.txt -e '.[timm,onnx,wandb,mlflow]'
-	$(BIN)/pytest -m extras
+	$(BIN)/pip install -q -c constraints.txt -e '.[all]'
+	$(BIN)/pytest -n 2 -m 'extras and not slow'
 
 # bit equality under the kernels that other CPUs would choose, and with more threads
 KERNELS := MKL_CBWR=COMPATIBLE ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 ATEN_CPU_CAPABILITY=default \

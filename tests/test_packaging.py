@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -19,6 +20,15 @@ ROOT = Path(__file__).parents[1]
 def run(*command: object, **options: object) -> str:
     """Run a command; return what it prints."""
     return subprocess.run([*map(str, command)], capture_output=True, text=True, check=True, **options).stdout  # type: ignore[call-overload,no-any-return]
+
+
+def test_everything_optional_is_in_one_extra_and_pinned() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    optional = extras.keys() - {"all", "dev", "bench"}
+    assert set(extras["all"]) == {f"ssl_dist[{name}]" for name in optional}
+    pinned = {line.partition("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines()}
+    for name in optional:
+        assert {one.partition(">=")[0] for one in extras[name]} <= pinned
 
 
 @pytest.fixture(scope="module")

@@ -76,8 +76,7 @@ def test_each_map_of_a_strip_starts_from_the_one_before() -> None:
     assert np.array_equal(second.points, layout(other, TSNE, first.points))
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("umap") is None, reason="umap-learn is not installed")
+@pytest.mark.extras
 def test_umap_keeps_three_far_blobs_apart() -> None:
     x, labels = blobs(12)
     points = layout(x, TSNE._replace(method="umap"), x[:, :2])
