@@ -54,7 +54,7 @@ def load_encoder(
         return _exported(Path(run)).to(device or fastest_device())
     with fetched(run, checkpoint) as found:
         backbone, config = load_method(found).backbone, found.config
-    return Encoder(backbone, max(config.view_sizes), forward_size(config)).to(device or fastest_device())
+    return Encoder(backbone, max(config.view_sizes), forward_size(config), found.step).to(device or fastest_device())
 
 
 def _exported(folder: Path) -> Encoder:
@@ -66,7 +66,7 @@ def _exported(folder: Path) -> Encoder:
         backbone.load_state_dict(tensors)
     except RuntimeError as error:
         raise CheckpointError(f"{folder} has other tensors than its network: {error}") from None
-    return Encoder(backbone, found.image_size, found.together)
+    return Encoder(backbone, found.image_size, found.together, found.step)
 
 
 class Encoder(nn.Module):
@@ -79,12 +79,13 @@ class Encoder(nn.Module):
         dim: number of features.
         image_size: pixels a side of the images that it was trained on.
         together: images of a forward pass of ``embed``.
+        step: steps that it was trained for; None: unknown.
     """
 
-    def __init__(self, backbone: Backbone, image_size: int, together: int) -> None:
+    def __init__(self, backbone: Backbone, image_size: int, together: int, step: int | None = None) -> None:
         super().__init__()
         self.backbone, self.dim, self.image_size = backbone, backbone.dim, image_size
-        self.together = together
+        self.together, self.step = together, step
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ class ExportedEncoder(NamedTuple):
         image_size: pixels a side of its images.
         together: images of a forward pass.
         part: which part of the run's network was exported.
+        step: steps of the run; None where an earlier version has exported it.
     """
 
     backbone: BackboneConfig
@@ -40,6 +41,7 @@ class ExportedEncoder(NamedTuple):
     image_size: int
     together: int
     part: str
+    step: int | None
 
 
 class _Facts(pydantic.BaseModel):
@@ -50,6 +52,7 @@ class _Facts(pydantic.BaseModel):
     network: BackboneConfig
     image_size: int = pydantic.Field(ge=1, strict=True)
     together: int = pydantic.Field(ge=1, strict=True)
+    step: int | None = pydantic.Field(None, ge=0, strict=True)
     sha256: dict[str, str]
 
 
@@ -87,7 +90,7 @@ def read_exported(folder: Path) -> ExportedEncoder:
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
         else:
             tensors = {f"{_BODY}{name}": tensor for name, tensor in tensors.items()}
-        return ExportedEncoder(facts.network, tensors, facts.image_size, facts.together, facts.part)
+        return ExportedEncoder(facts.network, tensors, facts.image_size, facts.together, facts.part, facts.step)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole exported encoder ({error!r})") from None
 

@@ -30,7 +30,7 @@ def locate(path: Path, choice: CheckpointChoice = "newest") -> Checkpoint:
         RunError: there is no such checkpoint, or ``path`` is one and another is chosen.
         CheckpointError: it is damaged.
     """
-    if _is_one(path):
+    if is_one(path):
         if choice != "newest":
             raise RunError(f"{path} is one checkpoint, and {choice} chooses among a run's: give the run's directory")
         return verify(path)
@@ -76,7 +76,7 @@ def locate_all(path: Path) -> Sequence[Checkpoint]:
         RunError: there are none.
         CheckpointError: there are some, and none verifies.
     """
-    if _is_one(path):
+    if is_one(path):
         return [verify(path)]
     found, paths = [], Checkpoints(run_directory(path)).list()
     for one in reversed(paths):
@@ -99,12 +99,12 @@ def run_directory(path: Path) -> Path:
     Raises:
         RunError: ``path`` is no directory.
     """
-    folder = path.absolute().parent if _is_one(path) else path
+    folder = path.absolute().parent if is_one(path) else path
     is_inside = folder.absolute().name == FOLDER and not (folder / FOLDER).is_dir()
     return folder.absolute().parent if is_inside else folder
 
 
-def _is_one(path: Path) -> bool:
+def is_one(path: Path) -> bool:
     """Return whether a path is one checkpoint and not a run.
 
     Raises:

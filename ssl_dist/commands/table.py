@@ -57,6 +57,10 @@ COMMANDS: dict[str, Entry] = {
         "Choose the images of a store to label next, and write a page for it.",
     ),
     "export": Entry("ssl_dist.commands.export:export", "Write a run's encoder as files for other code."),
+    "embed": Entry("ssl_dist.commands.embed:embed", "Write the features of all images as a Parquet file."),
+    "neighbours": Entry(
+        "ssl_dist.commands.neighbours:neighbours", "Show the nearest images in a file that `embed` has written."
+    ),
     "report": Entry("ssl_dist.commands.runs:report", "Draw a run's loss, probe, embedding and speed."),
     "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),
     "g-simclr": Entry(
@@ -69,6 +73,9 @@ COMMANDS: dict[str, Entry] = {
 
 CLUSTER_WRITERS = "cluster.build:ray_writers"
 """Target of what writes a store's shards on all nodes of a Ray cluster (``store build --cluster``)."""
+
+CLUSTER_EXECUTOR = "cluster.embed:ray_executor"
+"""Target of what runs the tasks of an embedding on all nodes of a Ray cluster (``embed --cluster``)."""
 
 
 def load(target: str) -> Any:

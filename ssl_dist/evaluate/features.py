@@ -80,12 +80,25 @@ def store_features(
         float32 ``[n, D]`` on ``device``.
     """
 
-    def whole(ids: np.ndarray) -> Tensor:
-        return torch.from_numpy(_resized(store.gather(ids), size_px)).to(device).permute(0, 3, 1, 2).float() / 255
-
-    features = embed(backbone, ids, whole, together, count)
+    features = pixel_features(backbone, ids, lambda ids: _resized(store.gather(ids), size_px), device, together, count)
     store.release()  # the next store may need the room in the cache
     return features
+
+
+def pixel_features(
+    backbone: nn.Module,
+    ids: np.ndarray,
+    pixels: Callable[[np.ndarray], np.ndarray],
+    device: torch.device,
+    together: int,
+    count: ChunkCallback | None = None,
+) -> Tensor:
+    """Compute features of the pixels, uint8 ``[N, S, S, 3]``, that a function makes of ids, as ``store_features``."""
+
+    def whole(ids: np.ndarray) -> Tensor:
+        return torch.from_numpy(pixels(ids)).to(device).permute(0, 3, 1, 2).float() / 255
+
+    return embed(backbone, ids, whole, together, count)
 
 
 def raw_pixels(store: ImageStore, ids: np.ndarray, count: ChunkCallback | None = None) -> Tensor:

@@ -17,18 +17,21 @@ if TYPE_CHECKING:
 _LONGEST_NAME = 24  # characters
 
 
-def expect_writable(path: Path, suffixes: Sequence[str]) -> None:
+def expect_writable(path: Path, suffixes: Sequence[str], what: str = "--out") -> None:
     """Refuse a file that cannot be written, or whose name does not end in one of ``suffixes``, before work begins.
+
+    Args:
+        what: word of the command line that named it, for the message.
 
     Raises:
         RunError: as above.
     """
     if path.suffix.lower() not in suffixes:
-        raise RunError(f"--out {path}: its name must end in {' or '.join(suffixes)}")
+        raise RunError(f"{what} {path}: its name must end in {' or '.join(suffixes)}")
     if path.is_dir() or not path.parent.is_dir():
-        raise RunError(f"--out {path}: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
+        raise RunError(f"{what} {path}: {'it is a folder' if path.is_dir() else f'there is no folder {path.parent}'}")
     if not os.access(path.parent, os.W_OK):
-        raise RunError(f"--out {path}: the folder {path.parent} is not writable")
+        raise RunError(f"{what} {path}: the folder {path.parent} is not writable")
 
 
 def literal(text: str) -> str:

@@ -14,7 +14,7 @@ import sys
 import tarfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster import build as cluster_build
+from cluster import tasks
 from cluster.build import ray_writers
 from ssl_dist import store
 from ssl_dist.commands.main import app
@@ -204,12 +205,13 @@ def test_a_node_that_sees_another_destination_or_source_is_named(
             ClusterError, match=rf"node {node} \(\S+\) does not see {own}/images/class0/000.png as this"
         ):
             store.build(source, tmp_path / f"t{number}", size_px=8, workers=ray_writers(2))
-    monkeypatch.setattr(cluster_build, "_versions", lambda: {**VERSIONS, "pillow": "1.0"})
-    with pytest.raises(ClusterError, match=rf"node {node} \(\S+\) has pillow {VERSIONS['pillow']}, and .* builds 1.0"):
+    monkeypatch.setattr(cluster_build, "versions", lambda _: {**VERSIONS, "pillow": "1.0"})
+    ours = VERSIONS["pillow"]
+    with pytest.raises(ClusterError, match=rf"node {node} \(\S+\) has pillow {ours}, and .* started this 1.0"):
         store.build(image_folder, tmp_path / "u", workers=ray_writers(2))
 
 
-VERSIONS = cluster_build._versions()
+VERSIONS = tasks.versions(cluster_build._PACKAGES)
 
 
 def test_a_file_that_went_after_it_was_listed_is_left_out(
@@ -218,13 +220,13 @@ def test_a_file_that_went_after_it_was_listed_is_left_out(
     """No node is blamed for it."""
     folder = tmp_path / "images"
     shutil.copytree(image_folder, folder)
-    absolute = cluster_build._with_absolute_paths
+    absolute = cluster_build.with_absolute_paths
 
-    def late(piece: ShardJob) -> ShardJob:
+    def late(members: Sequence[Member]) -> list[Member]:
         (folder / "class1" / "005.png").unlink(missing_ok=True)
-        return absolute(piece)
+        return absolute(members)
 
-    monkeypatch.setattr(cluster_build, "_with_absolute_paths", late)
+    monkeypatch.setattr(cluster_build, "with_absolute_paths", late)
     manifest = store.build(folder, tmp_path / "s", workers=ray_writers(2))
     assert (manifest.rows, manifest.skipped) == (50, 1)
 
@@ -245,7 +247,7 @@ def test_a_bounded_number_of_shard_jobs_is_in_flight(
 ) -> None:
     """Each shard has 1,000 bytes, and half of the object store is for shards."""
     monkeypatch.setattr(cluster_build, "_write", _slowly)
-    monkeypatch.setattr(cluster_build, "_object_store_bytes", lambda: store_bytes)
+    monkeypatch.setattr(tasks, "object_store_bytes", lambda: store_bytes)
     form = ShardFormat(encoding="raw", image_shape=(8, 8, 3), size_px=8, batch_rows=4)
     cut = []
 

@@ -76,6 +76,17 @@ class Bucket:
             ) from None
         return Manifest.parse(content, f"{self.name}/{MANIFEST}")
 
+    def holds_store(self) -> bool:
+        """Return whether there is a manifest.
+
+        Raises:
+            StoreError: the bucket cannot be reached.
+        """
+        try:
+            return bool(self._system.get_file_info(f"{self._base}/{MANIFEST}").type == fs.FileType.File)
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise StoreError(self._unreachable(error)) from None
+
     def read_labels(self, entry: LabelsEntry) -> bytes | None:
         """Read the file of a store's labels; None: there is none. Raises StoreError if the bucket cannot be reached."""
         try:
