@@ -28,7 +28,7 @@ test-slow: install
 	$(BIN)/pytest -m slow --timeout 1800
 
 test-extras: install
-	$(BIN)/pip install -q -c constraints.txt -e '.[all]'
+	$(BIN)/pip install -q -c constraints.txt -e '.[all]' pylance  # Lance opens what embed writes
 	$(BIN)/pytest -n 2 -m 'extras and not slow'
 
 # bit equality under the kernels that other CPUs would choose, and with more threads

@@ -128,7 +128,7 @@ def embed(
         facts = facts.model_copy(update={**about, "map": plane and plane.about})
         with stage("writing", "writing the table") as progress:
             write_table(out, _blocks(parts, counts, facts, plane, Tally(progress, facts.num_images)), facts)
-        shutil.rmtree(folder)
+        shutil.rmtree(folder, ignore_errors=True)  # a task of a call that died may still write there
     return Embedded(facts, False)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -167,7 +167,7 @@ def encoder_digest(encoder: Encoder) -> str:
     return digest.hexdigest()
 
 
-def _of_store(opened: Opened, ids: range, count: Count):  # type: ignore[no-untyped-def]
+def _of_store(opened: Opened, ids: range, count: Count) -> Any:
     encoder, store, numbers = opened.encoder, opened.store, np.arange(ids.start, ids.stop)
     assert store is not None
     features = store_features(
@@ -176,7 +176,7 @@ def _of_store(opened: Opened, ids: range, count: Count):  # type: ignore[no-unty
     return feature_table(store.keys_at(numbers), store.labels_at(numbers), _finite(features))
 
 
-def _of_members(opened: Opened, members: list[Member], count: Count):  # type: ignore[no-untyped-def]
+def _of_members(opened: Opened, members: list[Member], count: Count) -> tuple[Any, list[LeftOut]]:
     """Return the table of the images that can be read, and the others; these are black in their forward passes."""
     encoder, left_out = opened.encoder, dict[int, LeftOut]()
     with decoding_threads() as threads:

@@ -25,6 +25,7 @@ from cluster.run_directory import RunDirectory
 from ssl_dist.commands import console as streams
 from ssl_dist.commands.main import command_of
 from ssl_dist.commands.table import COMMANDS
+from ssl_dist.embedding import embed
 from ssl_dist.training.exactness import Finding
 from ssl_dist.training.progress_bar import ProgressBar
 from tests.cluster.test_doctor import healthy
@@ -64,7 +65,13 @@ def things(small_store: Path, image_folder: Path, tmp_path_factory: pytest.TempP
     for sample in sweep.known_samples:
         begin(sweep, folder / "sweep", sample, "finished", 0.5 + sample["epochs"] / 100)
     (folder / "mine.yaml").write_text(f"{RECIPE}data: {{store: {small_store}}}\n")
-    made = {"run": folder / "run", "sweep": folder / "sweep", "recipe": folder / "mine.yaml"}
+    embed(folder / "run", small_store, folder / "e.parquet")
+    made = {
+        "table": folder / "e.parquet",
+        "run": folder / "run",
+        "sweep": folder / "sweep",
+        "recipe": folder / "mine.yaml",
+    }
     return {"store": small_store, "images": image_folder, **made}
 
 
@@ -82,6 +89,8 @@ QUICK = {
     "evaluate rank": "{run} --store {store} --views 2 --out {new}/rank.png",
     "evaluate map": "{run} --store {store} --perplexity 5 --out {new}/map.png",
     "export": "{run} {new}/encoder",
+    "embed": "{run} {images} {new}/e.parquet --neighbours 2",
+    "neighbours": "{table} class0/000.png --out {new}/n.png",
     "report": "{run}",
     "tune results": "{sweep}",
     "status": "{sweep}",
@@ -124,6 +133,7 @@ def test_nothing_is_cut_on_a_narrow_screen(
         *("checkpoint list {new}", "checkpoint clear {new}", "tune results {run}", "tune {new}", "pretrain {new}"),
         *("pretrain", "store info {images}", "init {images}", "evaluate knn {new} --train {store} --test {store}"),
         "label-request {run} {store} --count 3",
+        *("embed {new} {store} {new}/e.parquet", "neighbours {new}/e.parquet a.png"),
         *("doctor --set epochs=1", "self-train --test {new} {new}", "demo --set epoch=1"),
     ],
 )

@@ -1,10 +1,11 @@
-"""Embeddings: the features of ``Encoder.embed`` for every kind of source, in the same bytes however often it is killed."""
+"""Embeddings: the features of ``Encoder.embed`` for every kind of source, in the same bytes after any kill."""
 
 from __future__ import annotations
 
+import errno
 import io
-import json
 import multiprocessing
+import re
 import resource
 import shutil
 import tarfile
@@ -16,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from PIL import Image
 from pyarrow import fs, parquet
 from torch import Tensor, nn
 
 import ssl_dist
 from ssl_dist import store as stores
 from ssl_dist.checkpoint import Checkpoints, State
-from ssl_dist.checkpoint.mirror import Mirror
 from ssl_dist.embedding import embed, images, making
 from ssl_dist.embedding.images import open_images
 from ssl_dist.embedding.parts import Done, embeddings
@@ -30,6 +31,8 @@ from ssl_dist.embedding.table import EmbeddingTable
 from ssl_dist.embedding.tasks import Count, Opened, Task
 from ssl_dist.encoder import Encoder
 from ssl_dist.errors import ConfigError, RunError, SourceError, StoreError, UsageError
+from ssl_dist.evaluate.over_training import drawn
+from ssl_dist.export import export
 from ssl_dist.files import lock
 from ssl_dist.store import ImageStore
 from ssl_dist.uris import join_uri
@@ -79,7 +82,7 @@ def test_a_store_has_the_features_of_the_library_bit_for_bit(
 
 def a_tar(folder: Path, tmp_path: Path) -> str:
     with tarfile.open(tmp_path / "images.tar", "w") as archive:
-        archive.add(folder, "images", filter=lambda member: member)
+        archive.add(folder, "images")
     return str(tmp_path / "images.tar")
 
 
@@ -116,12 +119,6 @@ def test_images_of_a_bucket_are_embedded_and_the_file_has_no_secret(
     system, base = fs.FileSystem.from_uri(join_uri(bucket, "embedded"))
     fs.copy_files(str(small_store), f"{base}/store", destination_filesystem=system)
     fs.copy_files(str(image_folder), f"{base}/images", destination_filesystem=system)
-    config = (
-        ssl_dist.config.ResolvedConfig.from_tree(json.loads((run / "config.json").read_text()), "")
-        if (run / "config.json").exists()
-        else None
-    )
-    del config
     for number, where in enumerate(("embedded/store", "embedded/images", "embedded/images/*/*.png")):
         out = tmp_path / f"{number}.parquet"
         facts = embed(run, join_uri(bucket, where), out).facts
@@ -133,8 +130,6 @@ def test_images_of_a_bucket_are_embedded_and_the_file_has_no_secret(
 def test_a_run_may_be_a_checkpoint_or_an_exported_folder(
     run: Path, small_store: Path, features: Tensor, tmp_path: Path
 ) -> None:
-    from ssl_dist.export import export
-
     export(str(run), tmp_path / "exported", "safetensors")
     found = {}
     for where in (run, run / "checkpoints" / "step-00000002", tmp_path / "exported"):
@@ -255,10 +250,6 @@ def flipped(path: Path) -> None:
     path.write_bytes(bytes(content))
 
 
-def swapped(path: Path) -> None:
-    shutil.copy(path.with_name("features-000002.parquet"), path)
-
-
 @pytest.mark.parametrize("damage", [torn, flipped, lambda path: path.write_bytes(b""), Path.unlink])
 def test_a_damaged_part_is_computed_again(
     run: Path, small_store: Path, unfinished: Path, features: Tensor, tmp_path: Path, damage: Callable[[Path], object]
@@ -373,8 +364,6 @@ def test_a_map_places_the_other_images_beside_their_nearest(
     facts = embed(run, small_store, tmp_path / "e.parquet", with_map=True).facts
     table = parquet.read_table(tmp_path / "e.parquet")
     places = np.stack([table["x"], table["y"]], axis=1)
-    from ssl_dist.evaluate.over_training import drawn
-
     fitted = drawn(20, 51, 0)
     rows = nn.functional.normalize(features.double(), dim=1)
     nearest = (rows @ rows[fitted].T).topk(3, dim=1)[1].numpy()
@@ -387,8 +376,6 @@ def test_a_map_places_the_other_images_beside_their_nearest(
 
 
 def test_a_map_of_equal_images_is_refused_after_their_features_are_kept(run: Path, tmp_path: Path) -> None:
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     for number in range(3):
         Image.new("RGB", (16, 16), "red").save(tmp_path / "images" / f"{number}.png")
@@ -416,28 +403,26 @@ def _peak_bytes(store: Path, out: Path, sender: Any) -> None:
     torch.set_num_threads(1)
     making.load_encoder = lambda *_: Encoder(_Wide(), 8, 64)  # type: ignore[assignment, arg-type, misc]
     making.PART_ROWS, making.BLOCK_PARTS = 64, 2
-    embed("runs/x/step-1", store, out, num_neighbours=1)
+    embed(out.parent, store, out)
     sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
 
 
 def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> None:
-    """2,048 images more have 34 MB of features, of which a process keeps none."""
-    peaks = {}
-    for number in (512, 2560):
-        pixels = np.random.default_rng(0).integers(0, 256, (number, 8, 8, 3), dtype=np.uint8)
-        buffer = [io.BytesIO() for _ in range(number)]
-        from PIL import Image
-
-        for image, file in zip(pixels, buffer, strict=True):
-            Image.fromarray(image).save(file, "BMP")
-        parquet.write_table(pa.table({"image": [file.getvalue() for file in buffer]}), tmp_path / f"{number}.parquet")
+    """4,608 images more have 75 MB of features; the allocator's peaks differ by about 15 MB from run to run."""
+    (tmp_path / "step-1").mkdir()
+    file, peaks = io.BytesIO(), {}
+    Image.new("RGB", (8, 8), "red").save(file, "BMP")
+    for number in (512, 5120):
+        images_ = pa.table({"image": [file.getvalue()] * number})
+        parquet.write_table(images_, tmp_path / f"{number}.parquet", use_dictionary=False)
         receiver, sender = PROCESSES.Pipe(duplex=False)
-        arguments = (tmp_path / f"{number}.parquet", tmp_path / f"of-{number}.parquet", sender)
+        arguments = (tmp_path / f"{number}.parquet", tmp_path / "step-1" / f"{number}.parquet", sender)
         process = PROCESSES.Process(target=_peak_bytes, args=arguments)
         process.start()
+        sender.close()  # so that an error there ends the wait
         peaks[number] = receiver.recv()
         process.join()
-    assert peaks[2560] - peaks[512] < 10e6  # names and labels, and what the allocator keeps
+    assert peaks[5120] - peaks[512] < 35e6
 
 
 @pytest.mark.parametrize(
@@ -463,9 +448,6 @@ def test_a_mistake_is_one_line_and_leaves_nothing(
     before = sorted(tmp_path.rglob("*"))
     done = command("embed", *arguments.format(run=run, store=small_store, new=tmp_path).split())
     assert done.code == 2
-    assert pytest.raises  # the message is in one line of standard error
-    import re
-
     assert re.search(message, done.err), done.err
     assert "Traceback" not in done.err
     assert sorted(tmp_path.rglob("*")) == before
@@ -494,13 +476,11 @@ def test_a_folder_that_is_no_store_any_more_is_a_usage_error(run: Path, small_st
 def test_a_disk_without_room_is_one_line(
     run: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import errno
-
     def full(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device", "part")
 
     monkeypatch.setattr("ssl_dist.embedding.tasks.write_part", full)
-    with pytest.raises(RunError, match="part cannot be written .No space left on device"):
+    with pytest.raises(RunError, match=r"part cannot be written \(No space left on device\)"):
         embed(run, small_store, tmp_path / "e.parquet")
 
 
@@ -510,7 +490,6 @@ def test_the_mirror_of_a_run_is_enough(
     uri = join_uri(bucket, "mirrored")
     system, base = fs.FileSystem.from_uri(uri)
     fs.copy_files(str(run / "checkpoints"), f"{base}", destination_filesystem=system)
-    assert Mirror(uri)
     facts = embed(join_uri(uri, "step-00000002"), small_store, tmp_path / "e.parquet").facts
     assert torch.equal(features_of(tmp_path / "e.parquet"), features)
     assert facts.run == "s3://bucket/runs/mirrored/step-00000002"
