@@ -117,12 +117,6 @@ def test_the_picture_of_many_is_written(command: Command, table: Path, image_fol
     assert height == pytest.approx(2 * 1.65 * 110, abs=2)
 
 
-def with_other_features(run: Path, folder: Path, store: Path) -> Path:
-    config = resolved_config(store)
-    Checkpoints(folder).save(1, config, State(config.initial_method().state_dict(), {}))
-    return folder
-
-
 MISTAKES = {
     "none.parquet a": "none.parquet: no such file",
     "{new} a": "it is no file",
@@ -143,24 +137,29 @@ MISTAKES = {
 }
 
 
+@pytest.fixture(scope="module")
+def broken(table: Path, small_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder of files that are no embeddings, or lack something, and of a run that did not make the table."""
+    folder, content, whole = tmp_path_factory.mktemp("broken"), table.read_bytes(), parquet.read_table(table)
+    (folder / "empty").mkdir()
+    (folder / "text.parquet").write_text("no table, and no picture")
+    (folder / "cut.parquet").write_bytes(content[: len(content) // 2])
+    parquet.write_table(pa.table({"key": ["a"]}), folder / "other.parquet")
+    parquet.write_table(pa.concat_tables([whole, whole]), folder / "twice.parquet")
+    facts = EmbeddingTable(table).facts.model_copy(update={"run": str(folder / "gone")})
+    parquet.write_table(whole.replace_schema_metadata({b"ssl_dist": facts.model_dump_json()}), folder / "moved.parquet")
+    config = resolved_config(small_store)
+    Checkpoints(folder / "run").save(1, config, State(config.initial_method().state_dict(), {}))
+    return folder
+
+
 @pytest.mark.parametrize("arguments", MISTAKES)
-def test_a_mistake_is_one_line(
-    command: Command, run: Path, table: Path, small_store: Path, image_folder: Path, tmp_path: Path, arguments: str
-) -> None:
-    content, whole = table.read_bytes(), parquet.read_table(table)
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.parquet").write_text("no table, and no picture")
-    (tmp_path / "cut.parquet").write_bytes(content[: len(content) // 2])
-    parquet.write_table(pa.table({"key": ["a"]}), tmp_path / "other.parquet")
-    parquet.write_table(pa.concat_tables([whole, whole]), tmp_path / "twice.parquet")
-    facts = EmbeddingTable(table).facts.model_copy(update={"run": str(tmp_path / "gone")})
-    moved = whole.replace_schema_metadata({b"ssl_dist": facts.model_dump_json()})
-    parquet.write_table(moved, tmp_path / "moved.parquet")
-    with_other_features(run, tmp_path / "run", small_store)
-    done = command("neighbours", *arguments.format(table=table, images=image_folder, new=tmp_path, run=run).split())
+def test_a_mistake_is_one_line(command: Command, table: Path, broken: Path, image_folder: Path, arguments: str) -> None:
+    done = command("neighbours", *arguments.format(table=table, images=image_folder, new=broken).split())
     assert done.code == 2
     assert re.search(MISTAKES[arguments], done.err), done.err
     assert "Traceback" not in done.err
+    assert not (broken / "a.png").exists()
 
 
 def test_a_key_goes_before_a_file_and_the_output_says_which(
