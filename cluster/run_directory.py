@@ -2,7 +2,9 @@
 
 RUN/
   config.json     the resolved config
+  recipe.txt      the recipe that the run began with, as the user named it
   checkpoints/  tensorboard/  metrics.jsonl  health.jsonl     see ssl_dist.checkpoint and ssl_dist.training.monitor
+  starts.jsonl    machine, workers and versions of each start, see ssl_dist.training.starts
   worker-N.log    log of worker N
   error.json      the last error raised on purpose; deleted when the run resumes
   stop            asks the workers to end after this step, with a checkpoint
@@ -26,7 +28,7 @@ from ssl_dist import errors
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.resolved import DIGESTS_OF_STORE
 from ssl_dist.errors import RunError, SslDistError
-from ssl_dist.files import RUN_LOCK, lock, write_text
+from ssl_dist.files import RUN_LOCK, RUN_RECIPE, lock, write_text
 
 # Settings that may change when a run resumes: they decide how fast and where it runs, not which model comes out. A
 # store, a label file or weights may move; the facts about them, such as their digests, must stay the same.
@@ -76,8 +78,8 @@ class RunDirectory:
     _next_sign: float = field(default=0.0, repr=False)
 
     @classmethod
-    def create(cls, path: Path, config: ResolvedConfig) -> RunDirectory:
-        """Make a new directory with the run's config in it, and lock it.
+    def create(cls, path: Path, config: ResolvedConfig, recipe: str = "") -> RunDirectory:
+        """Make a new directory with the run's config and the name of its recipe in it, and lock it.
 
         Raises:
             RunError: the directory is not empty, or cannot be written.
@@ -89,6 +91,8 @@ class RunDirectory:
                 raise RunError(f"{path} is not empty: resume its run by --resume {path}, or choose another --run-dir")
             run.acquire_lock()
             run.update(config)
+            if recipe:
+                write_text(run.path / RUN_RECIPE, f"{recipe}\n")
         except OSError as error:
             raise RunError(f"run directory {path} cannot be written: {error.strerror}") from None
         return run
@@ -136,7 +140,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Delete the directory if nothing has run in it."""
         found = [path.name for path in self.path.iterdir()]
-        if self._lock and {CONFIG, RUN_LOCK} <= {*found} <= {CONFIG, RUN_LOCK, STOP}:
+        if self._lock and {CONFIG, RUN_LOCK} <= {*found} <= {CONFIG, RUN_RECIPE, RUN_LOCK, STOP}:
             for name in found:
                 (self.path / name).unlink()
             self.path.rmdir()

@@ -16,6 +16,7 @@ from typing import IO, Any
 from ssl_dist.errors import ConfigError, RunError
 
 RUN_LOCK = "lock"  # in a run's directory: the process that drives the run has locked it
+RUN_RECIPE = "recipe.txt"  # there too: the name or path of the recipe that the run began with
 
 
 def expect_folder(folder: Path) -> None:

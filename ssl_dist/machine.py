@@ -1,8 +1,10 @@
-"""Tell how many cores a process may use, and what its CPU can do."""
+"""Tell what a machine is: the cores that a process may use, what its CPU can do, and which versions it has."""
 
 from __future__ import annotations
 
 import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _CPU_INFO = Path("/proc/cpuinfo")
@@ -22,3 +24,30 @@ def has_bf16() -> bool:
         return True
     flags = next((line for line in text.splitlines() if line.lower().startswith(("flags", "features"))), "")
     return not flags or not _BF16.isdisjoint(flags.split())
+
+
+def cpu_name() -> str:
+    """Return the name of the CPU, or of its architecture where the system does not tell."""
+    try:
+        lines = _CPU_INFO.read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+def memory_bytes() -> int:
+    """Return the memory of the machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def python_version() -> str:
+    return platform.python_version()
+
+
+def version_of(library: str) -> str:
+    """Return the version of an installed library, "unknown" where it is not there under this name."""
+    try:
+        return version(library)
+    except PackageNotFoundError:  # as of onnxruntime, which onnxruntime-gpu brings
+        return "unknown"

@@ -54,7 +54,7 @@ def test_the_commands_of_a_real_run(command: Command, monkeypatch: pytest.Monkey
     assert here["features"].shape == (80, here["encoder"].dim)
     [logs] = [command.split()[-1] for command in COMMANDS if command.startswith("tensorboard")]
     assert list((tmp_path / logs / "tensorboard").glob("events.*"))
-    assert (tmp_path / "runs" / "cifar10" / "report.png").is_file()
+    assert (tmp_path / "runs" / "cifar10" / "report.html").is_file()
 
 
 def test_every_make_target_of_the_readme_exists() -> None:

@@ -31,7 +31,9 @@ def demo(
     from cluster.prepare import resolve
     from cluster.run_directory import RunDirectory
     from ssl_dist.commands.evaluate import show_comparisons
-    from ssl_dist.evaluate import Knn
+    from ssl_dist.evaluate import Knn, Linear
+    from ssl_dist.report import evaluation
+    from ssl_dist.report.page import RunFiles, write_page
     from ssl_dist.store import build
 
     with tempfile.TemporaryDirectory() as folder:
@@ -39,8 +41,15 @@ def demo(
         for split, store in stores.items():
             build(Path(folder) / split, store, split=split, workers=1)
     config = resolve("simclr-digits", overrides)
-    run = RunDirectory.create(out / "run", config)
+    run = RunDirectory.create(out / "run", config, "simclr-digits")
     train(run, config, as_json=False)
-    [result] = show_comparisons([Knn()], run.path, stores["train"], stores["test"])
+    results = show_comparisons([Knn(), Linear()], run.path, stores["train"], stores["test"])
+    from ssl_dist.evaluate.everything import Everything
+
+    no_time = {"ranks and a map": "the demo does not wait for them"}
+    evaluation.write(run.path, Everything(results, None, 0, None, no_time, 0.0))
+    page = run.path / "report.html"
+    write_page([RunFiles.read(run.path)], "", page)
     say(f"TensorBoard's logs: {run.path / 'tensorboard'}")
-    print_json({"run": str(run.path), **result.plain()}, as_json)
+    say(f"its report, a page to open in a browser: {page}")
+    print_json({"run": str(run.path), "report": str(page), **results[0].plain()}, as_json)

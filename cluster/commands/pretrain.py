@@ -78,7 +78,7 @@ def pretrain(
             expect_room(directory, [config])
             _show_plan(config, directory, as_json)
             return
-        train(RunDirectory.create(directory, config), config, as_json)
+        train(RunDirectory.create(directory, config, recipe), config, as_json)
     else:
         raise ConfigError("give either a recipe, or --resume RUN_DIR")
 

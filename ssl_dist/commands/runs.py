@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Column
@@ -16,6 +18,9 @@ from ssl_dist.commands.console import console, print_json, say, show, table
 from ssl_dist.commands.options import Json, Run
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.uris import without_secrets
+
+if TYPE_CHECKING:
+    from ssl_dist.report.page import RunFiles
 
 checkpoint = typer.Typer(no_args_is_help=True, add_completion=False, help="List, check and clear checkpoints of runs.")
 
@@ -82,17 +87,84 @@ def clear(
     print_json({"deleted": yes, "bytes": total, "runs": rows}, as_json)
 
 
+_PICTURES = (".png", ".svg", ".pdf")
+_OUT = "Page to write, or with .png, .svg or .pdf a picture of the curves. Default: report.html in the run's directory."
+_PRICE = "Price of an hour of all the run's machines together: the report then has its cost."
+
+
 def report(
-    run: Run,
-    out: Annotated[Path | None, typer.Option(help="Picture to write. Default: RUN/report.png.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run directories, or that of a sweep.")],
+    out: Annotated[Path | None, typer.Option(help=_OUT)] = None,
+    price_per_hour: Annotated[float | None, typer.Option(metavar="PRICE", help=_PRICE)] = None,
     as_json: Json = False,
 ) -> None:
-    """Draw a run's loss, probe, embedding and speed; print its last numbers."""
-    from ssl_dist.report.curves import draw
+    """Write a run's report as one HTML file: results, settings, curves, views, evaluation. Several runs: side by side.
 
-    picture = out or run / "report.png"
-    draw(run, picture)
-    show_summary(f"{run}: {picture}", run, {"run": str(run), "picture": str(picture)}, as_json)
+    The page needs neither network nor script. What is missing is named, with the command that adds it.
+    """
+    from ssl_dist.report.page import RunFiles, ranked, write_page
+    from ssl_dist.report.pictures import expect_writable
+
+    if price_per_hour is not None and not 0 <= price_per_hour < math.inf:
+        raise ConfigError(f"--price-per-hour {price_per_hour:g}: it is 0 or more")
+    paths = [path for given in runs for path in _runs_of(given)]
+    found = [RunFiles.read(path) for path in paths]
+    file = out or _common_folder(runs) / "report.html"
+    expect_writable(file, [".html", *_PICTURES])
+    if file.suffix.lower() in _PICTURES:
+        if len(found) > 1:
+            raise ConfigError(f"--out {file}: a picture has the curves of one run: give a name that ends in .html")
+        from ssl_dist.report.curves import draw
+
+        draw(paths[0], file)
+        show_summary(f"{paths[0]}: {file}", paths[0], {"run": str(paths[0]), "picture": str(file)}, as_json)
+        return
+    if len(found) == 1:
+        write_page(found, "", file, price_per_hour)
+        show_summary(f"{paths[0]}: {file}", paths[0], {"run": str(paths[0]), "report": str(file)}, as_json)
+        return
+    found = ranked(found)
+    title = f"Sweep {runs[0].absolute().name}" if len(runs) == 1 else f"{len(found)} runs side by side"
+    write_page(found, title, file, price_per_hour)
+    _show_together(found, file, as_json)
+
+
+def _runs_of(path: Path) -> list[Path]:
+    """Return a run's directory, or those of a sweep's trials that have begun.
+
+    Raises:
+        RunError: the sweep has none.
+    """
+    if not (path / "sweep.json").exists():
+        return [path]
+    trials = sorted(file.parent for file in (path / "trials").glob("*/config.json"))
+    if not trials:
+        raise RunError(f"{path} is a sweep of which no trial has begun: see `ssl-dist status {shlex.quote(str(path))}`")
+    return trials
+
+
+def _common_folder(runs: Sequence[Path]) -> Path:
+    """Return the folder of a report: the directory of the only run or sweep, or the one that all of them lie in."""
+    return runs[0] if len(runs) == 1 else Path(os.path.commonpath([run.absolute().parent for run in runs]))
+
+
+def _show_together(runs: Sequence[RunFiles], file: Path, as_json: bool) -> None:
+    """Print the table of several runs: their probes and the accuracies of their evaluations."""
+    from ssl_dist.report import evaluation
+
+    measured = [dict(evaluation.rows(run.path)) for run in runs]
+    columns = list(dict.fromkeys(name for one in measured for name in one))
+    shown = table("run", "probe", *columns)
+    for run, one in zip(runs, measured, strict=True):
+        cells = [run.name, "" if run.probe is None else str(run.probe), *(one.get(name, "") for name in columns)]
+        shown.add_row(*map(Text, cells))
+    console.print(shown)
+    say(f"report: {file}")
+    rows = [
+        {"run": str(run.path), "step": run.step, "probe": run.probe and run.probe.last, "evaluation": one}
+        for run, one in zip(runs, measured, strict=True)
+    ]
+    print_json({"report": str(file), "runs": rows}, as_json)
 
 
 def evaluate_line(run: Path, store: str) -> str:
@@ -111,11 +183,11 @@ def show_summary(title: str, run: Path, result: dict[str, Any], as_json: bool, t
         then: lines that follow, each to copy.
     """
     from ssl_dist.report import evaluation
+    from ssl_dist.report.page.run_files import lines_of
     from ssl_dist.report.summary import ProbeCurve, summary
     from ssl_dist.training.health import read_health
-    from ssl_dist.training.metrics import MetricsReader
 
-    lines, last = MetricsReader(run).read_new(), dict[str, Any]()  # no lines: a finished run, restored from its mirror
+    lines, last = lines_of(run), dict[str, Any]()  # no lines: a finished run, restored from its mirror
     for line in lines:
         last |= line
     probe = ProbeCurve.of(lines)

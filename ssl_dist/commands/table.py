@@ -61,7 +61,9 @@ COMMANDS: dict[str, Entry] = {
     "neighbours": Entry(
         "ssl_dist.commands.neighbours:neighbours", "Show the nearest images in a file that `embed` has written."
     ),
-    "report": Entry("ssl_dist.commands.runs:report", "Draw a run's loss, probe, embedding and speed."),
+    "report": Entry(
+        "ssl_dist.commands.runs:report", "Write a run's report as one HTML file; several runs side by side."
+    ),
     "tune": Entry("tune.commands:app", "Search settings over whole pretraining runs with Ray Tune."),
     "g-simclr": Entry(
         "cluster.commands.pipelines:g_simclr", "Train an autoencoder, cluster its latents, then train SimCLR."

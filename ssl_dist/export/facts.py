@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ssl_dist import __version__
+from ssl_dist import __version__, machine
 from ssl_dist.checkpoint import Checkpoint, run_directory
 from ssl_dist.uris import is_remote, split_uri, without_secrets
 
@@ -48,8 +46,8 @@ def facts_of(found: Checkpoint, encoder: Encoder, run: str, libraries: Sequence[
         "config": _settings(config),
         "exported_with": {
             "ssl_dist": __version__,
-            "python": platform.python_version(),
-            **{name: _version(name) for name in (*_LIBRARIES, *libraries)},
+            "python": machine.python_version(),
+            **{name: machine.version_of(name) for name in (*_LIBRARIES, *libraries)},
         },
     }
 
@@ -74,10 +72,3 @@ def _run_name(run: str) -> str:
 def last_name(place: str) -> str:
     """Return the last name of a path or a URI, without the user's key and the URI's options."""
     return Path(without_secrets(place)).name
-
-
-def _version(library: str) -> str:
-    try:
-        return version(library)
-    except PackageNotFoundError:  # as of onnxruntime, which onnxruntime-gpu brings
-        return "unknown"

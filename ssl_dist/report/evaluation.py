@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-FILE, FOLDER, MAP = "evaluation.json", "evaluation", "map.png"
+FILE, FOLDER, MAP, GALLERY = "evaluation.json", "evaluation", "map.png", "gallery.json"
 
 
 def expect_writable(run: Path) -> None:
@@ -28,13 +28,13 @@ def expect_writable(run: Path) -> None:
     from ssl_dist.report import classification
 
     classification.expect_writable(run / FOLDER)
-    for path in (run / FILE, run / FOLDER / MAP):
+    for path in (run / FILE, run / FOLDER / MAP, run / FOLDER / GALLERY):
         if path.is_dir():
             raise RunError(f"{path} is a folder, where a file is to be written: rename it")
 
 
 def write(run: Path, found: Everything) -> dict[str, Any]:
-    """Write RUN/evaluation.json, and into RUN/evaluation the classification report and the map.
+    """Write RUN/evaluation.json, and into RUN/evaluation the classification report, the map and a page's images.
 
     Returns:
         What the JSON file holds.
@@ -44,12 +44,15 @@ def write(run: Path, found: Everything) -> dict[str, Any]:
     """
     from ssl_dist.evaluate.mistakes import Mistakes
     from ssl_dist.report import classification
+    from ssl_dist.report.gallery import gallery
     from ssl_dist.report.maps import draw_maps
 
     folder = run / FOLDER
     last = found.accuracies[-1]
     content = {
         "step": last.step,
+        "train": last.train.store.name,
+        "test": last.test.store.name,
         "seconds": round(found.seconds, 1),
         "accuracies": [one.plain() for one in found.accuracies],
         "ranks": [{"step": row.step, **row.ranks._asdict()} for row in found.ranks or ()],
@@ -63,7 +66,12 @@ def write(run: Path, found: Everything) -> dict[str, Any]:
         write_text(run / FILE, to_json(content))  # first: if a picture cannot be made, the figures stay
     except OSError as error:
         raise RunError(f"{run / FILE} cannot be written ({error.strerror})") from None
-    classification.write(last, folder)
+    answers = classification.write(last, folder)
+    images = gallery(last, answers["mistakes"], answers["class_names"], found.map and (found.map[0][-1], found.map[1]))
+    try:
+        write_text(folder / GALLERY, to_json(images))
+    except OSError as error:
+        raise RunError(f"{folder / GALLERY} cannot be written ({error.strerror})") from None
     (folder / MAP).unlink(missing_ok=True)  # of an earlier evaluation
     if found.map:
         draw_maps(*found.map, f"t-SNE of test images, step {last.step:,}", folder / MAP)

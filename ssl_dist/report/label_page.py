@@ -67,9 +67,14 @@ def _links(names: Sequence[str], page: str) -> str:
 
 def _figure(key: str, pixels: np.ndarray) -> str:
     """Return an image with its key as HTML; the script of the page adds what labels it."""
-    name, small = html.escape(key), ' class="small"' * (max(pixels.shape[:2]) <= _SMALL_PX)
+    name, small = html.escape(key), ' class="small"' * is_small(pixels.shape)
     image = f'<img{small} src="data:image/jpeg;base64,{thumbnail(pixels)}" alt="" loading="lazy">'
     return f'<figure tabindex="0" data-key="{name}">{image}<figcaption>{name}</figcaption><div></div></figure>'
+
+
+def is_small(shape: tuple[int, ...]) -> bool:
+    """Return whether images of this shape, (H, W, 3), are shown enlarged, with hard edges."""
+    return max(shape[:2]) <= _SMALL_PX
 
 
 def thumbnail(pixels: np.ndarray) -> str:

@@ -22,7 +22,7 @@ from ssl_dist.report.maps import palette
 from ssl_dist.store import ImageStore
 
 _TEMPLATE = Path(__file__).with_name("map.html")
-_SIDE = 9999  # places are whole numbers up to this one
+SIDE = 9999  # places are whole numbers up to this one
 _LARGEST_THUMBNAIL_PX, _LARGEST_SHEET_PX = 96, 4096  # phones show no larger pictures
 _BLOCK_PX = 8  # of a JPEG: thumbnails of whole blocks do not run into each other
 _QUALITY = 88
@@ -47,8 +47,8 @@ def write_page(
         "groups": [{"name": name, "colour": colour, "count": count} for name, colour, count in named],
         "group": groups.numbers.tolist(),
         "keys": store.keys_at(ids),
-        "side": _SIDE,
-        "panels": [{"title": panel.title, **_places(panel.points)} for panel in panels],
+        "side": SIDE,
+        "panels": [{"title": panel.title, **places(panel.points)} for panel in panels],
         "thumbnails": thumbnails,
     }
     # No "<" stays in the data, so nothing in it can end its element. ASCII alone: the page is read in any encoding.
@@ -60,11 +60,11 @@ def write_page(
         raise RunError(f"page {page} cannot be written ({error})") from None
 
 
-def _places(points: np.ndarray) -> dict[str, list[int]]:
-    """Scale a map, float ``[n, 2]``, to whole numbers in [0, _SIDE], the same in both directions, y downward."""
+def places(points: np.ndarray) -> dict[str, list[int]]:
+    """Scale a map, float ``[n, 2]``, to whole numbers in [0, SIDE], the same in both directions, y downward."""
     low, high = points.min(0), points.max(0)
     extent = max(float((high - low).max()), float(np.finfo(np.float32).tiny))
-    places = np.rint(((points - (low + high) / 2) / extent * (1, -1) + 0.5) * _SIDE).astype(int)
+    places = np.rint(((points - (low + high) / 2) / extent * (1, -1) + 0.5) * SIDE).astype(int)
     return {"x": places[:, 0].tolist(), "y": places[:, 1].tolist()}
 
 

@@ -48,6 +48,16 @@ class ProbeCurve(NamedTuple):
         return None
 
     @property
+    def name(self) -> str:
+        """What was measured, in words."""
+        return _PROBES[self.tag][0]
+
+    @property
+    def is_share(self) -> bool:
+        """Whether values are shares of right answers, in [0, 1]."""
+        return "%" in _PROBES[self.tag][1]
+
+    @property
     def start(self) -> float | None:
         """The value of the initial weights; None where it was not measured."""
         return self.values.get(0)
@@ -71,10 +81,10 @@ class ProbeCurve(NamedTuple):
         """Say so where training has not made the encoder better than its initial weights; None where it has."""
         if self.start is None or not max(self.values) or self.last > self.start:
             return None
-        name, _ = _PROBES[self.tag]
         return (
-            f"{name} is no better than at step 0, {self._show(self.last)} after {self._show(self.start)}: these weights"
-            " are worth no more than the run's first ones; more epochs, another learning rate or other views may help"
+            f"{self.name} is no better than at step 0, {self._show(self.last)} after {self._show(self.start)}:"
+            " these weights are worth no more than the run's first ones; more epochs, another learning rate or other"
+            " views may help"
         )
 
     def _show(self, value: float) -> str:

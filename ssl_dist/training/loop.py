@@ -25,6 +25,7 @@ from ssl_dist.training.memory import within_memory
 from ssl_dist.training.monitor import Monitor, Stopwatch
 from ssl_dist.training.profiling import StepProfile
 from ssl_dist.training.projector import Projector
+from ssl_dist.training.starts import noted
 
 log = logging.getLogger(__name__)
 
@@ -53,7 +54,7 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
     Raises:
         Diverged, RunError, Preempted: on every worker; but RunError on those alone whose device ran out of memory.
     """
-    with within_memory(config, world.device), _Run(config, directory, world) as run:
+    with noted(directory, world), within_memory(config, world.device), _Run(config, directory, world) as run:
         step, preempted = run.first_step, False
         for batch in run.batches:
             if step == run.first_step:

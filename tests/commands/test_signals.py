@@ -173,5 +173,6 @@ def test_ctrl_c_ends_any_command_with_a_word(command: Command, tmp_path: Path, m
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr("ssl_dist.report.curves.draw", draw)
-    outcome = command("report", tmp_path, "--json")
+    (tmp_path / "metrics.jsonl").touch()
+    outcome = command("report", tmp_path, "--out", tmp_path / "curves.png", "--json")
     assert (outcome.code, outcome.err, outcome.json) == (130, "stopped\n", {"error": "stopped"})

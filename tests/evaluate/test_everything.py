@@ -79,7 +79,8 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     assert [row["step"] for row in written["ranks"]] == [None, 1]
     assert written["left_out"] == {}
     names = {path.name for path in (stores["run"] / "evaluation").iterdir()}
-    assert names == {"classification.txt", "classification.json", "confusion.png", "mistakes.png", "map.png"}
+    pictures = {"confusion.png", "mistakes.png", "map.png"}
+    assert names == {"classification.txt", "classification.json", "gallery.json", *pictures}
     assert min(Image.open(written["map"]).size) > 100
     shown = command("report", stores["run"])
     assert shown.code == 0, shown.err
@@ -101,7 +102,7 @@ def test_a_file_that_is_no_evaluation_is_passed_over(
     assert "evaluation.json: passed over" in caplog.text
 
 
-@pytest.mark.parametrize("name", ["evaluation.json", "evaluation/map.png", "evaluation/mistakes.png"])
+@pytest.mark.parametrize("name", ["evaluation.json", "evaluation/gallery.json", "evaluation/mistakes.png"])
 def test_what_stands_in_the_way_is_named_first(
     command: Command, stores: dict[str, Path], tmp_path: Path, name: str
 ) -> None:

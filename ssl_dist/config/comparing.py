@@ -1,0 +1,107 @@
+"""A run's settings beside a recipe's: what differs, and the command that says it."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import yaml
+
+from ssl_dist.config.run import RunConfig
+from ssl_dist.reading import RECIPE_FOLDER
+from ssl_dist.uris import without_secrets
+
+
+class Difference(NamedTuple):
+    """A setting by its dotted key, or a section of which one side has none: its value in the recipe, and in the run."""
+
+    key: str
+    before: Any
+    now: Any
+
+
+class Base(NamedTuple):
+    """A recipe that comes with the package, and the settings in which a run differs from it."""
+
+    recipe: str
+    differences: Sequence[Difference]
+
+    @property
+    def command(self) -> str:
+        """The command that trains with the run's settings."""
+        options = (f"--set {shlex.quote(f'{one.key}={as_written(one.now)}')}" for one in self.differences)
+        return " ".join([f"ssl-dist pretrain {self.recipe}", *options])
+
+
+def base_of(config: RunConfig, recipe: str = "") -> Base | None:
+    """Compare a run's settings with the recipe that it came from, or with the one of the package that is most like it.
+
+    Args:
+        recipe: name of the recipe that the run came from; one that the package does not have counts as not known.
+
+    Returns:
+        None where no recipe of the package has the run's method.
+    """
+    found = list[Base]()
+    for file in sorted(RECIPE_FOLDER.glob("*.yaml")):
+        one = RunConfig.load(file.stem)
+        if file.stem == recipe:
+            return Base(recipe, differences(one, config))
+        if one.method.name == config.method.name:
+            found.append(Base(file.stem, differences(one, config)))
+    return min(found, key=lambda base: len(base.differences), default=None)
+
+
+def differences(before: RunConfig, now: RunConfig) -> list[Difference]:
+    """List the settings ``section.name`` in which two configs differ, in their order, without facts and URIs' keys.
+
+    What is inside of one, such as the two ends of a range, stays together. So does a section that only one of them has,
+    and that of another method.
+    """
+    found = list[Difference]()
+    was, is_ = _plain(before), _plain(now)
+    for section, old in was.items():
+        new = is_[section]
+        if not (isinstance(old, dict) and isinstance(new, dict) and old.keys() == new.keys()):
+            pairs = {section: (old, new)}
+        else:
+            pairs = {f"{section}.{key}": (old[key], new[key]) for key in old}
+        found += [Difference(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
+    return found
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """Return all settings by ``section.name``, as ``differences`` names them, without facts and URIs' keys."""
+    found = dict[str, Any]()
+    for section, value in _plain(config).items():
+        is_section = isinstance(value, dict)
+        found |= {f"{section}.{key}": inner for key, inner in value.items()} if is_section else {section: value}
+    return found
+
+
+def as_written(value: Any) -> str:
+    """Return a setting's value as ``--set`` takes it."""
+    if isinstance(value, (dict, list)):
+        return str(
+            yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=math.inf)
+        ).strip()
+    return value if isinstance(value, str) else json.dumps(value).removesuffix(".0")
+
+
+def as_recipe(config: RunConfig) -> str:
+    """Return all settings as a recipe, without the keys that URIs hold."""
+    return str(yaml.safe_dump(_plain(config), sort_keys=False, allow_unicode=True))
+
+
+def _plain(config: RunConfig) -> dict[str, Any]:
+    found: dict[str, Any] = _without_keys(config.model_dump(mode="json", exclude={"facts"}))
+    return found
+
+
+def _without_keys(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_keys(inner) for key, inner in value.items()}
+    return without_secrets(value) if isinstance(value, str) else value

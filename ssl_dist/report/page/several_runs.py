@@ -1,0 +1,107 @@
+"""What the page of several runs shows: their results, the settings that differ, and their curves over one another."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from typing import Any
+
+from ssl_dist.config.comparing import settings_of
+from ssl_dist.report.page import words
+from ssl_dist.report.page.charts import value_text
+from ssl_dist.report.page.panels import charts_together
+from ssl_dist.report.page.run_files import RunFiles
+
+STYLES = 10  # colours with dashes that can be told apart
+
+
+def ranked(runs: Sequence[RunFiles]) -> list[RunFiles]:
+    """Sort runs by their online probe, the best first, and those without one last; equal ones stay as they are."""
+
+    def score(run: RunFiles) -> float:
+        return run.probe.last if run.probe else float("-inf")
+
+    return sorted(runs, key=score, reverse=True)
+
+
+def content_of_several(runs: Sequence[RunFiles], price_per_hour: float | None) -> dict[str, Any]:
+    """Return what the template ``runs.html`` is filled with; the title is the caller's."""
+    if len({run.name for run in runs}) < len(runs):
+        runs = [run._replace(name=str(run.path)) for run in runs]
+    drawn = [(run, style) for style, run in enumerate(runs[:STYLES])]
+    columns = list(dict.fromkeys(one.name for run in runs if run.evaluated for one in run.evaluated.accuracies))
+    differing = settings_that_differ(runs)
+    protocols = dict.fromkeys(
+        f"{one.name}: {one.protocol}" for run in runs if run.evaluated for one in run.evaluated.accuracies
+    )
+    return {
+        "subtitle": f"{len(runs)} runs",
+        "sentence": _sentence(runs),
+        "columns": columns,
+        "protocols": list(protocols),
+        "rows": [
+            {**_row(run, price_per_hour), "accuracies": _accuracies(run, columns), "settings": values, "style": style}
+            for run, values, style in zip(
+                runs,
+                zip(*differing.values(), strict=True) if differing else [()] * len(runs),
+                [*range(len(drawn)), *[None] * (len(runs) - len(drawn))],
+                strict=True,
+            )
+        ],
+        "with_cost": price_per_hour is not None,
+        "evaluate_commands": "\n".join(words.evaluate_command(run) for run in runs if not run.evaluated),
+        "warnings": [(text, f"{run.name}, {where}") for run in runs for text, where in words.warnings_of(run)],
+        "problems": [f"{run.name}: {text}" for run in runs for text in run.problems],
+        "differing": list(differing),
+        "charts": charts_together(drawn),
+        "num_drawn": len(drawn),
+        "report_commands": "\n".join(f"ssl-dist report {shlex.quote(str(run.path))}" for run in runs),
+    }
+
+
+def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
+    """Return the settings that two runs have otherwise: the value of each run by key, None where it is not known."""
+    known = [settings_of(run.config) if run.config else None for run in runs]
+    keys = dict.fromkeys(key for one in known if one for key in one)
+    columns = {key: [one and one.get(key) for one in known] for key in keys}
+    return {
+        key: values
+        for key, values in columns.items()
+        if any(one is not None and one.get(key) != first.get(key) for first in known if first for one in known)
+    }
+
+
+def _row(run: RunFiles, price_per_hour: float | None) -> dict[str, Any]:
+    probe, rate = run.probe, run.median("speed/images_per_s")
+    seconds = run.elapsed_s or run.steps_s
+    return {
+        "name": run.name,
+        "status": words.status(run),
+        "probe": "" if probe is None else value_text(probe.last, probe.is_share),
+        "start": "" if probe is None or probe.start is None else value_text(probe.start, probe.is_share),
+        "speed": "" if rate is None else f"{rate:,.0f}",
+        "time": "" if seconds is None else words.duration(seconds),
+        "cost": "" if price_per_hour is None else words.cost(run, price_per_hour),
+    }
+
+
+def _accuracies(run: RunFiles, columns: Sequence[str]) -> list[words.Headline | None]:
+    found = {one.name: one for one in words.headlines(run)} if run.evaluated else {}
+    return [found.get(name) for name in columns]
+
+
+def _sentence(runs: Sequence[RunFiles]) -> str:
+    """Say which run is best by what was measured of all."""
+    evaluated = [run for run in runs if run.evaluated]
+    if len(evaluated) == len(runs):
+        names = set.intersection(*({one.name for one in words.headlines(run)} for run in runs))
+        name = next((one.name for one in reversed(words.headlines(runs[0])) if one.name in names), None)
+        if name:
+            scores = {run.name: next(one for one in words.headlines(run) if one.name == name) for run in runs}
+            best = max(scores, key=lambda run: scores[run].value)
+            return f"{best} has the best {name}: {scores[best].shown} of the test images."
+    probed = [run for run in runs if run.probe]
+    if probed and len({run.probe.tag for run in probed if run.probe}) == 1 and (probe := ranked(probed)[0].probe):
+        best_value = value_text(probe.last, probe.is_share)
+        return f"{ranked(probed)[0].name} has the best {probe.name}: {best_value}."
+    return "The runs were not measured by the same measure, so none is best."
