@@ -151,8 +151,9 @@ def _common_folder(runs: Sequence[Path]) -> Path:
 def _show_together(runs: Sequence[RunFiles], file: Path, as_json: bool) -> None:
     """Print the table of several runs: their probes and the accuracies of their evaluations."""
     from ssl_dist.report import evaluation
+    from ssl_dist.report.page.words import headlines
 
-    measured = [dict(evaluation.rows(run.path)) for run in runs]
+    measured = [{one.name: one.shown for one in headlines(run)} if run.evaluated else {} for run in runs]
     columns = list(dict.fromkeys(name for one in measured for name in one))
     shown = table("run", "probe", *columns)
     for run, one in zip(runs, measured, strict=True):
@@ -161,8 +162,13 @@ def _show_together(runs: Sequence[RunFiles], file: Path, as_json: bool) -> None:
     console.print(shown)
     say(f"report: {file}")
     rows = [
-        {"run": str(run.path), "step": run.step, "probe": run.probe and run.probe.last, "evaluation": one}
-        for run, one in zip(runs, measured, strict=True)
+        {
+            "run": str(run.path),
+            "step": run.step,
+            "probe": run.probe and run.probe.last,
+            "evaluation": dict(evaluation.rows(run.path)),
+        }
+        for run in runs
     ]
     print_json({"report": str(file), "runs": rows}, as_json)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shlex
@@ -46,13 +47,17 @@ def base_of(config: RunConfig, recipe: str = "") -> Base | None:
         None where no recipe of the package has the run's method.
     """
     found = list[Base]()
-    for file in sorted(RECIPE_FOLDER.glob("*.yaml")):
-        one = RunConfig.load(file.stem)
-        if file.stem == recipe:
+    for name, one in _recipes().items():
+        if name == recipe:
             return Base(recipe, differences(one, config))
         if one.method.name == config.method.name:
-            found.append(Base(file.stem, differences(one, config)))
+            found.append(Base(name, differences(one, config)))
     return min(found, key=lambda base: len(base.differences), default=None)
+
+
+@functools.cache
+def _recipes() -> dict[str, RunConfig]:
+    return {file.stem: RunConfig.load(file.stem) for file in sorted(RECIPE_FOLDER.glob("*.yaml"))}
 
 
 def differences(before: RunConfig, now: RunConfig) -> list[Difference]:

@@ -1,6 +1,5 @@
 "use strict";
 // Values under the pointer. Whatever a reader needs stands on the page without this.
-const SVG = "http://www.w3.org/2000/svg";
 const shown = (value, percent) => value === null ? "not finite" :
   percent ? (100 * value).toFixed(1) + " %" : String(Number(value.toPrecision(4))).replace("-", "\u2212");
 
@@ -18,11 +17,7 @@ for (const figure of document.querySelectorAll(".chart")) {
   const [left, right, top, bottom] = plot.dataset.frame.split(" ").map(Number);
   const values = [...figure.querySelectorAll(".legend b")], place = figure.querySelector(".at");
   const last = values.map((one) => one.textContent);
-  const cursor = plot.appendChild(document.createElementNS(SVG, "line"));
-  cursor.setAttribute("class", "cursor");
-  cursor.setAttribute("y1", top);
-  cursor.setAttribute("y2", bottom);
-  cursor.style.display = "none";
+  const cursor = plot.querySelector(".cursor");
   plot.addEventListener("pointermove", (event) => {
     const frame = plot.getBoundingClientRect();
     const at = Math.min(right, Math.max(left, (event.clientX - frame.left) / frame.width * box.width));
@@ -32,7 +27,7 @@ for (const figure of document.querySelectorAll(".chart")) {
     const screen = left + (there - data.low) / (data.high - data.low) * (right - left);
     cursor.setAttribute("x1", screen);
     cursor.setAttribute("x2", screen);
-    cursor.style.display = "";
+    cursor.style.display = "inline";
     found.forEach((one, number) => { values[number].textContent = shown(one[1], data.percent); });
     place.textContent = "at epoch " + Number(there.toPrecision(4));
   });

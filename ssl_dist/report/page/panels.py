@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -14,7 +13,7 @@ class Panel(NamedTuple):
     """A chart's title, what its values mean, and the name of each tag's line.
 
     Attributes:
-        lines: by tag; the first one is what runs are compared by.
+        lines: by tag.
         percent: whether values are shares.
     """
 
@@ -89,14 +88,10 @@ def charts_of(run: RunFiles) -> list[Chart]:
 
 def charts_together(runs: Sequence[tuple[RunFiles, int]]) -> list[Chart]:
     """Draw the numbers of several runs, each in its style, over one another: a chart for each number."""
-    singles = itertools.chain.from_iterable(
-        [panel._replace(lines={tag: name}) for tag, name in panel.lines.items()] for panel in PANELS
-    )
     found = []
-    for panel in singles:
-        [(tag, name)] = panel.lines.items()
-        title = panel.title if name in ("training", panel.title.lower()) else f"{panel.title}: {name}"
-        curves = [(run.name, style, run.values(tag)) for run, style in runs]
-        if one := chart(title, panel.note, curves, panel.percent):
-            found.append(one)
+    for panel in PANELS:
+        for tag, name in panel.lines.items():
+            title = panel.title if len(panel.lines) == 1 else f"{panel.title}: {name}"
+            curves = [(run.name, style, run.values(tag)) for run, style in runs]
+            found += [one for one in [chart(title, panel.note, curves, panel.percent)] if one]
     return found

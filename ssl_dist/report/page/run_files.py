@@ -96,7 +96,7 @@ class RunFiles(NamedTuple):
 
     @property
     def probe(self) -> ProbeCurve | None:
-        return ProbeCurve.of([line for line in self.lines if all(map(_is_number, line.values()))])
+        return ProbeCurve.of(self.lines)
 
     def values(self, tag: str) -> list[tuple[float, float | None]]:
         """Return epochs and values of a tag; None where a value is not finite."""
@@ -138,9 +138,9 @@ def _tried(read: Callable[[], T], complaint: str, problems: list[str]) -> T | No
 
 
 def lines_of(run: Path) -> list[dict[str, Any]]:
-    """Return the lines of metrics that have a step and an epoch, with their numbers alone."""
-    found = [{key: value for key, value in line.items() if _is_number(value)} for line in MetricsReader(run).read_new()]
-    return [line for line in found if isinstance(line.get("step"), int) and "epoch" in line]
+    """Return the lines of metrics that have a step and an epoch, and numbers alone."""
+    lines = (line for line in MetricsReader(run).read_new() if all(map(_is_number, line.values())))
+    return [line for line in lines if isinstance(line.get("step"), int) and "epoch" in line]
 
 
 def _is_number(value: object) -> bool:

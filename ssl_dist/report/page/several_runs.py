@@ -35,7 +35,7 @@ def content_of_several(runs: Sequence[RunFiles], price_per_hour: float | None) -
         f"{one.name}: {one.protocol}" for run in runs if run.evaluated for one in run.evaluated.accuracies
     )
     return {
-        "subtitle": f"{len(runs)} runs",
+        "subtitle": "The best online probe first.",
         "sentence": _sentence(runs),
         "columns": columns,
         "protocols": list(protocols),
@@ -48,6 +48,7 @@ def content_of_several(runs: Sequence[RunFiles], price_per_hour: float | None) -
                 strict=True,
             )
         ],
+        "price_per_hour": price_per_hour,
         "with_cost": price_per_hour is not None,
         "evaluate_commands": "\n".join(words.evaluate_command(run) for run in runs if not run.evaluated),
         "warnings": [(text, f"{run.name}, {where}") for run in runs for text, where in words.warnings_of(run)],
@@ -73,15 +74,16 @@ def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
 
 def _row(run: RunFiles, price_per_hour: float | None) -> dict[str, Any]:
     probe, rate = run.probe, run.median("speed/images_per_s")
-    seconds = run.elapsed_s or run.steps_s
+    seconds, total = run.elapsed_s or run.steps_s, run.total_steps
+    rough = "" if run.elapsed_s else "~"
     return {
         "name": run.name,
-        "status": words.status(run),
+        "steps": f"{run.step:,}" if total is None or run.step >= total else f"{run.step:,} of {total:,}",
         "probe": "" if probe is None else value_text(probe.last, probe.is_share),
         "start": "" if probe is None or probe.start is None else value_text(probe.start, probe.is_share),
         "speed": "" if rate is None else f"{rate:,.0f}",
-        "time": "" if seconds is None else words.duration(seconds),
-        "cost": "" if price_per_hour is None else words.cost(run, price_per_hour),
+        "time": "" if seconds is None else f"{rough}{words.duration(seconds)}",
+        "cost": f"{rough}{words.cost(seconds, price_per_hour):,.2f}" if seconds and price_per_hour is not None else "",
     }
 
 

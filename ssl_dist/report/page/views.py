@@ -26,7 +26,7 @@ class Views(NamedTuple):
 
 
 def views_of(config: ResolvedConfig) -> Views | str:
-    """Render the views that training made of some images in their first epoch; each class has its share of these.
+    """Render the views that training made of some images in their first epoch.
 
     Returns:
         The views; or where the store is not at hand, a clause that says why there are none.
@@ -41,7 +41,7 @@ def views_of(config: ResolvedConfig) -> Views | str:
         store = open_store(config.data)
         if config.facts.store_digest not in (None, store_digest(store)):
             return f"{where} holds other images now than the run was trained on"
-        ids = drawn(_IMAGES, len(store), config.seed, store.labels)
+        ids = drawn(_IMAGES, len(store), config.seed)
         images = store.gather(ids)
     except SslDistError as error:
         return str(error)

@@ -153,17 +153,15 @@ def _of_time(run: RunFiles, price_per_hour: float | None) -> list[tuple[str, str
         peak = "" if memory is None else f"; {memory:,.0f} MB of memory for the first worker"
         rows.append(("speed", f"{rate:,.0f} images/s (median){peak}"))
     if price_per_hour is not None:
-        rows.append(("cost", cost(run, price_per_hour)))
+        known, of = (steps, ", of the training steps alone") if whole is None else (whole, "")
+        said = f"{cost(known, price_per_hour):,.2f} at {price_per_hour:g} an hour{of}" if known else "not known"
+        rows.append(("cost", said))
     return rows
 
 
-def cost(run: RunFiles, price_per_hour: float) -> str:
-    """Say what the run cost at a price per hour of all its machines together."""
-    seconds = run.elapsed_s or run.steps_s
-    if seconds is None:
-        return "not known: the time was not recorded"
-    of = "" if run.elapsed_s else ", of the training steps alone"
-    return f"{price_per_hour * seconds / 3600:,.2f} at {price_per_hour:g} an hour{of}"
+def cost(seconds: float, price_per_hour: float) -> float:
+    """Return what a time costs at a price per hour."""
+    return price_per_hour * seconds / 3600
 
 
 def duration(seconds: float) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ssl_dist import __version__
 from ssl_dist.errors import RunError
@@ -14,6 +15,9 @@ from ssl_dist.report.page.run_files import RunFiles
 from ssl_dist.report.page.several_runs import content_of_several
 from ssl_dist.report.page.words import setting
 from ssl_dist.report.pictures import shortened
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def write_page(runs: Sequence[RunFiles], title: str, page: Path, price_per_hour: float | None = None) -> None:
@@ -41,11 +45,15 @@ def write_page(runs: Sequence[RunFiles], title: str, page: Path, price_per_hour:
 
 def _filled(template: str, content: dict[str, Any]) -> str:
     """Fill a template of this folder."""
+    return _templates().get_template(template).render(version=__version__, **content) + "\n"
+
+
+@functools.cache
+def _templates() -> jinja2.Environment:
     import jinja2
 
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    engine = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    engine.filters |= {"setting": setting, "shortened": shortened}
-    return engine.get_template(template).render(version=__version__, **content) + "\n"
+    strict: Any = {"autoescape": True, "undefined": jinja2.StrictUndefined}
+    templates = jinja2.Environment(loader=loader, trim_blocks=True, lstrip_blocks=True, **strict)
+    templates.filters |= {"setting": setting, "shortened": shortened}
+    return templates
