@@ -3,7 +3,7 @@ IMAGES ?= cifar10-train.tar
 TEST_IMAGES ?= cifar10-test.tar
 BIN := .venv/bin
 
-.PHONY: install docs demo test test-slow test-extras test-kernels test-cluster test-gpu bench studies clean
+.PHONY: install docs demo test test-slow test-extras test-kernels test-cluster test-gpu bench studies picture clean
 
 install: .venv/.installed
 
@@ -71,6 +71,15 @@ bench: install .venv-streaming/.installed
 STUDIES := $(BIN)/python -m benchmarks.studies --train $(IMAGES) --test $(TEST_IMAGES)
 studies: install
 	$(STUDIES) > /dev/null & $(STUDIES); status=$$?; wait $$! && exit $$status
+
+# the first screen of a run's report, as a picture
+RUN ?= runs/cifar10
+CHROME ?= chromium
+picture: install
+	$(BIN)/ssl-dist report $(RUN)
+	$(CHROME) --headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking \
+		--disable-component-update --disable-sync --hide-scrollbars --user-data-dir=$$(mktemp -d) \
+		--force-device-scale-factor=1.5 --window-size=1180,1240 --screenshot=docs/report.png $(RUN)/report.html
 
 clean:
 	rm -rf .venv .venv-streaming build *.egg-info

@@ -163,6 +163,6 @@ def _show_profile(run: Path, config: ResolvedConfig) -> dict[str, Any]:
 def _next_commands(run: Path, config: ResolvedConfig) -> list[str]:
     """Return the commands that a person may want next, each on a line to copy."""
     return [
-        f"its curves: ssl-dist report {shlex.quote(str(run))}",
+        f"its report: ssl-dist report {shlex.quote(str(run))}",
         f"its features: {evaluate_line(run, config.data.store)}",
     ]

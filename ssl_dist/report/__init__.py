@@ -1,1 +1,1 @@
-"""Pictures of runs."""
+"""Runs as pages and pictures."""

@@ -270,3 +270,5 @@ def test_the_demo_beats_random_weights(tmp_path: Path) -> None:
     run = Path(result["run"])
     assert list((run / "tensorboard").glob("events.*"))
     assert f"TensorBoard's logs: {run / 'tensorboard'}" in done.stderr
+    assert f"its report, a page to open in a browser: {result['report']}" in done.stderr
+    assert "Nearest neighbours" in Path(result["report"]).read_text()

@@ -7,18 +7,24 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
+from torch.nn.functional import normalize
 
 from ssl_dist.checkpoint import State
+from ssl_dist.encoder import load_encoder
 from ssl_dist.evaluate import everything
 from ssl_dist.evaluate.everything import Costs
 from ssl_dist.evaluate.labelled import Labelled, split_in_two
 from ssl_dist.report import evaluation
+from ssl_dist.report.page.evaluated import Gallery
 from ssl_dist.store import ImageStore, build
 from tests.command import Command
 from tests.conftest import write_images
 from tests.helpers import resolved_config, save, small_config
+
+PARTS = (("train", 36), ("test", 18))
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +88,8 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     pictures = {"confusion.png", "mistakes.png", "map.png"}
     assert names == {"classification.txt", "classification.json", "gallery.json", *pictures}
     assert min(Image.open(written["map"]).size) > 100
+    assert (written["train"], written["test"]) == (str(stores["train"]), str(stores["test"]))
+    _expect_gallery(stores, json.loads((stores["run"] / "evaluation" / "gallery.json").read_text()))
     shown = command("report", stores["run"])
     assert shown.code == 0, shown.err
     assert "linear probe" in shown.out
@@ -89,6 +97,26 @@ def test_all_writes_one_file_that_report_reads(command: Command, stores: dict[st
     assert command("report", stores["run"], "--json").json["evaluation"] == shown_rows
     assert shown_rows.keys() == {f"{name}, 36 labels" for name in ("kNN, k = 1", "kNN, k = 20", "linear probe")}
     assert all(row.endswith("; of step 1)") for row in shown_rows.values())
+
+
+def _expect_gallery(stores: dict[str, Path], found: dict[str, Any]) -> None:
+    """Compare the neighbours with those of features that are computed here."""
+    encoder = load_encoder(stores["run"])
+    train, test = (normalize(encoder.embed(stores[name]).double()) for name in ("train", "test"))
+    known, asked = ({ImageStore(stores[name]).keys_at(np.array([i]))[0]: i for i in range(n)} for name, n in PARTS)
+    assert len(found["neighbours"]) == 8
+    assert {one["label"] for one in found["neighbours"]} == {"class0", "class1", "class2"}
+    for one in found["neighbours"]:
+        similarity = train @ test[asked[one["key"]]]
+        shown = [near["similarity"] for near in one["nearest"]]
+        # rounded to four digits, of float32 features
+        assert shown == pytest.approx(similarity.sort(descending=True).values[:6].tolist(), abs=1e-4)
+        assert shown == pytest.approx([float(similarity[known[near["key"]]]) for near in one["nearest"]], abs=1e-4)
+        assert all(near["key"].startswith(near["label"]) for near in one["nearest"])
+    assert len(found["map"]["x"]) == len(found["map"]["group"]) == 18
+    page = Gallery.of(found)
+    assert page.small
+    assert len(page.mistakes) == min(24, len(found["mistakes"]))
 
 
 @pytest.mark.parametrize("content", ["{}", "[]", "null", "no JSON", '{"step": 1, "accuracies": [{"rows": []}]}'])

@@ -114,6 +114,6 @@ def test_the_next_commands_can_be_copied(tmp_path: Path) -> None:
     run, store = tmp_path / "a run of long name", tmp_path / "store"
     config = with_facts(RunConfig.load("simclr-cifar10", {"data.store": str(store)}), 51)
     features = f"its features: ssl-dist evaluate knn '{run}' --train {store} --test "
-    assert _next_commands(run, config) == [f"its curves: ssl-dist report '{run}'", f"{features}TEST_STORE"]
+    assert _next_commands(run, config) == [f"its report: ssl-dist report '{run}'", f"{features}TEST_STORE"]
     (tmp_path / "store-held-out").mkdir()
     assert _next_commands(run, config)[1] == f"{features}{store}-held-out"

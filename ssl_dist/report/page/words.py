@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple
 
 from ssl_dist.config import ResolvedConfig
@@ -132,6 +133,7 @@ def _of_machine(run: RunFiles) -> list[tuple[str, str]]:
     workers = dict.fromkeys(one.workers for one in run.starts)
     where = f"{last.host}: {last.cpu}, {last.cores} cores, {last.memory_bytes / 2**30:,.0f} GiB"
     return [
+        ("began", f"{datetime.fromtimestamp(run.starts[0].began, UTC):%Y-%m-%d %H:%M} UTC"),
         (
             "workers",
             ", then ".join(map(str, workers)) + (f", in {len(run.starts)} starts" if len(run.starts) > 1 else ""),
