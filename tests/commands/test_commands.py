@@ -323,7 +323,6 @@ def test_settings_are_explained_by_key_section_and_all_at_once(command: Command)
     "line",
     [
         "evaluate knn {} --train a --test b",
-        "report {}",
         "checkpoint list {}",
         "checkpoint verify {}",
         "pretrain --resume {}",

@@ -29,6 +29,7 @@ def content_of(run: RunFiles, price_per_hour: float | None) -> dict[str, Any]:
     views = views_of(config) if config else "the settings are not here"
     recipe = as_recipe(config) if config else ""
     where, method = shlex.quote(str(run.path)), config.method.name if config else ""
+    test = shlex.quote(run.evaluated.stores[1]) if run.evaluated and run.evaluated.stores else "TEST_STORE"
     file_name = f"{run.name.replace('/', '-')}.yaml"
     return {
         "title": run.name,
@@ -52,7 +53,7 @@ def content_of(run: RunFiles, price_per_hour: float | None) -> dict[str, Any]:
         "per_class": run.per_class,
         "gallery": run.gallery,
         "map": run.gallery and run.gallery.map and DrawnMap.of(run.gallery.map),
-        "map_command": f"ssl-dist evaluate map {where} --store TEST_STORE --out {where}/map.html",
+        "map_command": f"ssl-dist evaluate map {where} --store {test} --out {where}/map.html",
         "recipe_text": recipe,
         "recipe_base64": base64.b64encode(recipe.encode()).decode("ascii"),
         "file_name": file_name,
