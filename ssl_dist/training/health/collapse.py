@@ -9,7 +9,9 @@ from statistics import fmean
 
 from ssl_dist.training.health.rule import LOGS, MAX_ROWS, PATIENCE, Rule
 
-COLLAPSED_STD = 0.03  # a smaller std is collapse; healthy ones are near 1; at temperature 0.01 a run that learned had 0.11
+COLLAPSED_STD = (
+    0.03  # a smaller std is collapse; healthy ones are near 1; at temperature 0.01 a run that learned had 0.11
+)
 COLLAPSED_SEPARATION = 0.9  # a larger one is collapse; 512 rows of noise have 0.96 to 1.03 (measured)
 FLAT_SHARE = 0.99  # a loss above this share of a collapsed network's is collapse; runs that learn have 0.96 at step 40
 _NOISE = 0.6  # standard deviation of a separation, times the root of its rows (measured on digits, 8 to 64 rows)
