@@ -48,6 +48,7 @@ def write_evaluation(run: Path, classes: Sequence[str] = CLASSES, *, top1: float
         | {"top1_interval": [value - 0.05, value + 0.05]}
         for encoder, value in (("trained, 40 steps", top1), ("random weights", 0.4))
     ]
+    rows[1] |= {"difference": 0.4 - top1, "difference_interval": [-0.25, -0.125]}
     one = {"trained": top1, "random": 0.4, "step": 40, "num_train": 30, "num_test": 20, "rows": rows}
     accuracies = [{**one, "evaluation": name, "protocol": f"how {name} was done"} for name in ("kNN, k = 20", "linear")]
     ranks = [

@@ -48,7 +48,15 @@ def test_a_whole_run_has_every_section_and_figure(run: Path) -> None:
         *("random weights 40.0 %", "how linear was done", "30 of 50 fit", "the temperature is low step 8"),
         *("51 images of 16 x 16 px", "here: a CPU, 4 cores, 8 GiB", "began 2001-09-09 01:46 UTC", "workers 2"),
         *("time 60.0 minutes, of which 5 seconds in training steps", "1.20 at 1.2 an hour", "ssl_dist 0.9, python"),
-        *("Of 14 wrong answers, some.", "dog a ship 70.0 %", "is dog", "finished: 40 steps", "mine/own", "nan"),
+        *(
+            "Of 14 wrong answers, some.",
+            "dog a ship 70.0 %",
+            "is dog",
+            "-20.0 (-25.0 .. -12.5)",
+            "finished: 40 steps",
+            "mine/own",
+            "nan",
+        ),
         "ssl-dist evaluate all '" + str(run) + "' --train stores/train --test stores/test",
     ):
         assert words in page.text, words

@@ -83,7 +83,7 @@ def test_a_finished_run_that_its_mirror_restored_has_no_metrics_and_is_shown(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     show_summary("a run", tmp_path, {"step": 6}, as_json=True)
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"step": 6, "probe_at_step_0": None}
+    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == {"step": 6, "probe_at_step_0": None, "health": []}
 
 
 @pytest.fixture

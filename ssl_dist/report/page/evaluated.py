@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ssl_dist.evaluate.scores import spread
+from ssl_dist.evaluate.scores import Difference, spread
 
 _SHOWN_CLASSES = 5  # best ones and worst ones
 _SHOWN_PAIRS = 8  # that are confused most often
@@ -15,7 +15,8 @@ _WHOLE_MATRIX = 16  # classes, at most
 class Row(NamedTuple):
     """The accuracy of an encoder's features, in [0, 1], with its interval; ``spread`` of several seeds.
 
-    ``encoder`` is without the steps that it was trained for: the page says them once.
+    ``encoder`` is without the steps that it was trained for: the page says them once. ``difference`` is from the first
+    row; None in evaluations of versions that had none.
     """
 
     encoder: str
@@ -26,12 +27,16 @@ class Row(NamedTuple):
     high: float
     top5: float | None
     spread: float | None
+    difference: Difference | None
 
     @classmethod
     def of(cls, row: dict[str, Any]) -> Row:
         low, high = map(float, row["top1_interval"])
         top5 = None if row.get("top5") is None else float(row["top5"])
         seeds = spread([float(one) for one in row["repeats"]])
+        apart = None
+        if row.get("difference") is not None:
+            apart = Difference(*map(float, (row["difference"], *row["difference_interval"])))
         return cls(
             str(row["encoder"]).partition(",")[0],
             str(row["features"]),
@@ -41,6 +46,7 @@ class Row(NamedTuple):
             high,
             top5,
             seeds,
+            apart,
         )
 
 

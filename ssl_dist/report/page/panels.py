@@ -29,6 +29,7 @@ PANELS = (
         "Lower is better for one run. Losses of other batch sizes and temperatures do not compare.",
         {
             "train/loss": "training",
+            "train/loss_at_start": "at step 0",
             "train/loss_if_collapsed": "if all embeddings were one point",
             "validation/loss": "validation",
         },
@@ -56,6 +57,11 @@ PANELS = (
         {"embedding/alignment": "alignment"},
     ),
     Panel("Uniformity", "0: all images in one point. About -4: spread evenly.", {"embedding/uniformity": "uniformity"}),
+    Panel(
+        "Dimensions in use",
+        "Effective rank of a batch's embeddings.",
+        {"embedding/rank": "rank", "embedding/rank_limit": "largest possible"},
+    ),
     Panel("Spread of the embedding", "0: all images in one point. 1: spread.", {"embedding/std": "spread"}),
     Panel("Gradient norm", "", {"train/gradient_norm": "gradient norm"}),
     Panel("Speed", "Images a second.", {"speed/images_per_s": "images/s"}),
@@ -66,6 +72,7 @@ PANELS = (
         True,
     ),
 )
+_REFERENCES = ("train/loss_at_start", "train/loss_if_collapsed", "embedding/rank_limit")  # what a line is read beside
 _NOT_DRAWN = ("step", "epoch", "plan/total_steps", "memory/peak_mb")
 
 
@@ -90,8 +97,9 @@ def charts_together(runs: Sequence[tuple[RunFiles, int]]) -> list[Chart]:
     """Draw the numbers of several runs, each in its style, over one another: a chart for each number."""
     found = []
     for panel in PANELS:
-        for tag, name in panel.lines.items():
-            title = panel.title if len(panel.lines) == 1 else f"{panel.title}: {name}"
+        compared = {tag: name for tag, name in panel.lines.items() if tag not in _REFERENCES}
+        for tag, name in compared.items():
+            title = panel.title if len(compared) == 1 else f"{panel.title}: {name}"
             curves = [(run.name, style, run.values(tag)) for run, style in runs]
             found += [one for one in [chart(title, panel.note, curves, panel.percent)] if one]
     return found
