@@ -33,6 +33,7 @@ FLOORS = [
     "ssl_dist.machine",
     "ssl_dist.timing",
     "ssl_dist.reading",
+    "ssl_dist.pickles",
     "ssl_dist.store.image_files",
     "ssl_dist.progress",
     "ssl_dist.lazy",

@@ -306,7 +306,7 @@ _NOT_LATIN_1 = python2_cifar(_BLACK, b"labels", [1]).replace(
         (b"\x80\x02}r" + struct.pack("<I", 60_000_000) + b".", "has no uint8"),
         (_AGAIN_AND_AGAIN, "it has no dictionary"),
         (b"\x80\x02}(U\x04data\x8a\x10" + 16 * b"\x7f" + b"u.", "has no uint8"),
-        (b"\x80\x02}(U\x04dataU\x01xU\x01x\x86Ru.", "it calls something that makes no array"),
+        (b"\x80\x02}(U\x04dataU\x01xU\x01x\x86Ru.", "it calls something that is no function"),
         (b"\x80\x02}}bu.", "puts something into a value that cannot hold it"),
         (b"\x80\x02}U\x01xe.", "not a file of CIFAR"),
         (b"\x80\x02\x86.", "takes more values than it has"),
