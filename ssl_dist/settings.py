@@ -151,15 +151,21 @@ class BackboneConfig(Section):
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     """Dropout after each ReLU of the convnet; other backbones take none."""
     weights: str | None = None
-    """Weights to start from: the directory of a run, of its checkpoints or of one checkpoint, or a `.safetensors` file;
-    `None`: random weights."""
+    """Weights to start from: the directory of a run, of its checkpoints or of one checkpoint; or a file of safetensors
+    or of `torch.save`, from torchvision, timm, transformers or a method's authors (docs/weights.md); `None`: random
+    weights."""
+    allow_missing: tuple[Annotated[str, pydantic.Field(min_length=1)], ...] = ()
+    """Names of tensors, or how their names begin, that only the file `weights` or only the network may have: they are
+    left out of the one, and stay random in the other. All others have to match."""
+    position_embeddings: Literal["same", "interpolate"] = "same"
+    """Position embeddings of a ViT's `weights` for images of another size: refused (same), or resized (interpolate)."""
     checkpoint: CheckpointChoice = "newest"
     """The checkpoint of the run that `weights` names: the newest, the one with the best online probe, or that of a
     step."""
     normalisation: Literal["none", "imagenet", "inception"] | Normalisation | None = None
     """Normalisation of images before the first layer, by ImageNet's mean and standard deviation, to [-1, 1]
     (inception), by others, or none: pixels in [0, 1]. Weights need the one that they learned with. `None`: the one of
-    the run or of torchvision's weights that training starts from, and none for random weights."""
+    the weights that training starts from, where they tell it, and none for random weights."""
 
     def build(self, image_size: int | None = None) -> backbones.Backbone:
         """Build the backbone with random weights."""

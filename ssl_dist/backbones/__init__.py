@@ -17,7 +17,6 @@ from ssl_dist.backbones.catalogue import (
     MeanStd,
     Stem,
     check,
-    imagenet_input,
     map_stride,
     names,
     with_map,
@@ -37,7 +36,8 @@ __all__ = [
     "WithoutValues",
     "build",
     "check",
-    "imagenet_input",
+    "classes_of",
+    "input_of",
     "map_stride",
     "names",
     "with_map",
@@ -74,3 +74,13 @@ def build(
     from ssl_dist.backbones import torchvision_models  # takes seconds to import
 
     return torchvision_models.build(name, stem=stem, image_size=image_size)
+
+
+def input_of(name: str) -> MeanStd:
+    """Return the normalisation of the images that torchvision's weights of this network learned from."""
+    return KNOWN_INPUTS[catalogue.imagenet_input(name)]
+
+
+def classes_of(name: str) -> int:
+    """Return the number of classes of torchvision's weights of this network; 0: they have none."""
+    return 0 if name in catalogue.BUILT_IN else catalogue.IMAGENET_CLASSES

@@ -25,6 +25,7 @@ BUILT_IN = ("convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder")
 STEM_STRIDES = {"standard": 4, "small": 1, "half": 2}
 _STRIDES = {"convnet": 16, "autoencoder": 8, "resnet8": 4, "resnet20": 4, "wrn45-2": 8}  # behind the stem, if any
 ONE_SIZE = ("vit", "maxvit")  # made for images of one size
+IMAGENET_CLASSES = 1000  # of torchvision's weights
 INCEPTIONS = ("googlenet", "inception_v3")
 _MAXVIT_STEP = 224  # sides are halved five times, and the last map has windows of 7
 # Smallest sides by the names' beginnings, from torchvision's ``min_size`` where that is more than 1. Swin and

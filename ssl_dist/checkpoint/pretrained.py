@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import safetensors
 
-from ssl_dist.backbones import imagenet_input
+from ssl_dist.backbones import classes_of, input_of
+from ssl_dist.checkpoint import beside
 from ssl_dist.checkpoint.files import META, MODEL, NORMALISATION, checksum
 from ssl_dist.checkpoint.locating import locate
+from ssl_dist.checkpoint.public_layouts import NETWORK, OURS
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.settings import BackboneConfig
@@ -20,9 +21,8 @@ from ssl_dist.settings import BackboneConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BACKBONE = "backbone."  # prefix of the backbone's tensors in a checkpoint
-_BODY = "body."  # prefix, within the backbone, of the tensors of a torchvision network
-_IMAGENET_CLASSES = 1000
+    from ssl_dist.checkpoint.matching import Matching
+    from ssl_dist.checkpoint.torch_files import Tables
 
 log = logging.getLogger(__name__)
 
@@ -42,85 +42,101 @@ def resolve(config: ResolvedConfig) -> ResolvedConfig:
     facts = config.facts.model_copy(update={"weights_digest": checksum(file)})
     found = {"weights": str(file), "checkpoint": "newest"}
     resolved = config.model_copy(update={"backbone": backbone.model_copy(update=found), "facts": facts})
-    read(resolved)
+    matching = _matching(file, resolved)
+    matching.tensors()
     if backbone.normalisation is not None:
         return resolved
     tree = resolved.model_dump()
-    tree["backbone"][NORMALISATION] = _normalisation(file, resolved)
+    tree["backbone"][NORMALISATION] = _normalisation(file, matching)
     return ResolvedConfig.from_tree(tree, str(file))
-
-
-def _normalisation(file: Path, config: ResolvedConfig) -> Any:
-    """Return the setting ``backbone.normalisation`` that belongs to weights; None: they learned from [0, 1] pixels.
-
-    Raises:
-        ConfigError: they are neither a run's nor torchvision's.
-    """
-    tensors = _tensors(file)
-    if _is_checkpoint(tensors):
-        with safetensors.safe_open(file, "pt") as content:
-            return json.loads((content.metadata() or {}).get(NORMALISATION, "null"))
-    name, classifier = config.backbone.name, config.initial_backbone().classifier
-    weight = tensors.get(f"{classifier}.weight")
-    if weight is None or len(weight) != _IMAGENET_CLASSES:
-        raise ConfigError(
-            f"backbone.weights {file}: nothing in it tells how the images were normalised that it learned from: set"
-            " backbone.normalisation to imagenet (its mean and standard deviation), inception ([-1, 1]), none ([0, 1])"
-            " or {mean: [R, G, B], std: [R, G, B]}"
-        )
-    found = imagenet_input(name)
-    log.warning(
-        "%s has the tensors of torchvision's %s with ImageNet's classes: backbone.normalisation is set to %s (if it"
-        " learned from other pixels, set it to none, or to their mean and std)",
-        *(file, name, found),
-    )
-    return found
 
 
 def read(config: ResolvedConfig) -> dict[str, Tensor]:
     """Read the tensors that ``initial_method`` puts into the backbone; none where the config names no weights.
 
-    The file is a checkpoint's model, of which the heads are left out, or has the names of the torchvision network, of
-    which the classifier is left out.
+    The file is a run's checkpoint, or one of other libraries or of methods' authors, see ``public_layouts``.
 
     Raises:
         ConfigError: the file cannot be read, has changed since the run began, or has tensors of another backbone.
     """
-
     backbone = config.backbone
     if backbone.weights is None:
         return {}
     file = _file(backbone)
-    tensors, digest = _tensors(file), checksum(file)
-    if config.facts.weights_digest not in (None, digest):
+    if config.facts.weights_digest not in (None, checksum(file)):
         raise ConfigError(f"backbone.weights {file} has changed since this run was begun: start a new run")
-    wanted = config.initial_backbone().state_dict()
-    prefix = "" if _is_checkpoint(tensors) else _BODY
-    named = {f"{prefix}{name.removeprefix(_BACKBONE)}": tensor for name, tensor in tensors.items()}
-    for name, tensor in wanted.items():
-        if name not in named or named[name].shape != tensor.shape:
-            given = f"one of {list(named[name].shape)}" if name in named else "none"
-            raise ConfigError(
-                f"backbone.weights {file}: backbone {backbone.name} (stem {backbone.stem}) has a tensor {name} of"
-                f" {list(tensor.shape)}, the file {given}: give weights of the same backbone"
-            )
-    if unused := sorted(named.keys() - wanted.keys()):
-        log.info("backbone.weights %s: not used: %s", file, ", ".join(unused))
-    return {name: named[name].to(tensor.dtype) for name, tensor in wanted.items()}
+    return _matching(file, config).tensors()
 
 
-def _is_checkpoint(tensors: Mapping[str, Tensor]) -> bool:
-    return any(name.startswith(_BACKBONE) for name in tensors)
+def _matching(file: Path, config: ResolvedConfig) -> Matching:
+    from ssl_dist.checkpoint.matching import Matching
+
+    found = Matching.of(
+        f"backbone.weights {file}",
+        _tables(file),
+        config.initial_backbone(),
+        config.backbone,
+        max(config.view_sizes, default=None),
+    )
+    return found._replace(num_heads=beside.num_heads(file))
 
 
-def _tensors(file: Path) -> dict[str, Tensor]:
+def _tables(file: Path) -> Tables:
+    """Read a file of safetensors or of ``torch.save``, which its first bytes tell apart; nothing is unpickled.
+
+    Raises:
+        ConfigError: it is neither, it is damaged, or it has what is not read.
+    """
     from safetensors.torch import load_file
 
+    from ssl_dist.checkpoint import torch_files
+
     try:
-        tensors: dict[str, Tensor] = load_file(file)
+        if torch_files.is_one(file):
+            return torch_files.read(file)
+        return {"": load_file(file)}
     except (OSError, safetensors.SafetensorError) as error:
         raise ConfigError(f"backbone.weights {file} cannot be read as safetensors ({error})") from None
-    return tensors
+    except Exception as error:  # a damaged file raises whatever its reader meets, and the message may be long
+        reason = " ".join(str(error).split()) or repr(error)
+        raise ConfigError(f"backbone.weights {file} cannot be read as a file of torch.save: {reason:.300}") from None
+
+
+def _normalisation(file: Path, matching: Matching) -> Any:
+    """Return the setting ``backbone.normalisation`` that belongs to weights; None: they learned from [0, 1] pixels.
+
+    Raises:
+        ConfigError: nothing tells it.
+    """
+    layout = matching.place.layout
+    if layout.source == OURS:
+        with safetensors.safe_open(file, "pt") as content:
+            return json.loads((content.metadata() or {}).get(NORMALISATION, "null"))
+    if layout.normalisation is not None:
+        return _told(layout.normalisation, file, f"is a checkpoint of {layout.source}")
+    if told := beside.normalisation(file):
+        return _told(told.normalisation, file, f"stands beside {told.file}, which tells it")
+    name, classifier = matching.settings.name, matching.network.classifier
+    weight = matching.table.get(f"{classifier}.weight")
+    known = layout.source == NETWORK and matching.place.table == ""
+    if known and weight is not None and len(weight) == classes_of(name):
+        library = "timm" if name.startswith("timm/") else "torchvision"
+        what = f"has the tensors of {library}'s {name.removeprefix('timm/')} with its {len(weight):,} classes"
+        return _told(beside.as_setting(input_of(name)), file, what)
+    raise ConfigError(
+        f"backbone.weights {file}: nothing in it tells how the images were normalised that it learned from: set"
+        " backbone.normalisation to imagenet (its mean and standard deviation), inception ([-1, 1]), none ([0, 1])"
+        " or {mean: [R, G, B], std: [R, G, B]}"
+    )
+
+
+def _told(found: Any, file: Path, reason: str) -> Any:
+    log.warning(
+        "%s %s: backbone.normalisation is set to %s (if it learned from other pixels, set it to none, or to their mean"
+        " and std)",
+        *(file, reason, found),
+    )
+    return found
 
 
 def _file(backbone: BackboneConfig) -> Path:
@@ -133,7 +149,7 @@ def _file(backbone: BackboneConfig) -> Path:
             if backbone.checkpoint != "newest":
                 raise RunError(f"{path} is no run: backbone.checkpoint chooses among a run's checkpoints")
             if not file.is_file():
-                raise RunError(f"{path}: give a run's directory, a checkpoint's, or a .safetensors file")
+                raise RunError(f"{path}: give a run's directory, a checkpoint's, or a .safetensors or .pth file")
             return file
         return locate(path, backbone.checkpoint).model_file
     except RunError as error:

@@ -23,10 +23,12 @@ DIGESTS_OF_STORE = {
     "store_labels_digest": "other labels",
 }
 
+_OF_FOREIGN_NETWORKS: dict[str, Any] = {"allow_missing": [], "position_embeddings": "same"}
+
 # Settings that older versions did not have, and their defaults, which leave a run what it was.
 _LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_digest": None},
-    "backbone": {"checkpoint": "newest", "normalisation": None},
+    "backbone": {"checkpoint": "newest", "normalisation": None, **_OF_FOREIGN_NETWORKS},
     "method": {"unfreeze": "all", "anew": False, "hidden": None},
     "engine": {"memory_format": "auto", "compile": "off", "deterministic": False},
     "optim": {"layer_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 3},

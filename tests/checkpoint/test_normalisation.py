@@ -172,7 +172,7 @@ def test_what_is_set_by_itself_is_said_and_can_be_replaced(
     save_file(torchvision_network("resnet18").state_dict(), tmp_path / "weights.safetensors")
     with caplog.at_level(logging.WARNING):
         from_weights(photos, tmp_path / "weights.safetensors", backbone={"name": "resnet18"})
-    assert "torchvision's resnet18 with ImageNet's classes: backbone.normalisation is set to imagenet" in caplog.text
+    assert "torchvision's resnet18 with its 1,000 classes: backbone.normalisation is set to imagenet" in caplog.text
     given = {"name": "resnet18", "normalisation": "none"}
     config = from_weights(photos, tmp_path / "weights.safetensors", backbone=given)
     assert config.initial_backbone().normalisation is None

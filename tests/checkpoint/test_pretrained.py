@@ -82,7 +82,7 @@ def test_weights_that_do_not_fit_are_refused_by_name(small_store: Path, run: Pat
         ConfigError, match=r"a tensor body\.bn1\.weight of \[64\], the file none: give weights of the same"
     ):
         from_weights(small_store, tmp_path / "part.safetensors", backbone={"name": "resnet18"})
-    with pytest.raises(ConfigError, match=r"a run.s directory, a checkpoint.s, or a \.safetensors file"):
+    with pytest.raises(ConfigError, match=r"a run.s directory, a checkpoint.s, or a \.safetensors or \.pth file"):
         from_weights(small_store, tmp_path / "nowhere")
     (tmp_path / "rubbish.safetensors").write_bytes(b"\xff" * 100)
     with pytest.raises(ConfigError, match="cannot be read as safetensors"):
