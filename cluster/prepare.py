@@ -31,9 +31,10 @@ def resolve_settings(config: RunConfig) -> ResolvedConfig:
 
 
 def _check(config: ResolvedConfig) -> ResolvedConfig:
-    """Check the run's length, its boards, mirror and initial weights; find the facts about the weights."""
+    """Check the run's length, its boards, mirror, network and initial weights; find the facts about these."""
     config.plan()
     expect_libraries(config.monitor.also)
+    config.backbone.expect_features(config.view_sizes)
     if config.checkpoint.mirror:
         Mirror(config.checkpoint.mirror).expect_writable()
     return pretrained.resolve(config)

@@ -142,7 +142,8 @@ class BackboneConfig(Section):
     """The network that is pretrained, and the weights it starts from."""
 
     name: str = "resnet50"
-    """Name of the backbone: convnet, autoencoder, resnet8, resnet20, wrn45-2, or a torchvision classification model."""
+    """Name of the backbone: convnet, autoencoder, resnet8, resnet20, wrn45-2, a torchvision classification model, or
+    timm/NAME, where timm is installed."""
     stem: backbones.Stem = "standard"
     """First layers of a ResNet: 7x7 with stride 2 and pooling (standard), 3x3 (small), or 3x3 with stride 2 (half).
     Other backbones take standard only."""
@@ -150,6 +151,9 @@ class BackboneConfig(Section):
     """Channels of the first stage of resnet8 and resnet20; `None`: 16. Other backbones take no width."""
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)
     """Dropout after each ReLU of the convnet; other backbones take none."""
+    options: dict[str, Any] = pydantic.Field({})
+    """Options of a network of timm, which `timm.create_model` takes: `{patch_size: 4, drop_path_rate: 0.1}`. Others
+    take none."""
     weights: str | None = None
     """Weights to start from: the directory of a run, of its checkpoints or of one checkpoint; or a file of safetensors
     or of `torch.save`, from torchvision, timm, transformers or a method's authors (docs/weights.md); `None`: random
@@ -167,9 +171,14 @@ class BackboneConfig(Section):
     (inception), by others, or none: pixels in [0, 1]. Weights need the one that they learned with. `None`: the one of
     the weights that training starts from, where they tell it, and none for random weights."""
 
-    def build(self, image_size: int | None = None) -> backbones.Backbone:
-        """Build the backbone with random weights."""
-        backbone = backbones.build(image_size=image_size, **self._network)
+    @pydantic.field_validator("options", mode="before")
+    @classmethod
+    def _settle_options(cls, value: Any) -> Any:
+        return settle(value)  # no types are known for them
+
+    def build(self, image_size: int | None = None, other_sizes: backbones.Sizes = ()) -> backbones.Backbone:
+        """Build the backbone with random weights, as ``backbones.build`` does."""
+        backbone = backbones.build(image_size=image_size, other_sizes=other_sizes, **self._network)
         if isinstance(self.normalisation, Normalisation):
             backbone.normalisation = (self.normalisation.mean, self.normalisation.std)
         else:
@@ -178,7 +187,7 @@ class BackboneConfig(Section):
 
     @property
     def _network(self) -> dict[str, Any]:
-        return self.model_dump(include={"name", "stem", "width", "dropout"})
+        return self.model_dump(include={"name", "stem", "width", "dropout", "options"})
 
     def check(self, image_sizes: Collection[int]) -> None:
         """Check that the backbone exists and takes images of these sizes.
@@ -187,6 +196,10 @@ class BackboneConfig(Section):
             ConfigError: it does not.
         """
         backbones.check(image_sizes=image_sizes, **self._network)
+
+    def expect_features(self, image_sizes: Collection[int]) -> None:
+        """Check what is only known once the backbone is built, see ``backbones.expect_features``."""
+        backbones.expect_features(self.name, image_sizes, self.options)
 
 
 class BatchConfig(Section):

@@ -124,6 +124,7 @@ DOORS = {
         "tune.optuna_search",
         "tune.runner",
     },
+    "timm": {"ssl_dist.backbones.timm_models"},
     "optuna": {"tune.space", "tune.optuna_search", "tune.results"},
     "tensorboard": set(),
     "torch.utils.tensorboard": {"ssl_dist.training.boards.tensorboard"},

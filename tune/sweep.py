@@ -206,6 +206,7 @@ class Sweep(pydantic.BaseModel):
             )
         for config in configs:
             check_data(config, store)
+        self._expect_features(configs)
 
     def _expect_comparable_trials(self, samples: list[Sample], configs: list[ResolvedConfig]) -> None:
         """Refuse samples that are the same run, and settings that all trials share."""
@@ -231,6 +232,19 @@ class Sweep(pydantic.BaseModel):
                     f"space: {spaces.show(sample)}: this trial would have other images or labels than the recipe, and"
                     " trials are compared on the same: make a sweep for each"
                 )
+
+    def _expect_features(self, configs: list[ResolvedConfig]) -> None:
+        """Refuse options of a network, or sizes of views, that it does not take."""
+        known = set()
+        for config in configs:
+            # a number such as a rate of drop path changes no shape, so one of a continuous range stands for all
+            options = {
+                key: float if isinstance(value, float) else value for key, value in config.backbone.options.items()
+            }
+            kind = repr((config.backbone.name, options, config.view_sizes))
+            if kind not in known:
+                known.add(kind)
+                config.backbone.expect_features(config.view_sizes)
 
     def _check_population(self, configs: list[ResolvedConfig]) -> None:
         """Refuse a population in which a member could not continue from every other's checkpoint."""

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from ssl_dist.backbones.catalogue import MeanStd
 from ssl_dist.errors import ConfigError
 
-# Containers of torchvision's networks, whose children are parts of their own.
-_OPENED = ("features", "classifier", "encoder", "layers", "heads", "trunk_output", "blocks")
+# Containers of torchvision's and timm's networks, whose children are parts of their own.
+_OPENED = ("features", "classifier", "encoder", "layers", "heads", "trunk_output", "blocks", "stages")
 
 
 class Backbone(nn.Module):
@@ -22,7 +22,7 @@ class Backbone(nn.Module):
         image_size: the only size of images that the network takes, pixels a side; None: it takes any.
         normalisation: mean and standard deviation by which ``forward`` and ``map`` normalise images before the first
             layer, because the weights learned from such; None: the first layer gets pixels in [0, 1].
-        classifier: torchvision's name of the layer that was removed from ``body``; None: none was.
+        classifier: torchvision's or timm's name of the layer that was removed from ``body``; None: none was.
     """
 
     def __init__(self, body: nn.Module, dim: int, image_size: int | None = None, classifier: str | None = None) -> None:

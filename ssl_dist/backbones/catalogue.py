@@ -6,9 +6,10 @@ import difflib
 import functools
 import importlib.util
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from ssl_dist.errors import ConfigError
 
@@ -21,6 +22,16 @@ KNOWN_INPUTS: dict[str, MeanStd] = {
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),  # pixels in [-1, 1]
 }
 
+TIMM = "timm/"  # begins the names of timm's networks
+NO_OPTIONS: Mapping[str, Any] = MappingProxyType({})
+_NOT_OPTIONS = {  # of timm.create_model, which are set by other means or have no meaning here
+    **dict.fromkeys(("img_size", "dynamic_img_size"), "it follows the size of the views, augment.size_px"),
+    **dict.fromkeys(("pretrained", "checkpoint_path", "cache_dir"), "backbone.weights names a file of weights"),
+    **dict.fromkeys(("pretrained_cfg", "pretrained_cfg_overlay"), "backbone.normalisation is the input's"),
+    **dict.fromkeys(("num_classes", "in_chans", "features_only"), "a backbone gives features of colour images"),
+    **dict.fromkeys(("scriptable", "exportable", "no_jit"), "it changes no network"),
+    **dict.fromkeys(("device", "dtype"), "the engine chooses it"),
+}
 BUILT_IN = ("convnet", "resnet8", "resnet20", "wrn45-2", "autoencoder")
 STEM_STRIDES = {"standard": 4, "small": 1, "half": 2}
 _STRIDES = {"convnet": 16, "autoencoder": 8, "resnet8": 4, "resnet20": 4, "wrn45-2": 8}  # behind the stem, if any
@@ -62,6 +73,21 @@ def torchvision_names() -> tuple[str, ...]:
     return tuple(sorted(given or function for given, function in pairs))
 
 
+@functools.cache
+def timm_names() -> tuple[str, ...]:
+    """Return the names of timm's networks, as its files register them.
+
+    Raises:
+        ConfigError: timm is not installed.
+    """
+    found = importlib.util.find_spec("timm")
+    if found is None:
+        raise ConfigError("networks of timm need timm: pip install 'ssl_dist[timm]'")
+    files = Path(str(found.origin)).parent.glob("models/*.py")
+    registered = re.compile(r"^@register_model\ndef (\w+)", re.MULTILINE)
+    return tuple(sorted(name for file in files for name in registered.findall(file.read_text(encoding="utf-8"))))
+
+
 def imagenet_input(name: str) -> str:
     """Return the normalisation, one of ``KNOWN_INPUTS``, of the images that torchvision's weights learned from.
 
@@ -72,19 +98,30 @@ def imagenet_input(name: str) -> str:
 
 
 def check(
-    name: str, *, stem: Stem = "standard", width: int | None = None, dropout: float = 0.0, image_sizes: Sizes = ()
+    name: str,
+    *,
+    stem: Stem = "standard",
+    width: int | None = None,
+    dropout: float = 0.0,
+    options: Mapping[str, Any] = NO_OPTIONS,
+    image_sizes: Sizes = (),
 ) -> None:
     """Check the options of ``build``, for images of several sizes, without making weights.
+
+    Which ``options`` and sizes a network of timm takes is known when it is built.
 
     Raises:
         ConfigError: ``build`` would refuse the options, or the backbone one of the sizes.
     """
-    if name not in names():
-        near = difflib.get_close_matches(name, names(), n=1)
+    if name.startswith(TIMM):
+        _check_timm(name, options)
+    elif name not in names():
         raise ConfigError(
             f"backbone {name!r}: it is one of {', '.join(BUILT_IN)}, or the name of a classification model of"
-            " torchvision" + (f"; did you mean {near[0]}?" if near else "")
+            f" torchvision, or timm/NAME{_nearest(name, names())}"
         )
+    elif options:
+        raise ConfigError(f"backbone {name} has no options (given {', '.join(options)}): networks of timm have")
     if dropout and name != "convnet":
         raise ConfigError(f"backbone {name} has no dropout (given {dropout}): only convnet has")
     if width is not None and name not in ("resnet8", "resnet20"):
@@ -93,6 +130,25 @@ def check(
         raise ConfigError(f"backbone {name} has no stem to choose (given {stem!r}): ResNets have")
     if name not in BUILT_IN:
         _check_sizes(name, sorted(set(image_sizes)))
+
+
+def _check_timm(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse a network that timm does not have, and what is no option of a network.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    network, known = name.removeprefix(TIMM).partition(".")[0], timm_names()  # the rest is a tag, of certain weights
+    if network not in known:
+        raise ConfigError(f"backbone {name!r}: timm has no network {network}{_nearest(network, known, TIMM)}")
+    for option in options:
+        if option in _NOT_OPTIONS:
+            raise ConfigError(f"backbone.options.{option} is not for you to set: {_NOT_OPTIONS[option]}")
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _has_stems(name: str) -> bool:

@@ -30,10 +30,16 @@ def expect_room(folder: Path, configs: Sequence[ResolvedConfig]) -> None:
     Raises:
         RunError: there is no room for the newest checkpoints of all runs and one that is being written.
     """
-    sizes: dict[object, int] = {}
+    sizes: dict[tuple[object, ...], int] = {}
     least = most = largest = 0
     for config in configs:
-        kind = (config.backbone, config.method, config.optim.name, config.optim.momentum > 0, config.view_sizes)
+        kind = (
+            config.backbone.model_dump_json(),
+            config.method,
+            config.optim.name,
+            config.optim.momentum > 0,
+            config.view_sizes,
+        )
         one = sizes[kind] = sizes.get(kind) or checkpoint_bytes(config)
         written = -(-config.epochs // config.checkpoint.every_epochs)
         newest = min(config.checkpoint.keep, written)

@@ -18,6 +18,7 @@ _LONG = {"optim.lr": "optim.learning_rate"}  # what other programs call a settin
 _PLAINER = {
     "a valid tuple": "a list, such as [1, 2]",
     r"a valid dictionary or instance of \w+": "a section, such as {key: value}",
+    "a valid dictionary$": "a mapping, such as {key: value}",
 }
 
 

@@ -16,6 +16,7 @@ from ssl_dist.config.run import RunConfig
 _WRAPPER = textwrap.TextWrapper(80, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 _LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 _TYPES = {"integer": "int", "number": "float", "string": "text", "boolean": "true or false", "null": "null"}
+_TYPES |= {"object": "mapping"}
 _HEAD = """# Settings
 
 All settings of a recipe, section by section: each with its default, the values

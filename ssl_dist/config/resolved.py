@@ -23,7 +23,7 @@ DIGESTS_OF_STORE = {
     "store_labels_digest": "other labels",
 }
 
-_OF_FOREIGN_NETWORKS: dict[str, Any] = {"allow_missing": [], "position_embeddings": "same"}
+_OF_FOREIGN_NETWORKS: dict[str, Any] = {"options": {}, "allow_missing": [], "position_embeddings": "same"}
 
 # Settings that older versions did not have, and their defaults, which leave a run what it was.
 _LATER_SETTINGS: dict[str, dict[str, Any]] = {

@@ -200,7 +200,7 @@ class RunConfig(settings.Section):
         import torch
 
         torch.manual_seed(self.seed)
-        return self.backbone.build(next(iter(self.view_sizes), None))
+        return self.backbone.build(max(self.view_sizes, default=None), self.view_sizes)
 
     def initial_method(self, weights: Mapping[str, torch.Tensor] | None = None) -> methods.Method:
         """Build the method with random weights, which depend on the seed alone.

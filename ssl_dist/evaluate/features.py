@@ -194,8 +194,11 @@ class Levels(nn.Module):
         self.backbone, self.levels, self.dims = method.backbone, list(levels), list[int]()
         self._heads = nn.ModuleDict({level: _head(method, HEADS[level]) for level in levels if level in HEADS})
         self._layers = {level: level.removeprefix(LAYER) for level in levels if level.startswith(LAYER)}
-        self._has_class_token = hasattr(self.backbone.body, "class_token")
-        self._channels_last = type(self.backbone.body).__name__ == "SwinTransformer"
+        body = self.backbone.body
+        # torchvision's ViT has one token that is no patch's; timm's networks say how many they have
+        self._other_tokens = getattr(body, "num_prefix_tokens", int(hasattr(body, "class_token")))
+        layout = getattr(body, "output_fmt", "NHWC" if type(body).__name__ == "SwinTransformer" else "NCHW")
+        self._channels_last = str(getattr(layout, "value", layout)) == "NHWC"
 
     def forward(self, images: Tensor) -> Tensor:
         seen = dict[str, Tensor]()
@@ -219,7 +222,7 @@ class Levels(nn.Module):
         if output.dim() == 4:
             return output.mean((1, 2) if self._channels_last else (2, 3))
         if output.dim() == 3:
-            return output[:, 1:].mean(1) if self._has_class_token else output.mean(1)
+            return output[:, self._other_tokens :].mean(1)
         return output.flatten(1)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ssl_dist import __version__, machine
+from ssl_dist.backbones.catalogue import TIMM
 from ssl_dist.checkpoint import Checkpoint, run_directory
 from ssl_dist.uris import is_remote, split_uri, without_secrets
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from ssl_dist.config import ResolvedConfig
     from ssl_dist.encoder import Encoder
 
-_NETWORK = {"name", "stem", "width", "dropout", "normalisation"}
+_NETWORK = {"name", "stem", "width", "dropout", "options", "normalisation"}
 _OF_THE_MACHINE: Any = {"data": {"store", "cache"}, "facts": True, "checkpoint": True, "monitor": True, "cluster": True}
 _PATHS = (("backbone", "weights"), ("probe", "label_file"), ("data", "label_file"))
 _LIBRARIES = ("torch", "torchvision", "safetensors", "numpy")
@@ -28,6 +29,7 @@ def facts_of(found: Checkpoint, encoder: Encoder, run: str, libraries: Sequence[
         libraries: whose versions are told beside those of our own requirements.
     """
     config = found.config
+    of_network = ("timm",) if config.backbone.name.startswith(TIMM) else ()
     return {
         "network": config.backbone.model_dump(mode="json", include=_NETWORK),
         "dim": encoder.dim,
@@ -47,7 +49,7 @@ def facts_of(found: Checkpoint, encoder: Encoder, run: str, libraries: Sequence[
         "exported_with": {
             "ssl_dist": __version__,
             "python": machine.python_version(),
-            **{name: machine.version_of(name) for name in (*_LIBRARIES, *libraries)},
+            **{name: machine.version_of(name) for name in (*_LIBRARIES, *of_network, *libraries)},
         },
     }
 

@@ -1,4 +1,4 @@
-"""The source of a network as a file of its own, which needs torch and safetensors, and torchvision for its networks."""
+"""The source of a network as a file of its own, which needs torch, safetensors, and the library of the network."""
 
 from __future__ import annotations
 
@@ -24,13 +24,10 @@ from __future__ import annotations
 
 from pathlib import Path
 {imports}
-import torch
+{before}import torch
 {more}from safetensors.torch import load_file
 from torch import Tensor, nn
-
-
 {sources}
-
 
 class Encoder(nn.Module):
     """Network that turns images ``[N, 3, {size}, {size}]`` in [0, 1] into {outputs} ``[N, {num_outputs}]``."""
@@ -75,8 +72,7 @@ def model_source(
         outputs: what the network gives, in one word, and the number of these.
         head: layers behind the features; None: there are none.
     """
-    is_built_in = backbone.name in catalogue.BUILT_IN
-    sources, body = _built_in(backbone) if is_built_in else _of_torchvision(backbone, image_size)
+    library, sources, body = _parts(backbone, image_size)
     lines = "        return self.body(images)"
     if normalisation is not None:
         lines = _NORMALISE.format(normalisation=normalisation)
@@ -88,14 +84,32 @@ def model_source(
         size=image_size,
         outputs=outputs[0],
         num_outputs=outputs[1],
-        needs="torch and safetensors" + ("" if is_built_in else ", and torchvision"),
-        imports="" if is_built_in else "from typing import Any\n",
-        more="" if is_built_in else "import torchvision\n",
-        sources="\n\n".join(inspect.getsource(one).rstrip() + "\n" for one in sources).rstrip(),
+        needs="torch and safetensors" + (f", and {library}" if library else ""),
+        imports="from typing import Any\n" if library == "torchvision" else "",
+        before="import timm\n" if library == "timm" else "",
+        more="import torchvision\n" if library == "torchvision" else "",
+        sources="".join("\n\n" + inspect.getsource(one).rstrip() + "\n" for one in sources),
         body=body,
         methods=methods,
         loaded="encoder.body" if head is None else "encoder",
     )
+
+
+def _parts(backbone: BackboneConfig, image_size: int) -> tuple[str, Sequence[Any], str]:
+    """Return the library that is needed, if any, its functions and classes, and what makes the network."""
+    if backbone.name in catalogue.BUILT_IN:
+        return "", *_built_in(backbone)
+    if backbone.name.startswith(catalogue.TIMM):
+        return "timm", (), f"timm.create_model({timm_arguments(backbone, image_size)})"
+    return "torchvision", *_of_torchvision(backbone, image_size)
+
+
+def timm_arguments(backbone: BackboneConfig, image_size: int, num_classes: int = 0) -> str:
+    """Return what ``timm.create_model`` is called with to build a network of timm; 0 classes: it gives features."""
+    from ssl_dist.backbones import timm_models
+
+    given = timm_models.arguments_of(backbone.name, image_size, (), backbone.options) | {"num_classes": num_classes}
+    return f"{backbone.name.removeprefix(catalogue.TIMM)!r}, {_arguments(given)}"
 
 
 def _layers(head: nn.Module) -> str:

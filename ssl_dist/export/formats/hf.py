@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_dist.backbones.catalogue import TIMM
 from ssl_dist.checkpoint.exported import WEIGHTS
 from ssl_dist.checkpoint.files import save_tensors
 from ssl_dist.errors import ConfigError
@@ -46,7 +47,7 @@ _VIT_TENSORS = (  # from timm's names
     (r"\.mlp\.fc1\.", ".intermediate.dense."),
     (r"\.mlp\.fc2\.", ".output.dense."),
 )
-_EPSILON = 1e-6  # of the LayerNorms of torchvision's ViTs
+_EPSILON = 1e-6  # of the LayerNorms of torchvision's and timm's ViTs
 
 
 def _check(source: Source) -> None:
@@ -56,7 +57,7 @@ def _check(source: Source) -> None:
         ConfigError: it has none.
     """
     name, stem = source.settings.name, source.settings.stem
-    if name not in (*_BASIC, *_BOTTLENECK) and not name.startswith("vit_"):
+    if _network(source) not in (*_BASIC, *_BOTTLENECK) and not _is_vit(source):
         raise ConfigError(
             f"transformers' ResNets and ViTs are resnet18 to resnet152 and vit_..., and this is {name}: export it with"
             " --format safetensors"
@@ -66,8 +67,18 @@ def _check(source: Source) -> None:
     expect_head_of("transformers", source)
 
 
+def _network(source: Source) -> str:
+    """Return the name of a network of torchvision, or of timm without the name of the library and a tag."""
+    return source.settings.name.removeprefix(TIMM).partition(".")[0]
+
+
+def _is_vit(source: Source) -> bool:
+    """Return whether the name says so; a ViT of timm that is no plain one is refused when it has been written."""
+    return _network(source).startswith("vit_")
+
+
 def _write(source: Source, folder: Path) -> None:
-    is_vit = source.settings.name.startswith("vit_")
+    is_vit = _is_vit(source)
     config, tensors = _vit(source) if is_vit else _resnet(source)
     if source.head is None:
         config.architectures = ["ViTModel" if is_vit else "ResNetModel"]
@@ -89,7 +100,7 @@ def _resnet(source: Source) -> tuple[Any, dict[str, Tensor]]:
 
     body = source.backbone.body
     stages: Any = [body.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
-    is_basic = source.settings.name in _BASIC
+    is_basic = _network(source) in _BASIC
     config = ResNetConfig(
         embedding_size=64,
         hidden_sizes=[(64 if is_basic else 256) << number for number in range(4)],
@@ -120,7 +131,7 @@ def _vit(source: Source) -> tuple[Any, dict[str, Tensor]]:
         num_attention_heads=next(module.num_heads for module in body.modules() if hasattr(module, "num_heads")),
         intermediate_size=len(tensors["blocks.0.mlp.fc1.weight"]),
         layer_norm_eps=_EPSILON,
-        image_size=source.backbone.image_size,
+        image_size=source.image_size,
         patch_size=patch,
         pooler_act="linear",
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,10 @@ from torch import Tensor, nn
 from ssl_dist.backbones import catalogue
 from ssl_dist.checkpoint.exported import WEIGHTS
 from ssl_dist.checkpoint.files import save_tensors
+from ssl_dist.checkpoint.public_names import TORCHVISION_VIT, renamed
 from ssl_dist.errors import ConfigError
 from ssl_dist.export.formats.base import Format, Normalised, Source, expect_head_of
+from ssl_dist.export.standalone import timm_arguments
 
 # timm's names of torchvision's transformers; its ResNets have torchvision's names, of networks and of tensors.
 _TIMM_VITS = {
@@ -24,19 +25,7 @@ _TIMM_VITS = {
     "vit_h_14": "vit_huge_patch14_224",
 }
 _TIMM_RESNETS = ("resnet", "resnext", "wide_resnet")
-_TIMM_TENSORS = (
-    (r"^heads\.head\.", "head."),
-    (r"^class_token$", "cls_token"),
-    (r"^conv_proj\.", "patch_embed.proj."),
-    (r"^encoder\.pos_embedding$", "pos_embed"),
-    (r"^encoder\.ln\.", "norm."),
-    (r"^encoder\.layers\.encoder_layer_(\d+)\.", r"blocks.\1."),
-    (r"\.ln_(\d)\.", r".norm\1."),
-    (r"\.self_attention\.in_proj_", ".attn.qkv."),
-    (r"\.self_attention\.out_proj\.", ".attn.proj."),
-    (r"\.mlp\.0\.", ".mlp.fc1."),
-    (r"\.mlp\.3\.", ".mlp.fc2."),
-)
+_TIMM_TENSORS = ((r"^heads\.head\.", "head."), *TORCHVISION_VIT)
 
 # Those of torchvision whose classifier is a convolution before the pooling, or a linear layer without a bias.
 _OTHER_CLASSIFIERS = ("squeezenet", "maxvit")
@@ -47,7 +36,7 @@ Code = Callable[[Source, Path], str]
 
 def _check_torchvision(source: Source) -> None:
     name = source.settings.name
-    _expect_network_of("torchvision", source, name not in catalogue.BUILT_IN)
+    _expect_network_of("torchvision", source, not name.startswith(catalogue.TIMM))
     if name.startswith("mnasnet"):
         raise ConfigError("torchvision's MNASNet refuses tensors of a file: export it with --format safetensors")
     if source.head is not None and name.startswith(_OTHER_CLASSIFIERS):
@@ -56,7 +45,7 @@ def _check_torchvision(source: Source) -> None:
 
 def _check_timm(source: Source) -> None:
     name = source.settings.name
-    _expect_network_of("timm", source, name in _TIMM_VITS or name.startswith(_TIMM_RESNETS))
+    _expect_network_of("timm", source, name in _TIMM_VITS or name.startswith((catalogue.TIMM, *_TIMM_RESNETS)))
 
 
 def _expect_network_of(library: str, source: Source, known: bool) -> None:
@@ -80,7 +69,9 @@ def _write_torchvision(source: Source, folder: Path) -> None:
 
 
 def _write_timm(source: Source, folder: Path) -> None:
-    save_tensors({timm_tensor(name): tensor for name, tensor in tensors_of(source).items()}, folder / WEIGHTS)
+    is_timms = source.settings.name.startswith(catalogue.TIMM)
+    tensors = tensors_of(source).items()
+    save_tensors({name if is_timms else timm_tensor(name): tensor for name, tensor in tensors}, folder / WEIGHTS)
 
 
 def tensors_of(source: Source) -> dict[str, Tensor]:
@@ -94,9 +85,7 @@ def tensors_of(source: Source) -> dict[str, Tensor]:
 
 def timm_tensor(name: str) -> str:
     """Return timm's name of a tensor of a ResNet or a ViT, of which torchvision's name is given."""
-    for pattern, replacement in _TIMM_TENSORS:
-        name = re.sub(pattern, replacement, name)
-    return name
+    return renamed(name, _TIMM_TENSORS)
 
 
 def _torchvision_code(source: Source, file: Path) -> str:
@@ -119,15 +108,21 @@ def _torchvision_code(source: Source, file: Path) -> str:
 
 
 def _timm_code(source: Source, file: Path) -> str:
-    name, size = source.settings.name, source.backbone.image_size
-    given = "" if size is None else f", img_size={size}"
     return (
         "import timm\n"
         "from safetensors.torch import load_file\n\n"
-        f'network = timm.create_model("{_TIMM_VITS.get(name, name)}", num_classes={len(source.classes)}{given})\n'
+        f"network = timm.create_model({_timm_arguments(source)})\n"
         f"network.load_state_dict(load_file({str(file)!r}))\n"
         "network.eval()\n"
     )
+
+
+def _timm_arguments(source: Source) -> str:
+    name, size = source.settings.name, source.backbone.image_size
+    if name.startswith(catalogue.TIMM):
+        return timm_arguments(source.settings, source.image_size, len(source.classes))
+    given = "" if size is None else f", img_size={size}"
+    return f'"{_TIMM_VITS.get(name, name)}", num_classes={len(source.classes)}{given}'
 
 
 def _loader(code: Code) -> Callable[[Source, Path], nn.Module]:
