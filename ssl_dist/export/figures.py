@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,8 +62,12 @@ def _evaluated(content: Any, step: int) -> list[Figure]:
     """Return the figures of ``evaluate all``, if they are of this step."""
     if int(content["step"]) != step:
         return []
+    stores = [content[part] for part in ("train", "test") if content.get(part)]  # earlier versions have not named them
     return [
-        Figure(one["evaluation"], row["encoder"], row["features"], float(row["top1"]), _interval(row), one["protocol"])
+        Figure(
+            *(one["evaluation"], row["encoder"], row["features"], float(row["top1"]), _interval(row)),
+            _without_folders(one["protocol"], stores),
+        )
         for one in content["accuracies"]
         for row in one["rows"]
     ]
@@ -71,9 +75,7 @@ def _evaluated(content: Any, step: int) -> list[Figure]:
 
 def _tested(content: Any, run: str, step: int) -> list[Figure]:
     """Return the figures of the classifier that ``evaluate finetune`` or ``evaluate semi`` tested of this run."""
-    protocol = content["protocol"]
-    for store in (content["train"], content["test"]):
-        protocol = protocol.replace(store, last_name(store))  # a card goes to strangers
+    protocol = _without_folders(content["protocol"], [content["train"], content["test"]])
     return [
         Figure(
             *(content["evaluation"], f"trained, {step:,} steps", "classifier", float(one["top1"])),
@@ -84,6 +86,13 @@ def _tested(content: Any, run: str, step: int) -> list[Figure]:
         for one in row["runs"]
         if Path(one["run"]).name == run and one["step"] == step
     ]
+
+
+def _without_folders(text: str, stores: Sequence[str]) -> str:
+    """Return a text with the names of stores in place of their paths: a card goes to strangers."""
+    for store in sorted(stores, key=len, reverse=True):  # one path may begin another
+        text = text.replace(store, last_name(store))
+    return text
 
 
 def _interval(row: Any) -> tuple[float, float]:

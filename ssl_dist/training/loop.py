@@ -52,7 +52,8 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
         The last metrics and ``step``; fewer steps than planned where ``requests.stop`` ended the run.
 
     Raises:
-        Diverged, RunError, Preempted: on every worker; but RunError on those alone whose device ran out of memory.
+        Diverged, RunError, Preempted: on every worker; but RunError on those alone whose device ran out of memory, and
+            on the first where a board of ``monitor.also`` cannot begin.
     """
     with noted(directory, world), within_memory(config, world.device), _Run(config, directory, world) as run:
         step, preempted = run.first_step, False
@@ -68,8 +69,8 @@ def pretrain(config: ResolvedConfig, directory: Path, world: World, requests: St
             score = None
             if config.probe and run.plan.is_time(step, config.probe.every_epochs):
                 score = run.probe(step)
-            run.project(step)
             ending = stop or run.is_over(step)
+            run.project(step, ending=ending)
             preempted = preempt and not ending
             if ending or step % config.monitor.every_steps == 0:
                 run.log(step, learning_rate, result)
@@ -123,7 +124,7 @@ class _Run:
         if self._writer:
             self._writer.close()
         if self._monitor:
-            self._monitor.close()
+            self._monitor.close(failed=kind is not None and not issubclass(kind, Preempted))
         if isinstance(error, Diverged):  # raised on every rank: wait for all, since Ray kills the others when one ends
             self.world.any(False)
 
@@ -135,7 +136,7 @@ class _Run:
             self._monitor.views(self.first_step, batch.views(0, self.world.device).crops[0])
         if self.first_step == 0:
             self.probe(0)
-            self.project(0)
+            self.project(0, ending=False)
             mark("first weights probed")
 
     def log_start(self, result: StepResult) -> None:
@@ -220,10 +221,10 @@ class _Run:
                 self._monitor.scalars(step, values)
         return values.get(tag)
 
-    def project(self, step: int) -> None:
-        """Write embeddings of some images, where it is time for them; every rank calls."""
+    def project(self, step: int, *, ending: bool) -> None:
+        """Write embeddings of some images, at the end of a run and where it is time for them; every rank calls."""
         settings = self._config.monitor.projector
-        if self._projector and settings and (not step or self.plan.is_time(step, settings.every_epochs)):
+        if self._projector and settings and (ending or not step or self.plan.is_time(step, settings.every_epochs)):
             with self._watch.paused(), section("projector"):
                 self._projector.write(step, self.engine.method.backbone)
 

@@ -80,9 +80,9 @@ class Monitor:
             self._findings.write(json.dumps(finding._asdict()) + "\n")
             self._findings.flush()
 
-    def close(self) -> None:
-        """Mark the run as ended in the boards, and close the files."""
-        self._boards.close()
+    def close(self, *, failed: bool = False) -> None:
+        """Mark the run as ended in the boards, by an error or as it should, and close the files."""
+        self._boards.close(failed=failed)
         self._lines.close()
         self._findings.close()
 

@@ -57,6 +57,8 @@ class Projector:
             for file in self._board.glob("projector/*/step-*.tsv"):
                 if (found := _STEP.fullmatch(file.name)) and int(found[1]) > first_step:
                     file.unlink()
+            if first_step:
+                self._list()
 
     def write(self, step: int, backbone: Backbone) -> None:
         """Embed the images and write their features; every rank calls, and embeds its part."""
@@ -72,6 +74,10 @@ class Projector:
             self._write_images()
         with replacing(self._folder / f"step-{step:08}.tsv") as aside:
             np.savetxt(aside, principal(features.cpu(), _MOST_FEATURES).numpy(), fmt="%.5g", delimiter="\t")
+        self._list()
+
+    def _list(self) -> None:
+        """Tell TensorBoard which files there are."""
         entries = sorted(self._board.glob("projector/*/step-*.tsv"), key=lambda file: file.name)
         write_text(self._board / "projector_config.pbtxt", "".join(map(self._entry, entries)))
 

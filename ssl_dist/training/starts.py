@@ -76,12 +76,15 @@ def noted(run: Path, world: World) -> Iterator[None]:
     try:
         yield
     finally:
-        _append(run, {"ended": time.time()})
+        with contextlib.suppress(OSError):  # what ended the run is told, not what came of it
+            _append(run, {"ended": time.time()})
 
 
 def _append(run: Path, line: dict[str, Any]) -> None:
-    with (run / STARTS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+    with (run / STARTS).open("a+b") as file:
+        file.seek(max(0, file.tell() - 1))
+        torn = file.read(1) not in (b"", b"\n")  # by a kill
+        file.write(b"\n" * torn + json.dumps(line).encode() + b"\n")
 
 
 def read_starts(run: Path) -> list[Start]:

@@ -29,15 +29,17 @@ def test_the_command_writes_a_card_with_the_figures_of_this_step(
 ) -> None:
     run, out = runs["resnet8"], tmp_path / "out"
     row = {"encoder": "trained, 3 steps", "features": "backbone", "top1": 0.5, "top1_interval": [0.4, 0.6]}
-    accuracies = [{"evaluation": "kNN, k = 1", "protocol": "Accuracy on many images.", "rows": [row]}]
-    write_text(run / "evaluation.json", json.dumps({"step": 3, "accuracies": accuracies}))
+    stores = {"train": "/home/alice/stores/cats", "test": "/home/alice/stores/cats-test"}  # one begins the other
+    protocol = f"Accuracy on {stores['test']}, learned from {stores['train']}."
+    accuracies = [{"evaluation": "kNN, k = 1", "protocol": protocol, "rows": [row]}]
+    write_text(run / "evaluation.json", json.dumps({"step": 3, **stores, "accuracies": accuracies}))
     done = command("export", run, out, "--licence", "CC-BY-4.0", "--json")
     assert done.code == 0, done.err
     assert done.json["difference"] <= 1e-5
     assert done.json["licence"] == "CC-BY-4.0"
     card = (out / "README.md").read_text()
     assert "| kNN, k = 1 | trained, 3 steps | backbone | 50.00 | 40.0 .. 60.0 |" in card
-    assert "kNN, k = 1: Accuracy on many images." in card
+    assert "kNN, k = 1: Accuracy on cats-test, learned from cats." in card
     assert "Licence of the weights: CC-BY-4.0." in card
     for name, digest in done.json["sha256"].items():
         assert digest == sha256(out / name)

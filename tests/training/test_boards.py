@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import struct
@@ -14,7 +15,7 @@ import pytest
 
 from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
-from ssl_dist.errors import ConfigError, RunError
+from ssl_dist.errors import ConfigError, Diverged, Preempted, RunError
 from ssl_dist.training.boards import opening
 from ssl_dist.training.boards.board import Board, hyperparameters
 from ssl_dist.training.health import read_health
@@ -31,16 +32,21 @@ class Broken(Board):
     """A board whose server goes away after ``left`` calls."""
 
     def __init__(self, *_: object, left: int = 3) -> None:
-        if not left:
-            raise ConnectionError("no route\nto host")
-        self.left = left
+        self.left, self.failed = left, None
+        self._fail_if_left()
+
+    def _fail_if_left(self) -> None:
+        if not self.left:
+            raise ConnectionError("no route to https://alice:S3CRET@host/api\nat all")
 
     def scalars(self, *_: object) -> None:
         self.left -= 1
-        if not self.left:
-            raise ConnectionError("no route\nto host")
+        self._fail_if_left()
 
-    text = picture = close = scalars  # type: ignore[assignment]
+    text = picture = scalars  # type: ignore[assignment]
+
+    def close(self, *, failed: bool) -> None:
+        self.failed = failed
 
 
 @pytest.fixture
@@ -78,7 +84,9 @@ def test_a_board_that_fails_does_not_end_the_run(
         for step in range(1, 6):
             monitor.scalars(step, {"x": 1.0})
         monitor.close()
-    assert caplog.text.count("monitor.also mlflow takes nothing more (no route): the run goes on without it") == 1
+    said = "monitor.also mlflow takes nothing more (no route to https://host/api): the run goes on without it"
+    assert caplog.text.count(said) == 1
+    assert "S3CRET" not in caplog.text
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 5
 
 
@@ -87,8 +95,42 @@ def test_a_board_that_cannot_begin_ends_the_run_before_its_first_step(
 ) -> None:
     installed.setattr(Broken.__init__, "__kwdefaults__", {"left": 0})
     config = resolved_config(small_store, monitor__also=["mlflow"])
-    with pytest.raises(RunError, match=r"monitor\.also mlflow cannot begin \(no route\).*monitor\.also=\[\]"):
+    with pytest.raises(RunError, match=r"mlflow cannot begin \(no route to https://host/api\).*monitor\.also=\[\]"):
         Monitor(tmp_path, config, config.plan(), 0)
+
+
+def test_a_board_that_cannot_begin_again_does_not_end_a_run_that_has_begun(
+    installed: pytest.MonkeyPatch, small_store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It may be a restart after a lost node, which nobody watches."""
+    installed.setattr(Broken.__init__, "__kwdefaults__", {"left": 0})
+    config = resolved_config(small_store, monitor__also=["mlflow"])
+    with caplog.at_level(logging.WARNING, "ssl_dist.training"):
+        monitor = Monitor(tmp_path, config, config.plan(), 4)
+        monitor.scalars(5, {"x": 1.0})
+        monitor.close()
+    assert "monitor.also mlflow cannot begin (no route to https://host/api)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("end", "failed"),
+    [(None, False), (RuntimeError("x"), True), (Diverged("x"), True), (Preempted("x"), False)],
+)
+def test_boards_know_how_a_run_ended(
+    installed: pytest.MonkeyPatch, small_store: Path, tmp_path: Path, end: Exception | None, failed: bool
+) -> None:
+    made: list[Broken] = []
+    installed.setattr(opening, "_kind", lambda name: lambda *_: made.append(Broken(left=99)) or made[-1])
+
+    def stop() -> bool:
+        if end:
+            raise end
+        return False
+
+    config = resolved_config(small_store, epochs=0.25, probe=None, monitor__also=["mlflow"])
+    with pytest.raises(type(end)) if end else contextlib.nullcontext():
+        pretrain(config, tmp_path, World(), StopRequests(stop=stop))
+    assert [one.failed for one in made] == [failed]
 
 
 def test_hyperparameters_are_plain_and_hold_no_keys(small_store: Path) -> None:

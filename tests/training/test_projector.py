@@ -46,7 +46,7 @@ def shown(run: Path) -> ProjectorConfig:
 
 
 def test_the_projector_has_the_chosen_steps_and_the_newest_last(run: Path) -> None:
-    assert [one.tensor_name for one in shown(run).embeddings] == ["step 0", "step 5", "step 8"]
+    assert [one.tensor_name for one in shown(run).embeddings] == ["step 0", "step 3", "step 5", "step 8"]
 
 
 def test_its_features_are_the_encoders_and_its_rows_the_images(run: Path, small_store: Path) -> None:

@@ -54,6 +54,25 @@ def test_an_end_by_an_error_is_noted_and_a_kill_is_not(tmp_path: Path, monkeypat
     assert read_starts(tmp_path)[1].ended == 350, "it has trained until then, at least"
 
 
+def test_a_full_disk_at_the_end_does_not_hide_what_ended_the_run(tmp_path: Path) -> None:
+    def fail() -> None:
+        with noted(tmp_path, ONE):
+            (tmp_path / "starts.jsonl").unlink()
+            (tmp_path / "starts.jsonl").mkdir()  # so that nothing can be appended
+            raise RunError("it fails")
+
+    with pytest.raises(RunError, match="it fails"):
+        fail()
+
+
+def test_a_line_that_a_kill_cut_off_does_not_swallow_the_next_start(tmp_path: Path) -> None:
+    for _ in range(2):
+        with noted(tmp_path, ONE):
+            pass
+        (tmp_path / "starts.jsonl").open("a").write('{"beg')
+    assert [start.ended is not None for start in read_starts(tmp_path)] == [True, True]
+
+
 def test_only_the_first_worker_notes(tmp_path: Path) -> None:
     with noted(tmp_path, World(1, 2)):
         pass

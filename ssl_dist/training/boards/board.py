@@ -31,8 +31,8 @@ class Board(abc.ABC):
         """Take a picture, uint8 ``[H, W, 3]``."""
 
     @abc.abstractmethod
-    def close(self) -> None:
-        """Mark the run as ended, and write what is left."""
+    def close(self, *, failed: bool) -> None:
+        """Mark the run as ended, by an error or as it should, and write what is left."""
 
 
 def hyperparameters(config: RunConfig) -> dict[str, bool | int | float | str]:

@@ -10,6 +10,9 @@ from pathlib import Path
 import numpy as np
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # a run's numbers go where its owner sends them, only
+# all workers wait while a server does not answer; its own defaults add up to 20 minutes
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
 import mlflow
 from mlflow.entities import Metric, Param
 
@@ -62,5 +65,5 @@ class MLflow(Board):
     def picture(self, step: int, tag: str, pixels: np.ndarray) -> None:
         self._client.log_image(self._id, pixels, artifact_file=f"{tag}-{step:08}.png")
 
-    def close(self) -> None:
-        self._client.set_terminated(self._id)
+    def close(self, *, failed: bool) -> None:
+        self._client.set_terminated(self._id, "FAILED" if failed else "FINISHED")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import logging
+import re
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
@@ -35,7 +36,8 @@ class Boards(Board):
 
     Raises:
         ConfigError: a library is missing.
-        RunError: a board of ``monitor.also`` cannot begin, for want of a server or a key.
+        RunError: a board of ``monitor.also`` cannot begin, for want of a server or a key. At a later start of the run,
+            which may be a restart that nobody watches, it is named and left out.
     """
 
     def __init__(self, run: Path, config: RunConfig, first_step: int) -> None:
@@ -47,10 +49,14 @@ class Boards(Board):
             try:
                 self._others[name] = _kind(name)(run, config, first_step)
             except Exception as error:  # a library has its own errors, of many kinds
+                if first_step:
+                    log.warning("monitor.also %s cannot begin (%s): the run goes on without it", name, _line(error))
+                    continue
+                self.close(failed=True)
                 raise RunError(
                     f"monitor.also {name} cannot begin ({_line(error)}): see docs/boards.md, or leave it out by"
                     " --set monitor.also=[]"
-                ) from error
+                ) from None
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         self._board.scalars(step, values)
@@ -64,9 +70,9 @@ class Boards(Board):
         self._board.picture(step, tag, pixels)
         self._pass_on(lambda board: board.picture(step, tag, pixels))
 
-    def close(self) -> None:
-        self._board.close()
-        self._pass_on(lambda board: board.close())
+    def close(self, *, failed: bool) -> None:
+        self._board.close(failed=failed)
+        self._pass_on(lambda board: board.close(failed=failed))
 
     def _pass_on(self, call: Callable[[Board], None]) -> None:
         for name, board in list(self._others.items()):
@@ -84,5 +90,6 @@ def _kind(name: str) -> Callable[[Path, RunConfig, int], Board]:
 
 
 def _line(error: Exception) -> str:
-    """Return the first line of an error's text, or its kind."""
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
+    """Return the first line of an error's text without the password of a URI, or its kind."""
+    line = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return re.sub(r"(\w+://)[^/\s@]+@", r"\1", line)

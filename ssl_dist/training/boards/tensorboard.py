@@ -37,7 +37,7 @@ class TensorBoard(Board):
     def picture(self, step: int, tag: str, pixels: np.ndarray) -> None:
         self._writer.add_image(tag, pixels, step, dataformats="HWC")
 
-    def close(self) -> None:
+    def close(self, *, failed: bool) -> None:
         self._summary(self._end)
         self._writer.close()
 

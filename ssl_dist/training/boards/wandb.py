@@ -56,5 +56,5 @@ class Wandb(Board):
     def picture(self, step: int, tag: str, pixels: np.ndarray) -> None:
         self._run.log({tag: wandb.Image(pixels)}, step=step)
 
-    def close(self) -> None:
-        self._run.finish()
+    def close(self, *, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))

@@ -100,7 +100,7 @@ class ExplodingGradient(Rule):
         if len(self._norms) < 2 * LOGS:
             return None
         earlier, now = median(list(self._norms)[:-LOGS]), median(list(self._norms)[-LOGS:])
-        if now <= _EXPLOSION * earlier:
+        if not earlier or now <= _EXPLOSION * earlier:
             return None
         mend = "" if self._clip_norm else f", or optim.clip_norm={3 * earlier:.2g}"
         return f"the gradient's norm is {now:.3g} and was {earlier:.3g}: it explodes. Try a third of optim.lr{mend}"
@@ -152,7 +152,10 @@ class FallingProbe(Rule):
         if best_step and (said := self._worse(now, best_step, f"at step {best_step:,.0f}")):
             return f"{said}. That step's checkpoint may be better: evaluate --checkpoint best"
         if step > self._warm and (said := self._worse(now, 0, "before training")):
-            return f"{said}. These weights are worth less than random ones: try another optim.lr or other views"
+            return (
+                f"{said}. These weights are worth less than those that training began with: try another optim.lr or"
+                " other views"
+            )
         return None
 
     def _worse(self, now: float, step: float, when: str) -> str | None:

@@ -30,7 +30,7 @@ def rules_of(config: ResolvedConfig, plan: Plan, *, loss_falls: bool, probe_imag
     ]
     if temperature is not None:
         rules.append(LowTemperature(warm, temperature))
-    if loss_falls:
+    if loss_falls and config.backbone.weights is None:  # else the run may begin where the loss falls no more
         rules += [FlatLoss(warm), RisingLoss(warm)]
     if config.probe and probe_images:
         rules.append(FallingProbe(config.probe.tag, probe_images, warm))
