@@ -2,8 +2,8 @@
 
 The driver lists the images and cuts them into parts; a Ray task computes one part, with one CPU, or with a GPU where
 the cluster has some. All nodes see the run, the images and the folder of the parts at the same path: on a shared file
-system or, for run and images, at a URI. The parts are cut by the numbers of the images, so the file has the same bytes
-for any number of nodes of one kind.
+system or, for run and images, at a URI. The images are cut in their order, so the file has the same bytes for any
+number of nodes of one kind.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from cluster.tasks import (
     versions,
     with_absolute_paths,
 )
-from ssl_dist.embedding.parts import Parts
+from ssl_dist.embedding.parts import PACKAGES, Parts
 from ssl_dist.errors import ClusterError, SslDistError
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.store.building.sources import File
@@ -31,8 +31,6 @@ from ssl_dist.store.building.sources import File
 if TYPE_CHECKING:
     from ssl_dist.embedding.parts import Done
     from ssl_dist.embedding.tasks import Count, Executor, Job, Opened, Task
-
-_PACKAGES = ("torch", "pillow", "numpy", "pyarrow")  # the bytes of a part depend on their versions
 
 
 class _Answer(NamedTuple):
@@ -73,7 +71,7 @@ def _submitted(task: Task) -> tuple[int, tuple[Any, ...]]:
     members = getattr(task, "images", None)
     if isinstance(members, list):
         task = task._replace(images=with_absolute_paths(members))  # type: ignore[call-arg]
-    return task.memory_bytes, (task, Parts(task.job.folder).token(), versions(_PACKAGES))
+    return task.memory_bytes, (task, Parts(task.job.folder).token(), versions(PACKAGES))
 
 
 def _run(task: Task, token: str, theirs: dict[str, str]) -> tuple[_Answer, int]:

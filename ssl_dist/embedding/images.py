@@ -51,7 +51,9 @@ class Images:
     source: Source | None = None
 
     def parts(self, most: int, together: int) -> Iterator[Cut]:
-        """Cut the images into parts of ``most`` images, or fewer if they are large; but into whole forward passes.
+        """Cut the images into parts of at most ``most`` images; each part but the last is a multiple of ``together``.
+
+        Members of tars and tables are held in memory, so a part of large ones has fewer.
 
         Args:
             most: a multiple of ``together``.

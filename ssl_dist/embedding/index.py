@@ -14,7 +14,6 @@ import importlib.util
 import json
 import logging
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +24,7 @@ from ssl_dist.embedding.search import nearest_in_blocks
 from ssl_dist.embedding.table import EmbeddingTable
 from ssl_dist.errors import ConfigError
 from ssl_dist.files import replacing, write_text
+from ssl_dist.machine import version_of
 
 LIBRARIES = {"faiss": "faiss-cpu", "usearch": "usearch"}  # kind of index -> package
 MEASURED = 100  # images whose exact neighbours the recall is measured against
@@ -107,7 +107,7 @@ class Index:
     """An approximate index of a table.
 
     It is made at the first call, and kept in a folder beside the table, ``TABLE.faiss`` or ``TABLE.usearch``, with the
-    recalls that were measured. Another table in its place has it made again.
+    recalls that were measured. Another table in its place has it made again, and so has a damaged index.
     """
 
     def __init__(self, table: EmbeddingTable, kind: str) -> None:
@@ -115,17 +115,12 @@ class Index:
         status = table.path.stat()
         self._about = {
             "table": [table.facts.job, status.st_size, status.st_mtime_ns],
-            "library": version(LIBRARIES[kind]),
+            "library": version_of(LIBRARIES[kind]),
             "settings": [_LINKS, _LEAST_WIDTH],
         }
         self._recalls = dict[str, float]()
-        if self._is_kept():
-            self._graph = _KINDS[kind](table.facts.dim, self._folder / "graph")
-            return
-        self._graph = _KINDS[kind](table.facts.dim, None)
-        for block in table.blocks():
-            self._graph.add(_of_length_1(block))
-        self._keep()
+        self._is_kept = False  # whether the folder holds this very graph
+        self._graph = self._read(kind) or self._make(kind)
 
     def near(self, queries: np.ndarray, count: int) -> np.ndarray:
         """Return the numbers of near rows, int64 ``[q, count]``; -1: none. There are at least ``count`` rows."""
@@ -145,31 +140,47 @@ class Index:
             for true, some, own in zip(exact.tolist(), found.tolist(), rows.tolist(), strict=True)
         ]
         self._recalls[str(count)] = sum(shared) / max(1, exact.numel())
-        self._write_about()
+        if self._is_kept:
+            try:
+                self._write_about(self._folder)
+            except OSError as error:
+                log.warning("the recall cannot be kept at %s (%s): it is measured again", self._folder, error)
         return self._recalls[str(count)]
 
-    def _is_kept(self) -> bool:
-        """Return whether the index of this very table is there, and read its recalls."""
+    def _read(self, kind: str) -> Graph | None:
+        """Read the graph of this very table and its recalls; None where there is none, or it is damaged."""
         try:
             content = json.loads((self._folder / "about.json").read_text(encoding="utf-8"))
             recalls = content.pop("recalls")
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return False
-        self._recalls = recalls if content == self._about else {}
-        return bool(content == self._about)
-
-    def _keep(self) -> None:
+            return None
+        if content != self._about:
+            return None
         try:
-            with replacing(self._folder) as aside:
+            graph = _KINDS[kind](self._table.facts.dim, self._folder / "graph")
+        except (OSError, RuntimeError, ValueError) as error:
+            log.warning("the index at %s is damaged (%s): it is made again", self._folder, error)
+            return None
+        self._recalls, self._is_kept = recalls, True
+        return graph
+
+    def _make(self, kind: str) -> Graph:
+        """Make the graph of the table, and keep it if its folder can be written."""
+        graph = _KINDS[kind](self._table.facts.dim, None)
+        for block in self._table.blocks():
+            graph.add(_of_length_1(block))
+        try:
+            with replacing(self._folder, durable=True) as aside:
                 aside.mkdir()
-                self._graph.write(aside / "graph")
-                write_text(aside / "about.json", json.dumps({**self._about, "recalls": {}}))
+                graph.write(aside / "graph")
+                self._write_about(aside)
+            self._is_kept = True
         except (OSError, RuntimeError) as error:
             log.warning("the index cannot be kept at %s (%s): it is made again at the next call", self._folder, error)
+        return graph
 
-    def _write_about(self) -> None:
-        if self._folder.is_dir():
-            write_text(self._folder / "about.json", json.dumps({**self._about, "recalls": self._recalls}))
+    def _write_about(self, folder: Path) -> None:
+        write_text(folder / "about.json", json.dumps({**self._about, "recalls": self._recalls}))
 
 
 def _of_length_1(rows: np.ndarray) -> np.ndarray:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import torch
 import xxhash
 
 from ssl_dist import __version__
@@ -25,6 +24,7 @@ from ssl_dist.embedding.images import Images, open_images
 from ssl_dist.embedding.parts import (
     BLOCK_PARTS,
     LOCK,
+    PACKAGES,
     PART_ROWS,
     Done,
     Parts,
@@ -39,6 +39,7 @@ from ssl_dist.embedding.tasks import Executor, FeatureTask, Job, NeighbourTask, 
 from ssl_dist.encoder import load_encoder
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.files import lock
+from ssl_dist.machine import version_of
 from ssl_dist.progress import Tally
 from ssl_dist.store import ImageStore
 from ssl_dist.store.building.left_out import tell_left_out
@@ -82,8 +83,8 @@ def embed(
 ) -> Embedded:
     """Compute the features of all images, and write them into a Parquet file.
 
-    A call that dies leaves a hidden folder beside the file, after whose parts the same call goes on; the file has the
-    same bytes then. Files that are no readable images are left out, and named in ``OUT-left-out.txt``.
+    A call that dies leaves its finished parts in a hidden folder beside the file; the same call resumes from them, and
+    the file has the same bytes then. Files that are no readable images are left out, and named in ``OUT-left-out.txt``.
 
     Args:
         run: what ``load_encoder`` takes.
@@ -96,7 +97,7 @@ def embed(
         stage: shows what is done.
 
     Raises:
-        ConfigError: the file is there already, of other images or another encoder.
+        ConfigError: the file is there already, of other images or another encoder, or was made meanwhile.
         RunError, CheckpointError: the encoder cannot be loaded, or the file cannot be written.
         SourceError, StoreError, StoreDamaged: the images cannot be read.
     """
@@ -116,20 +117,43 @@ def embed(
         job = Job(place, facts.checkpoint, facts.encoder, listed.location, facts.images, folder, num_neighbours)
         opened = Opened(encoder, ImageStore(listed.location) if listed.location else None)
         counts, left_out = _compute(listed, job, opened, size, executor, stage)
+        _expect_free(out)
         tell_left_out(out, [*listed.left_out, *left_out], listed.passed_over)
         if not counts.sum():
             assert listed.source is not None
             raise no_image(listed.source, next(iter(left_out), None))
-        parts, plane = Parts(folder), None
-        if with_map:
-            with stage("map", "laying out images by t-SNE"):
-                plane = Plane(parts, counts)
         about = {"num_images": int(counts.sum()), "left_out": len(listed.left_out) + len(left_out)}
-        facts = facts.model_copy(update={**about, "map": plane and plane.about})
-        with stage("writing", "writing the table") as progress:
-            write_table(out, _blocks(parts, counts, facts, plane, Tally(progress, facts.num_images)), facts)
+        facts = _assemble(out, Parts(folder), counts, facts.model_copy(update=about), stage, with_map=with_map)
         shutil.rmtree(folder, ignore_errors=True)  # a task of a call that died may still write there
     return Embedded(facts, False)
+
+
+def _expect_free(out: Path) -> None:
+    """Refuse a file that another call has made while this one computed.
+
+    Raises:
+        ConfigError: it is there.
+    """
+    if out.exists():
+        raise ConfigError(f"OUT {out} was made meanwhile: choose another name, or delete it; the finished parts stay")
+
+
+def _assemble(out: Path, parts: Parts, counts: np.ndarray, facts: Facts, stage: Stage, *, with_map: bool) -> Facts:
+    """Write the file of all parts; return what it says of itself.
+
+    Args:
+        counts: rows of each part.
+        with_map: lay the images out, see ``plane.Plane``.
+    """
+    plane = None
+    if with_map:
+        with stage("map", "laying out images by t-SNE"):
+            plane = Plane(parts, counts)
+    facts = facts.model_copy(update={"map": plane and plane.about})
+    with stage("writing", "writing the table") as progress:
+        _expect_free(out)
+        write_table(out, _blocks(parts, counts, facts, plane, Tally(progress, facts.num_images)), facts)
+    return facts
 
 
 def _facts(
@@ -140,8 +164,9 @@ def _facts(
     Args:
         size: images of a part.
     """
-    digest = encoder_digest(encoder)
-    parts = [FORMAT, digest, listed.digest, listed.name, size, BLOCK_PARTS, encoder.together, torch.__version__]
+    digest, device = encoder_digest(encoder), next(encoder.parameters()).device.type
+    parts = [FORMAT, digest, listed.digest, listed.name, size, BLOCK_PARTS, encoder.together, device]
+    parts += [__version__, *map(version_of, PACKAGES)]
     remote = is_remote(run)
     path = Path(run)
     has_several = not remote and not is_exported(path) and not is_one(path)
@@ -173,8 +198,8 @@ def _same(out: Path, facts: Facts, with_map: bool, folder: Path) -> Facts:
     there = facts_at(out)
     if there is None or (there.job, there.neighbours, there.map is not None) != (facts.job, facts.neighbours, with_map):
         raise ConfigError(
-            f"OUT {out}: it is there already, of other images, another encoder or other options: choose another name,"
-            " or delete it"
+            f"OUT {out}: it is there already, of other images, another encoder, other options or other versions:"
+            " choose another name, or delete it"
         )
     shutil.rmtree(folder, ignore_errors=True)
     return there

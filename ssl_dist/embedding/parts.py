@@ -1,7 +1,7 @@
 """The parts of an embedding: files beside the table that is made, each written whole, so that a kill costs only one.
 
-A part holds the features of consecutive images. Both the parts and the blocks of parts, which become row groups of the
-table, are cut by the numbers of the images, so they are the same whoever computes them.
+A part holds the features of consecutive images. Images are cut in their order into parts, and parts into blocks, which
+become row groups of the table: both are the same whoever computes them.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ssl_dist.store.schema import NO_LABEL
 PART_ROWS = 1024  # at most; it is a multiple of the images of a forward pass
 BLOCK_PARTS = 8
 LOCK = "lock"
+PACKAGES = ("torch", "pillow", "numpy", "pyarrow")  # the bytes of a part depend on their versions
 _META = b"part"
 
 

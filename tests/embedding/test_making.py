@@ -280,6 +280,21 @@ def test_parts_of_other_images_or_another_encoder_are_not_used(
     assert len(list(unfinished.glob("features-*"))) == 3
 
 
+def test_a_file_that_was_made_meanwhile_is_not_replaced(run: Path, small_store: Path, tmp_path: Path) -> None:
+    out, ran = tmp_path / "e.parquet", list[str]()
+
+    def slow(tasks: Iterator[Task], opened: Opened, count: Count) -> Iterator[Done]:
+        yield from watched(ran)(tasks, opened, count)
+        out.write_bytes(b"another call's")
+
+    with pytest.raises(ConfigError, match="was made meanwhile"):
+        embed(run, small_store, out, executor=slow)
+    assert out.read_bytes() == b"another call's"
+    out.unlink()
+    embed(run, small_store, out, executor=watched(again := list[str]()))
+    assert (len(ran) > 0, again) == (True, []), "the finished parts have stayed"
+
+
 def test_two_processes_do_not_compute_the_same(run: Path, small_store: Path, unfinished: Path, tmp_path: Path) -> None:
     held = lock(unfinished / "lock")
     assert held
@@ -296,9 +311,15 @@ def test_a_file_that_is_there_is_kept_or_refused(run: Path, small_store: Path, w
     assert embed(run, small_store, out, with_map=True, num_neighbours=3).was_there
     assert not left.exists()
     for options in ({}, {"with_map": True}, {"with_map": True, "num_neighbours": 4}):
-        with pytest.raises(ConfigError, match="there already, of other images, another encoder or other options"):
+        with pytest.raises(
+            ConfigError, match="there already, of other images, another encoder, other options or other versions"
+        ):
             embed(run, small_store, out, **options)  # type: ignore[arg-type]
     assert out.read_bytes() == whole
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(making, "version_of", lambda package: f"{package} of tomorrow")
+        with pytest.raises(ConfigError, match="or other versions"):
+            embed(run, small_store, out, with_map=True, num_neighbours=3)
     out.write_bytes(b"my notes")
     with pytest.raises(ConfigError, match="it is there already: choose another name"):
         embed(run, small_store, out)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -206,7 +208,7 @@ class _Poor:
 @pytest.fixture
 def poor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(indexes._KINDS, "faiss", _Poor)
-    monkeypatch.setattr(indexes, "version", lambda _: "1.0")
+    monkeypatch.setattr(indexes, "version_of", lambda _: "1.0")
     monkeypatch.setattr(indexes, "expect_known", lambda _: None)
 
 
@@ -241,6 +243,77 @@ def test_an_index_is_made_again_when_its_table_has_changed(
     found = command("neighbours", out, "003.png", "--index", "faiss", "--json")
     assert found.code == 0, found
     assert len(np.load(graph)) == 10
+
+
+NEAREST = ("class0/003.png", "--index", "faiss", "--json")
+
+
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(file.read_bytes()[:90]), Path.unlink])
+def test_a_damaged_index_is_named_and_made_again(
+    command: Command,
+    table: Path,
+    tmp_path: Path,
+    poor: None,
+    damage: Callable[[Path], object],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    out, graph = Path(shutil.copy2(table, tmp_path / "e.parquet")), tmp_path / "e.parquet.faiss" / "graph"
+    whole = command("neighbours", out, *NEAREST).json
+    damage(graph)
+    again = command("neighbours", out, *NEAREST)
+    assert (again.code, again.json) == (0, whole)
+    assert "is damaged" in caplog.text
+    assert len(np.load(graph)) == 51
+
+
+def test_an_index_that_cannot_be_kept_leaves_no_other_under_its_name(
+    command: Command,
+    run: Path,
+    table: Path,
+    image_folder: Path,
+    tmp_path: Path,
+    poor: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The folder has the graph of an earlier table, and the disk is full when the new one is to be written."""
+    out = Path(shutil.copy2(table, tmp_path / "e.parquet"))
+    assert command("neighbours", out, *NEAREST).code == 0
+    out.unlink()
+    embed(run, f"{image_folder}/class0/00?.png", out)
+    known = [f"00{number}.png" for number in range(10)]
+
+    def no_room(self: _Poor, file: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(_Poor, "write", no_room)
+    for _ in range(2):
+        found = command("neighbours", out, "003.png", *NEAREST[1:])
+        assert found.code == 0, found
+        assert {one["key"] for one in found.json["neighbours"]} <= set(known)
+        assert "the index cannot be kept" in caplog.text
+        caplog.clear()
+
+
+def test_a_search_does_not_need_to_write(
+    command: Command,
+    table: Path,
+    tmp_path: Path,
+    poor: None,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The index is another person's, whose folder cannot be written."""
+    out = Path(shutil.copy2(table, tmp_path / "e.parquet"))
+    assert command("neighbours", out, *NEAREST, "--count", 4).code == 0
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(indexes, "write_text", refuse)
+    found = command("neighbours", out, *NEAREST, "--count", 7)
+    assert (found.code, len(found.json["neighbours"])) == (0, 7)
+    assert "the recall cannot be kept" in caplog.text
 
 
 @pytest.mark.extras
