@@ -78,6 +78,14 @@ def test_what_is_not_finite_breaks_a_line() -> None:
     assert all(y is None for _, y in thinned(many))
 
 
+def test_a_long_line_is_broken_where_its_values_are_not_finite() -> None:
+    points: list[Point] = [(float(n), None if n in (1, 700, 701, 2999) else 1.0 + n) for n in range(3000)]
+    kept = thinned(points)
+    assert len(kept) <= 452
+    assert [x for x, y in kept if y is None] == [1, 700, 2999], "one of each stretch"
+    assert made(points).lines[0].path.count("M") == made(points[:299]).lines[0].path.count("M") + 1
+
+
 @pytest.mark.parametrize("value", [0.0, 5.0, -3.0, 1e-9])
 def test_one_value_is_a_dot_inside_of_the_frame(value: float) -> None:
     found = made([(0.0, value)])

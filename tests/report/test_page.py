@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
+import math
 import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from ssl_dist.config import ResolvedConfig
-from ssl_dist.report.page import RunFiles, write_page
+from ssl_dist.report.label_page import thumbnail
+from ssl_dist.report.page import RunFiles, ranked, write_page
 from ssl_dist.report.page.views import Views, views_of
+from ssl_dist.store import ImageStore
 from tests.command import Command
 from tests.helpers import resolved_config
 from tests.report.pages import Page, whole_run, write_evaluation, write_run
@@ -214,6 +218,21 @@ def test_views_are_those_of_the_first_epoch(small_store: Path, tmp_path: Path) -
     assert str(tmp_path / "gone") in str(views_of(ResolvedConfig.from_tree(tree, "")))
 
 
+def test_views_are_of_images_that_the_run_has_trained_on(small_store: Path, tmp_path: Path) -> None:
+    store = ImageStore(small_store)
+    labels = np.full(len(store), -1, np.int32)
+    labels[[3, 30]] = 0, 1
+    np.save(tmp_path / "labels.npy", labels)
+    few = {
+        "method": {"name": "supervised"},
+        "data__label_file": str(tmp_path / "labels.npy"),
+        "batch": {"size": 2, "micro": 2},
+    }
+    found = views_of(resolved_config(small_store, probe=None, augment__recipe="weak", **few))
+    assert isinstance(found, Views)
+    assert set(found.rows[0][1]) == {thumbnail(image) for image in store.gather(np.array([3, 30]))}
+
+
 def test_several_runs_stand_side_by_side(small_store: Path, tmp_path: Path) -> None:
     first = whole_run(tmp_path / "first", small_store, optim__lr=0.25, batch__size=16)
     second = write_run(tmp_path / "second", resolved_config(small_store, optim__lr=0.5), probe=0.75)
@@ -236,6 +255,51 @@ def test_the_best_by_a_common_measure_is_named(small_store: Path, tmp_path: Path
     assert "second has the best linear: 70.0 % of the test images." in page_of(first, second).text
     (second / "evaluation.json").unlink()
     assert "first has the best online kNN: 50.0 %." in page_of(first, second).text
+
+
+NONE_IS_BEST = "were not measured by the same measure on the same images, so none is best"
+
+
+@pytest.mark.parametrize(("key", "value"), [("test", "stores/other"), ("train", "stores/other"), ("num_test", 21)])
+def test_none_is_best_of_runs_that_were_measured_on_other_images(
+    small_store: Path, tmp_path: Path, key: str, value: object
+) -> None:
+    first, second = (whole_run(tmp_path / name, small_store) for name in ("first", "second"))
+    found = json.loads((second / "evaluation.json").read_text())
+    for level in (found, *found["accuracies"]):
+        level.update({key: value} if key in level else {})
+    (second / "evaluation.json").write_text(json.dumps(found))
+    config = json.loads((second / "config.json").read_text())
+    config["facts"]["store_digest"] = "another"  # so that their probes classify other images, too
+    (second / "config.json").write_text(json.dumps(config))
+    assert NONE_IS_BEST in page_of(first, second).text
+
+
+def test_probes_of_each_kind_stand_together_and_what_is_no_number_last(small_store: Path, tmp_path: Path) -> None:
+    config = resolved_config(small_store)
+    values = {"rank": 40.0, "low": 0.3, "lost": math.nan, "high": 0.9, "larger": 50.0}
+    runs = [write_run(tmp_path / name, config, probe=value) for name, value in values.items()]
+    for run in runs:
+        if run.name in ("rank", "larger"):
+            lines = (run / "metrics.jsonl").read_text()
+            (run / "metrics.jsonl").write_text(lines.replace("probe/knn", "probe/rankme"))
+    empty = write_run(tmp_path / "empty", config)
+    (empty / "metrics.jsonl").write_text("")
+    found = ranked([RunFiles.read(run) for run in (empty, *runs)])
+    assert [run.name for run in found] == ["high", "low", "lost", "larger", "rank", "empty"]
+    page = page_of(*runs)
+    assert "By online probe, the best first of each kind." in page.text
+    assert NONE_IS_BEST in page.text
+
+
+def test_a_setting_that_is_not_known_is_a_dash_and_null_is_null(small_store: Path, tmp_path: Path) -> None:
+    first = write_run(tmp_path / "first", resolved_config(small_store, optim__clip_norm=None, seed=3))
+    second = write_run(tmp_path / "second", resolved_config(small_store, optim__clip_norm=1.5, seed=4))
+    broken = write_run(tmp_path / "broken", resolved_config(small_store))
+    (broken / "config.json").write_text("{")
+    table = page_of(first, second, broken).text.partition("Settings that differ")[2].partition("Training")[0].split()
+    at = table.index("first")
+    assert table[at : at + 9] == ["first", "3", "null", "second", "4", "1.5", "broken", "\N{EM DASH}", "\N{EM DASH}"]
 
 
 def test_runs_of_one_name_are_told_apart(small_store: Path, tmp_path: Path) -> None:

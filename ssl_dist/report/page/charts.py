@@ -91,7 +91,10 @@ def chart(title: str, note: str, curves: Sequence[tuple[str, int, Sequence[Point
 
 
 def thinned(points: Sequence[Point]) -> Sequence[Point]:
-    """Return at most about 300 points: of each stretch the lowest and the highest one, and the first and the last."""
+    """Return at most about 450 points: of each stretch the lowest, the highest and one that is not finite, if any.
+
+    The first and the last point are always among them.
+    """
     if len(points) <= _MOST_POINTS:
         return points
     size = math.ceil(2 * len(points) / _MOST_POINTS)
@@ -99,10 +102,9 @@ def thinned(points: Sequence[Point]) -> Sequence[Point]:
     for start in range(0, len(points), size):
         stretch = range(start, min(start + size, len(points)))
         finite = [number for number in stretch if points[number][1] is not None]
-        if not finite:
-            kept.add(start)
-            continue
-        kept |= {choose(finite, key=lambda number: points[number][1] or 0.0) for choose in (min, max)}
+        kept |= set([number for number in stretch if points[number][1] is None][:1])
+        if finite:
+            kept |= {choose(finite, key=lambda number: points[number][1] or 0.0) for choose in (min, max)}
     return [points[number] for number in sorted(kept)]
 
 

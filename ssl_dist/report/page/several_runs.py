@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import shlex
 from collections.abc import Sequence
 from typing import Any
@@ -16,12 +18,18 @@ STYLES = 10  # colours with dashes that can be told apart
 
 
 def ranked(runs: Sequence[RunFiles]) -> list[RunFiles]:
-    """Sort runs by their online probe, the best first, and those without one last; equal ones stay as they are."""
+    """Sort runs by their online probe, the best first, and those without one last; equal ones stay as they are.
 
-    def score(run: RunFiles) -> float:
-        return run.probe.last if run.probe else float("-inf")
+    Where their probes are of several kinds, accuracies come before ranks, and each kind stands together.
+    """
 
-    return sorted(runs, key=score, reverse=True)
+    def order(run: RunFiles) -> tuple[bool, bool, str, bool, float]:
+        if not (probe := run.probe):
+            return True, False, "", False, 0.0
+        unknown = math.isnan(probe.last)
+        return False, not probe.is_share, probe.tag, unknown, 0.0 if unknown else -probe.last
+
+    return sorted(runs, key=order)
 
 
 def content_of_several(runs: Sequence[RunFiles], price_per_hour: float | None) -> dict[str, Any]:
@@ -35,7 +43,7 @@ def content_of_several(runs: Sequence[RunFiles], price_per_hour: float | None) -
         f"{one.name}: {one.protocol}" for run in runs if run.evaluated for one in run.evaluated.accuracies
     )
     return {
-        "subtitle": "The best online probe first.",
+        "subtitle": "By online probe, the best first" + (" of each kind." if len(_probes(runs)) > 1 else "."),
         "sentence": _sentence(runs),
         "columns": columns,
         "protocols": list(protocols),
@@ -61,10 +69,10 @@ def content_of_several(runs: Sequence[RunFiles], price_per_hour: float | None) -
 
 
 def settings_that_differ(runs: Sequence[RunFiles]) -> dict[str, list[Any]]:
-    """Return the settings that two runs have otherwise: the value of each run by key, None where it is not known."""
+    """Return the settings in which runs differ: the value of each run by key, UNKNOWN where it has none."""
     known = [settings_of(run.config) if run.config else None for run in runs]
     keys = dict.fromkeys(key for one in known if one for key in one)
-    columns = {key: [one and one.get(key) for one in known] for key in keys}
+    columns = {key: [words.UNKNOWN if one is None else one.get(key, words.UNKNOWN) for one in known] for key in keys}
     return {
         key: values
         for key, values in columns.items()
@@ -93,17 +101,29 @@ def _accuracies(run: RunFiles, columns: Sequence[str]) -> list[words.Headline | 
 
 
 def _sentence(runs: Sequence[RunFiles]) -> str:
-    """Say which run is best by what was measured of all."""
-    evaluated = [run for run in runs if run.evaluated]
-    if len(evaluated) == len(runs):
-        names = set.intersection(*({one.name for one in words.headlines(run)} for run in runs))
-        name = next((one.name for one in reversed(words.headlines(runs[0])) if one.name in names), None)
-        if name:
-            scores = {run.name: next(one for one in words.headlines(run) if one.name == name) for run in runs}
-            best = max(scores, key=lambda run: scores[run].value)
-            return f"{best} has the best {name}: {scores[best].shown} of the test images."
-    probed = [run for run in runs if run.probe]
-    if probed and len({run.probe.tag for run in probed if run.probe}) == 1 and (probe := ranked(probed)[0].probe):
+    """Say which run is best by what was measured of all, on the same images."""
+    if all(run.evaluated for run in runs):
+        for name in (one.name for one in reversed(words.headlines(runs[0]))):
+            if len({_measured(run, name) for run in runs}) == 1 and _measured(runs[0], name):
+                scores = {run.name: next(one for one in words.headlines(run) if one.name == name) for run in runs}
+                best = max(scores, key=lambda run: scores[run].value)
+                return f"{best} has the best {name}: {scores[best].shown} of the test images."
+    probed = [run for run in runs if run.probe and not math.isnan(run.probe.last)]
+    stores = {run.config and run.config.facts.store_digest for run in probed}
+    if len(_probes(probed)) == len(stores) == 1 and (probe := ranked(probed)[0].probe):
         best_value = value_text(probe.last, probe.is_share)
         return f"{ranked(probed)[0].name} has the best {probe.name}: {best_value}."
-    return "The runs were not measured by the same measure, so none is best."
+    return "The runs were not measured by the same measure on the same images, so none is best."
+
+
+def _measured(run: RunFiles, name: str) -> tuple[object, ...] | None:
+    """Return what an accuracy is of: the stores and how many of their images; None where it was not measured."""
+    if not run.evaluated or run.evaluated.stores is None:  # an earlier version did not note the stores
+        return None
+    found = (one for one in run.evaluated.accuracies if one.name == name)
+    return next(((*map(os.path.abspath, run.evaluated.stores), one.num_train, one.num_test) for one in found), None)
+
+
+def _probes(runs: Sequence[RunFiles]) -> set[str]:
+    """Return the tags of the runs' online probes."""
+    return {run.probe.tag for run in runs if run.probe}

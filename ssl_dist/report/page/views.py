@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import SslDistError
-from ssl_dist.evaluate.over_training import drawn
 from ssl_dist.report.label_page import is_small, thumbnail
 from ssl_dist.uris import is_remote
 
@@ -26,22 +25,24 @@ class Views(NamedTuple):
 
 
 def views_of(config: ResolvedConfig) -> Views | str:
-    """Render the views that training made of some images in their first epoch.
+    """Render the views that the first step made of some of its images.
 
     Returns:
-        The views; or where the store is not at hand, a clause that says why there are none.
+        The views; or where the store or the labels are not at hand, a clause that says why there are none.
     """
     where = config.data.store
     if is_remote(where):
         return "the store is in a bucket, and a report fetches nothing"
     from ssl_dist.data import open_store
     from ssl_dist.data.images import store_digest
+    from ssl_dist.data.sample_plan import SamplePlan
 
     try:
         store = open_store(config.data)
         if config.facts.store_digest not in (None, store_digest(store)):
             return f"{where} holds other images now than the run was trained on"
-        ids = drawn(_IMAGES, len(store), config.seed)
+        micro_batches = range(min(config.batch.num_micro, -(-_IMAGES // config.batch.micro)))
+        ids, epochs, _ = (part[:_IMAGES] for part in SamplePlan(config, store).select(0, micro_batches))
         images = store.gather(ids)
     except SslDistError as error:
         return str(error)
@@ -49,8 +50,8 @@ def views_of(config: ResolvedConfig) -> Views | str:
 
     from ssl_dist import augment
 
-    pixels, numbers = torch.from_numpy(images), torch.from_numpy(ids)
-    crops = augment.crops(pixels, numbers, seed=config.seed, epoch=0, recipe=config.augment.views())
+    pixels, numbers, epoch = map(torch.from_numpy, (images, ids, epochs))
+    crops = augment.crops(pixels, numbers, seed=config.seed, epoch=epoch, recipe=config.augment.views())
     rows = [("stored", [thumbnail(image) for image in images])]
     for part in crops:
         for view in part.mul(255).round().byte().permute(0, 1, 3, 4, 2).numpy():  # [N, S, S, 3]

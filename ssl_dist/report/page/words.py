@@ -14,6 +14,9 @@ from ssl_dist.report.page.evaluated import Accuracy
 from ssl_dist.report.page.run_files import RunFiles
 from ssl_dist.uris import without_secrets
 
+UNKNOWN = object()
+"""Stands for the value of a setting that is not known; None is a value."""
+
 
 class Headline(NamedTuple):
     """A figure that a report begins with; shares in [0, 1], None where there is nothing beside it or no interval."""
@@ -186,8 +189,8 @@ def evaluate_command(run: RunFiles) -> str:
 
 
 def setting(value: object) -> str:
-    """Return a setting's value for a table."""
-    return as_written(value) or "\N{EM DASH}"
+    """Return a setting's value for a table, a dash where it is not known (``UNKNOWN``) or empty."""
+    return "\N{EM DASH}" if value is UNKNOWN else as_written(value) or "\N{EM DASH}"
 
 
 def warnings_of(run: RunFiles) -> Sequence[tuple[str, str]]:
