@@ -1,4 +1,4 @@
-"""What files beside weights tell of their network: our encoder.json, and those of transformers and of timm."""
+"""Facts about a network that files beside its weights tell: our encoder.json, those of transformers and of timm."""
 
 from __future__ import annotations
 

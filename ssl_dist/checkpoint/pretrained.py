@@ -13,7 +13,7 @@ from ssl_dist.backbones import classes_of, input_of
 from ssl_dist.checkpoint import beside
 from ssl_dist.checkpoint.files import META, MODEL, NORMALISATION, checksum
 from ssl_dist.checkpoint.locating import locate
-from ssl_dist.checkpoint.public_layouts import NETWORK, OURS
+from ssl_dist.checkpoint.public_layouts import DATA_PARALLEL, NETWORK, OURS
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import ConfigError, RunError
 from ssl_dist.settings import BackboneConfig
@@ -117,8 +117,8 @@ def _normalisation(file: Path, matching: Matching) -> Any:
     if told := beside.normalisation(file):
         return _told(told.normalisation, file, f"stands beside {told.file}, which tells it")
     name, classifier = matching.settings.name, matching.network.classifier
-    weight = matching.table.get(f"{classifier}.weight")
-    known = layout.source == NETWORK and matching.place.table == ""
+    weight = matching.table.get(f"{layout.prefix}{classifier}.weight")
+    known = layout.source == DATA_PARALLEL or (layout.source == NETWORK and matching.place.table == "")
     if known and weight is not None and len(weight) == classes_of(name):
         library = "timm" if name.startswith("timm/") else "torchvision"
         what = f"has the tensors of {library}'s {name.removeprefix('timm/')} with its {len(weight):,} classes"

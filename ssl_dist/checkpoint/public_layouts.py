@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 OURS = "ssl_dist"
 NETWORK = "a network's own weights"
+DATA_PARALLEL = "a network under DataParallel"
 _OUTSIDE = ("", "state_dict", "model")  # keys of the dictionaries that most projects use
 _HEADS = ("projection_head", "projector", "projection", "projetion", "prediction_head", "predictor", "prototypes", "g")
 _MOMENTUM = ("backbone_momentum", "projection_head_momentum")
@@ -30,6 +31,7 @@ class Layout(NamedTuple):
         tables: keys of the dictionaries that may hold them; "" is the outermost one.
         beside: beginnings of the names, in the same dictionary, of what is known not to be of the backbone.
         normalisation: of the images that it learned from, as the setting has it; None: not known.
+        marks: beginnings of names of which one must be in the dictionary, where other projects have the prefix too.
         num_heads: attention heads of ViTs by their width, where they are not timm's: no tensor shows them.
     """
 
@@ -37,8 +39,13 @@ class Layout(NamedTuple):
     prefix: str
     tables: tuple[str, ...] = _OUTSIDE
     beside: tuple[str, ...] = ()
-    normalisation: str | None = None
+    normalisation: str | Mapping[str, Sequence[float]] | None = None
+    marks: tuple[str, ...] = ()
     num_heads: Mapping[int, int] = MappingProxyType({})
+
+    def may_be(self, names: Iterable[str]) -> bool:
+        """Return whether a dictionary with these names may be of this project."""
+        return not self.marks or any(name.startswith(self.marks) for name in names)
 
     def leaves_out(self, name: str) -> str | None:
         """Return the beginning by which a tensor is known not to be of the backbone; None: it is not known to be."""
@@ -91,15 +98,18 @@ LAYOUTS = (
         ("model",),
         beside=_of("module.", "projector", "bn"),
         normalisation="imagenet",
+        marks=("module.projector.",),
     ),
-    # facebookresearch/swav: main_swav.py, src/resnet50.py, eval_linear.py
+    # facebookresearch/swav: main_swav.py, src/resnet50.py, eval_linear.py, src/multicropdataset.py (red by 0.228)
     Layout(
         "SwAV",
         "module.",
         ("", "state_dict"),
         beside=("module.projection_head.", "module.prototypes"),
-        normalisation="imagenet",
+        normalisation={"mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225]},
+        marks=("module.projection_head.", "module.prototypes"),
     ),
+    Layout(DATA_PARALLEL, "module."),  # pytorch/examples, imagenet/main.py
     # AndrewAtanov/simclr-pytorch: models/encoder.py, models/ssl.py, whose images are not normalised
     Layout("SimCLR of simclr-pytorch", "convnet.", beside=("projection.",), normalisation="none"),
     # sthalles/SimCLR, models/resnet_simclr.py; lightly-ai/lightly, examples/pytorch/simclr.py
@@ -136,7 +146,7 @@ def find(tables: Tables, wanted: Collection[str]) -> Place | None:
     """
     best, most = None, 0
     for layout in LAYOUTS:
-        for key in (one for one in layout.tables if one in tables):
+        for key in (one for one in layout.tables if one in tables and layout.may_be(tables[one])):
             inside = (name.removeprefix(layout.prefix) for name in tables[key] if name.startswith(layout.prefix))
             fitting = len(by_canonical_name(inside).keys() & wanted)
             if fitting > most:

@@ -34,7 +34,7 @@ Tables = dict[str, dict[str, Tensor]]
 
 
 class _Storage(NamedTuple):
-    """What stands for a storage, whose numbers are in another place of the file."""
+    """Placeholder of a storage, whose numbers are in another place of the file."""
 
     dtype: torch.dtype
     key: str

@@ -84,6 +84,9 @@ def _barlow_twins(state: State) -> Any:
     return content
 
 
+_RED_BY_0_228 = {"mean": [0.485, 0.456, 0.406], "std": [0.228, 0.224, 0.225]}
+
+
 def _swav(state: State) -> Any:
     return under("module.", {**state, **head("projection_head"), "prototypes.weight": torch.rand(8, 4)})
 
@@ -106,13 +109,18 @@ FORMS = {
     "torchvision": Form(classified, ("fc.",), "imagenet"),
     "torchvision, safetensors": Form(classified, ("fc.",), "imagenet", safetensors=True),
     "pytorch's example": Form(lambda state: trained(under("module.", classified(state))), ("module.fc.",), "imagenet"),
+    "DataParallel without classifier": Form(lambda state: under("module.", state)),
+    "lightly under DataParallel": Form(
+        lambda state: trained({**under("module.backbone.", state), **head("module.projection_head")}, "model"),
+        ("module.projection_head.",),
+    ),
     "MoCo": Form(_moco, ("module.encoder_q.fc.", "module.encoder_k.", "module.queue"), "imagenet", legacy=True),
     "MoCo v3": Form(_moco_v3, ("module.base_encoder.fc.", "module.momentum_encoder.", "module.predictor."), "imagenet"),
     "DINO": Form(_dino, ("head.", "all under student", "all under dino_loss"), "imagenet"),
     "Barlow Twins": Form(_barlow_twins, ("module.projector.", "module.bn."), "imagenet", legacy=True),
     "Barlow Twins, resnet50.pth": Form(lambda state: state),
     "VICReg": Form(_siamese, ("module.projector.",), "imagenet"),
-    "SwAV": Form(_swav, ("module.projection_head.", "module.prototypes"), "imagenet", legacy=True),
+    "SwAV": Form(_swav, ("module.projection_head.", "module.prototypes"), _RED_BY_0_228, legacy=True),
     "SimCLR, simclr-pytorch": Form(
         lambda state: {
             "state_dict": {**under("convnet.", state), **head("projection")},

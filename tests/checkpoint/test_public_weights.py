@@ -63,7 +63,7 @@ def test_a_run_starts_from_exactly_these_weights(
             from_weights(small_store, file)
     with caplog.at_level(logging.INFO):
         config = from_weights(small_store, file, **({} if told else {"normalisation": "inception"}))
-    assert config.backbone.normalisation == (told or "inception")
+    assert config.backbone.model_dump(mode="json")["normalisation"] == (told or "inception")
     [line] = {record.getMessage() for record in caplog.records if ", read as " in record.getMessage()}
     assert all(name in line for name in FORMS[form].left_out), line
     made = config.initial_method(pretrained.read(config)).backbone.body.state_dict()

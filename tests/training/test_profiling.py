@@ -85,6 +85,14 @@ def test_the_profile_of_an_earlier_start_is_not_shown_again(small_store: Path, t
     assert read_profile(tmp_path).keys() == {"start"}
 
 
+def test_deepspeed_has_every_method_that_counts_as_the_reduction_of_gradients() -> None:
+    from deepspeed.runtime.engine import DeepSpeedEngine
+
+    from ssl_dist.training.zero import _REDUCTIONS
+
+    assert set(dir(DeepSpeedEngine)) >= _REDUCTIONS
+
+
 def test_a_process_starts_before_its_first_mark() -> None:
     (what, began), *_ = marks()
     assert what == "process started"
