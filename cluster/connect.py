@@ -25,7 +25,7 @@ from ssl_dist.machine import num_cores
 from ssl_dist.settings import ClusterConfig
 
 # Ray reads these when it is imported, or in the processes that it starts.
-_ENVIRONMENT = {
+RAY_ENVIRONMENT = {
     "RAY_AUTH_MODE": "disabled",  # unless the cluster sets a mode; without one, a local Ray would make a token
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
@@ -33,6 +33,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon a dead or finished worker is noticed
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_worker_niceness": "0",
+    "RAY_prestart_worker_first_driver": "0",  # these have no use: workers of a run have an environment of their own
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
 _REACH_S = 10
@@ -77,7 +78,7 @@ def ray_connection(cluster: ClusterConfig, *, drivers: int = 0) -> Iterator[bool
     Raises:
         ClusterError: Ray cannot be reached or started.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in RAY_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 

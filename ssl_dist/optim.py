@@ -104,6 +104,7 @@ class OptimConfig(Section):
         """
         import torch
 
+        from ssl_dist.eager import eager
         from ssl_dist.lars import LARS
 
         factors = {name: self.layer_decay**depth for name, depth in depths.items()}
@@ -111,13 +112,13 @@ class OptimConfig(Section):
         groups = parameter_groups(module, self.weight_decay, freezable, factors)
         optimizer: torch.optim.Optimizer
         if self.name == "adamw":
-            optimizer = torch.optim.AdamW(groups, lr=0.0, betas=self.betas, fused=fused)
+            optimizer = eager(torch.optim.AdamW)(groups, lr=0.0, betas=self.betas, fused=fused)
         elif self.name == "adam":
-            optimizer = torch.optim.Adam(groups, lr=0.0, betas=self.betas, fused=fused)
+            optimizer = eager(torch.optim.Adam)(groups, lr=0.0, betas=self.betas, fused=fused)
         elif self.name == "sgd":
-            optimizer = torch.optim.SGD(groups, lr=0.0, momentum=self.momentum, fused=fused)
+            optimizer = eager(torch.optim.SGD)(groups, lr=0.0, momentum=self.momentum, fused=fused)
         else:
-            optimizer = LARS(groups, momentum=self.momentum, trust_coefficient=self.trust_coefficient)
+            optimizer = eager(LARS)(groups, momentum=self.momentum, trust_coefficient=self.trust_coefficient)
         optimizer.register_step_pre_hook(_leave_out_frozen)
         return optimizer
 

@@ -58,6 +58,7 @@ FLOORS = [
     "ssl_dist.ema",
     "ssl_dist.settings",
     "ssl_dist.methods",
+    "ssl_dist.eager",
     "ssl_dist.lars",
     "ssl_dist.optim",
     "ssl_dist.config",

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ssl_dist import methods
 from ssl_dist.config import RunConfig
+from ssl_dist.eager import eager
 from ssl_dist.lars import LARS
 from ssl_dist.optim import OptimConfig, parameter_groups
 from ssl_dist.training.exactness import config_of
@@ -187,3 +188,22 @@ def test_the_optimizer_has_every_parameter_once_and_no_slow_copy(name: str) -> N
     assert set(optimized) == set(method.parameters())
     assert not {key for key, _ in method.named_parameters()} & {key for key, _ in method.named_buffers()}
     assert set(method.freezable) <= {key for key, _ in method.named_parameters()}
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, LARS])
+def test_an_eager_optimizer_computes_bit_for_bit_what_its_class_does(kind: type[torch.optim.Optimizer]) -> None:
+    ends = []
+    for made in (kind, eager(kind)):
+        torch.manual_seed(0)
+        module = nn.Linear(4, 3)
+        optimizer = made([{"params": [*module.parameters()], "lr": 0.1, "weight_decay": 0.01}])  # type: ignore[call-arg]
+        called = list[object]()
+        optimizer.register_step_pre_hook(lambda *given, called=called: called.append(given[0]))
+        for _ in range(3):
+            optimizer.zero_grad()
+            module(torch.randn(5, 4)).square().sum().backward()
+            optimizer.step()
+        assert called == [optimizer] * 3
+        momenta = [value for state in optimizer.state.values() for value in state.values() if value is not None]
+        ends.append([*module.state_dict().values(), *momenta])
+    assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

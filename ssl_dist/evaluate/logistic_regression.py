@@ -9,9 +9,7 @@ import logging
 from typing import NamedTuple
 
 import numpy as np
-from scipy.linalg import cholesky, solve_triangular
-from scipy.optimize import minimize
-from scipy.special import softmax
+import scipy  # its modules are imported at their first use: they take a second of each start
 from threadpoolctl import threadpool_limits
 
 log = logging.getLogger(__name__)
@@ -60,7 +58,7 @@ class LogisticRegression(NamedTuple):
                 start = cls(start.classes, start.weight, start.bias + mean @ start.weight)
             first = np.zeros((x.shape[1] + 1) * num_columns) if start is None else objective.pack(start)
             options = {"maxiter": _MAX_ITERATIONS, "ftol": _LEAST_DECREASE, "gtol": 0.0, "maxcor": 20}
-            found = minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
+            found = scipy.optimize.minimize(objective, first, jac=True, method="L-BFGS-B", options=options)
             weight, bias = objective.unpack(found.x)
             bias = bias - mean @ weight
         if found.nit >= _MAX_ITERATIONS:
@@ -76,7 +74,7 @@ class LogisticRegression(NamedTuple):
 
     def probabilities(self, x: np.ndarray) -> np.ndarray:
         """Return the probability of each class, float64 ``[n, K]``, of features ``[n, D]``."""
-        p: np.ndarray = softmax(self.scores(x), axis=1)
+        p: np.ndarray = scipy.special.softmax(self.scores(x), axis=1)
         return p
 
     def predict(self, x: np.ndarray) -> np.ndarray:
@@ -97,13 +95,13 @@ class _Objective:
         self._columns = slice(num_classes - num_columns, num_classes)
         curvature = x.T @ x / (len(x) * num_classes)
         curvature[np.diag_indices_from(curvature)] += max(l2, _LEAST_CURVATURE)
-        self._root = cholesky(curvature, lower=True)
+        self._root = scipy.linalg.cholesky(curvature, lower=True)
         self._bias_scale = num_classes**0.5
 
     def unpack(self, scaled: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return weights [D, columns] and biases [columns]."""
         table = scaled.reshape(len(self._root) + 1, -1)
-        return solve_triangular(self._root, table[:-1], lower=True, trans=1), table[-1] * self._bias_scale
+        return scipy.linalg.solve_triangular(self._root, table[:-1], lower=True, trans=1), table[-1] * self._bias_scale
 
     def pack(self, classifier: LogisticRegression) -> np.ndarray:
         """Return the scaled weights and biases of a classifier: the inverse of ``unpack``."""
@@ -122,6 +120,6 @@ class _Objective:
         p /= total[:, None]
         p[rows, self._numbers] -= 1
         error = p[:, self._columns] / n  # [n, columns], the gradient at the scores
-        by_weight = solve_triangular(self._root, self._x.T @ error + self._l2 * weight, lower=True)
+        by_weight = scipy.linalg.solve_triangular(self._root, self._x.T @ error + self._l2 * weight, lower=True)
         by_bias = error.sum(0, keepdims=True) * self._bias_scale
         return float(loss), np.concatenate([by_weight, by_bias]).ravel()

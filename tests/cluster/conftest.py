@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cluster.connect import RAY_ENVIRONMENT
 from cluster.run_directory import RunDirectory
 from ssl_dist.checkpoint import Checkpoints, State
 from ssl_dist.checkpoint.pretrained import read
@@ -24,8 +25,7 @@ def local_ray() -> Iterator[None]:
     """Start a Ray that the runs of a module share."""
     import ray
 
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2", RAY_CHDIR_TO_TRIAL_DIR="0")
-    os.environ.update(RAY_worker_niceness="0")  # as cluster/connect.py does: on a busy machine they would starve
+    os.environ.update({**RAY_ENVIRONMENT, "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"})
     ray.init(address="local", num_cpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()

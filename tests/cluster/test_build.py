@@ -24,6 +24,7 @@ from typer.testing import CliRunner
 from cluster import build as cluster_build
 from cluster import tasks
 from cluster.build import ray_writers
+from cluster.connect import RAY_ENVIRONMENT
 from ssl_dist import store
 from ssl_dist.commands.main import app
 from ssl_dist.errors import ClusterError, ConfigError, SourceError, StoreError
@@ -355,7 +356,7 @@ def test_a_lost_node_costs_nothing_but_time(image_folder: Path, undisturbed: dic
     """The node is lost while one of its workers writes."""
     from ray.cluster_utils import Cluster
 
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_worker_niceness="0")
+    os.environ.update(RAY_ENVIRONMENT)
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     lost = nodes.add_node(num_cpus=1)
     raylet = lost.all_processes["raylet"][0].process.pid

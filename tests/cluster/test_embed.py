@@ -13,6 +13,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from cluster import embed as cluster_embed
+from cluster.connect import RAY_ENVIRONMENT
 from cluster.embed import ray_executor
 from ssl_dist import __version__
 from ssl_dist.embedding import embed
@@ -34,8 +35,7 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_nodes(notes: Path) -> Iterator[str]:
     """Start a cluster of two nodes of one CPU each."""
-    os.environ.update(RAY_AUTH_MODE="disabled", RAY_worker_niceness="0")
-    os.environ.update({noted.FOLDER: str(notes), noted.NODES: "2"})
+    os.environ.update({**RAY_ENVIRONMENT, noted.FOLDER: str(notes), noted.NODES: "2"})
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     nodes.add_node(num_cpus=1)
     ray.init(address=nodes.address, log_to_driver=False)
