@@ -14,10 +14,10 @@ import torch
 import ssl_dist
 from ssl_dist import backbones
 from ssl_dist.backbones import catalogue
-from ssl_dist.checkpoint import pretrained
+from ssl_dist.checkpoint import State, pretrained
 from ssl_dist.checkpoint.room import checkpoint_bytes
 from ssl_dist.collectives import World
-from ssl_dist.errors import ConfigError
+from ssl_dist.errors import ConfigError, ExportError
 from ssl_dist.evaluate.features import Levels
 from ssl_dist.evaluate.levels import LAYER
 from ssl_dist.export import export
@@ -263,7 +263,7 @@ def test_a_run_is_evaluated_exported_and_continued(
 
 
 @extras
-def test_a_vit_is_exported_for_transformers_and_with_its_head_and_its_classifier(
+def test_a_vit_is_exported_for_other_libraries_and_with_its_head_and_its_classifier(
     small_store: Path, tmp_path: Path
 ) -> None:
     supervised = {"method": {"name": "supervised"}, "augment": {"recipe": "weak"}}
@@ -272,7 +272,8 @@ def test_a_vit_is_exported_for_transformers_and_with_its_head_and_its_classifier
         run.mkdir()
         config = resolved_config(small_store, backbone=VIT, probe=None, epochs=0.5, **given)
         pretrain(config, run, World(), StopRequests())
-        parts = {"backbone": ("hf", "safetensors"), part: ("safetensors",) if given == {} else ("timm", "hf", "onnx")}
+        of_part = ("safetensors",) if given == {} else ("timm", "torchvision", "hf", "onnx")
+        parts = {"backbone": ("hf", "torchvision", "safetensors"), part: of_part}
         for exported, formats in parts.items():
             for format_ in formats:
                 done = export(run, tmp_path / f"{part}-{exported}-{format_}", format_, part=exported)
@@ -280,13 +281,28 @@ def test_a_vit_is_exported_for_transformers_and_with_its_head_and_its_classifier
                 print(exported, format_, f"{done.difference:.1e}")
     card = (tmp_path / "classifier-classifier-timm" / "README.md").read_text()
     assert "timm.create_model('vit_tiny_patch16_224', num_classes=3, patch_size=4" in card
-    trained = ssl_dist.load_encoder(tmp_path / "head").backbone.cpu().state_dict()
-    for folder in ("head-head-safetensors", "head-backbone-hf"):
+    encoder = ssl_dist.load_encoder(tmp_path / "head", device="cpu")
+    for folder in ("head-backbone-torchvision", "head-backbone-safetensors"):
+        loaded = ssl_dist.load_encoder(tmp_path / folder, device="cpu")
+        assert torch.equal(loaded.embed(small_store), encoder.embed(small_store))
+    trained = encoder.backbone.state_dict()
+    for folder in ("head-head-safetensors", "head-backbone-hf", "head-backbone-torchvision"):
         again = pretrained.resolve(
             resolved_config(small_store, backbone={**VIT, "weights": str(tmp_path / folder)}, probe=None)
         )
         found = pretrained.read(again)
         assert all(torch.equal(tensor, found[name]) for name, tensor in trained.items())
+
+
+@extras
+@pytest.mark.parametrize("format_", ["torchvision", "hf"])
+def test_a_vit_with_other_layers_is_refused_by_its_tensors(small_store: Path, tmp_path: Path, format_: str) -> None:
+    scaled = {**VIT, "options": {**OPTIONS, "init_values": 0.1}}
+    config = resolved_config(small_store, backbone=scaled)
+    save(State(config.initial_method().state_dict(), {}), tmp_path / "run", 1, config)
+    with pytest.raises(ExportError, match=r"ls1\.gamma"):
+        export(tmp_path / "run", tmp_path / "out", format_)
+    assert not (tmp_path / "out").exists()
 
 
 @extras

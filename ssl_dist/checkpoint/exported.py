@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 import pydantic
 import safetensors
 
+from ssl_dist.backbones.catalogue import TIMM
+from ssl_dist.checkpoint.public_names import TORCHVISION_VIT_AND_HEAD, renamed
 from ssl_dist.errors import CheckpointError, RunError
 from ssl_dist.files import to_json, write_text
 from ssl_dist.settings import BackboneConfig
@@ -55,6 +57,10 @@ class _Facts(pydantic.BaseModel):
     step: int | None = pydantic.Field(None, ge=0, strict=True)
     sha256: dict[str, str]
 
+    @property
+    def of_timm_by_other_names(self) -> bool:
+        return self.format == "torchvision" and self.network.name.startswith(TIMM)
+
 
 def write_facts(folder: Path, facts: dict[str, Any]) -> None:
     """Write encoder.json, with a digest of its own content."""
@@ -89,7 +95,8 @@ def read_exported(folder: Path) -> ExportedEncoder:
         if facts.format == "safetensors" and facts.part != "backbone":
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(_HEAD)}
         else:
-            tensors = {f"{_BODY}{name}": tensor for name, tensor in tensors.items()}
+            others = TORCHVISION_VIT_AND_HEAD if facts.of_timm_by_other_names else ()
+            tensors = {f"{_BODY}{renamed(name, others)}": tensor for name, tensor in tensors.items()}
         return ExportedEncoder(facts.network, tensors, facts.image_size, facts.together, facts.part, facts.step)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
         raise CheckpointError(f"{folder} is not a whole exported encoder ({error!r})") from None

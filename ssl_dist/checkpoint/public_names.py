@@ -23,6 +23,8 @@ TORCHVISION_VIT = (
     (r"\.mlp\.0\.", ".mlp.fc1."),
     (r"\.mlp\.3\.", ".mlp.fc2."),
 )
+# the same, with the classifier's
+TORCHVISION_VIT_AND_HEAD = ((r"^heads\.head\.", "head."), *TORCHVISION_VIT)
 # transformers' names, in its files and (q_proj) in its version 5's networks; source: its modeling_vit.py,
 # modeling_dinov2.py and modeling_resnet.py
 _TRANSFORMERS_VIT = (

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_dist.backbones.catalogue import TIMM
 from ssl_dist.checkpoint.exported import WEIGHTS
 from ssl_dist.checkpoint.files import save_tensors
 from ssl_dist.errors import ConfigError
 from ssl_dist.export.formats.base import Format, Source, expect_head_of
-from ssl_dist.export.formats.named import tensors_of, timm_tensor
+from ssl_dist.export.formats.named import VitShape, is_vit, network_name, tensors_of, timm_tensor
 
 _BASIC, _BOTTLENECK = ("resnet18", "resnet34"), ("resnet50", "resnet101", "resnet152")
 _RESNET_TENSORS = (
@@ -57,7 +56,7 @@ def _check(source: Source) -> None:
         ConfigError: it has none.
     """
     name, stem = source.settings.name, source.settings.stem
-    if _network(source) not in (*_BASIC, *_BOTTLENECK) and not _is_vit(source):
+    if network_name(source) not in (*_BASIC, *_BOTTLENECK) and not is_vit(source):
         raise ConfigError(
             f"transformers' ResNets and ViTs are resnet18 to resnet152 and vit_..., and this is {name}: export it with"
             " --format safetensors"
@@ -67,26 +66,16 @@ def _check(source: Source) -> None:
     expect_head_of("transformers", source)
 
 
-def _network(source: Source) -> str:
-    """Return the name of a network of torchvision, or of timm without the name of the library and a tag."""
-    return source.settings.name.removeprefix(TIMM).partition(".")[0]
-
-
-def _is_vit(source: Source) -> bool:
-    """Return whether the name says so; a ViT of timm that is no plain one is refused when it has been written."""
-    return _network(source).startswith("vit_")
-
-
 def _write(source: Source, folder: Path) -> None:
-    is_vit = _is_vit(source)
-    config, tensors = _vit(source) if is_vit else _resnet(source)
+    of_vit = is_vit(source)
+    config, tensors = _vit(source) if of_vit else _resnet(source)
     if source.head is None:
-        config.architectures = ["ViTModel" if is_vit else "ResNetModel"]
+        config.architectures = ["ViTModel" if of_vit else "ResNetModel"]
     else:
-        base, layer = ("vit", "classifier") if is_vit else ("resnet", "classifier.1")
+        base, layer = ("vit", "classifier") if of_vit else ("resnet", "classifier.1")
         tensors = {f"{base}.{name}": tensor for name, tensor in tensors.items()}
         tensors |= {f"{layer}.{name}": tensor for name, tensor in source.head.state_dict().items()}
-        config.architectures = ["ViTForImageClassification" if is_vit else "ResNetForImageClassification"]
+        config.architectures = ["ViTForImageClassification" if of_vit else "ResNetForImageClassification"]
         config.id2label = dict(enumerate(source.classes))
         config.label2id = {name: number for number, name in enumerate(source.classes)}
     config.dtype = "float32"
@@ -100,7 +89,7 @@ def _resnet(source: Source) -> tuple[Any, dict[str, Tensor]]:
 
     body = source.backbone.body
     stages: Any = [body.get_submodule(f"layer{number}") for number in (1, 2, 3, 4)]
-    is_basic = _network(source) in _BASIC
+    is_basic = network_name(source) in _BASIC
     config = ResNetConfig(
         embedding_size=64,
         hidden_sizes=[(64 if is_basic else 256) << number for number in range(4)],
@@ -114,8 +103,7 @@ def _resnet(source: Source) -> tuple[Any, dict[str, Tensor]]:
 def _vit(source: Source) -> tuple[Any, dict[str, Tensor]]:
     from transformers import ViTConfig
 
-    body = source.backbone.body
-    tensors: dict[str, Tensor] = {}
+    shape, tensors = VitShape.of(source), dict[str, Tensor]()
     for theirs, tensor in tensors_of(source._replace(head=None)).items():
         name = timm_tensor(theirs)
         if ".attn.qkv." in name:  # transformers has three layers in its place
@@ -123,21 +111,22 @@ def _vit(source: Source) -> tuple[Any, dict[str, Tensor]]:
             tensors |= {name.replace("qkv", part): rows.contiguous() for part, rows in parts}
         else:
             tensors[name] = tensor
-    blocks = {name.split(".")[1] for name in tensors if name.startswith("blocks.")}
-    width, patch = tensors["norm.weight"].numel(), tensors["patch_embed.proj.weight"].shape[-1]
     config = ViTConfig(
-        hidden_size=width,
-        num_hidden_layers=len(blocks),
-        num_attention_heads=next(module.num_heads for module in body.modules() if hasattr(module, "num_heads")),
-        intermediate_size=len(tensors["blocks.0.mlp.fc1.weight"]),
+        hidden_size=shape.hidden_dim,
+        num_hidden_layers=shape.num_layers,
+        num_attention_heads=shape.num_heads,
+        intermediate_size=shape.mlp_dim,
         layer_norm_eps=_EPSILON,
         image_size=source.image_size,
-        patch_size=patch,
+        patch_size=shape.patch_size,
         pooler_act="linear",
     )
     found = {_renamed(name, _VIT_TENSORS): tensor for name, tensor in tensors.items()}
     if source.head is None:
-        found |= {"pooler.dense.weight": torch.eye(width), "pooler.dense.bias": torch.zeros(width)}
+        found |= {
+            "pooler.dense.weight": torch.eye(shape.hidden_dim),
+            "pooler.dense.bias": torch.zeros(shape.hidden_dim),
+        }
     return config, found
 
 

@@ -1,17 +1,21 @@
-"""Weights by the names that another library's network of the same architecture has: torchvision's, timm's."""
+"""Weights by the names that another library's network of the same architecture has: torchvision's, timm's.
+
+A plain ViT of timm is one of torchvision's, too: it has the same layers under other names.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torchvision
 from torch import Tensor, nn
 
-from ssl_dist.backbones import catalogue
+from ssl_dist.backbones import WithoutValues, catalogue
 from ssl_dist.checkpoint.exported import WEIGHTS
 from ssl_dist.checkpoint.files import save_tensors
-from ssl_dist.checkpoint.public_names import TORCHVISION_VIT, renamed
+from ssl_dist.checkpoint.public_names import TORCHVISION_VIT_AND_HEAD, renamed
 from ssl_dist.errors import ConfigError
 from ssl_dist.export.formats.base import Format, Normalised, Source, expect_head_of
 from ssl_dist.export.standalone import timm_arguments
@@ -25,7 +29,6 @@ _TIMM_VITS = {
     "vit_h_14": "vit_huge_patch14_224",
 }
 _TIMM_RESNETS = ("resnet", "resnext", "wide_resnet")
-_TIMM_TENSORS = ((r"^heads\.head\.", "head."), *TORCHVISION_VIT)
 
 # Those of torchvision whose classifier is a convolution before the pooling, or a linear layer without a bias.
 _OTHER_CLASSIFIERS = ("squeezenet", "maxvit")
@@ -36,7 +39,7 @@ Code = Callable[[Source, Path], str]
 
 def _check_torchvision(source: Source) -> None:
     name = source.settings.name
-    _expect_network_of("torchvision", source, not name.startswith(catalogue.TIMM))
+    _expect_network_of("torchvision", source, is_vit(source) or not name.startswith(catalogue.TIMM))
     if name.startswith("mnasnet"):
         raise ConfigError("torchvision's MNASNet refuses tensors of a file: export it with --format safetensors")
     if source.head is not None and name.startswith(_OTHER_CLASSIFIERS):
@@ -64,14 +67,58 @@ def _expect_network_of(library: str, source: Source, known: bool) -> None:
     expect_head_of(library, source)
 
 
+def is_vit(source: Source) -> bool:
+    """Return whether the name says so; a ViT of timm that is no plain one is refused when it has been written."""
+    return network_name(source).startswith("vit_")
+
+
+def network_name(source: Source) -> str:
+    """Return the name of a network of torchvision, or of timm without the name of the library and a tag."""
+    return source.settings.name.removeprefix(catalogue.TIMM).partition(".")[0]
+
+
+class VitShape(NamedTuple):
+    """The numbers that make a plain ViT, by torchvision's names."""
+
+    patch_size: int
+    num_layers: int
+    num_heads: int
+    hidden_dim: int
+    mlp_dim: int
+
+    @classmethod
+    def of(cls, source: Source) -> VitShape:
+        """Read them from the network."""
+        body = source.backbone.body
+        tensors = {timm_tensor(name): tensor for name, tensor in body.state_dict().items()}
+        num_heads: Any = next(module.num_heads for module in body.modules() if hasattr(module, "num_heads"))
+        return cls(
+            patch_size=tensors["patch_embed.proj.weight"].shape[-1],
+            num_layers=len({name.split(".")[1] for name in tensors if name.startswith("blocks.")}),
+            num_heads=num_heads,
+            hidden_dim=tensors["norm.weight"].numel(),
+            mlp_dim=len(tensors["blocks.0.mlp.fc1.weight"]),
+        )
+
+
 def _write_torchvision(source: Source, folder: Path) -> None:
-    save_tensors(tensors_of(source), folder / WEIGHTS)
+    tensors, names = tensors_of(source), dict[str, str]()
+    if _is_timms(source):
+        with WithoutValues():
+            network = torchvision.models.VisionTransformer(source.image_size, **VitShape.of(source)._asdict())
+        names = {timm_tensor(name): name for name in network.state_dict()}
+    save_tensors({names.get(name, name): tensor for name, tensor in tensors.items()}, folder / WEIGHTS)
+
+
+def _is_timms(source: Source) -> bool:
+    return source.settings.name.startswith(catalogue.TIMM)
 
 
 def _write_timm(source: Source, folder: Path) -> None:
-    is_timms = source.settings.name.startswith(catalogue.TIMM)
     tensors = tensors_of(source).items()
-    save_tensors({name if is_timms else timm_tensor(name): tensor for name, tensor in tensors}, folder / WEIGHTS)
+    save_tensors(
+        {name if _is_timms(source) else timm_tensor(name): tensor for name, tensor in tensors}, folder / WEIGHTS
+    )
 
 
 def tensors_of(source: Source) -> dict[str, Tensor]:
@@ -85,22 +132,30 @@ def tensors_of(source: Source) -> dict[str, Tensor]:
 
 def timm_tensor(name: str) -> str:
     """Return timm's name of a tensor of a ResNet or a ViT, of which torchvision's name is given."""
-    return renamed(name, _TIMM_TENSORS)
+    return renamed(name, TORCHVISION_VIT_AND_HEAD)
 
 
 def _torchvision_code(source: Source, file: Path) -> str:
     from ssl_dist.backbones.torchvision_models import options_of
 
-    options, removed = options_of(source.settings.name, source.backbone.image_size), ""
+    if is_timms := _is_timms(source):
+        options: dict[str, Any] = {"image_size": source.image_size, **VitShape.of(source)._asdict()}
+    else:
+        options = options_of(source.settings.name, source.backbone.image_size)
+    removed, classifier = "", "heads.head" if is_timms else source.backbone.classifier
     if source.head is None:
-        removed = f'network.set_submodule("{source.backbone.classifier}", torch.nn.Identity())\n'
+        removed = f'network.set_submodule("{classifier}", torch.nn.Identity())\n'
     else:
         options["num_classes"] = len(source.classes)
-    given = "".join(f", {name}={value!r}" for name, value in options.items())
+    given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+    if is_timms:
+        made = f"VisionTransformer({given})"
+    else:
+        made = f'get_model("{source.settings.name}", weights=None{", " * bool(given)}{given})'
     return (
         f"import {'' if source.head else 'torch, '}torchvision\n"
         "from safetensors.torch import load_file\n\n"
-        f'network = torchvision.models.get_model("{source.settings.name}", weights=None{given})\n'
+        f"network = torchvision.models.{made}\n"
         f"{removed}"
         f"network.load_state_dict(load_file({str(file)!r}))\n"
         "network.eval()\n"
@@ -119,7 +174,7 @@ def _timm_code(source: Source, file: Path) -> str:
 
 def _timm_arguments(source: Source) -> str:
     name, size = source.settings.name, source.backbone.image_size
-    if name.startswith(catalogue.TIMM):
+    if _is_timms(source):
         return timm_arguments(source.settings, source.image_size, len(source.classes))
     given = "" if size is None else f", img_size={size}"
     return f'"{_TIMM_VITS.get(name, name)}", num_classes={len(source.classes)}{given}'
