@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,14 +65,17 @@ def smooth_method(config: RunConfig) -> Method:
     return smooth(config.initial_method())
 
 
-def grid(*axes: Sequence[Any]) -> list[Any]:
+def grid(*axes: Sequence[Any], slow: Collection[Any] = ()) -> list[Any]:
     """Return all combinations, as parameters of a test; most of them are slow.
 
     Every value has a combination that is not slow. Of three axes, so has every pair of values of the first two.
+
+    Args:
+        slow: values of the first axis of which all combinations are slow.
     """
     found = []
     for one in itertools.product(*(list(enumerate(axis)) for axis in axes)):
-        is_slow = sum(number for number, _ in one) % len(axes[-1])
+        is_slow = sum(number for number, _ in one) % len(axes[-1]) or one[0][1] in slow
         found.append(pytest.param(*(value for _, value in one), marks=[pytest.mark.slow] if is_slow else []))
     return found
 

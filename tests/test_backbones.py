@@ -41,6 +41,8 @@ TORCHVISION = {
     "maxvit_t": 224,
 }
 SIZES = {**dict.fromkeys(BUILT_IN, 32), **TORCHVISION}
+LARGE = {"vgg11", "vit_b_16", "maxvit_t", "densenet121", "inception_v3", "efficientnet_v2_s", "alexnet", "swin_v2_t"}
+EACH = [pytest.param(name, marks=[pytest.mark.slow] if name in LARGE else []) for name in SIZES]
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +67,7 @@ def test_names_are_built_in_ones_and_torchvisions() -> None:
     assert set(SIZES) <= set(found)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", EACH)
 def test_features_have_dim_and_every_weight_takes_part(name: str) -> None:
     network = made(name).train()
     features = network(torch.rand(2, 3, SIZES[name], SIZES[name]))
@@ -75,7 +77,7 @@ def test_features_have_dim_and_every_weight_takes_part(name: str) -> None:
     network.zero_grad(set_to_none=True)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", EACH)
 def test_an_images_features_do_not_depend_on_the_others_in_evaluation(name: str) -> None:
     network, images = made(name).eval(), torch.rand(2, 3, SIZES[name], SIZES[name])
     images[1] *= torch.linspace(0, 1, SIZES[name])
@@ -287,6 +289,7 @@ for width in range(1, 17):
 """
 
 
+@pytest.mark.slow
 def test_networks_of_every_narrow_width_train() -> None:
     """They do so in a process of its own, which a fault would end."""
     done = subprocess.run([sys.executable, "-c", NARROW], capture_output=True, text=True, check=False)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ast
+import functools
 import graphlib
 import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -152,21 +152,27 @@ DOORS = {
 }
 
 
-def modules() -> Iterator[tuple[str, ast.Module]]:
-    for package in PACKAGES:
-        for file in sorted((ROOT / package).rglob("*.py")):
-            name = ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-            yield name, ast.parse(file.read_text())
+@functools.cache
+def modules() -> list[tuple[str, ast.Module]]:
+    """Return the name and the tree of each module."""
+    return [
+        (".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), ast.parse(file.read_text()))
+        for package in PACKAGES
+        for file in sorted((ROOT / package).rglob("*.py"))
+    ]
 
 
-def imports(tree: ast.Module) -> Iterator[str]:
-    """Yield the full names of what a file imports, also inside functions."""
+@functools.cache
+def imports(tree: ast.Module) -> list[str]:
+    """Return the full names of what a file imports, also inside functions."""
+    found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            found += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
 
 
 def floor(name: str) -> int:

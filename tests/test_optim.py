@@ -190,14 +190,23 @@ def test_the_optimizer_has_every_parameter_once_and_no_slow_copy(name: str) -> N
     assert set(method.freezable) <= {key for key, _ in method.named_parameters()}
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD, LARS])
-def test_an_eager_optimizer_computes_bit_for_bit_what_its_class_does(kind: type[torch.optim.Optimizer]) -> None:
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [
+        (torch.optim.Adam, {}),
+        (torch.optim.AdamW, {}),
+        (torch.optim.SGD, {"momentum": 0.9}),
+        (LARS, {"momentum": 0.9, "trust_coefficient": 0.001}),
+    ],
+)
+def test_an_eager_optimizer_computes_bit_for_bit_what_its_class_does(
+    kind: type[torch.optim.Optimizer], given: dict[str, float]
+) -> None:
     ends = []
     for made in (kind, eager(kind)):
         torch.manual_seed(0)
-        module = nn.Linear(4, 3)
-        optimizer = made([{"params": [*module.parameters()], "lr": 0.1, "weight_decay": 0.01}])  # type: ignore[call-arg]
-        called = list[object]()
+        module, called = nn.Linear(4, 3), list[object]()
+        optimizer = made([{"params": [*module.parameters()], "lr": 0.1, "weight_decay": 0.01}], **given)  # type: ignore[call-arg]
         optimizer.register_step_pre_hook(lambda *given, called=called: called.append(given[0]))
         for _ in range(3):
             optimizer.zero_grad()
@@ -206,4 +215,5 @@ def test_an_eager_optimizer_computes_bit_for_bit_what_its_class_does(kind: type[
         assert called == [optimizer] * 3
         momenta = [value for state in optimizer.state.values() for value in state.values() if value is not None]
         ends.append([*module.state_dict().values(), *momenta])
+    assert len(ends[0]) >= 4
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))

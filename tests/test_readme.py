@@ -29,9 +29,9 @@ COMMANDS = [
 def in_a_process(line: str) -> tuple[int, str, str]:
     """Run a command that starts Ray; return its exit code and what it printed.
 
-    Where bfloat16 would take three times as long, do as the command advises.
+    Where bfloat16 would take three times as long, do as the command advises. The network has fewer channels.
     """
-    faster = [] if machine.has_bf16() else ["--set", "engine.precision=fp32"]
+    faster = ["--set", "backbone.width=8", *([] if machine.has_bf16() else ["--set", "engine.precision=fp32"])]
     words = [sys.executable, "-m", "ssl_dist", *shlex.split(line)[1:], *faster]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     return done.returncode, done.stdout, done.stderr

@@ -96,6 +96,7 @@ def test_peers_make_two_different_views_in_range(views: str, size_px: int) -> No
     assert not torch.equal(*pairs)
 
 
+@pytest.mark.slow
 def test_a_contestant_is_measured_in_a_process_of_its_own(folder: Path) -> None:
     one = data._Contestant(OURS, "raw", folder, sys.executable)
     with one:

@@ -65,14 +65,15 @@ def test_who_may_read_it_is_said_by_the_umask(group_may_read: None, tmp_path: Pa
     }
 
 
-def test_a_thousand_flipped_bits_and_torn_ends_fall_back_to_the_checkpoint_before(
-    tmp_path: Path, config: ResolvedConfig
+@pytest.mark.parametrize("times", [100, pytest.param(1000, marks=pytest.mark.slow)])
+def test_flipped_bits_and_torn_ends_fall_back_to_the_checkpoint_before(
+    tmp_path: Path, config: ResolvedConfig, times: int
 ) -> None:
     save(tmp_path, 5, config)
     newest, harmless = save(tmp_path, 10, config), 0
     files, random = sorted(newest.iterdir()), np.random.default_rng(0)
     assert len(files) == 3
-    for number in range(1000):
+    for number in range(times):
         file = files[number % 3]
         whole = file.read_bytes()
         place = int(random.integers(len(whole)))
@@ -87,7 +88,7 @@ def test_a_thousand_flipped_bits_and_torn_ends_fall_back_to_the_checkpoint_befor
             assert found is not None
             assert found.step == 5, (file.name, place)
         file.write_bytes(whole)
-    assert harmless < 50
+    assert harmless <= times / 20
     assert verify(newest).step == 10
 
 

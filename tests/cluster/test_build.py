@@ -407,6 +407,7 @@ def test_ctrl_c_prints_one_line_and_the_same_command_resumes(
     assert not writers_of(tmp_path / "s")
 
 
+@pytest.mark.slow
 def test_writers_do_not_answer_to_ctrl_c(local_ray: None, image_folder: Path, tmp_path: Path) -> None:
     builder = started_build(image_folder, tmp_path)
     for writer in wait_until(lambda: writers_of(tmp_path / "s")):

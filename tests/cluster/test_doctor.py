@@ -25,7 +25,8 @@ def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, ["doctor", *map(str, arguments)])
 
 
-@pytest.mark.parametrize("exact", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow  # make test-cluster runs the command on three hosts
+@pytest.mark.parametrize("exact", [False, True])
 def test_everything_of_a_healthy_machine(local_ray: None, small_store: Path, tmp_path: Path, exact: bool) -> None:
     (tmp_path / "recipe.yaml").write_text(RECIPE)
     settings = ("--set", f"data.store={small_store}", "--workers", 2, "--storage", tmp_path / "shared")

@@ -194,6 +194,7 @@ def ssl_dist(*arguments: object) -> list[str]:
     return [sys.executable, "-m", "ssl_dist", *map(str, arguments)]
 
 
+@pytest.mark.slow
 def test_ctrl_c_leaves_a_checkpoint_from_which_other_workers_resume(
     local_ray: None, undisturbed: Path, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -72,6 +72,7 @@ def test_a_command_and_its_writers_import_nothing_of_the_current_folder(program:
     assert len(ImageStore(trapped / "store")) == 40
 
 
+@pytest.mark.slow
 def test_ray_workers_import_nothing_of_the_current_folder(trapped: Path) -> None:
     (trapped / "ssl_dist").mkdir()
     (trapped / "ssl_dist" / "__init__.py").write_text("raise SystemExit('executed')")

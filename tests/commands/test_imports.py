@@ -22,7 +22,7 @@ HEAVY = {"torch", "torchvision", "ray", "deepspeed", "sklearn", "matplotlib", "o
 # Run each command line of standard input in a process of its own, forked from one that has imported what all need.
 SCRIPT = """
 import json, os, sys, tempfile
-import ssl_dist.config.reference
+import ssl_dist.config.reference, ssl_dist.store
 from ssl_dist.commands import main
 
 for line in map(json.loads, sys.stdin.readlines()):

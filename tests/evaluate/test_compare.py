@@ -188,7 +188,7 @@ def test_a_run_without_a_projection_head_is_named(stores: Stores, tmp_path: Path
         compare(tmp_path, train, train, nearest, Options(features=["head-1"]))
 
 
-@pytest.mark.parametrize("protocol", [nearest, Linear()])
+@pytest.mark.parametrize("protocol", [nearest, pytest.param(Linear(), marks=pytest.mark.slow)])
 def test_rows_of_levels_and_baselines_are_of_one_protocol(
     run: Path, stores: Stores, protocol: EvaluationProtocol
 ) -> None:

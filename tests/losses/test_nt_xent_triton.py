@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from ssl_dist.losses import nt_xent, nt_xent_tiles
+from tests.helpers import grid
 from tests.losses.test_nt_xent import embeddings, reference, relative
 
 pytest.importorskip("triton", reason="Triton is not installed; it comes with CUDA builds of torch")
@@ -61,9 +62,12 @@ def _loss_and_gradient(z_a: Tensor, z_b: Tensor, temperature: float, similarity:
     return loss.item(), torch.stack(torch.autograd.grad(3 * loss, views)).cpu()  # 3: the incoming gradient counts
 
 
-@pytest.mark.parametrize(("n", "dim"), [(3, 16), (75, 100), (150, 128), (75, 256)])
-@pytest.mark.parametrize(("temperature", "similarity"), [(0.01, "cosine"), (0.1, "cosine"), (0.2, "dot")])
-def test_kernels_are_as_exact_as_float32_tiles(run: Run, n: int, dim: int, temperature: float, similarity: str) -> None:
+@pytest.mark.parametrize(
+    ("shape", "kind"),
+    grid([(3, 16), (75, 100), (75, 256), (150, 128)], [(0.01, "cosine"), (0.1, "cosine"), (0.2, "dot")]),
+)
+def test_kernels_are_as_exact_as_float32_tiles(run: Run, shape: tuple[int, int], kind: tuple[float, str]) -> None:
+    (n, dim), (temperature, similarity) = shape, kind
     exact = embeddings(n, dim)
     theirs = 3 * reference(*exact, temperature, similarity)
     expected = torch.stack(torch.autograd.grad(theirs, exact))

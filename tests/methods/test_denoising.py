@@ -113,6 +113,7 @@ def test_there_are_no_pairs_for_the_collapse_monitor() -> None:
     assert made().pairs(torch.rand(3, 2, 1)) is None
 
 
+@pytest.mark.slow
 def test_it_learns_and_its_noise_does_not_depend_on_workers(gloo: Callable[[int], GlooPool], small_store: Path) -> None:
     settings = {"method": {"name": "denoising", "noise": 0.3}, "augment": {"recipe": "none"}, "optim__lr": 1.0}
     config = small_config(small_store, **settings)

@@ -157,6 +157,7 @@ def test_there_are_no_pairs_for_the_collapse_monitor() -> None:
     assert made().pairs(torch.rand(3, 2, 1)) is None
 
 
+@pytest.mark.slow  # tests/batteries asks it of every method
 def test_it_learns(gloo: Callable[[int], GlooPool], small_store: Path) -> None:
     config = small_config(
         small_store,

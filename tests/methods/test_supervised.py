@@ -106,6 +106,7 @@ def test_labelled_images_of_a_batch_are_not_asked_for(small_store: Path) -> None
     assert RunConfig.load("supervised-cifar10").num_labelled == 256
 
 
+@pytest.mark.slow  # tests/batteries asks it of every method
 def test_it_learns(gloo: Callable[[int], GlooPool], small_store: Path) -> None:
     config = small_config(
         small_store, method={"name": "supervised", "num_classes": 3}, augment={"recipe": "weak"}, optim__lr=0.05

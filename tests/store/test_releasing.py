@@ -102,7 +102,7 @@ def test_two_threads_read_shards_that_a_third_releases(here: Path, tmp_path: Pat
 
     def read(seed: int) -> None:
         random = np.random.default_rng(seed)
-        for _ in range(50):
+        for _ in range(15):
             ids = random.integers(0, 51, 8)
             assert np.array_equal(opened.gather(ids), images[ids])
             assert np.array_equal(opened.labels_at(ids), labels[ids])

@@ -21,6 +21,7 @@ from tests.gloo import GlooPool
 from tests.helpers import differences, save, small_config, smooth_method
 
 Pools = Callable[[int], GlooPool]
+MORE = [(1, 1), (1, 3), (2, 1), (3, 2), (3, 3)]
 STEPS = 9  # of 12 images: two epochs of 51, and six images
 
 
@@ -53,8 +54,10 @@ def undisturbed(gloo: Pools, small_store: Path) -> Callable[[int], Part]:
     return run
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-@pytest.mark.parametrize("before", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [(1, 2), (2, 2), (2, 3), (3, 1), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in MORE)],
+)
 def test_a_run_resumes_with_another_number_of_workers(
     gloo: Pools, small_store: Path, tmp_path: Path, undisturbed: Callable[[int], Part], before: int, after: int
 ) -> None:

@@ -26,6 +26,7 @@ from tests.losses.test_nt_xent import reference
 Pools = Callable[[int], GlooPool]
 STEPS = 6  # an epoch of 51 images ends within the fifth
 WORKERS, STAGES = (1, 2, 3), (0, 1, 2, 3)
+ALONE = (1,)  # at ZeRO 0 it is what the others are compared with
 OPTIMIZERS: tuple[dict[str, Any], ...] = ({}, {"optim__name": "adamw", "optim__lr": 1e-4})
 
 # float32 rounds to 6e-8, and sums in another order differ by a few of that; training multiplies it (20 steps, measured:
@@ -56,7 +57,7 @@ def alone(gloo: Pools, small_store: Path) -> Callable[..., Any]:
     return trace
 
 
-@pytest.mark.parametrize(("workers", "zero_stage", "optimizer"), grid(WORKERS, STAGES, OPTIMIZERS))
+@pytest.mark.parametrize(("workers", "zero_stage", "optimizer"), grid(WORKERS, STAGES, OPTIMIZERS, slow=ALONE))
 def test_workers_and_zero_stage_do_not_change_the_losses(
     gloo: Pools, small_store: Path, alone: Any, workers: int, zero_stage: int, optimizer: dict[str, Any]
 ) -> None:
@@ -89,7 +90,7 @@ def test_dropout_does_not_depend_on_workers(gloo: Pools, small_store: Path, alon
     assert trace.losses[0] != alone(backbone={"name": "convnet"}).losses[0]
 
 
-@pytest.mark.parametrize(("workers", "zero_stage", "micro"), grid(WORKERS, STAGES, [12, 3]))
+@pytest.mark.parametrize(("workers", "zero_stage", "micro"), grid(WORKERS, STAGES, [12, 3], slow=ALONE))
 def test_the_update_is_the_gradient_of_the_papers_loss(
     gloo: Pools, small_store: Path, workers: int, zero_stage: int, micro: int
 ) -> None:
@@ -103,7 +104,7 @@ def test_the_update_is_the_gradient_of_the_papers_loss(
     )  # of any parameter: float64 sums in another order, and weights less updated weights
 
 
-@pytest.mark.parametrize(("workers", "zero_stage", "clip_norm"), grid(WORKERS, STAGES, [0.5, 50.0]))
+@pytest.mark.parametrize(("workers", "zero_stage", "clip_norm"), grid(WORKERS, STAGES, [0.5, 50.0], slow=ALONE))
 def test_the_global_gradient_is_clipped_and_weights_decay(
     gloo: Pools, small_store: Path, workers: int, zero_stage: int, clip_norm: float
 ) -> None:
@@ -244,7 +245,7 @@ def _modules_after_a_step(rank: int, size: int, config: RunConfig) -> set[str]:
     return set(sys.modules)
 
 
-@pytest.mark.parametrize(("zero_stage", "optimizer"), [(0, "adam"), (1, "adamw"), (2, "lars"), (0, "sgd"), (3, "sgd")])
+@pytest.mark.parametrize(("zero_stage", "optimizer"), [(0, "adamw"), (2, "lars"), (3, "sgd")])
 def test_a_start_does_not_import_a_compiler(small_store: Path, zero_stage: int, optimizer: str) -> None:
     """ZeRO 3 itself imports torch's front part."""
     pool = GlooPool(1)  # of its own: other tests compile

@@ -14,7 +14,7 @@ from ssl_dist import methods
 from ssl_dist.backbones import build
 from ssl_dist.collectives import World
 from ssl_dist.methods import Method
-from ssl_dist.training import zero
+from ssl_dist.training import exactness, zero
 from ssl_dist.training.exactness import STAGES, Finding, config_of, examine, smooth
 from tests.gloo import GlooPool
 
@@ -22,18 +22,32 @@ Pools = Callable[[int], GlooPool]
 STEPS = [f"step, ZeRO {stage}, float32" for stage in STAGES]
 
 
-def _examine(rank: int, size: int) -> list[Finding]:
-    return list(examine(World.current()))
+def _stages(method: str, every: bool) -> tuple[int, ...]:
+    return STAGES if every else STAGES[methods.names().index(method) % 4 :][:1]
 
 
-@pytest.mark.parametrize("workers", [2, *(pytest.param(other, marks=pytest.mark.slow) for other in (1, 3))])
-def test_every_method_is_exact_over_these_workers(gloo: Pools, workers: int) -> None:
-    findings = gloo(workers).run(_examine)[0]
+def _examine(rank: int, size: int, every_stage: bool) -> list[Finding]:
+    found = []
+    for name in methods.names():
+        with mock.patch.object(exactness, "STAGES", _stages(name, every_stage)):
+            found += examine(World.current(), [name])
+    return found
+
+
+@pytest.mark.parametrize(
+    ("workers", "every_stage"), [(2, False), *(pytest.param(W, True, marks=pytest.mark.slow) for W in (1, 2, 3))]
+)
+def test_every_method_is_exact_over_these_workers(gloo: Pools, workers: int, every_stage: bool) -> None:
+    findings = gloo(workers).run(_examine, every_stage)[0]
     assert [one for one in findings if not one.exact] == []
     for name in methods.names():
         parts = [(one.part, one.workers) for one in findings if one.method == name]
         losses = [("loss, float64", size) for size in range(2, workers + 1)]
-        assert parts == [("loss, difference quotient", 1), *losses, *((step, workers) for step in STEPS)]
+        assert parts == [
+            ("loss, difference quotient", 1),
+            *losses,
+            *((STEPS[stage], workers) for stage in _stages(name, every_stage)),
+        ]
 
 
 def _examine_with(rank: int, size: int, fault: str) -> list[Finding]:

@@ -228,12 +228,12 @@ def cases(folder: Path, seed: int) -> Iterator[Case]:
     choose, real = random.Random(seed), seeds()
     for content in real:
         yield _attempt(content, None)
+    for content in bombs():
+        yield _attempt(content)
     for content in largest():
         yield _attempt(content)._replace(honest_s=_LARGEST_S)
     for content in largest_cut_off():
         yield _attempt(content)._replace(honest_s=2 * _LARGEST_S)
-    for content in bombs():
-        yield _attempt(content)
     while True:
         content = mutated(real, choose) if choose.random() < 0.85 else choose.choice(real)
         if choose.random() < 0.2:
