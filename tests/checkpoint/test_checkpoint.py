@@ -88,7 +88,7 @@ def test_flipped_bits_and_torn_ends_fall_back_to_the_checkpoint_before(
             assert found is not None
             assert found.step == 5, (file.name, place)
         file.write_bytes(whole)
-    assert harmless <= times / 20
+    assert harmless < times / 20
     assert verify(newest).step == 10
 
 

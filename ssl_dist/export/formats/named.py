@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torchvision
 from torch import Tensor, nn
 
 from ssl_dist.backbones import WithoutValues, catalogue
@@ -104,6 +103,8 @@ class VitShape(NamedTuple):
 def _write_torchvision(source: Source, folder: Path) -> None:
     tensors, names = tensors_of(source), dict[str, str]()
     if _is_timms(source):
+        import torchvision
+
         with WithoutValues():
             network = torchvision.models.VisionTransformer(source.image_size, **VitShape.of(source)._asdict())
         names = {timm_tensor(name): name for name in network.state_dict()}
