@@ -7,6 +7,7 @@ import json
 import math
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
@@ -14,6 +15,9 @@ import yaml
 from ssl_dist.config.run import RunConfig
 from ssl_dist.reading import RECIPE_FOLDER
 from ssl_dist.uris import without_secrets
+
+_PATHS = ("data.store", "data.label_file", "probe.label_file")
+"""Settings that a recipe may have as paths in the current folder, and that a run notes as absolute paths."""
 
 
 class Difference(NamedTuple):
@@ -64,7 +68,7 @@ def differences(before: RunConfig, now: RunConfig) -> list[Difference]:
     """List the settings ``section.name`` in which two configs differ, in their order, without facts and URIs' keys.
 
     What is inside of one, such as the two ends of a range, stays together. So does a section that only one of them has,
-    and that of another method.
+    and that of another method. A path of the current folder in ``before`` equals an absolute path that ends with it.
     """
     found = list[Difference]()
     was, is_ = _plain(before), _plain(now)
@@ -74,8 +78,16 @@ def differences(before: RunConfig, now: RunConfig) -> list[Difference]:
             pairs = {section: (old, new)}
         else:
             pairs = {f"{section}.{key}": (old[key], new[key]) for key in old}
-        found += [Difference(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
+        found += [Difference(key, *pair) for key, pair in pairs.items() if not _equal(key, *pair)]
     return found
+
+
+def _equal(key: str, before: Any, now: Any) -> bool:
+    """Say whether the two values are the same, or the same path from another folder."""
+    if key not in _PATHS or not (before and now):
+        return bool(before == now)
+    first, last = Path(before), Path(now)
+    return first == last or (last.is_absolute() and last.parts[-len(first.parts) :] == first.parts)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

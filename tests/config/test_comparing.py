@@ -52,6 +52,22 @@ def test_what_only_one_side_has_is_whole() -> None:
 
 
 @pytest.mark.parametrize(
+    ("store", "is_other"),
+    [
+        ("stores/cifar10-train", False),
+        ("/home/me/stores/cifar10-train", False),
+        ("/home/me/more-stores/cifar10-train", True),
+        ("/home/me/stores/cifar10-train/part", True),
+        ("more/stores/cifar10-train", True),
+        ("s3://bucket/stores/cifar10-train", True),
+    ],
+)
+def test_a_recipes_path_may_be_in_any_folder(store: str, is_other: bool) -> None:
+    found = differences(RunConfig.load("simclr-cifar10"), RunConfig.load("simclr-cifar10", {"data.store": store}))
+    assert [one.now for one in found] == [store] * is_other
+
+
+@pytest.mark.parametrize(
     ("value", "text"),
     [(3.0, "3"), (1e-5, "1e-05"), (None, "null"), (True, "true"), ("a: b", "a: b"), ([1, 2.5], "[1, 2.5]")],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import NamedTuple
 
 from ssl_dist.config import ResolvedConfig
@@ -12,7 +13,7 @@ from ssl_dist.config.comparing import as_written
 from ssl_dist.report.page.charts import value_text
 from ssl_dist.report.page.evaluated import Accuracy
 from ssl_dist.report.page.run_files import RunFiles
-from ssl_dist.uris import without_secrets
+from ssl_dist.uris import is_remote, without_secrets
 
 UNKNOWN = object()
 """Stands for the value of a setting that is not known; None is a value."""
@@ -98,18 +99,11 @@ def what_ran(run: RunFiles, price_per_hour: float | None) -> list[tuple[str, str
 
 
 def _of_settings(config: ResolvedConfig) -> list[tuple[str, str]]:
-    facts, method = config.facts, config.method
-    high, wide, _ = facts.image_shape
-    digest = f", digest {facts.store_digest}" if facts.store_digest else ""
-    part = "" if facts.num_samples == facts.num_images else f", of which an epoch has {facts.num_samples:,}"
+    method, optim = config.method, config.optim
     temperature = getattr(method, "temperature", None)
     labels = "" if method.uses_labels == "none" else f", with {method.uses_labels} labels"
-    optim = config.optim
     return [
-        (
-            "data",
-            f"{without_secrets(config.data.store)}: {facts.num_images:,} images of {wide} x {high} px{part}{digest}",
-        ),
+        ("data", _data(config)),
         ("method", method.name + ("" if temperature is None else f", temperature {temperature:g}") + labels),
         ("network", network(config.backbone.model_dump(mode="json"))),
         ("views", f"policy {config.augment.recipe}, {len(config.augment.views())} views of an image"),
@@ -117,6 +111,15 @@ def _of_settings(config: ResolvedConfig) -> list[tuple[str, str]]:
         ("optimizer", f"{optim.name}, learning rate {optim.lr:g}, schedule {optim.schedule}"),
         ("seed", str(config.seed)),
     ]
+
+
+def _data(config: ResolvedConfig) -> str:
+    store, facts = config.data.store, config.facts
+    high, wide, _ = facts.image_shape
+    name = without_secrets(store) if is_remote(store) else Path(store).name  # folders above it are the machine's
+    part = "" if facts.num_samples == facts.num_images else f", of which an epoch has {facts.num_samples:,}"
+    digest = f", digest {facts.store_digest}" if facts.store_digest else ""
+    return f"{name}: {facts.num_images:,} images of {wide} x {high} px{part}{digest}"
 
 
 def network(backbone: Mapping[str, object]) -> str:
