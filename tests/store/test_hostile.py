@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,24 +31,45 @@ KINDS = {  # number of cases in the fast test, without the largest images, and i
 }
 
 
-def tried(kind: str, seed: int, count: int, folder: Path) -> dict[str, Any]:
-    """Try this many cases in a process of their own, and return its outcome.
+class Meter:
+    """The process that tries cases, see tests/store/hostile/meter.py."""
 
-    A case that takes too long is tried again: input that is slow is slow again, a core that was shared may not be.
-    """
-    command = [sys.executable, "-m", "tests.store.hostile.meter", kind, str(seed), str(count), str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
-    for _ in range(2):
-        ended = subprocess.run(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE, check=False)
-        if ended.returncode != -signal.SIGPROF:
-            break
-    if ended.returncode:
-        number = int.from_bytes((folder / "number").read_bytes(), "little")
-        endings = {-signal.SIGPROF: f"took more than {meter.LIMIT_S} s", -signal.SIGALRM: "waited for ever"}
-        why = endings.get(ended.returncode, f"ended the process: {ended.returncode} {ended.stderr.decode()[-2000:]}")
-        pytest.fail(f"case {number} of {kind}, seed {seed}, {why}")
-    outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
-    return outcome
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0"}
+        command = [sys.executable, "-m", "tests.store.hostile.meter"]
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdin=pipe, stdout=pipe)
+
+    def tried(self, kind: str, seed: int, count: int, folder: Path) -> dict[str, Any]:
+        """Try this many cases, and return their outcome.
+
+        A case that takes too long is tried again: input that is slow is slow again, a core that was shared may not be.
+        """
+        for _ in range(2):
+            code = self._ask([kind, seed, count, str(folder)])
+            if code != -signal.SIGPROF:
+                break
+        if code:
+            number = int.from_bytes((folder / "number").read_bytes(), "little")
+            endings = {-signal.SIGPROF: f"took more than {meter.LIMIT_S} s", -signal.SIGALRM: "waited for ever"}
+            said = (folder / "harness").read_text()[-2000:] if (folder / "harness").exists() else ""
+            why = endings.get(code, f"ended the process: {code} {said}")
+            pytest.fail(f"case {number} of {kind}, seed {seed}, {why}")
+        outcome: dict[str, Any] = json.loads((folder / "outcome.json").read_text())
+        return outcome
+
+    def _ask(self, task: list[object]) -> int:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        print(json.dumps(task), file=self.process.stdin, flush=True)
+        return int(self.process.stdout.readline())
+
+
+@pytest.fixture(scope="module")
+def harness() -> Iterator[Meter]:
+    started = Meter()
+    yield started
+    started.process.communicate()
 
 
 def assert_harmless(outcome: dict[str, Any], count: int) -> None:
@@ -58,16 +80,16 @@ def assert_harmless(outcome: dict[str, Any], count: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_hostile_input_does_not_crash_or_hang_or_fill_the_memory(kind: str, tmp_path: Path) -> None:
+def test_hostile_input_does_not_crash_or_hang_or_fill_the_memory(harness: Meter, kind: str, tmp_path: Path) -> None:
     count, _ = KINDS[kind]
-    assert_harmless(tried(kind, 0, count, tmp_path), count)
+    assert_harmless(harness.tried(kind, 0, count, tmp_path), count)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_hundred_thousand_cases(kind: str, tmp_path: Path) -> None:
+def test_a_hundred_thousand_cases(harness: Meter, kind: str, tmp_path: Path) -> None:
     _, count = KINDS[kind]
-    outcome = tried(kind, 1, count, tmp_path)
+    outcome = harness.tried(kind, 1, count, tmp_path)
     print(json.dumps(outcome))
     assert_harmless(outcome, count)
 
@@ -87,6 +109,6 @@ CRIMES = {
 
 
 @pytest.mark.parametrize("kind", CRIMES)
-def test_the_harness_notices_each_crime(kind: str, tmp_path: Path) -> None:
+def test_the_harness_notices_each_crime(harness: Meter, kind: str, tmp_path: Path) -> None:
     with pytest.raises((AssertionError, pytest.fail.Exception), match=CRIMES[kind]):
-        assert_harmless(tried(f"crimes.{kind}", 0, 2, tmp_path), 2)
+        assert_harmless(harness.tried(f"crimes.{kind}", 0, 2, tmp_path), 2)

@@ -37,7 +37,7 @@ def _lines() -> None:
     raise _Lines
 
 
-hang = _kind(_hang)
+hang = _kind(_hang, honest_s=-0.8)  # noticed after a fifth of the time
 crash = _kind(lambda: ctypes.string_at(0))
 untyped = _kind(_untyped)
 talk = _kind(lambda: os.write(2, b"hello"))

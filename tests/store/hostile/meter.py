@@ -1,12 +1,16 @@
-"""Try hostile cases one after the other in this process, and record what each cost and how it ended.
+"""Try hostile cases one after the other, those of each kind in a process of their own, and record what each cost.
 
-    python -m tests.store.hostile.meter KIND SEED COUNT RESULT
+    python -m tests.store.hostile.meter
+
+reads tasks, a line of JSON each: ``[kind, seed, count, folder]``. It forks a process for each, since imports take
+longer than cases, and answers with a line: the process's exit code, or minus the signal that ended it. The folder gets
+``outcome.json``, ``number`` (of the case that was reached), and the inputs of the cases that failed.
 
 Every case must end in a value or in an error of ssl_dist whose message is one line. It may write nothing on stderr, and
 may take at most LIMIT_S of CPU time and MOST_BYTES more resident memory than there was before the first case. CPU time
 is that of all threads, user and system; wall time would measure the other processes of a shared machine. On a slower
 CPU than the one that LIMIT_S was chosen on, seconds are as much longer as a fixed calculation takes longer. The kernel
-ends a process that takes more time, wherever it is; RESULT has the number of the case by then.
+ends a process that takes more time, wherever it is.
 """
 
 from __future__ import annotations
@@ -127,20 +131,34 @@ def run(kind: str, seed: int, count: int, result: Path) -> dict[str, object]:
     }
 
 
-def main() -> None:
-    kind, seed, count, result = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
+def _measure(kind: str, seed: int, count: int, result: Path) -> None:
+    """Try the cases in this process; ``harness`` of the result's folder tells why it could not."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    stderr = os.open(result / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
-    real_stderr = os.dup(2)
-    os.dup2(stderr, 2)
-    logging.getLogger("ssl_dist").addHandler(logging.NullHandler())  # skipped files are logged on purpose
+    os.dup2(os.open(result / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND), 2)
     try:
-        outcome = run(kind, seed, count, result)
-    except BaseException:  # the harness itself failed
-        os.write(real_stderr, traceback.format_exc().encode())
+        (result / "outcome.json").write_text(json.dumps(run(kind, seed, count, result)))
+    except BaseException:
+        (result / "harness").write_text(traceback.format_exc())
         raise
-    (result / "outcome.json").write_text(json.dumps(outcome))
+
+
+def main() -> None:
+    logging.getLogger("ssl_dist").addHandler(logging.NullHandler())  # skipped files are logged on purpose
+    for file in Path(__file__).parent.glob("*.py"):
+        importlib.import_module(f"tests.store.hostile.{file.stem}")
+    for line in sys.stdin:
+        kind, seed, count, result = json.loads(line)
+        if child := os.fork():
+            _, status = os.waitpid(child, 0)
+            print(os.waitstatus_to_exitcode(status), flush=True)
+        else:
+            ended = 1
+            try:
+                _measure(kind, seed, count, Path(result))
+                ended = 0
+            finally:
+                os._exit(ended)
 
 
 if __name__ == "__main__":
