@@ -46,8 +46,9 @@ def main(
     rows = [[f"{size:,}", f"{peak / 1e6:,.0f}", f"{peak / peaks[sizes[0]]:.3f}"] for size, peak in peaks.items()]
     text = f"""
 `python -m benchmarks.memory`: three epochs of `simclr-cifar10` (ResNet-8, width 64, bf16, ZeRO 1) over {max(sizes):,}
-images of 32 px, micro-batches of {MICRO}; a fresh process for each global batch. Two things grow with the global batch:
-the pixels of two batches, one in use and one fetched ahead (25 MB each at 8,192), and the embeddings. {page.machine()}
+images of 32 px, micro-batches of {MICRO}, `batch.keep_graphs` 0; a fresh process for each global batch. Two things grow
+with the global batch: the pixels of two batches, one in use and one fetched ahead (25 MB each at 8,192), and the
+embeddings. {page.machine()}
 
 {page.table(["global batch", "peak resident MB", f"in units of {sizes[0]:,}'s"], rows)}
 """
@@ -73,6 +74,7 @@ def peak_of_training(store: Path, size: int) -> int:
 def _train(store: Path, size: int, threads: int) -> int:
     torch.set_num_threads(threads)
     overrides = {"data.store": str(store), "batch.size": size, "batch.micro": MICRO, "epochs": 3}
+    overrides["batch.keep_graphs"] = 0  # auto would keep as many as half of the machine's free memory holds
     config, _, sample_plan = resolve(RunConfig.load("simclr-cifar10", overrides))
     world = World.current()
     engine = Engine(config.initial_method(), config, world)

@@ -36,6 +36,7 @@ FREE_ON_RESUME = (
     "cluster",
     "checkpoint",
     "monitor",
+    "batch.keep_graphs",
     "engine.zero_stage",
     "engine.memory_format",
     "engine.compile",

@@ -211,6 +211,10 @@ class BatchConfig(Section):
     """Images of a micro-batch, which are embedded together and have BatchNorm statistics of their own."""
     labelled: int = pydantic.Field(0, ge=0)
     """Labelled images of the batch, for methods that learn from some labels."""
+    keep_graphs: Literal["auto"] | Annotated[int, pydantic.Field(ge=0)] = "auto"
+    """Micro-batches whose activations a worker keeps in memory until the loss of the whole batch is known. The others
+    are embedded again by then, which takes a third more time. auto: as many as fit into half of the machine's free
+    memory, or into 0.9 of a GPU's. The result is the same, to the last bit."""
 
     @pydantic.model_validator(mode="after")
     def _check_multiples(self) -> BatchConfig:

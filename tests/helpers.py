@@ -27,7 +27,7 @@ epochs: 100
 backbone: {name: resnet8, stem: half, width: 8}
 method: {name: simclr, temperature: 0.2, projection_hidden: 64, projection_dim: 16}
 augment: {recipe: simclr-small, jitter_strength: 0.2}
-batch: {size: 12, micro: 4}
+batch: {size: 12, micro: 4, keep_graphs: 1}  # so a worker with several embeds one once, the others twice
 optim: {name: sgd, lr: 0.005, weight_decay: 0.001, warmup_epochs: 0, clip_norm: 3.0}
 engine: {precision: fp32, zero_stage: 1}
 """

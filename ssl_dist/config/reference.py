@@ -91,6 +91,8 @@ def _values(kind: dict[str, Any]) -> str:
     """Describe the values that a JSON schema allows."""
     if "$ref" in kind:
         return "section"
+    if "const" in kind:
+        return str(kind["const"])
     if "enum" in kind:
         return ", ".join(map(str, kind["enum"]))
     if "prefixItems" in kind:

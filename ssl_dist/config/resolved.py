@@ -30,6 +30,7 @@ _LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_digest": None},
     "backbone": {"checkpoint": "newest", "normalisation": None, **_OF_FOREIGN_NETWORKS},
     "method": {"unfreeze": "all", "anew": False, "hidden": None},
+    "batch": {"keep_graphs": "auto"},
     "engine": {"memory_format": "auto", "compile": "off", "deterministic": False},
     "optim": {"layer_decay": 1.0, "plateau_factor": 0.1, "plateau_patience": 3},
     "probe": {"label_file": None, "patience": None},

@@ -1,8 +1,9 @@
 """One exact training step of all workers, whatever their number, from micro-batches.
 
-Gradients are cached (GradCache, arXiv 2101.06983). A worker with several micro-batches embeds them all without a graph,
-takes the loss of the global batch and its gradient at the outputs, then embeds each micro-batch again with a graph and
-pushes that gradient through. A worker with one micro-batch keeps its first graph. Either way the parameter gradient is
+Gradients are cached (GradCache, arXiv 2101.06983). A worker embeds its micro-batches, takes the loss of the global
+batch and its gradient at the outputs, then pushes that gradient through the micro-batches' graphs, one after the other.
+It keeps the graphs of as many micro-batches as memory allows; the others are embedded without one at first, and again
+with one when it is their turn. Either way the parameter gradient is
 
     sum over workers, sum over micro-batches  (dL/dz_micro) (dz_micro/dparameters)
 
@@ -26,6 +27,7 @@ from ssl_dist.methods import Method, Views
 from ssl_dist.timing import section
 from ssl_dist.training.batch_norm import RunningStatistics
 from ssl_dist.training.compiling import compile_backbone
+from ssl_dist.training.kept_graphs import KeptGraphs
 from ssl_dist.training.zero import Zero, copy_to_cpu
 
 
@@ -63,6 +65,7 @@ class Engine:
         compiled = self.method.backbone if compile_backbone(self.method.backbone, config, world.device) else None
         self._statistics = RunningStatistics(self.method, compiled)
         self._zero = Zero(self.method, config, world)
+        self._graphs = KeptGraphs(config, world)
         if state is not None:
             self._zero.load_optimizer_state(state.optimizer)
 
@@ -75,16 +78,15 @@ class Engine:
         self.method.train()
         self.method.before_step(batch.progress)
         slots = range(batch.num_slots)
-        cached = len(slots) > 1
-        with torch.set_grad_enabled(not cached):
-            embedded = [self._embed(batch, slot, collect=True) for slot in slots]
+        embedded = [self._embed_first(batch, slot) for slot in slots]
         outputs = torch.cat([z.detach() for z in embedded])[: len(batch.ids)].requires_grad_()  # [n, V, D]
         with section("loss"):
             loss = self.method.loss(outputs)
             [grad] = torch.autograd.grad(loss, outputs)
         with self._zero.accumulating():
             for slot in slots:
-                z = self._embed(batch, slot) if cached else embedded[slot]
+                kept, embedded[slot] = embedded[slot], torch.empty(0)  # its graph ends with its backward pass
+                z = kept if kept.requires_grad else self._embed(batch, slot)
                 self._push(z, grad[slot * batch.micro_size : (slot + 1) * batch.micro_size], last=slot == slots[-1])
         with section("optimizer"):
             value, grad_norm = self._zero.update(batch.step, learning_rate, loss.detach())
@@ -93,6 +95,13 @@ class Engine:
         with section("after the step"), self._zero.whole_parameters():
             self.method.after_step(outputs.detach(), batch.progress)
         return StepResult(value, grad_norm, outputs.detach())
+
+    def _embed_first(self, batch: Batch, slot: int) -> Tensor:
+        """Return the outputs ``[m, V, D]`` of one slot, with their graph if there is one slot or the graph is kept."""
+        if batch.num_slots == 1:
+            return self._embed(batch, slot, collect=True)
+        with torch.set_grad_enabled(self._graphs.keeps(slot)), self._graphs.measured(batch.num_slots):
+            return self._embed(batch, slot, collect=True)
 
     def _embed(self, batch: Batch, slot: int, *, collect: bool = False) -> Tensor:
         """Return the outputs ``[m, V, D]`` of one slot, whose noise is a function of (seed, step, micro-batch).

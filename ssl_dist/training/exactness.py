@@ -92,6 +92,7 @@ def config_of(method: str, num_micro: int = 1) -> RunConfig:
     # labelled images of a micro-batch: at least one if the recipe has any
     labelled = -(-given.batch.labelled * _MICRO_BATCH // given.batch.size)
     batch = {"size": _MICRO_BATCH * num_micro, "micro": _MICRO_BATCH, "labelled": labelled * num_micro}
+    batch["keep_graphs"] = 1  # a worker with several micro-batches embeds one once, the others twice
     settings = given.method.model_dump()
     narrow = {key: min(settings[key], largest) for key, largest in _LARGEST.items() if settings.get(key) is not None}
     return RunConfig.load(recipe, {**_OVERRIDES, "batch": batch, "method": {**settings, **narrow}})

@@ -16,10 +16,9 @@ from ssl_dist.store import ImageStore
 def images_per_second(config: ResolvedConfig, store: ImageStore, device: torch.device, seconds: float = 3.0) -> float:
     """Return how many images a worker with one thread makes views of, embeds and differentiates in a second.
 
-    Each micro-batch of several on a worker is embedded a second time (cached gradients), which counts as a third more
-    time. Collectives, optimizer and reading are left out.
+    Collectives, optimizer, reading, and micro-batches that are embedded twice (see batch.keep_graphs) are left out.
     """
-    threads, repeats = torch.get_num_threads(), 4 / 3 if config.batch.num_micro > config.cluster.workers.max else 1
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         method = config.initial_method().to(device).train()
@@ -37,6 +36,6 @@ def images_per_second(config: ResolvedConfig, store: ImageStore, device: torch.d
         while not done or time.perf_counter() - began < seconds:
             step()
             done += config.batch.micro
-        return done / (time.perf_counter() - began) / repeats
+        return done / (time.perf_counter() - began)
     finally:
         torch.set_num_threads(threads)
