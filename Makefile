@@ -61,6 +61,7 @@ bench: install .venv-streaming/.installed
 	$(BIN)/python -m benchmarks.nt_xent
 	$(BIN)/python -m benchmarks.augment
 	$(BIN)/python -m benchmarks.memory
+	$(BIN)/python -m benchmarks.end_to_end
 	$(BIN)/python -m benchmarks.checkpoints
 	$(BIN)/python -m benchmarks.mixing
 	$(BIN)/python -m benchmarks.checks --source $(IMAGES)

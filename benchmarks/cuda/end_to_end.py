@@ -40,6 +40,7 @@ class Net(NamedTuple):
     batch: int
     micro: int
     images: int
+    width: int | None = None
 
 
 NETS = {
@@ -77,17 +78,17 @@ def main(
         with tempfile.TemporaryDirectory() as folder:
             pixels = synthetic.images(net.images, net.px)
             synthetic.write_store(Path(folder) / "store", pixels)
-            config = _config(net, Path(folder) / "store", where, overrides_of(settings))
+            config = config_of(net, Path(folder) / "store", where, overrides_of(settings))
             about = {"part": "end-to-end", "net": name, "batch": config.batch.size}
             _measure(_makers(config, pixels, where, workers, wanted), config, where, about, seconds, rounds, profiles)
 
 
-def _config(net: Net, store: Path, device: torch.device, overrides: dict[str, Any]) -> RunConfig:
+def config_of(net: Net, store: Path, device: torch.device, overrides: dict[str, Any]) -> RunConfig:
     """Return the settings of a run as a person would write them."""
     tree: dict[str, Any] = {
         "data": {"store": str(store)},
         "augment": {"recipe": transforms.policy_name(net.px)},
-        "backbone": {"name": net.backbone, "stem": net.stem},
+        "backbone": {"name": net.backbone, "stem": net.stem, "width": net.width},
         "method": {"name": "simclr", "temperature": 0.5, "projection_dim": 128},
         "batch": {"size": net.batch, "micro": net.micro},
         "optim": {"name": "sgd", "lr": 0.03, "weight_decay": 5e-4, "warmup_epochs": 0},
@@ -128,21 +129,21 @@ def _measure(
         with _failure_named(device, {**about, "contender": name}):
             before, began = _allocated(device), time.perf_counter()
             loop = make()
-            _turn(loop, config.batch.size, device, 0)
+            turn(loop, config.batch.size, device, 0)
             loops[name], turns[name], resident[name] = loop, [], _allocated(device) - before
             started_s[name] = time.perf_counter() - began
     for _ in range(rounds):
         for name, loop in loops.items():
             with _failure_named(device, {**about, "contender": name}):
-                turns[name].append(_turn(loop, config.batch.size, device, seconds))
+                turns[name].append(turn(loop, config.batch.size, device, seconds))
     for name, loop in loops.items():
         if not turns[name]:
             continue
-        medians = {key: statistics.median(turn[key] for turn in turns[name]) for key in turns[name][0]}
+        medians = {key: statistics.median(one[key] for one in turns[name]) for key in turns[name][0]}
         if "peak_extra_bytes" in medians:
             medians["peak_bytes"] = medians.pop("peak_extra_bytes") + resident[name]
         record = {**about, "contender": name, **medians, "start_s": started_s[name]}
-        record |= {"all_images_per_s": [turn["images_per_s"] for turn in turns[name]]}
+        record |= {"all_images_per_s": [one["images_per_s"] for one in turns[name]]}
         if isinstance(loop, Ours):
             record |= {"settings": config.engine.model_dump(), "micro": config.batch.micro}
             with _failure_named(device, {**about, "contender": name}):
@@ -169,12 +170,12 @@ def _allocated(device: torch.device) -> int:
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
-def _turn(loop: Loop, batch: int, device: torch.device, seconds: float) -> Record:
+def turn(loop: Loop, batch: int, device: torch.device, seconds: float, warm_up: int = _WARM_UP) -> Record:
     """Train for about ``seconds`` after a warm-up; return the rates and the peak of this turn's memory."""
     if device.type == "cuda":
         torch.cuda.empty_cache()  # of what the other loops have freed
     with closing(loop.steps()) as steps:
-        for _ in range(max(_WARM_UP, loop.burst)):
+        for _ in range(max(warm_up, loop.burst)):
             next(steps)
         wait_for(device)
         before = _allocated(device)

@@ -1,5 +1,7 @@
 """Loops that train SimCLR on the same images: the product's, lightly's as its examples write it, and a bare one.
 
+On a GPU, images of the bare loop and lightly's are in the memory format channels_last; on a CPU as in ours.
+
 The bare loop has the product's views and loss and nothing else of it: the images lie on the device, and there is no
 store, Ray or DeepSpeed. Network (torchvision's, with the stem of ours), batch, precision and optimizer are the same in
 all loops. The bare loop and lightly's take a batch whole, ours in micro-batches.
@@ -52,12 +54,12 @@ class Loop(Protocol):
 
 
 class Ours:
-    """The product's engine and batches in this process, on a store."""
+    """The product's engine and batches in this process, one of ``size`` workers, on a store."""
 
     burst = 1
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        data, world = resolve(config), World(0, 1, device)
+    def __init__(self, config: RunConfig, device: torch.device, rank: int = 0, size: int = 1) -> None:
+        data, world = resolve(config), World(rank, size, device)
         self._rate = config.optim.peak_lr(config.batch.size)
         self._engine = Engine(data.config.initial_method(), data.config, world)
         self._batches = Batches(data.sample_plan, world, 0, _ENDLESS)
@@ -103,7 +105,7 @@ class Bare:
             ids = torch.randint(len(self._pixels), (config.batch.size,), device=device)
             views = augment.views(self._pixels[ids], ids, seed=config.seed, epoch=step, recipe=config.augment.recipe)
             with self._autocast:
-                z = self._network(views.flatten(0, 1).contiguous(memory_format=torch.channels_last))
+                z = self._network(views.flatten(0, 1).contiguous(memory_format=_format(device)))
             loss = nt_xent(*z.float().chunk(2), temperature=_temperature(config))
             self._optimizer.zero_grad()
             loss.backward()
@@ -112,14 +114,21 @@ class Bare:
 
 
 class Lightly:
-    """lightly's loop: its transform on PIL images in a DataLoader's processes, its head and loss, two passes a step."""
+    """lightly's loop: its transform on PIL images in a DataLoader's processes, its head and loss, two passes a step.
 
-    def __init__(self, config: RunConfig, pixels: np.ndarray, device: torch.device, workers: int) -> None:
+    Args:
+        our_views: make the product's views of each batch, in place of lightly's transform.
+    """
+
+    def __init__(
+        self, config: RunConfig, pixels: np.ndarray, device: torch.device, workers: int, *, our_views: bool = False
+    ) -> None:
         from lightly.loss import NTXentLoss
         from lightly.models.modules import SimCLRProjectionHead
 
+        self._config, self._our_views = config, our_views
         self._device, self.waited_s, self.burst = device, 0.0, max(1, workers)
-        data = _Pictures(pixels, transforms.lightly(pixels.shape[1]))
+        data = _Pictures(pixels, None if our_views else transforms.lightly(pixels.shape[1]))
         self._loader = DataLoader(
             data,
             config.batch.size,
@@ -136,10 +145,15 @@ class Lightly:
     def steps(self) -> Steps:
         """Start the loader's processes; closing the iterator ends them."""
         batches = iter(self._loader)
-        while True:
+        for step in itertools.count():
             began = time.perf_counter()
             views = next(batches)
             self.waited_s += time.perf_counter() - began
+            if self._our_views:
+                images, ids = (part.to(self._device) for part in views)
+                views = augment.views(
+                    images, ids, seed=self._config.seed, epoch=step, recipe=self._config.augment.recipe
+                )
             with self._autocast:
                 z_a, z_b = (self._network(self._moved(view)) for view in views)
                 loss = self._loss(z_a, z_b)
@@ -149,11 +163,11 @@ class Lightly:
             yield
 
     def _moved(self, view: Tensor) -> Tensor:
-        return view.to(self._device, memory_format=torch.channels_last, non_blocking=True)
+        return view.to(self._device, memory_format=_format(self._device), non_blocking=True)
 
 
 class _Pictures(Dataset[Any]):
-    """The images as PIL images, transformed; processes that are forked share the pixels."""
+    """The images as PIL images, transformed, or their pixels and numbers; forked processes share the pixels."""
 
     def __init__(self, pixels: np.ndarray, transform: Any) -> None:
         self._pixels, self._transform = pixels, transform
@@ -162,11 +176,17 @@ class _Pictures(Dataset[Any]):
         return len(self._pixels)
 
     def __getitem__(self, number: int) -> Any:
-        return self._transform(Image.fromarray(self._pixels[number]))
+        pixels = self._pixels[number]
+        return self._transform(Image.fromarray(pixels)) if self._transform else (pixels, number)
 
 
 def _on_device(network: nn.Module, device: torch.device) -> nn.Module:
-    return network.to(device).to(memory_format=torch.channels_last)
+    moved: nn.Module = network.to(device).to(memory_format=_format(device))
+    return moved
+
+
+def _format(device: torch.device) -> torch.memory_format:
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
 
 def _temperature(config: RunConfig) -> float:
