@@ -1,13 +1,19 @@
-"""torch's optimizers without torch's compiler, which they import when they are made and at their first step.
+"""torch's optimizers and torchvision without torch's compiler, which both import and hardly use.
 
-They do so only to keep the compiler out of some of their methods. The import of 884 modules takes 2.6 s of CPU at each
+Optimizers import it when they are made and at their first step, only to keep it out of some of their methods;
+torchvision, to ask in its operations on boxes whether it works. The import of 884 modules takes 2.6 s of CPU at each
 worker's start (an Intel Xeon of 2.5 GHz, torch 2.14).
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import inspect
-from typing import TypeVar
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,3 +29,39 @@ def eager(kind: type[Kind]) -> type[Kind]:
         if plain := getattr(method, "__wrapped__", None):
             plain.__dynamo_disable = plain  # torch._compile asks for it before it imports anything
     return type(kind.__name__, (kind,), {"step": torch.no_grad()(inspect.unwrap(kind.step))})
+
+
+@contextlib.contextmanager
+def compiler_put_off() -> Iterator[None]:
+    """Import modules in the block that take ``is_compile_supported`` from the compiler; the call of it imports that.
+
+    A module that takes anything else from it imports it at once.
+    """
+    names = ("torch._dynamo", "torch._dynamo.utils")
+    if names[0] in sys.modules:
+        yield
+        return
+
+    def real(module: str, name: str) -> Any:
+        if name.startswith("__"):  # inspect asks every module for its file
+            raise AttributeError(f"module {module!r} has no attribute {name!r}")
+        end()
+        return getattr(importlib.import_module(module), name)
+
+    def end() -> None:
+        for name, one in stand_ins.items():
+            if sys.modules.get(name) is one:
+                del sys.modules[name]
+
+    def is_compile_supported(device_type: str) -> bool:
+        return bool(real(names[1], "is_compile_supported")(device_type))
+
+    stand_ins = {name: ModuleType(name) for name in names}
+    for name, one in stand_ins.items():
+        vars(one).update(__path__=[], __getattr__=lambda wanted, name=name: real(name, wanted))
+    vars(stand_ins[names[1]])["is_compile_supported"] = is_compile_supported
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        end()

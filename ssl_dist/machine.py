@@ -1,4 +1,4 @@
-"""Tell what a machine is: the cores that a process may use, what its CPU can do, and which versions it has."""
+"""Tell what a machine is: the cores and the memory that a process may use, what its CPU can do, its versions."""
 
 from __future__ import annotations
 

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torchvision
 from torch import nn
 
 from ssl_dist.backbones.base import Backbone
 from ssl_dist.backbones.built_in import stem_layers
 from ssl_dist.backbones.catalogue import INCEPTIONS, ONE_SIZE, Stem
+from ssl_dist.eager import compiler_put_off
+
+with compiler_put_off():
+    import torchvision
 
 
 def build(name: str, *, stem: Stem, image_size: int | None) -> Backbone:

@@ -245,11 +245,15 @@ def _modules_after_a_step(rank: int, size: int, config: RunConfig) -> set[str]:
     return set(sys.modules)
 
 
-@pytest.mark.parametrize(("zero_stage", "optimizer"), [(0, "adamw"), (2, "lars"), (3, "sgd")])
-def test_a_start_does_not_import_a_compiler(small_store: Path, zero_stage: int, optimizer: str) -> None:
+@pytest.mark.parametrize(
+    ("zero_stage", "optimizer", "network"),
+    [(0, "adamw", "mobilenet_v3_small"), (2, "lars", "resnet20"), (3, "sgd", "resnet20")],
+)
+def test_a_start_does_not_import_a_compiler(small_store: Path, zero_stage: int, optimizer: str, network: str) -> None:
     """ZeRO 3 itself imports torch's front part."""
     pool = GlooPool(1)  # of its own: other tests compile
-    config = small_config(small_store, engine__zero_stage=zero_stage, optim={"name": optimizer})
+    several = {"optim": {"name": optimizer}, "backbone": {"name": network}, "augment__size_px": 32}
+    config = small_config(small_store, engine__zero_stage=zero_stage, **several)
     found = pool.run(_modules_after_a_step, config)[0]
     pool.close()
     assert "deepspeed.runtime.zero.muon.original_muon" in found
