@@ -141,7 +141,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Delete the directory if nothing has run in it."""
         found = [path.name for path in self.path.iterdir()]
-        if self._lock and {CONFIG, RUN_LOCK} <= {*found} <= {CONFIG, RUN_RECIPE, RUN_LOCK, STOP}:
+        if self._lock and {CONFIG, RUN_LOCK} <= {*found} <= {CONFIG, RUN_RECIPE, RUN_LOCK, STOP, ERROR}:
             for name in found:
                 (self.path / name).unlink()
             self.path.rmdir()

@@ -15,6 +15,7 @@ import torch
 
 from cluster.preemption import is_preempted, training_in_progress
 from cluster.run_directory import RunDirectory
+from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Preempted, SslDistError
@@ -52,6 +53,8 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     requests = StopRequests(
         stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), preempted=is_preempted
     )
+    if settings["here"]:
+        _expect_room(config, run)
     with training_in_progress(), _logging_to(run.path / f"worker-{rank}.log"):
         log.info("worker %d: process %d on %s", rank, os.getpid(), socket.gethostname())
         try:
@@ -65,6 +68,15 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
         except Exception:
             log.exception("worker %d failed", rank)
             raise
+
+
+def _expect_room(config: ResolvedConfig, run: RunDirectory) -> None:
+    """Leave an error for the driver where the disk has no room, before anything is in the run's directory."""
+    try:
+        expect_room(run.path, [config])
+    except SslDistError as error:
+        run.write_error(error, final=True)
+        raise
 
 
 def current_world(gpu: bool, *, here: bool = False) -> World:

@@ -124,16 +124,18 @@ def _show_plan(config: ResolvedConfig, run: Path, as_json: bool) -> None:
 
 def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     """Launch a run, follow it to its end, and show its last numbers."""
+    from cluster.launch import launch
+    from cluster.lone import needs_no_ray
     from ssl_dist.checkpoint.room import expect_room
 
     mark("settings, store and machine checked")
     say(f"run directory {run.path}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
     try:
-        with waiting("loading torch and Ray", console):
-            from cluster.launch import launch
-        mark("torch and Ray imported")
-        expect_room(run.path, [config])
+        if not needs_no_ray(config.cluster):  # a worker without Ray checks it: this process needs no torch then
+            with waiting("loading torch", console):
+                expect_room(run.path, [config])
+            mark("room on the disk checked")
         try:
             metrics = launch(config, run, console)
         finally:  # also after Ctrl-C, because a long run is profiled at its beginning

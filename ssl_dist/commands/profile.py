@@ -31,15 +31,14 @@ def show_profile(profile: Mapping[str, Any], started: list[tuple[str, float]]) -
 
 
 def _start_table(driver: list[tuple[str, float]], worker: list[tuple[str, float]]) -> Table:
-    """Make the table of the start, in the order of time."""
-    by_time = sorted(
-        (at, f"{who}: {what}") for who, some in (("driver", driver), ("worker 0", worker)) for what, at in some
-    )
-    began = before = by_time[0][0]
+    """Make the table of the start, in the order of time; a part takes the time since the same process's last one."""
+    by_time = sorted((at, who, what) for who, some in (("driver", driver), ("worker 0", worker)) for what, at in some)
+    began, last = by_time[0][0], dict[str, float]()
     shown = table("start", Column("took", justify="right"), Column("at", justify="right"))
-    for at, what in by_time:
-        shown.add_row(what, f"{at - before:.2f} s", f"{at - began:.2f} s")
-        before = at
+    for at, who, what in by_time:
+        took = f"{at - last[who]:.2f} s" if who in last else ""
+        shown.add_row(f"{who}: {what}", took, f"{at - began:.2f} s")
+        last[who] = at
     return shown
 
 

@@ -12,12 +12,13 @@ import socket
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from ssl_dist.files import to_json, write_text
 from ssl_dist.timing import PREFIX, SECTIONS, mark, marks
+
+if TYPE_CHECKING:
+    from torch.profiler import profile
 
 FOLDER = "profile"
 STEPS, START = "steps.json", "start.json"
@@ -44,7 +45,7 @@ class StepProfile:
                 (self._folder / file).unlink(missing_ok=True)
         self._begin = first_step + SKIPPED
         self._first_step = first_step
-        self._profiler: torch.profiler.profile | None = None
+        self._profiler: profile | None = None
         self._began = 0.0
 
     def after(self, step: int, *, is_last: bool) -> None:
@@ -56,16 +57,14 @@ class StepProfile:
             self._folder.mkdir(exist_ok=True)
             write_text(self._folder / START, to_json({"host": socket.gethostname(), "marks": marks()}))
         if step == self._begin and not is_last:
-            activities = [torch.profiler.ProfilerActivity.CPU]
-            if torch.cuda.is_initialized():  # not run on a GPU yet
-                activities.append(torch.profiler.ProfilerActivity.CUDA)
-            self._profiler = torch.profiler.profile(activities=activities, acc_events=True)
-            self._profiler.start()
+            self._profiler = _start_profiler()
             self._began = time.perf_counter()
         elif self._profiler and (is_last or step == self._begin + self._steps):
             self._end(step - self._begin)
 
     def _end(self, steps: int) -> None:
+        import torch  # not above, because a driver reads profiles
+
         if torch.cuda.is_initialized():
             torch.cuda.synchronize()
         seconds, profiler = time.perf_counter() - self._began, self._profiler
@@ -77,6 +76,18 @@ class StepProfile:
         profiler.export_chrome_trace(str(trace))
         content = {"first_step": self._begin, "steps": steps, "step_ms": 1e3 * seconds / steps}
         write_text(self._folder / STEPS, to_json({**content, "sections": sections, "trace": str(trace)}))
+
+
+def _start_profiler() -> profile:
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    activities = [ProfilerActivity.CPU]
+    if torch.cuda.is_initialized():  # not run on a GPU yet
+        activities.append(ProfilerActivity.CUDA)
+    profiler = profile(activities=activities, acc_events=True)
+    profiler.start()
+    return profiler
 
 
 def _sections(events: Iterable[Any], steps: int) -> dict[str, dict[str, float]]:

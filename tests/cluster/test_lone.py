@@ -23,6 +23,7 @@ from ssl_dist.errors import Diverged, SslDistError
 from ssl_dist.settings import ClusterConfig
 from tests.cluster import held_worker
 from tests.cluster.runs import EVERY_STEP, expect_the_same, start, started_at, train_undisturbed
+from tests.command import Command
 from tests.gloo import GlooPool
 from tests.helpers import resolved_config, small_config
 from tests.store.held import wait_until
@@ -168,14 +169,29 @@ def test_any_other_error_is_named(small_store: Path, tmp_path: Path, monkeypatch
         start(resolved_config(small_store, **EVERY_STEP, cluster__max_failures=0), tmp_path / "run")
 
 
+def test_a_run_that_the_disk_cannot_hold_leaves_nothing(
+    command: Command, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker looks for room, and only then is anything written."""
+    full = "import shutil, sys; sys.path.insert(0, sys.argv[1]); from cluster import lone; "
+    full += "shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000); lone.main(*sys.argv[2:])"
+    monkeypatch.setattr("cluster.lone._CODE", full)
+    done = command("pretrain", recipe(tmp_path, small_store), "--run-dir", tmp_path / "run")
+    assert done.code == 2, done
+    [line] = done.err.splitlines()
+    assert line.startswith(f"error: checkpoints in {tmp_path}/run need 0.000")
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
-def test_a_driver_imports_no_ray(small_store: Path, tmp_path: Path) -> None:
-    code = "import sys; from ssl_dist.commands.main import main\ntry: main()\nfinally: assert 'ray' not in sys.modules"
+def test_a_driver_imports_neither_ray_nor_torch(small_store: Path, tmp_path: Path) -> None:
+    code = "import sys; from ssl_dist.commands.main import main\ntry: main()\n"
+    code += "finally: assert not {'ray', 'torch'} & {*sys.modules}"
     words = ["pretrain", str(recipe(tmp_path, small_store)), "--profile", "--run-dir", str(tmp_path / "run")]
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "one worker, without Ray" in done.stdout
-    assert "driver: torch and Ray imported" in done.stdout
+    assert "driver: machine checked" in done.stdout
     assert "worker 0: first step" in done.stdout
     assert f"TensorBoard: {tmp_path}/run/profile/steps-6-to-" in done.stdout
 

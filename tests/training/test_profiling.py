@@ -112,7 +112,7 @@ def test_tables_show_when_each_part_was_done_and_what_is_left_of_a_step(capfd: p
     assert lines[0] == "worker 0 ran on elsewhere, whose clock may differ from this machine's"
     rows = [
         "driver: Ray reached 4.50 s 4.50 s",
-        "worker 0: process started 0.50 s 5.00 s",
+        "worker 0: process started 5.00 s",
         "worker 0: first step 4.00 s 9.00 s",
         "forward 30.00 60.0%",
         "reduce 5.50 11.0%",
