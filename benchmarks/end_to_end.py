@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -46,7 +46,13 @@ CPU, _WARM_UP = torch.device("cpu"), 2
 
 
 class Task(NamedTuple):
-    """What a process needs to make its loop; ``threads`` are each process's, ``workers`` lightly's loader has."""
+    """What a process needs to make its loop.
+
+    Attributes:
+        pixels: file of the images, uint8 ``[n, H, W, 3]``.
+        threads: of each process.
+        workers: processes of lightly's loader.
+    """
 
     config: RunConfig
     pixels: Path
@@ -86,11 +92,11 @@ class OnTwo:
 
     def __init__(self, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
-        self._meeting = tempfile.mkdtemp()
+        meeting = task.pixels.with_name("meeting")
         self._other, theirs = context.Pipe()
-        self._process = context.Process(target=_second, args=(task, self._meeting, theirs), daemon=True)
+        self._process = context.Process(target=_second, args=(task, meeting, theirs), daemon=True)
         self._process.start()
-        self._mine = _worker(task, 0, self._meeting)
+        self._mine = _worker(task, 0, meeting)
 
     @property
     def waited_s(self) -> float:
@@ -105,13 +111,13 @@ class OnTwo:
             yield next(mine)
 
 
-def _worker(task: Task, rank: int, meeting: str) -> Ours:
+def _worker(task: Task, rank: int, meeting: Path) -> Ours:
     torch.set_num_threads(task.threads)
-    dist.init_process_group("gloo", init_method=f"file://{meeting}/group", rank=rank, world_size=2)
+    dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     return Ours(task.config, CPU, rank=rank, size=2)
 
 
-def _second(task: Task, meeting: str, end: Connection) -> None:
+def _second(task: Task, meeting: Path, end: Connection) -> None:
     steps = _worker(task, 1, meeting).steps()
     with contextlib.suppress(EOFError):  # the first worker has ended
         while end.recv():
@@ -134,22 +140,25 @@ class Contender:
     """A loop in a process of its own.
 
     Attributes:
-        failed: why it cannot be measured; empty where it can.
+        failed: why it cannot be measured, or not any more; empty where it can.
         turns: its records so far.
     """
 
     def __init__(self, name: str, task: Task) -> None:
         context = multiprocessing.get_context("spawn")
-        self.name, self.turns = name, list[Record]()
+        self.name, self.turns, self.failed = name, list[Record](), ""
         self._end, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, task, theirs))
         self._process.start()
-        self.failed: str = self._end.recv()
+        theirs.close()
+        self.failed = self._answer() or self.failed
 
     def take_turn(self, seconds: float) -> Record:
-        """Train for some seconds, and return the record."""
+        """Train for some seconds, and return the record; an empty one of a loop that has failed."""
+        if self.failed:
+            return {}
         self._end.send(seconds)
-        record: Record = self._end.recv()
+        record: Record = self._answer() or {}
         return record
 
     def peak_bytes(self) -> int:
@@ -161,9 +170,18 @@ class Contender:
 
     def close(self) -> None:
         """End the process, and those that it has started."""
-        self._end.send(None)
+        with contextlib.suppress(OSError):  # it has ended
+            self._end.send(None)
         self._process.join(30)
         self._process.kill()
+
+    def _answer(self) -> Any:
+        try:
+            return self._end.recv()
+        except EOFError:
+            self._process.join()
+            self.failed = f"its process ended with code {self._process.exitcode}"
+            return None
 
 
 def _serve(name: str, task: Task, end: Connection) -> None:
@@ -212,27 +230,25 @@ def _measured(net: Net, precision: str, loops: Sequence[str], seconds: float, ro
         synthetic.write_store(Path(folder) / "store", pixels)
         np.save(Path(folder) / "pixels.npy", pixels)
         config = config_of(net, Path(folder) / "store", CPU, {"engine.precision": precision})
-        contenders, failed = list[Contender](), list[Record]()
-        for name in loops:
-            if "lightly" in name and not transforms.installed(["lightly"]):
-                failed.append({"loop": name, "missing": "lightly"})
-                continue
-            _, threads, workers = LOOPS[name]
-            made = Contender(name, Task(config, Path(folder) / "pixels.npy", threads, workers))
-            if made.failed:
-                failed.append({"loop": name, "failed": made.failed})
-            else:
-                contenders.append(made)
-        for _ in range(rounds):
+        missing = [name for name in loops if "lightly" in name and not transforms.installed(["lightly"])]
+        contenders = list[Contender]()
+        try:
+            for name in (name for name in loops if name not in missing):
+                _, threads, workers = LOOPS[name]
+                contenders.append(Contender(name, Task(config, Path(folder) / "pixels.npy", threads, workers)))
+            for _ in range(rounds):
+                for one in contenders:
+                    one.turns.append(one.take_turn(seconds))
+            found = [_summary(one) for one in contenders]
+        finally:
             for one in contenders:
-                one.turns.append(one.take_turn(seconds))
-        found = [_summary(one) for one in contenders]
-        for one in contenders:
-            one.close()
-    return [*failed, *found]
+                one.close()
+    return [*({"loop": name, "missing": "lightly"} for name in missing), *found]
 
 
 def _summary(contender: Contender) -> Record:
+    if contender.failed:
+        return {"loop": contender.name, "failed": contender.failed}
     turns = contender.turns
     rates = [one["images_per_s"] for one in turns]
     return {
@@ -246,7 +262,7 @@ def _summary(contender: Contender) -> Record:
 
 def _part(name: str, net: Net, records: Sequence[Record]) -> str:
     """Return the table of one network; ratios are medians over the rounds, in which the loops are side by side."""
-    header = ["images/s", *(f"{one['loop']} in units of it" for one in records if one["loop"].startswith("ours"))]
+    header = ["images/s", *(f"{one['loop']} ÷ this loop" for one in records if one["loop"].startswith("ours"))]
     ours = [one["all_images_per_s"] for one in records if one["loop"].startswith("ours")]
     rows = [
         [

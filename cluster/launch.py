@@ -7,6 +7,7 @@ and runs it there. Its arguments are those of `ssl-dist pretrain`, or begin with
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import shlex
 import sys
@@ -32,6 +33,8 @@ from ssl_dist.settings import ClusterConfig
 from ssl_dist.timing import mark
 
 _POLL_S = 0.25
+
+log = logging.getLogger(__name__)
 
 
 def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: str | None = None) -> dict[str, Any]:
@@ -131,6 +134,8 @@ def _show_progress(workers: Background, run: RunDirectory, console: Console) -> 
             workers.join(timeout=_POLL_S)
             bar.update()
             run.give_sign_of_life()
+            if warning := run.take_warning():
+                log.warning("%s", warning)
             if nodes := drained.new():
                 run.ask_to_save()
                 say(f"node {', '.join(nodes)} is about to go: a checkpoint is written", console)

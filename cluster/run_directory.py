@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from cluster.run_status import CONFIG, ERROR, SIGN_EVERY_S, STOP, driver_of_this_process
+from cluster.run_status import CONFIG, ERROR, SIGN_EVERY_S, STOP, WARNING, driver_of_this_process
 from ssl_dist import errors
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.config.resolved import DIGESTS_OF_STORE
@@ -141,7 +141,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Delete the directory if nothing has run in it."""
         found = [path.name for path in self.path.iterdir()]
-        if self._lock and {CONFIG, RUN_LOCK} <= {*found} <= {CONFIG, RUN_RECIPE, RUN_LOCK, STOP, ERROR}:
+        if self._lock and {CONFIG, RUN_LOCK} <= {*found} <= {CONFIG, RUN_RECIPE, RUN_LOCK, STOP, ERROR, WARNING}:
             for name in found:
                 (self.path / name).unlink()
             self.path.rmdir()
@@ -182,6 +182,19 @@ class RunDirectory:
         except FileNotFoundError:
             return False
         return True
+
+    def write_warning(self, text: str) -> None:
+        """Write a warning for the driver to show."""
+        write_text(self.path / WARNING, text)
+
+    def take_warning(self) -> str:
+        """Return the warning that was written since the last call, and delete it."""
+        try:
+            text = (self.path / WARNING).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return ""
+        (self.path / WARNING).unlink()
+        return text
 
     def write_error(self, error: SslDistError, *, final: bool) -> None:
         """Write an error for the driver to read; only a ``final`` error replaces an earlier one."""

@@ -21,7 +21,7 @@ from ssl_dist.reading import value_at
 from ssl_dist.training.health import read_health
 from ssl_dist.training.metrics import MetricsReader, newest_checkpoint
 
-STOP, ERROR, CONFIG = "stop", "error.json", "config.json"
+STOP, ERROR, WARNING, CONFIG = "stop", "error.json", "warning.txt", "config.json"
 SWEEP, OUTCOME = "sweep.json", "outcome.json"  # of a sweep; in a trial's run directory, how the trial ended
 SIGN_EVERY_S = 10
 _SILENT_S = 60  # so long without a sign, on another machine, and a run is not running

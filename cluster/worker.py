@@ -71,9 +71,9 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
 
 
 def _expect_room(config: ResolvedConfig, run: RunDirectory) -> None:
-    """Leave an error for the driver where the disk has no room, before anything is in the run's directory."""
+    """Leave an error or a warning for the driver where the disk has no room, before the run writes anything."""
     try:
-        expect_room(run.path, [config])
+        expect_room(run.path, [config], warn=run.write_warning)
     except SslDistError as error:
         run.write_error(error, final=True)
         raise

@@ -12,6 +12,7 @@ import importlib
 import inspect
 import sys
 from collections.abc import Iterator
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -33,9 +34,9 @@ def eager(kind: type[Kind]) -> type[Kind]:
 
 @contextlib.contextmanager
 def compiler_put_off() -> Iterator[None]:
-    """Import modules in the block that take ``is_compile_supported`` from the compiler; the call of it imports that.
+    """Import modules in the block that take ``is_compile_supported`` from the compiler, which its call imports.
 
-    A module that takes anything else from it imports it at once.
+    A module that takes anything else from the compiler imports it at once.
     """
     names = ("torch._dynamo", "torch._dynamo.utils")
     if names[0] in sys.modules:
@@ -43,7 +44,7 @@ def compiler_put_off() -> Iterator[None]:
         return
 
     def real(module: str, name: str) -> Any:
-        if name.startswith("__"):  # inspect asks every module for its file
+        if name.startswith("__") and (module, name) != (names[0], "__path__"):  # inspect asks each module for its file
             raise AttributeError(f"module {module!r} has no attribute {name!r}")
         end()
         return getattr(importlib.import_module(module), name)
@@ -58,7 +59,7 @@ def compiler_put_off() -> Iterator[None]:
 
     stand_ins = {name: ModuleType(name) for name in names}
     for name, one in stand_ins.items():
-        vars(one).update(__path__=[], __getattr__=lambda wanted, name=name: real(name, wanted))
+        vars(one)["__getattr__"] = partial(real, name)
     vars(stand_ins[names[1]])["is_compile_supported"] = is_compile_supported
     sys.modules.update(stand_ins)
     try:

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 import platform
 import re
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 _CPU_INFO = Path("/proc/cpuinfo")
-_GROUPS, _OWN_GROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_GROUPS, _OWN_GROUPS = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+_GROUP_FILES = {  # by the controllers of a group: its limit, its use, its statistics, and which of them can be freed
+    "": ("max", "current", "stat", "inactive_file"),  # version 2
+    "memory": ("limit_in_bytes", "usage_in_bytes", "stat", "total_inactive_file"),  # version 1
+}
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # on x86, and on ARM
 
 
@@ -44,7 +49,7 @@ def memory_bytes() -> int:
 
 
 def free_memory_bytes() -> int:
-    """Return how much memory processes may still take: of the machine, and of this process's control group (Linux)."""
+    """Return how much memory processes may still take: of the machine, and of this process's control groups (Linux)."""
     try:
         fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(fields["MemAvailable"].split()[0]) << 10
@@ -53,30 +58,24 @@ def free_memory_bytes() -> int:
     return min([free, *_free_of_groups()])
 
 
-def _free_of_groups() -> list[int]:
-    """Return what each of this process's control groups (version 2) leaves; memory that caches files counts as free."""
-    found = []
+def _free_of_groups() -> Iterator[int]:
+    """Yield what each control group around this process leaves; memory that caches files counts as free."""
     try:
-        own = _OWN_GROUP.read_text().rpartition("::")[2].strip().lstrip("/")
+        lines = _OWN_GROUPS.read_text().splitlines()
     except OSError:
-        return []
-    for folder in (_GROUPS / own, *(_GROUPS / own).parents):
-        try:
-            limit, used = ((folder / f"memory.{name}").read_text().strip() for name in ("max", "current"))
-            cached = re.search(r"^inactive_file (\d+)$", (folder / "memory.stat").read_text(), re.MULTILINE)
-        except OSError:
+        return
+    for _, controllers, own in (line.split(":", 2) for line in lines):
+        if (names := _GROUP_FILES.get(controllers)) is None:
             continue
-        if limit != "max":
-            found.append(max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0)))
-    return found
-
-
-def resident_bytes() -> int:
-    """Return the resident memory of this process (Linux), 0 where the system does not tell."""
-    try:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return 0
+        own_folder = _GROUPS / controllers / own.strip("/")
+        for folder in (own_folder, *own_folder.parents):
+            try:
+                limit, used, statistics = ((folder / f"memory.{name}").read_text().strip() for name in names[:3])
+            except OSError:  # above the groups; in a container, a path may also begin above its root
+                continue
+            if limit != "max":
+                cached = re.search(rf"^{names[3]} (\d+)$", statistics, re.MULTILINE)
+                yield max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
 
 
 def python_version() -> str:

@@ -212,9 +212,10 @@ class BatchConfig(Section):
     labelled: int = pydantic.Field(0, ge=0)
     """Labelled images of the batch, for methods that learn from some labels."""
     keep_graphs: Literal["auto"] | Annotated[int, pydantic.Field(ge=0)] = "auto"
-    """Micro-batches whose activations a worker keeps in memory until the loss of the whole batch is known. The others
-    are embedded again by then, which takes a third more time. auto: as many as fit into half of the machine's free
-    memory, or into 0.9 of a GPU's. The result is the same, to the last bit."""
+    """Micro-batches that a worker embeds once, because it keeps their activations until the loss of the whole batch is
+    known. The others are embedded a second time after that; if it is all of them, a step takes a third longer. auto: as
+    many as fit into half of the free memory, shared by as many workers as the cores are for, or into 0.9 of a GPU's;
+    none at ZeRO stage 3. The result is the same, to the last bit unless the backbone is compiled."""
 
     @pydantic.model_validator(mode="after")
     def _check_multiples(self) -> BatchConfig:

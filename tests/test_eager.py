@@ -28,7 +28,9 @@ if {asks}:
     assert asked == is_compile_supported("cpu")
 else:
     with compiler_put_off():
+        import torch._dynamo.config
         from torch._dynamo.utils import counters
+        from torch._dynamo.decorators import disable
         import torch._dynamo
         assert callable(torch._dynamo.disable)
     assert torch._dynamo.__file__

@@ -124,7 +124,6 @@ def _show_plan(config: ResolvedConfig, run: Path, as_json: bool) -> None:
 
 def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     """Launch a run, follow it to its end, and show its last numbers."""
-    from cluster.launch import launch
     from cluster.lone import needs_no_ray
     from ssl_dist.checkpoint.room import expect_room
 
@@ -132,6 +131,8 @@ def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     say(f"run directory {run.path}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
     try:
+        from cluster.launch import launch
+
         if not needs_no_ray(config.cluster):  # a worker without Ray checks it: this process needs no torch then
             with waiting("loading torch", console):
                 expect_room(run.path, [config])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ssl_dist.checkpoint.checkpoints import FOLDER
@@ -22,10 +22,13 @@ def checkpoint_bytes(config: ResolvedConfig) -> int:
     return model + config.optim.state_tensors * trained
 
 
-def expect_room(folder: Path, configs: Sequence[ResolvedConfig]) -> None:
+def expect_room(folder: Path, configs: Sequence[ResolvedConfig], warn: Callable[[str], object] = log.warning) -> None:
     """Refuse to start runs below ``folder`` whose checkpoints its disk cannot hold; warn where the best may not fit.
 
     Checkpoints that are there count as room, because they are among those that are kept or are deleted.
+
+    Args:
+        warn: takes the warning.
 
     Raises:
         RunError: there is no room for the newest checkpoints of all runs and one that is being written.
@@ -57,7 +60,7 @@ def expect_room(folder: Path, configs: Sequence[ResolvedConfig]) -> None:
     if least + largest > free:
         raise RunError(text)
     if most + largest > free:
-        log.warning("%s", text)
+        warn(text)
 
 
 def _gb(count: float) -> str:

@@ -14,7 +14,7 @@ import yaml
 
 from ssl_dist.config.run import RunConfig
 from ssl_dist.reading import RECIPE_FOLDER
-from ssl_dist.uris import without_secrets
+from ssl_dist.uris import is_remote, without_secrets
 
 _PATHS = ("data.store", "data.label_file", "probe.label_file")
 """Settings that a recipe may have as paths in the current folder, and that a run notes as absolute paths."""
@@ -27,12 +27,25 @@ class Difference(NamedTuple):
     before: Any
     now: Any
 
+    @property
+    def is_of_place(self) -> bool:
+        """Whether it is a relative path in the recipe, and in the run an absolute path that ends with it."""
+        if self.key not in _PATHS or not (self.before and self.now) or is_remote(self.before) or is_remote(self.now):
+            return False
+        first, last = Path(self.before), Path(self.now)
+        return not first.is_absolute() and last.is_absolute() and last.parts[-len(first.parts) :] == first.parts
+
 
 class Base(NamedTuple):
     """A recipe that comes with the package, and the settings in which a run differs from it."""
 
     recipe: str
     differences: Sequence[Difference]
+
+    @property
+    def told(self) -> Sequence[Difference]:
+        """The differences that tell something: not those of the folder in which a path lies."""
+        return [one for one in self.differences if not one.is_of_place]
 
     @property
     def command(self) -> str:
@@ -68,7 +81,7 @@ def differences(before: RunConfig, now: RunConfig) -> list[Difference]:
     """List the settings ``section.name`` in which two configs differ, in their order, without facts and URIs' keys.
 
     What is inside of one, such as the two ends of a range, stays together. So does a section that only one of them has,
-    and that of another method. A path of the current folder in ``before`` equals an absolute path that ends with it.
+    and that of another method.
     """
     found = list[Difference]()
     was, is_ = _plain(before), _plain(now)
@@ -78,16 +91,8 @@ def differences(before: RunConfig, now: RunConfig) -> list[Difference]:
             pairs = {section: (old, new)}
         else:
             pairs = {f"{section}.{key}": (old[key], new[key]) for key in old}
-        found += [Difference(key, *pair) for key, pair in pairs.items() if not _equal(key, *pair)]
+        found += [Difference(key, *pair) for key, pair in pairs.items() if pair[0] != pair[1]]
     return found
-
-
-def _equal(key: str, before: Any, now: Any) -> bool:
-    """Say whether the two values are the same, or the same path from another folder."""
-    if key not in _PATHS or not (before and now):
-        return bool(before == now)
-    first, last = Path(before), Path(now)
-    return first == last or (last.is_absolute() and last.parts[-len(first.parts) :] == first.parts)
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:

@@ -65,7 +65,7 @@ class Engine:
         compiled = self.method.backbone if compile_backbone(self.method.backbone, config, world.device) else None
         self._statistics = RunningStatistics(self.method, compiled)
         self._zero = Zero(self.method, config, world)
-        self._graphs = KeptGraphs(config, world)
+        self._graphs = KeptGraphs(self.method, config, world)
         if state is not None:
             self._zero.load_optimizer_state(state.optimizer)
 
@@ -100,7 +100,7 @@ class Engine:
         """Return the outputs ``[m, V, D]`` of one slot, with their graph if there is one slot or the graph is kept."""
         if batch.num_slots == 1:
             return self._embed(batch, slot, collect=True)
-        with torch.set_grad_enabled(self._graphs.keeps(slot)), self._graphs.measured(batch.num_slots):
+        with torch.set_grad_enabled(self._graphs.keeps(slot)), self._graphs.counting(batch.num_slots):
             return self._embed(batch, slot, collect=True)
 
     def _embed(self, batch: Batch, slot: int, *, collect: bool = False) -> Tensor:

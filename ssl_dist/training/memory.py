@@ -26,7 +26,9 @@ def within_memory(config: RunConfig, device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             given = torch.cuda.get_device_properties(device)
             where = f"{given.name} with {given.total_memory / 1e9:.0f} GB"
+        several = config.batch.num_micro > config.cluster.workers.min and config.batch.keep_graphs != 0
+        first = "set batch.keep_graphs=0, which takes a third more time; if that is not enough, " if several else ""
         raise RunError(
-            f"out of memory on {where} with batch.micro={config.batch.micro}: lower batch.micro, by --set or in the"
-            f" recipe; batch.size={config.batch.size} must stay a multiple of it"
+            f"out of memory on {where} with batch.micro={config.batch.micro}: {first}lower batch.micro, by --set or in"
+            f" the recipe; batch.size={config.batch.size} must stay a multiple of it"
         ) from error

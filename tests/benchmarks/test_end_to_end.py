@@ -21,7 +21,7 @@ def test_each_loop_is_measured_and_the_others_are_named(
     monkeypatch.setitem(end_to_end.LOOPS, "ours, 1 worker", (end_to_end._ours, 0, 0))  # no thread
     loops = "ours, 1 worker;ours, 2 workers;bare loop;lightly, our views"
     end_to_end.main("tiny", loops, seconds=0.01, rounds=2, docs=tmp_path)
-    failed, missing, ours, bare = map(json.loads, capsys.readouterr().out.splitlines())
+    missing, failed, ours, bare = map(json.loads, capsys.readouterr().out.splitlines())
     assert missing == {"net": "tiny", "loop": "lightly, our views", "missing": "lightly"}
     assert (failed["loop"], failed["failed"]) == (
         "ours, 1 worker",

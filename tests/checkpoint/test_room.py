@@ -75,10 +75,15 @@ def sweep_of(config: ResolvedConfig) -> Sweep:
     return Sweep.make(recipe=config, space=space, search="grid", scheduler="none")
 
 
+def on_two(config: ResolvedConfig) -> ResolvedConfig:
+    """Return the config of two workers; one looks for room itself, see tests/cluster/test_lone.py."""
+    return ResolvedConfig.from_tree({**config.model_dump(), "cluster": {"workers": 2}}, "on_two")
+
+
 @pytest.mark.parametrize(
     ("start", "needed"),
     [
-        (lambda config, folder: train(RunDirectory.create(folder, config), config, as_json=False), 4),
+        (lambda config, folder: train(RunDirectory.create(folder, config), on_two(config), as_json=False), 4),
         (lambda config, folder: complete(folder, config, Console(quiet=True)), 4),
         (lambda config, folder: _fit(sweep_of(config), folder, 1), 7),  # two trials, and the one that is written
     ],

@@ -19,6 +19,7 @@ import pytest
 
 from cluster.lone import needs_no_ray
 from ssl_dist.checkpoint import Checkpoints
+from ssl_dist.checkpoint.room import checkpoint_bytes
 from ssl_dist.errors import Diverged, SslDistError
 from ssl_dist.settings import ClusterConfig
 from tests.cluster import held_worker
@@ -169,18 +170,35 @@ def test_any_other_error_is_named(small_store: Path, tmp_path: Path, monkeypatch
         start(resolved_config(small_store, **EVERY_STEP, cluster__max_failures=0), tmp_path / "run")
 
 
+DISK = "import shutil, sys; sys.path.insert(0, sys.argv[1]); from cluster import lone; "
+DISK += "shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**9, 10**9, {free}); lone.main(*sys.argv[2:])"
+
+
 def test_a_run_that_the_disk_cannot_hold_leaves_nothing(
     command: Command, small_store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The worker looks for room, and only then is anything written."""
-    full = "import shutil, sys; sys.path.insert(0, sys.argv[1]); from cluster import lone; "
-    full += "shutil.disk_usage = lambda _: shutil._ntuple_diskusage(10**6, 10**6, 1000); lone.main(*sys.argv[2:])"
-    monkeypatch.setattr("cluster.lone._CODE", full)
+    monkeypatch.setattr("cluster.lone._CODE", DISK.format(free=1000))
     done = command("pretrain", recipe(tmp_path, small_store), "--run-dir", tmp_path / "run")
     assert done.code == 2, done
     [line] = done.err.splitlines()
     assert line.startswith(f"error: checkpoints in {tmp_path}/run need 0.000")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_warning_of_the_worker_is_shown(
+    small_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The newest checkpoints have room on the disk, the best may not have it."""
+    config = resolved_config(small_store, **{**EVERY_STEP, "checkpoint__every_epochs": 12 / 51})
+    free = checkpoint_bytes(config) * (config.checkpoint.keep + 1)
+    monkeypatch.setattr("cluster.lone._CODE", DISK.format(free=free))
+    assert start(config, tmp_path / "run")["step"] == 10
+    assert f"checkpoints in {tmp_path}/run need" in caplog.text
+    assert not (tmp_path / "run" / "warning.txt").exists()
 
 
 @pytest.mark.slow

@@ -52,7 +52,7 @@ def test_what_only_one_side_has_is_whole() -> None:
 
 
 @pytest.mark.parametrize(
-    ("store", "is_other"),
+    ("store", "is_told"),
     [
         ("stores/cifar10-train", False),
         ("/home/me/stores/cifar10-train", False),
@@ -62,9 +62,12 @@ def test_what_only_one_side_has_is_whole() -> None:
         ("s3://bucket/stores/cifar10-train", True),
     ],
 )
-def test_a_recipes_path_may_be_in_any_folder(store: str, is_other: bool) -> None:
-    found = differences(RunConfig.load("simclr-cifar10"), RunConfig.load("simclr-cifar10", {"data.store": store}))
-    assert [one.now for one in found] == [store] * is_other
+def test_the_folder_of_a_path_tells_nothing_and_stays_in_the_command(store: str, is_told: bool) -> None:
+    base = base_of(RunConfig.load("simclr-cifar10", {"data.store": store}), "simclr-cifar10")
+    assert base is not None
+    assert [one.now for one in base.told] == [store] * is_told
+    is_same = store == "stores/cifar10-train"
+    assert base.command == "ssl-dist pretrain simclr-cifar10" + ("" if is_same else f" --set data.store={store}")
 
 
 @pytest.mark.parametrize(

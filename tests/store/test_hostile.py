@@ -62,7 +62,9 @@ class Meter:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         print(json.dumps(task), file=self.process.stdin, flush=True)
-        return int(self.process.stdout.readline())
+        if not (line := self.process.stdout.readline()):
+            pytest.fail(f"the meter has ended with code {self.process.wait()}")
+        return int(line)
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +104,8 @@ CRIMES = {
     "hang": "took more than 1.0 s",
     "crash": "ended the process: -11",
     "untyped": "KeyError",
-    "talk": "wrote on stderr: hello",
+    "talk": "wrote: hello",
+    "talk_on_stdout": "wrote: hello",
     "memory": "took 12",
     "lines": "a message: .two.*nlines",
 }

@@ -41,5 +41,6 @@ hang = _kind(_hang, honest_s=-0.8)  # noticed after a fifth of the time
 crash = _kind(lambda: ctypes.string_at(0))
 untyped = _kind(_untyped)
 talk = _kind(lambda: os.write(2, b"hello"))
+talk_on_stdout = _kind(lambda: os.write(1, b"hello"))
 memory = _kind(lambda: bytearray(b"x") * (MOST_BYTES + (200 << 20)), honest_s=9.0)
 lines = _kind(_lines)

@@ -6,11 +6,11 @@ reads tasks, a line of JSON each: ``[kind, seed, count, folder]``. It forks a pr
 longer than cases, and answers with a line: the process's exit code, or minus the signal that ended it. The folder gets
 ``outcome.json``, ``number`` (of the case that was reached), and the inputs of the cases that failed.
 
-Every case must end in a value or in an error of ssl_dist whose message is one line. It may write nothing on stderr, and
-may take at most LIMIT_S of CPU time and MOST_BYTES more resident memory than there was before the first case. CPU time
-is that of all threads, user and system; wall time would measure the other processes of a shared machine. On a slower
-CPU than the one that LIMIT_S was chosen on, seconds are as much longer as a fixed calculation takes longer. The kernel
-ends a process that takes more time, wherever it is.
+Every case must end in a value or in an error of ssl_dist whose message is one line. It may write nothing on stdout
+and stderr, and may take at most LIMIT_S of CPU time and MOST_BYTES more resident memory than there was before the
+first case. CPU time is that of all threads, user and system; wall time would measure the other processes of a shared
+machine. On a slower CPU than the one that LIMIT_S was chosen on, seconds are as much longer as a fixed calculation
+takes longer. The kernel ends a process that takes more time, wherever it is.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def _peak_bytes() -> int:
     return int(status[status.index("VmHWM:") + 6 :].split(maxsplit=1)[0]) << 10
 
 
-def _try(case: Case, stderr: Path) -> tuple[str, str | None]:
+def _try(case: Case, written: Path) -> tuple[str, str | None]:
     """Run a case; return how it ended, and what is wrong with that."""
     try:
         case.attempt()
@@ -81,8 +81,8 @@ def _try(case: Case, stderr: Path) -> tuple[str, str | None]:
         fault = None if message.isprintable() and len(message) < _LONGEST_MESSAGE else f"a message: {message!r:.300}"
     except BaseException:
         ended, fault = "fault", traceback.format_exc(limit=-4)
-    if stderr.stat().st_size:
-        fault = f"{fault or ''} wrote on stderr: {stderr.read_text()[:300]}"
+    if written.stat().st_size:
+        fault = f"{fault or ''} wrote: {written.read_text()[:300]}"
         os.truncate(2, 0)
     return ended, fault
 
@@ -105,7 +105,7 @@ def run(kind: str, seed: int, count: int, result: Path) -> dict[str, object]:
             signal.setitimer(signal.ITIMER_REAL, DEADLOCK_S)
             signal.setitimer(signal.ITIMER_PROF, (LIMIT_S + case.honest_s) * second)
             start = time.process_time()
-            ended, fault = _try(case, result / "stderr")
+            ended, fault = _try(case, result / "written")
             took = (time.process_time() - start) / second - case.honest_s
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
@@ -135,7 +135,9 @@ def _measure(kind: str, seed: int, count: int, result: Path) -> None:
     """Try the cases in this process; ``harness`` of the result's folder tells why it could not."""
     resource.setrlimit(resource.RLIMIT_AS, (_ADDRESS_BYTES, _ADDRESS_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    os.dup2(os.open(result / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND), 2)
+    said = os.open(result / "written", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND)
+    for stream in (1, 2):  # what a case prints must not be read as this process's answer
+        os.dup2(said, stream)
     try:
         (result / "outcome.json").write_text(json.dumps(run(kind, seed, count, result)))
     except BaseException:
