@@ -37,6 +37,18 @@ def test_six_steps_are_three_and_three_bit_for_bit(
     assert differences(rest.state.optimizer, whole.state.optimizer) == []
 
 
+@pytest.mark.parametrize("zero_stage", [0, 1, 2, 3])
+def test_the_number_of_kept_graphs_changes_no_bit(zero_stage: int, small_store: Path, device: torch.device) -> None:
+    engine = {"engine__zero_stage": zero_stage, "engine__deterministic": True}
+    none, two, as_many_as_fit = (
+        train_on(0, 1, str(device), small_config(small_store, batch__keep_graphs=number, **engine), 0, 3)
+        for number in (0, 2, "auto")
+    )
+    for trace in (two, as_many_as_fit):
+        assert trace[:2] == none[:2]
+        assert differences(trace.state.model, none.state.model) == []
+
+
 @pytest.mark.parametrize(("zero_stage", "settings"), [(0, {}), (1, ADAMW), (3, ADAMW), (1, MOCO)])
 def test_a_run_moves_to_the_gpu_and_back(
     zero_stage: int,
