@@ -314,6 +314,7 @@ def test_settings_are_explained_by_key_section_and_all_at_once(command: Command)
         "batch.size",
         "batch.micro",
         "batch.labelled",
+        "batch.keep_graphs",
     }
     assert len(command("settings", "--json").json["settings"]) > 60
     refused(command("settings", "optim.lrr"), "unknown setting optim.lrr; did you mean optim.lr?")
