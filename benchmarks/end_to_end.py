@@ -1,6 +1,6 @@
 """Training steps end to end on a CPU: ours with one worker and with two, beside a bare loop and lightly's.
 
-    python -m benchmarks.end_to_end --nets convnet-32,resnet8-32    # ten minutes a network
+    python -m benchmarks.end_to_end --nets convnet-32,resnet8-32
 
 Each loop has a process of its own, and they take turns; whoever has no turn sleeps. Settings, images and views are
 those of ``benchmarks.gpu end-to-end``. Ours with two workers has two processes of one thread each, the others have two
@@ -157,7 +157,8 @@ class Contender:
         """Train for some seconds, and return the record; an empty one of a loop that has failed."""
         if self.failed:
             return {}
-        self._end.send(seconds)
+        with contextlib.suppress(OSError):  # it has ended since, which the answer tells
+            self._end.send(seconds)
         record: Record = self._answer() or {}
         return record
 

@@ -24,6 +24,7 @@ from cluster.lone import LoneWorker, needs_no_ray
 from cluster.preemption import DrainedNodes
 from cluster.run_directory import RunDirectory
 from cluster.trainer import torch_trainer
+from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.commands.console import say, waiting
 from ssl_dist.commands.signals import handled
 from ssl_dist.commands.table import COMMANDS
@@ -49,6 +50,7 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
     Raises:
         Interrupted: the run was stopped, with a checkpoint.
         ClusterError: Ray cannot be reached, or has no room for the workers of ``config.cluster``.
+        RunError: the disk has no room for the checkpoints.
         SslDistError: an error ended the workers.
     """
     resume = resume or resume_command(run)
@@ -56,6 +58,10 @@ def launch(config: ResolvedConfig, run: RunDirectory, console: Console, resume: 
     if alone:
         check_machine(config.cluster)
         say("one worker, without Ray", console)
+    else:  # a worker without Ray looks for room itself, so that this process needs no torch
+        with waiting("loading torch", console):
+            expect_room(run.path, [config])
+        mark("room on the disk checked")
     with contextlib.ExitStack() as stack:
         stack.enter_context(ray_where_needed(config.cluster, console))
         mark("machine checked" if alone else "Ray reached")

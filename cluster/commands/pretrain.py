@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ssl_dist.commands.console import console, print_json, say, show, waiting
+from ssl_dist.commands.console import console, print_json, say, show
 from ssl_dist.commands.options import Json, Recipe, Settings, expect_run, overrides_of
 from ssl_dist.commands.runs import evaluate_line, show_summary
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
@@ -124,19 +124,12 @@ def _show_plan(config: ResolvedConfig, run: Path, as_json: bool) -> None:
 
 def train(run: RunDirectory, config: ResolvedConfig, as_json: bool) -> None:
     """Launch a run, follow it to its end, and show its last numbers."""
-    from cluster.lone import needs_no_ray
-    from ssl_dist.checkpoint.room import expect_room
-
     mark("settings, store and machine checked")
     say(f"run directory {run.path}")
     say(f"watch it with: tensorboard --logdir {shlex.quote(str(run.path))}")
     try:
         from cluster.launch import launch
 
-        if not needs_no_ray(config.cluster):  # a worker without Ray checks it: this process needs no torch then
-            with waiting("loading torch", console):
-                expect_room(run.path, [config])
-            mark("room on the disk checked")
         try:
             metrics = launch(config, run, console)
         finally:  # also after Ctrl-C, because a long run is profiled at its beginning

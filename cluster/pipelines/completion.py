@@ -10,7 +10,6 @@ from rich.console import Console
 from cluster.launch import launch
 from cluster.run_directory import RunDirectory, forbidden_changes
 from ssl_dist.checkpoint import Checkpoints
-from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.commands.console import say
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.data import resolve
@@ -40,7 +39,6 @@ def complete(directory: Path, config: ResolvedConfig, console: Console) -> dict[
         if (step := finished_step(directory, config)) is not None:
             say(f"{directory}: finished before", console)
             return {"step": step}
-        expect_room(directory, [config])
         say(f"{directory}", console)
         last = launch(config, run, console, SAME_COMMAND)
     except (ClusterError, RunError):

@@ -84,7 +84,7 @@ def on_two(config: ResolvedConfig) -> ResolvedConfig:
     ("start", "needed"),
     [
         (lambda config, folder: train(RunDirectory.create(folder, config), on_two(config), as_json=False), 4),
-        (lambda config, folder: complete(folder, config, Console(quiet=True)), 4),
+        (lambda config, folder: complete(folder, on_two(config), Console(quiet=True)), 4),
         (lambda config, folder: _fit(sweep_of(config), folder, 1), 7),  # two trials, and the one that is written
     ],
     ids=["pretrain", "a stage", "a sweep"],
