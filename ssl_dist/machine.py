@@ -1,7 +1,11 @@
-"""Tell what a machine is: the cores and the memory that a process may use, what its CPU can do, its versions."""
+"""Tell what a machine is: the cores and the memory that a process may use, what its CPU can do, its versions.
+
+``keep_freed_memory`` alone changes something, in this process.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
@@ -15,6 +19,9 @@ _GROUP_FILES = {  # by the controllers of a group: its limit, its use, its stati
     "": ("max", "current", "stat", "inactive_file"),  # version 2
     "memory": ("limit_in_bytes", "usage_in_bytes", "stat", "total_inactive_file"),  # version 1
 }
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
+_LARGEST_KEPT = 1 << 30  # bytes of a block
+_MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # on x86, and on ARM
 
 
@@ -76,6 +83,20 @@ def _free_of_groups() -> Iterator[int]:
             if limit != "max":
                 cached = re.search(rf"^{names[3]} (\d+)$", statistics, re.MULTILINE)
                 yield max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
+
+
+def keep_freed_memory() -> None:
+    """Let this process use memory again that it has freed, in blocks of up to 1 GiB, and not give it back to the system.
+
+    A training step frees its activations, hundreds of megabytes, and allocates as many in the next one. glibc returns
+    each block of more than 32 MiB at once, and the system clears a new one page by page: up to a third of a step's CPU
+    time (docs/performance.md). The process stays as large as it once was. Nothing happens where another library
+    allocates memory, or where the environment sets glibc's (mallopt(3)).
+    """
+    if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in _MALLOC_SETTINGS):
+        malloc = ctypes.CDLL(None)
+        malloc.mallopt(_TRIM_THRESHOLD, -1)  # never
+        malloc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
 
 
 def python_version() -> str:
