@@ -86,7 +86,7 @@ def _free_of_groups() -> Iterator[int]:
 
 
 def keep_freed_memory() -> None:
-    """Let this process use memory again that it has freed, in blocks of up to 1 GiB, and not give it back to the system.
+    """Let this process keep memory that it has freed, in blocks of up to 1 GiB, and use it again.
 
     A training step frees its activations, hundreds of megabytes, and allocates as many in the next one. glibc returns
     each block of more than 32 MiB at once, and the system clears a new one page by page: up to a third of a step's CPU
@@ -97,6 +97,12 @@ def keep_freed_memory() -> None:
         malloc = ctypes.CDLL(None)
         malloc.mallopt(_TRIM_THRESHOLD, -1)  # never
         malloc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
+
+
+def give_back_freed_memory() -> None:
+    """Give the memory that this process has freed back to the system, once."""
+    if platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def python_version() -> str:

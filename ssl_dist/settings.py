@@ -78,6 +78,11 @@ class AugmentConfig(Section):
     whole images, resized. `None`: the policy's operations."""
     size_px: int | None = None
     """Side of the views in pixels, 1 or more; `None`: the policy's, or else the stored images' height."""
+    start_px: int | None = pydantic.Field(None, ge=1)
+    """Side of the views in the first `start_share` of the run's steps: small views cost less time (progressive
+    resizing, arXiv 2104.00298). `None`: the same side throughout."""
+    start_share: float = pydantic.Field(0.5, gt=0, le=1)
+    """Share of the run's steps whose views have the side `start_px`, greater than 0."""
     crop_p: float | None = None
     """Probability of a crop; `None`: the policy's."""
     crop_scale: tuple[float, float] | None = None
@@ -122,9 +127,15 @@ class AugmentConfig(Section):
         self.views()
         return self
 
-    def views(self) -> Policy:
-        """Return the policy with the replacements in it."""
-        given = self.model_dump(exclude={"recipe", "only"}, exclude_none=True)
+    def views(self, done: float = 1.0) -> Policy:
+        """Return the policy with the replacements in it, of a step before which ``done`` of the run's steps are done.
+
+        Args:
+            done: a share; 1: the policy of the last step, and of all evaluation.
+        """
+        given = self.model_dump(exclude={"recipe", "only", "start_px", "start_share"}, exclude_none=True)
+        if self.start_px is not None and done < self.start_share:
+            given["size_px"] = self.start_px
         views = tuple(View.model_validate({**view.model_dump(), **given}) for view in POLICIES[self.recipe])
         return views if self.only is None else with_only(views, self.only)
 

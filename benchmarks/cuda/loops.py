@@ -138,6 +138,7 @@ class Lightly:
         )
         backbone = config.initial_backbone()
         head = SimCLRProjectionHead(backbone.dim, backbone.dim, 128)
+        self._body = backbone.body
         self._network = _on_device(nn.Sequential(backbone.body, head), device)
         self._loss = NTXentLoss(_temperature(config))
         self._optimizer, self._autocast = _optimizer(config, self._network), _autocast(config, device)
@@ -161,6 +162,16 @@ class Lightly:
             self._optimizer.step()
             self._optimizer.zero_grad()
             yield
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next steps."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return the weights of the backbone's body, by name."""
+        found: dict[str, Tensor] = self._body.state_dict()
+        return found
 
     def _moved(self, view: Tensor) -> Tensor:
         return view.to(self._device, memory_format=_format(self._device), non_blocking=True)

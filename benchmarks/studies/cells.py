@@ -178,7 +178,8 @@ def run_command(words: Sequence[str], folder: Path, log: Path) -> dict[str, Any]
         CellFailed: it ended with another exit code than 0.
     """
     program = [sys.executable, "-m", "ssl_dist"] if words[0] == "ssl-dist" else [sys.executable]
-    environment = {**os.environ, "PYTHONPATH": str(_ROOT)}
+    threads = {"OMP_NUM_THREADS": "1"}  # a worker has one core; two cells side by side would wait for each other
+    environment = {**os.environ, **threads, "PYTHONPATH": str(_ROOT)}
     with log.open("a", encoding="utf-8") as said:
         said.write(f"$ {shlex.join(words)}\n")
         said.flush()

@@ -10,7 +10,7 @@ from benchmarks.studies.cells import Cell, cell
 from benchmarks.studies.claims import Claim, Row
 
 SEEDS = (0, 1, 2)
-EPOCHS = 6.0
+EPOCHS = 1.0
 """Passes of a pretraining over the 50,000 images; docs/studies.md has the time that all cells take."""
 TRAIN, TEST = "stores/cifar10-train", "stores/cifar10-test"
 PAIR = f"--train {TRAIN} --test {TEST}"

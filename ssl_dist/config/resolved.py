@@ -28,6 +28,7 @@ _OF_FOREIGN_NETWORKS: dict[str, Any] = {"options": {}, "allow_missing": [], "pos
 # Settings that older versions did not have, and their defaults, which leave a run what it was.
 _LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_digest": None},
+    "augment": {"start_px": None, "start_share": 0.5},
     "backbone": {"checkpoint": "newest", "normalisation": None, **_OF_FOREIGN_NETWORKS},
     "method": {"unfreeze": "all", "anew": False, "hidden": None},
     "batch": {"keep_graphs": "auto"},

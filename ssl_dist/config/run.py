@@ -142,8 +142,9 @@ class RunConfig(settings.Section):
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
-        """Pixels a side of each view, without those of the stored size where that is not known."""
-        return tuple(size for view in self.augment.views() if (size := view.size_px or self._stored_px))
+        """Pixels a side of each view, first and last, without those of the stored size where that is not known."""
+        views = self.augment.views() + (self.augment.views(0.0) if self.augment.start_px else ())
+        return tuple(size for view in views if (size := view.size_px or self._stored_px))
 
     @property
     def _stored_px(self) -> int | None:

@@ -61,6 +61,11 @@ class Batch:
         """Number of images of a micro-batch."""
         return self.config.batch.micro
 
+    @property
+    def policy(self) -> augment.Policy:
+        """The views that an image gets in this step."""
+        return self.config.augment.views(self.progress.step / self.progress.total_steps)
+
     def noise_seed(self, slot: int) -> int:
         """Return the seed of a slot's noise (dropout and the like), which does not depend on the worker."""
         number = self.micro_batches[slot] if slot < len(self.micro_batches) else self.config.batch.num_micro
@@ -70,13 +75,12 @@ class Batch:
         """Make the views and labels of a slot's micro-batch, the same at each call; an empty slot gets zeros."""
         if slot < len(self.ahead):
             return _taken(*self.ahead[slot])
-        recipe = self.config.augment.views()
         real = slot < len(self.micro_batches)
         rows = slice(slot * self.micro_size, (slot + 1) * self.micro_size) if real else slice(0, 0)
         given = (self.images, self.ids, self.epochs, self.labels)
         images, ids, epochs, labels = (x[rows].to(device, non_blocking=True) for x in given)
         # float32 whatever the precision of training: the views cost little
-        crops = augment.crops(images, ids, seed=self.config.seed, epoch=epochs, recipe=recipe)
+        crops = augment.crops(images, ids, seed=self.config.seed, epoch=epochs, recipe=self.policy)
         if not real:
             crops = tuple(part.new_zeros(len(part), self.micro_size, *part.shape[2:]) for part in crops)
             labels = labels.new_full((self.micro_size,), -1)

@@ -78,6 +78,7 @@ class Engine:
         self.method.train()
         self.method.before_step(batch.progress)
         slots = range(batch.num_slots)
+        self._graphs.count_anew_for(batch.policy)
         embedded = [self._embed_first(batch, slot) for slot in slots]
         outputs = torch.cat([z.detach() for z in embedded])[: len(batch.ids)].requires_grad_()  # [n, V, D]
         with section("loss"):
