@@ -3,7 +3,7 @@ IMAGES ?= cifar10-train.tar
 TEST_IMAGES ?= cifar10-test.tar
 BIN := .venv/bin
 
-.PHONY: install docs demo test test-slow test-extras test-kernels test-cluster test-gpu bench studies picture clean
+.PHONY: install docs demo test test-slow test-extras test-kernels test-cluster test-gpu bench bench-quick studies picture clean
 
 install: .venv/.installed
 
@@ -67,6 +67,10 @@ bench: install .venv-streaming/.installed
 	$(BIN)/python -m benchmarks.checks --source $(IMAGES)
 	$(BIN)/python -m benchmarks.data --source $(IMAGES) --python "MosaicML Streaming=.venv-streaming/bin/python"
 	$(BIN)/python -m benchmarks.large_store --source $(IMAGES)
+
+# two minutes: names ratios to peers that fell below the committed ones
+bench-quick: install
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quick
 
 # resumable; two processes share the cells, which have one worker each
 STUDIES := $(BIN)/python -m benchmarks.studies --train $(IMAGES) --test $(TEST_IMAGES)

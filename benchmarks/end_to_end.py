@@ -33,7 +33,7 @@ from benchmarks.cuda.loops import Bare, Lightly, Loop, Ours, Steps
 from benchmarks.cuda.measure import Record
 from benchmarks.processes import Peak
 from ssl_dist.config import RunConfig
-from ssl_dist.machine import has_bf16, num_cores
+from ssl_dist.machine import has_bf16, keep_freed_memory, num_cores
 
 NETS = {
     "convnet-32": Net("convnet", "standard", 32, 512, 256, 4096),
@@ -61,6 +61,7 @@ class Task(NamedTuple):
 
 
 def _ours(task: Task) -> Loop:
+    keep_freed_memory()  # as a worker of a run does
     return Ours(task.config, CPU)
 
 
@@ -113,6 +114,7 @@ class OnTwo:
 
 def _worker(task: Task, rank: int, meeting: Path) -> Ours:
     torch.set_num_threads(task.threads)
+    keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     return Ours(task.config, CPU, rank=rank, size=2)
 

@@ -35,7 +35,7 @@ from ssl_dist.files import write_text
 from ssl_dist.store import ImageStore
 
 FAST, USUAL, LIGHTLY = "simclr-cifar10-fast", "simclr-cifar10", "lightly"
-POINTS = 6  # checkpoints of a training
+POINTS = 6  # checkpoints of a training of ours
 _TOGETHER = 256  # images of a forward pass when features are computed
 
 
@@ -55,7 +55,7 @@ class Training(NamedTuple):
     """One training.
 
     Attributes:
-        name: a recipe, or LIGHTLY.
+        name: a recipe or its file, or LIGHTLY.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Training(NamedTuple):
     @property
     def directory(self) -> Path:
         """The run's directory, or the folder of lightly's weights."""
-        return self.folder / f"{self.name}-{self.seed}"
+        return self.folder / f"{Path(self.name).stem}-{self.seed}"
 
     @property
     def points(self) -> list[Point]:
@@ -79,7 +79,7 @@ class Training(NamedTuple):
 
     @property
     def _file(self) -> Path:
-        return self.folder / f"{self.name}-{self.seed}.json"
+        return self.directory.with_suffix(".json")
 
 
 def main(
@@ -102,7 +102,7 @@ def main(
         else:
             _run(_pretrain(one, train.absolute()), one)
             encoders = our_encoders(one.directory)
-        began = float((one.directory.with_suffix(".began")).read_text())
+        began = float(one.directory.with_suffix(".began").read_text())
         points = [Point(at - began, _top1(encoder, *stores)) for at, encoder in encoders]
         one.keep(points)
         print(json.dumps({"name": one.name, "seed": one.seed, "points": points}), flush=True)

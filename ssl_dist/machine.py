@@ -90,7 +90,7 @@ def keep_freed_memory() -> None:
 
     A training step frees its activations, hundreds of megabytes, and allocates as many in the next one. glibc returns
     each block of more than 32 MiB at once, and the system clears a new one page by page: up to a third of a step's CPU
-    time (docs/performance.md). The process stays as large as it once was. Nothing happens where another library
+    time (docs/results.md). The process stays as large as it once was. Nothing happens where another library
     allocates memory, or where the environment sets glibc's (mallopt(3)).
     """
     if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in _MALLOC_SETTINGS):

@@ -1,0 +1,42 @@
+"""The benchmark of accuracy over time trains by the command line, measures each checkpoint, and repeats nothing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from benchmarks import time_to_accuracy
+from benchmarks.time_to_accuracy import POINTS, Training, main
+from ssl_dist.errors import RunError
+from tests.helpers import RECIPE
+
+
+@pytest.mark.slow  # a run from the command line
+def test_each_checkpoint_is_measured_and_a_finished_training_stays(
+    small_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = {**yaml.safe_load(RECIPE), "data": {"store": "stores/none"}, "epochs": 6}
+    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    name, docs = str(tmp_path / "tiny.yaml"), tmp_path / "docs"
+    docs.mkdir()
+    for _ in range(2):
+        main(small_store, small_store, tmp_path / "out", name, seeds=1, docs=docs)
+    [line] = [json.loads(one) for one in capfd.readouterr().out.splitlines() if one.startswith("{")]
+    seconds = [one[0] for one in line["points"]]
+    assert len(seconds) in (POINTS, POINTS + 1), "one more is of the last step, where a sixth is not a whole step"
+    assert 0 < seconds[0] < seconds[-1] < 600
+    assert seconds == sorted(seconds)
+    assert all(0 < top1 <= 1 for _, top1 in line["points"])
+    assert (docs / "performance.md").read_text().count(f"| {name} |") == len(seconds)
+    assert (docs / "time-to-accuracy.png").stat().st_size > 1000
+
+
+def test_a_training_that_was_stopped_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    stopped = Training("simclr-cifar10", 0, tmp_path)
+    assert stopped.points == []
+    stopped.directory.mkdir()
+    with pytest.raises(RunError, match="delete it, its times are not whole"):
+        time_to_accuracy._run(["false"], stopped)
