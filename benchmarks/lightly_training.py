@@ -22,11 +22,11 @@ from ssl_dist.store import ImageStore
 RECIPE, POINTS = "simclr-cifar10", 6  # network, batch, rate and precision; checkpoints
 
 
-def main(folder: Path, store: Path, seed: int, epochs: float) -> None:
+def main(folder: Path, store: Path, seed: int, epochs: float, recipe: str = RECIPE) -> None:
     """Train for some epochs, the rate a cosine as in the recipe."""
     os.environ.setdefault("LIGHTLY_DID_VERSION_CHECK", "True")
     settings = {"data.store": str(store), "seed": seed, "epochs": epochs, "probe": None}
-    config = RunConfig.load(RECIPE, settings)
+    config = RunConfig.load(recipe, settings)
     plan = resolve(config).config.plan()
     images = ImageStore(store)
     pixels = images.gather(np.arange(len(images)))

@@ -8,19 +8,23 @@ from pathlib import Path
 import pytest
 import yaml
 
-from benchmarks import time_to_accuracy
+from benchmarks import lightly_training, time_to_accuracy
 from benchmarks.time_to_accuracy import POINTS, Training, main
 from ssl_dist.errors import RunError
 from tests.helpers import RECIPE
+
+
+def recipe_in(folder: Path) -> str:
+    recipe = {**yaml.safe_load(RECIPE), "data": {"store": "stores/none"}, "epochs": 6}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe))
+    return str(folder / "tiny.yaml")
 
 
 @pytest.mark.slow  # a run from the command line
 def test_each_checkpoint_is_measured_and_a_finished_training_stays(
     small_store: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = {**yaml.safe_load(RECIPE), "data": {"store": "stores/none"}, "epochs": 6}
-    (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(recipe))
-    name, docs = str(tmp_path / "tiny.yaml"), tmp_path / "docs"
+    name, docs = recipe_in(tmp_path), tmp_path / "docs"
     docs.mkdir()
     for _ in range(2):
         main(small_store, small_store, tmp_path / "out", name, seeds=1, docs=docs)
@@ -32,6 +36,15 @@ def test_each_checkpoint_is_measured_and_a_finished_training_stays(
     assert all(0 < top1 <= 1 for _, top1 in line["points"])
     assert (docs / "performance.md").read_text().count(f"| {name} |") == len(seconds)
     assert (docs / "time-to-accuracy.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_weights_of_lightlys_loop_are_measured_as_ours(small_store: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lightly.transforms")
+    lightly_training.main(tmp_path / "lightly", small_store, seed=0, epochs=1, recipe=recipe_in(tmp_path))
+    encoders = list(time_to_accuracy.lightly_encoders(tmp_path / "lightly"))
+    weights = [next(encoder.parameters()).sum().item() for _, encoder in encoders]
+    assert len(set(weights)) == len(weights) > 1, "training has moved them"
 
 
 def test_a_training_that_was_stopped_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
