@@ -20,6 +20,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -33,7 +34,7 @@ from benchmarks.cuda.loops import Bare, Lightly, Loop, Ours, Steps
 from benchmarks.cuda.measure import Record
 from benchmarks.processes import Peak
 from ssl_dist.config import RunConfig
-from ssl_dist.machine import has_bf16, keep_freed_memory, num_cores
+from ssl_dist.machine import KEEP_FREED_MEMORY, has_bf16, num_cores
 
 NETS = {
     "convnet-32": Net("convnet", "standard", 32, 512, 256, 4096),
@@ -61,7 +62,6 @@ class Task(NamedTuple):
 
 
 def _ours(task: Task) -> Loop:
-    keep_freed_memory()  # as a worker of a run does
     return Ours(task.config, CPU)
 
 
@@ -114,7 +114,6 @@ class OnTwo:
 
 def _worker(task: Task, rank: int, meeting: Path) -> Ours:
     torch.set_num_threads(task.threads)
-    keep_freed_memory()
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=rank, world_size=2)
     return Ours(task.config, CPU, rank=rank, size=2)
 
@@ -151,7 +150,9 @@ class Contender:
         self.name, self.turns, self.failed = name, list[Record](), ""
         self._end, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(name, task, theirs))
-        self._process.start()
+        ours = KEEP_FREED_MEMORY if name.startswith("ours") else {}  # as a worker of a run has it
+        with mock.patch.dict(os.environ, ours):
+            self._process.start()
         theirs.close()
         self.failed = self._answer() or self.failed
 

@@ -2,9 +2,9 @@
 
     python -m benchmarks.time_to_accuracy --train stores/cifar10-train --test stores/cifar10-test --out runs/accuracy
 
-Trainings run one after the other and a finished one is not repeated, so the command can be stopped at any time. Time
-counts from the start of a training's process, Ray's start and checkpoints included. Afterwards one function measures
-all checkpoints: kNN-20 of the test images among all training images.
+Trainings run one after the other, and a finished one is not repeated; one that was stopped must be deleted, since its
+times are not whole. Time counts from the start of a training's process, Ray's start and checkpoints included.
+Afterwards one function measures all checkpoints: kNN-20 of the test images among all training images.
 
 lightly's loop has the network, batch, rate and precision of the recipe ``simclr-cifar10``, and a cosine over its
 length, as ours; its views and loader processes are those of its examples.
@@ -19,7 +19,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -65,21 +65,27 @@ class Training(NamedTuple):
     @property
     def directory(self) -> Path:
         """The run's directory, or the folder of lightly's weights."""
-        return self.folder / f"{Path(self.name).stem}-{self.seed}"
+        return self.folder / f"{Path(self.name).name}-{self.seed}"
+
+    @property
+    def note(self) -> dict[str, Any]:
+        """What is known of the training: ``command``, ``began`` and ``ended`` in seconds since 1970, ``points``."""
+        file = self._file
+        return json.loads(file.read_text()) if file.exists() else {}
 
     @property
     def points(self) -> list[Point]:
         """The measured checkpoints; none of a training that has not been measured."""
-        file = self._file
-        return [Point(*one) for one in json.loads(file.read_text())["points"]] if file.exists() else []
+        return [Point(*one) for one in self.note.get("points", [])]
 
-    def keep(self, points: list[Point]) -> None:
-        """Write the measured checkpoints, which marks the training as finished."""
-        write_text(self._file, json.dumps({"points": points, "machine": page.machine()}))
+    def keep(self, **facts: Any) -> None:
+        """Add facts to the note."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_text(self._file, json.dumps({**self.note, **facts}))
 
     @property
     def _file(self) -> Path:
-        return self.directory.with_suffix(".json")
+        return self.folder / f"{self.directory.name}.json"
 
 
 def main(
@@ -94,24 +100,22 @@ def main(
     """Complete the trainings, measure them, and write the section and the picture of performance.md."""
     stores = ImageStore(train), ImageStore(test)
     everyone = [Training(name, seed, out.absolute()) for seed in range(seeds) for name in names.split(",")]
-    for one in (one for one in everyone if not one.points):
-        if one.name == LIGHTLY:
-            arguments = [str(one.directory), str(train.absolute()), str(one.seed), str(lightly_epochs)]
-            _run([sys.executable, "-m", "benchmarks.lightly_training", *arguments], one)
-            encoders = lightly_encoders(one.directory)
-        else:
-            _run(_pretrain(one, train.absolute()), one)
-            encoders = our_encoders(one.directory)
-        began = float(one.directory.with_suffix(".began").read_text())
-        points = [Point(at - began, _top1(encoder, *stores)) for at, encoder in encoders]
-        one.keep(points)
-        print(json.dumps({"name": one.name, "seed": one.seed, "points": points}), flush=True)
+    for one in everyone:
+        _train(one, _command(one, train.absolute(), lightly_epochs))
+        if not one.points:
+            encoders = lightly_encoders(one.directory) if one.name == LIGHTLY else our_encoders(one.directory)
+            points = [Point(at - one.note["began"], _top1(encoder, *stores)) for at, encoder in encoders]
+            one.keep(points=points, machine=page.machine())
+            print(json.dumps({"name": one.name, "seed": one.seed, "points": points}), flush=True)
     measured = {name: [one.points for one in everyone if one.name == name] for name in names.split(",")}
     page.write_section("Time to accuracy", _section(measured), docs)
     _draw(measured, docs / "time-to-accuracy.png")
 
 
-def _pretrain(one: Training, store: Path) -> list[str]:
+def _command(one: Training, store: Path, lightly_epochs: float) -> list[str]:
+    if one.name == LIGHTLY:
+        arguments = [str(one.directory), str(store), str(one.seed), str(lightly_epochs)]
+        return [sys.executable, "-m", "benchmarks.lightly_training", *arguments]
     every = RunConfig.load(one.name).epochs / POINTS
     settings = {
         "seed": one.seed,
@@ -124,13 +128,21 @@ def _pretrain(one: Training, store: Path) -> list[str]:
     return [sys.executable, "-m", "ssl_dist", "pretrain", one.name, *given, "--run-dir", str(one.directory)]
 
 
-def _run(command: list[str], one: Training) -> None:
-    """Run a training from its start; note when it began."""
+def _train(one: Training, command: list[str]) -> None:
+    """Run a training from its start to its end, unless that was done.
+
+    Raises:
+        RunError: it was stopped, or its command was another one.
+    """
+    if one.note.get("command", command) != command:
+        raise RunError(f"{one.directory} was trained by another command, {one.note['command']}: name another --out")
+    if "ended" in one.note:
+        return
     if one.directory.exists():
         raise RunError(f"{one.directory} is of a training that was stopped: delete it, its times are not whole")
-    one.folder.mkdir(parents=True, exist_ok=True)
-    one.directory.with_suffix(".began").write_text(str(time.time()))
+    one.keep(command=command, began=time.time())
     subprocess.run(command, check=True, stdout=sys.stderr)
+    one.keep(ended=time.time())
 
 
 def our_encoders(run: Path) -> Iterator[tuple[float, Encoder]]:

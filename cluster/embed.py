@@ -25,7 +25,6 @@ from cluster.tasks import (
 )
 from ssl_dist.embedding.parts import PACKAGES, Parts
 from ssl_dist.errors import ClusterError, SslDistError
-from ssl_dist.machine import keep_freed_memory
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.store.building.sources import File
 
@@ -111,7 +110,6 @@ def _open(job: Job) -> Opened:
     from ssl_dist.encoder import load_encoder
     from ssl_dist.store import ImageStore
 
-    keep_freed_memory()
     where = "mount it at the same path on all nodes, or name it by a URI"
     try:
         encoder = load_encoder(job.run, job.checkpoint)

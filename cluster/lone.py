@@ -17,6 +17,7 @@ from cluster.guards import has_cluster
 from cluster.preemption import handle_sigterm
 from cluster.run_directory import RunDirectory
 from cluster.run_status import CONFIG
+from ssl_dist.machine import KEEP_FREED_MEMORY
 from ssl_dist.settings import ClusterConfig
 from ssl_dist.training.launchers import forget_launcher
 
@@ -76,7 +77,7 @@ class LoneWorker(Background):
                 stderr=said,
                 pass_fds=(answer.fileno(),),
                 start_new_session=True,  # Ctrl-C and the end of the terminal are its driver's
-                env={"OMP_NUM_THREADS": threads, **os.environ},
+                env={"OMP_NUM_THREADS": threads, **KEEP_FREED_MEMORY, **os.environ},
             )
             with self._process as process:
                 if self._killed:

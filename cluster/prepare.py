@@ -124,6 +124,9 @@ def _what_follows_length(before: ResolvedConfig, now: ResolvedConfig, step: int)
     follows = [f"method {now.method.name}"] if methods.load(now.method.name).follows_length else []
     if any(was != would_be for was, would_be in zip(before.rates(step), now.rates(step), strict=True)):
         follows.append(f"the learning rate (optim.schedule {now.optim.schedule})")
+    was_small, would_be_small = (min(step, config.small_steps) for config in (before, now))
+    if was_small != would_be_small:
+        follows.append(f"the size of views (augment.start_px {now.augment.start_px})")
     return " and ".join(follows)
 
 

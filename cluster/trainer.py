@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.connect import worker_resources
+from ssl_dist.machine import KEEP_FREED_MEMORY
 from ssl_dist.settings import ClusterConfig
 
 
@@ -45,7 +46,12 @@ def torch_trainer(
             resources_per_worker=worker_resources(cluster),
             elastic_resize_monitor_interval_s=cluster.resize_every_s,
         ),
-        run_config=ray.train.RunConfig(name=directory.name, storage_path=str(directory.parent), failure_config=retries),
+        run_config=ray.train.RunConfig(
+            name=directory.name,
+            storage_path=str(directory.parent),
+            failure_config=retries,
+            worker_runtime_env={"env_vars": KEEP_FREED_MEMORY},
+        ),
     )
 
 

@@ -19,7 +19,6 @@ from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.collectives import World
 from ssl_dist.config import ResolvedConfig
 from ssl_dist.errors import Preempted, SslDistError
-from ssl_dist.machine import keep_freed_memory
 from ssl_dist.timing import mark
 
 _OURS = ("cluster", "ssl_dist")  # packages whose information is logged; other packages only log warnings
@@ -50,7 +49,6 @@ def train(settings: dict[str, Any]) -> dict[str, float]:
     if run.read_error():
         return {}
     torch.set_num_threads(max(1, int(config.cluster.cpus_per_worker)))
-    keep_freed_memory()
     world = current_world(config.cluster.gpu, here=settings["here"])
     requests = StopRequests(
         stop=lambda: rank == 0 and run.stop_asked(), save=lambda: rank == 0 and run.save_asked(), preempted=is_preempted

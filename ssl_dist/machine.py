@@ -1,11 +1,7 @@
-"""Tell what a machine is: the cores and the memory that a process may use, what its CPU can do, its versions.
-
-``keep_freed_memory`` alone changes something, in this process.
-"""
+"""Tell what a machine is: the cores and the memory that a process may use, what its CPU can do, its versions."""
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import re
@@ -19,10 +15,15 @@ _GROUP_FILES = {  # by the controllers of a group: its limit, its use, its stati
     "": ("max", "current", "stat", "inactive_file"),  # version 2
     "memory": ("limit_in_bytes", "usage_in_bytes", "stat", "total_inactive_file"),  # version 1
 }
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of glibc's malloc.h
-_LARGEST_KEPT = 1 << 30  # bytes of a block
-_MALLOC_SETTINGS = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES")
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # on x86, and on ARM
+
+KEEP_FREED_MEMORY = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(1 << 60), "MALLOC_ARENA_MAX": "1"}
+"""Environment of a process that keeps the memory that it has freed, and uses it again (mallopt(3); for glibc).
+
+A training step frees its activations, hundreds of megabytes, and allocates as many in the next one. glibc would return
+each block of more than 32 MiB at once, and the system clears a new one page by page (docs/results.md has what that
+costs). There is one arena, because those of threads are cut into heaps of 64 MiB, which larger blocks do not fit into.
+"""
 
 
 def num_cores() -> int:
@@ -83,26 +84,6 @@ def _free_of_groups() -> Iterator[int]:
             if limit != "max":
                 cached = re.search(rf"^{names[3]} (\d+)$", statistics, re.MULTILINE)
                 yield max(0, int(limit) - int(used) + (int(cached[1]) if cached else 0))
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep memory that it has freed, in blocks of up to 1 GiB, and use it again.
-
-    A training step frees its activations, hundreds of megabytes, and allocates as many in the next one. glibc returns
-    each block of more than 32 MiB at once, and the system clears a new one page by page: up to a third of a step's CPU
-    time (docs/results.md). The process stays as large as it once was. Nothing happens where another library
-    allocates memory, or where the environment sets glibc's (mallopt(3)).
-    """
-    if platform.libc_ver()[0] == "glibc" and not any(name in os.environ for name in _MALLOC_SETTINGS):
-        malloc = ctypes.CDLL(None)
-        malloc.mallopt(_TRIM_THRESHOLD, -1)  # never
-        malloc.mallopt(_MMAP_THRESHOLD, _LARGEST_KEPT)
-
-
-def give_back_freed_memory() -> None:
-    """Give the memory that this process has freed back to the system, once."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def python_version() -> str:

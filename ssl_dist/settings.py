@@ -67,6 +67,10 @@ class DataConfig(Section):
         return self
 
 
+START_SHARE = 0.7
+"""Share of a run's steps with small views, where a recipe names their side alone."""
+
+
 class AugmentConfig(Section):
     """The random views of an image: a named augmentation policy, and settings that replace its own in all views."""
 
@@ -79,10 +83,11 @@ class AugmentConfig(Section):
     size_px: int | None = None
     """Side of the views in pixels, 1 or more; `None`: the policy's, or else the stored images' height."""
     start_px: int | None = pydantic.Field(None, ge=1)
-    """Side of the views in the first `start_share` of the run's steps: small views cost less time (progressive
-    resizing, arXiv 2104.00298). `None`: the same side throughout."""
-    start_share: float = pydantic.Field(0.5, gt=0, le=1)
-    """Share of the run's steps whose views have the side `start_px`, greater than 0."""
+    """Side of the views in pixels in the first part of a run, smaller than later: small views cost less time
+    (progressive resizing, arXiv 2104.00298). It takes a policy whose views have one size. `None`: the same side
+    throughout."""
+    start_share: float | None = pydantic.Field(None, gt=0, lt=1)
+    """Share of the run's steps whose views have the side `start_px`, 0 < share < 1; `None`: 0.7."""
     crop_p: float | None = None
     """Probability of a crop; `None`: the policy's."""
     crop_scale: tuple[float, float] | None = None
@@ -124,7 +129,13 @@ class AugmentConfig(Section):
             key, usual = OPERATIONS[name]
             if getattr(self, key) == 0:
                 raise ValueError(f"augment.only names {name} and augment.{key} is 0: leave one out, or try {usual}")
-        self.views()
+        if self.start_share is not None and self.start_px is None:
+            raise ValueError(f"augment.start_share {self.start_share:g} without augment.start_px: set both, or neither")
+        views = self.views()
+        if self.start_px is not None and len({view.size_px for view in views}) > 1:
+            raise ValueError(
+                f"augment.start_px with augment.recipe {self.recipe}, whose views have several sizes: leave it out"
+            )
         return self
 
     def views(self, done: float = 1.0) -> Policy:
@@ -134,7 +145,7 @@ class AugmentConfig(Section):
             done: a share; 1: the policy of the last step, and of all evaluation.
         """
         given = self.model_dump(exclude={"recipe", "only", "start_px", "start_share"}, exclude_none=True)
-        if self.start_px is not None and done < self.start_share:
+        if self.start_px is not None and done < (self.start_share or START_SHARE):
             given["size_px"] = self.start_px
         views = tuple(View.model_validate({**view.model_dump(), **given}) for view in POLICIES[self.recipe])
         return views if self.only is None else with_only(views, self.only)
@@ -258,8 +269,8 @@ class EngineConfig(Section):
     """Order of an image's values in memory, which a convolution's speed depends on: channel by channel (contiguous) or
     pixel by pixel (channels_last); auto: channels_last on a GPU in bf16, otherwise contiguous."""
     compile: Literal["off", "default", "max-autotune"] = "off"
-    """Mode in which torch.compile compiles the backbone's training pass at the start of a run, which takes time; off:
-    not. Where there is no compiler, the log says so and the pass stays as it is."""
+    """Mode in which torch.compile compiles the backbone's training pass at the start of a run, and again where views
+    become larger, which takes time; off: not. Where there is no compiler, the log says so and nothing is compiled."""
     deterministic: bool = False
     """Whether a GPU computes the same bits each time, by slower algorithms where it must. A CPU always does."""
 

@@ -179,7 +179,7 @@ def run_command(words: Sequence[str], folder: Path, log: Path) -> dict[str, Any]
     """
     program = [sys.executable, "-m", "ssl_dist"] if words[0] == "ssl-dist" else [sys.executable]
     threads = {"OMP_NUM_THREADS": "1"}  # a worker has one core; two cells side by side would wait for each other
-    environment = {**os.environ, **threads, "PYTHONPATH": str(_ROOT)}
+    environment = {**threads, **os.environ, "PYTHONPATH": str(_ROOT)}
     with log.open("a", encoding="utf-8") as said:
         said.write(f"$ {shlex.join(words)}\n")
         said.flush()

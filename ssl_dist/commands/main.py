@@ -18,7 +18,6 @@ from ssl_dist.commands.console import LogLines, console, errors, escape_unprinta
 from ssl_dist.commands.signals import handled, interrupt
 from ssl_dist.commands.table import COMMANDS, load
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError, UsageError, printable
-from ssl_dist.machine import keep_freed_memory
 
 _CANNOT_WRITE = (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # a full disk, or a terminal that is gone
 
@@ -108,7 +107,6 @@ def main() -> None:
     try:
         try:
             _leave_current_folder()
-            keep_freed_memory()
             with handled(interrupt), stdout_given_back():
                 sys.exit(app(standalone_mode=False))
         except _WrongCall as error:

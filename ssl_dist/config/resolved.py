@@ -28,7 +28,7 @@ _OF_FOREIGN_NETWORKS: dict[str, Any] = {"options": {}, "allow_missing": [], "pos
 # Settings that older versions did not have, and their defaults, which leave a run what it was.
 _LATER_SETTINGS: dict[str, dict[str, Any]] = {
     "data": {"validation_digest": None},
-    "augment": {"start_px": None, "start_share": 0.5},
+    "augment": {"start_px": None, "start_share": None},
     "backbone": {"checkpoint": "newest", "normalisation": None, **_OF_FOREIGN_NETWORKS},
     "method": {"unfreeze": "all", "anew": False, "hidden": None},
     "batch": {"keep_graphs": "auto"},
@@ -148,6 +148,12 @@ class ResolvedConfig(RunConfig):
         """Return the settings of a run of so many steps on the same data: its epochs are as many as that takes."""
         images = steps * (self.batch.size - self.batch.labelled)
         return self.model_copy(update={"epochs": images / self.facts.num_samples})
+
+    @property
+    def small_steps(self) -> int:
+        """Number of the first steps, whose views have the side ``augment.start_px``."""
+        total = self.plan().total_steps
+        return sum(self.augment.views(step / total) != self.augment.views() for step in range(total))
 
     def is_over(self, step: int, losses: Sequence[float]) -> bool:
         """Tell whether the run ends after ``step`` steps, with these validation losses so far."""

@@ -70,7 +70,8 @@ class RunConfig(settings.Section):
 
     @pydantic.model_validator(mode="after")
     def _check_combination(self) -> RunConfig:
-        self.backbone.check(self.view_sizes)
+        self._expect_growth()
+        self.backbone.check((*self._start_sizes, *self.view_sizes))
         if self.optim.name == "lars" and self.engine.zero_stage == 3:
             raise ValueError(
                 "optim.name lars with engine.zero_stage 3: LARS needs the norms of whole parameters,"
@@ -87,6 +88,14 @@ class RunConfig(settings.Section):
         self._expect_map()
         self.method.check(self.epochs, self.batch)
         return self
+
+    def _expect_growth(self) -> None:
+        start_px, last_px = self.augment.start_px, min(self.view_sizes, default=None)
+        if start_px is not None and last_px is not None and start_px >= last_px:
+            raise ValueError(
+                f"augment.start_px {start_px}: views have {last_px} px later, and are smaller at first: set it below"
+                f" {last_px}, or leave it out"
+            )
 
     def _expect_labelled(self) -> None:
         some = self.method.uses_labels == "some"
@@ -134,17 +143,25 @@ class RunConfig(settings.Section):
                 f" backbone.name to one of {', '.join(known)}"
             )
         stride = backbones.map_stride(name, self.backbone.stem)
-        if wrong := [size for size in self.view_sizes if size % stride]:
-            raise ValueError(
-                f"method {self.method.name} with backbone {name} needs views whose side is a multiple of {stride} px,"
-                f" and one has {wrong[0]} px: set augment.size_px to {max(1, wrong[0] // stride) * stride}"
-            )
+        for key, sizes in (("size_px", self.view_sizes), ("start_px", self._start_sizes)):
+            if wrong := [size for size in sizes if size % stride]:
+                raise ValueError(
+                    f"method {self.method.name} with backbone {name} needs views whose side is a multiple of {stride}"
+                    f" px, and one has {wrong[0]} px: set augment.{key} to {max(1, wrong[0] // stride) * stride}"
+                )
 
     @property
     def view_sizes(self) -> tuple[int, ...]:
-        """Pixels a side of each view, first and last, without those of the stored size where that is not known."""
-        views = self.augment.views() + (self.augment.views(0.0) if self.augment.start_px else ())
-        return tuple(size for view in views if (size := view.size_px or self._stored_px))
+        """Pixels a side of each view, without those of the stored size where that is not known.
+
+        Views are smaller in the first part of a run with ``augment.start_px``.
+        """
+        return tuple(size for view in self.augment.views() if (size := view.size_px or self._stored_px))
+
+    @property
+    def _start_sizes(self) -> tuple[int, ...]:
+        """Pixels a side of a view in the first part of the run, if it is another than later."""
+        return () if self.augment.start_px is None else (self.augment.start_px,)
 
     @property
     def _stored_px(self) -> int | None:

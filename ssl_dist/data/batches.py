@@ -66,6 +66,16 @@ class Batch:
         """The views that an image gets in this step."""
         return self.config.augment.views(self.progress.step / self.progress.total_steps)
 
+    @property
+    def growth(self) -> float:
+        """Factor by which the views of later steps have more pixels."""
+        stored_px = self.images.shape[1]
+        later, now = (
+            sum((view.size_px or stored_px) ** 2 for view in policy)
+            for policy in (self.config.augment.views(), self.policy)
+        )
+        return later / now
+
     def noise_seed(self, slot: int) -> int:
         """Return the seed of a slot's noise (dropout and the like), which does not depend on the worker."""
         number = self.micro_batches[slot] if slot < len(self.micro_batches) else self.config.batch.num_micro

@@ -78,7 +78,6 @@ class Engine:
         self.method.train()
         self.method.before_step(batch.progress)
         slots = range(batch.num_slots)
-        self._graphs.count_anew_for(batch.policy)
         embedded = [self._embed_first(batch, slot) for slot in slots]
         outputs = torch.cat([z.detach() for z in embedded])[: len(batch.ids)].requires_grad_()  # [n, V, D]
         with section("loss"):
@@ -101,7 +100,7 @@ class Engine:
         """Return the outputs ``[m, V, D]`` of one slot, with their graph if there is one slot or the graph is kept."""
         if batch.num_slots == 1:
             return self._embed(batch, slot, collect=True)
-        with torch.set_grad_enabled(self._graphs.keeps(slot)), self._graphs.counting(batch.num_slots):
+        with torch.set_grad_enabled(self._graphs.keeps(slot)), self._graphs.counting(batch.num_slots, batch.growth):
             return self._embed(batch, slot, collect=True)
 
     def _embed(self, batch: Batch, slot: int, *, collect: bool = False) -> Tensor:

@@ -16,10 +16,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
-from ssl_dist.augment import Policy
 from ssl_dist.collectives import World
 from ssl_dist.config import RunConfig
-from ssl_dist.machine import free_memory_bytes, give_back_freed_memory, num_cores
+from ssl_dist.machine import free_memory_bytes, num_cores
 
 _SHARE_OF_MEMORY = 0.5  # of the machine's, which has other uses
 _SHARE_OF_GPU = 0.9
@@ -30,15 +29,13 @@ log = logging.getLogger(__name__)
 
 
 class KeptGraphs:
-    """The graphs that this worker keeps.
-
-    With ``batch.keep_graphs`` auto they are counted in the first step, and again where views become larger.
+    """The graphs that this worker keeps; with ``batch.keep_graphs`` auto they are counted in the first step.
 
     Args:
         method: what is trained.
 
     Attributes:
-        count: micro-batches, the first ones of each step; None until a forward pass is measured.
+        count: micro-batches, the first ones of each step; None until the first step's first forward pass is measured.
     """
 
     def __init__(self, method: nn.Module, config: RunConfig, world: World) -> None:
@@ -46,24 +43,20 @@ class KeptGraphs:
         if wanted == "auto" and config.engine.zero_stage == 3:
             wanted = 0  # several graphs at once would hold the whole parameters
         self.count = None if wanted == "auto" else wanted
-        self._counts = wanted == "auto"
-        self._policy: Policy | None = None
         self._method, self._config, self._world = method, config, world
-
-    def count_anew_for(self, policy: Policy) -> None:
-        """Forget the number unless it is of views of this policy, or was given; every rank calls before each step."""
-        if self._counts and policy != self._policy:
-            self.count, self._policy = None, policy
 
     def keeps(self, slot: int) -> bool:
         """Return whether a slot's first pass keeps its graph; before the number is known, slot 0's does."""
         return slot < (1 if self.count is None else self.count)
 
     @contextlib.contextmanager
-    def counting(self, num_slots: int) -> Iterator[None]:
+    def counting(self, num_slots: int, growth: float = 1.0) -> Iterator[None]:
         """Measure the graph that the block makes, and count how many fit, unless the number is known already.
 
         Every rank passes through. They keep equally many, because at ZeRO stage 3 forward passes are collective.
+
+        Args:
+            growth: factor by which graphs of later steps are larger.
         """
         if self.count is not None:
             yield
@@ -79,7 +72,7 @@ class KeptGraphs:
 
         with saved_tensors_hooks(pack, lambda saved: saved):
             yield
-        graph_bytes = max(1, sum(sizes.values()))
+        graph_bytes = max(1, growth * sum(sizes.values()))
         more = int(self._room() / graph_bytes) - 1  # a backward pass takes up to another graph
         self.count = self._least(min(num_slots, 1 + max(0, more)))
         log.info(
@@ -97,7 +90,6 @@ class KeptGraphs:
             unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
             to_come += _VIEWS_BYTES + (_BUCKET_BYTES if self._config.engine.zero_stage in (1, 2) else 0)
             return _SHARE_OF_GPU * (free + unused) - to_come
-        give_back_freed_memory()  # or what this process has freed and kept would not count as free
         # other workers, and other runs of a sweep, take memory when this one does: as many as there are cores for
         workers_here = int(os.environ.get("LOCAL_WORLD_SIZE", self._world.size))
         at_once = max(workers_here, num_cores() // torch.get_num_threads())

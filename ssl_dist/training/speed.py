@@ -17,12 +17,14 @@ def images_per_second(config: ResolvedConfig, store: ImageStore, device: torch.d
     """Return how many images a worker with one thread makes views of, embeds and differentiates in a second.
 
     Where ``batch.keep_graphs`` is 0 and a worker has several micro-batches, each is embedded a second time, which
-    counts as a third more time. Collectives, optimizer and reading are left out.
+    counts as a third more time. Collectives, optimizer and reading are left out. Views have the size of the last step.
     """
     twice = config.batch.keep_graphs == 0 and config.batch.num_micro > config.cluster.workers.max
     threads, repeats = torch.get_num_threads(), 4 / 3 if twice else 1
     torch.set_num_threads(1)
     try:
+        augment = config.augment.model_copy(update={"start_px": None, "start_share": None})
+        config = config.model_copy(update={"augment": augment})
         method = config.initial_method().to(device).train()
         batch = Batches(SamplePlan(config, store), World(0, 1, device), 0, 1).fetch(0)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.engine.precision == "bf16")

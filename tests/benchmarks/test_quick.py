@@ -36,7 +36,16 @@ def test_a_ratio_fell_where_all_rounds_are_below_all_committed_ones(
     assert json.loads(lines[0]) == {"ratio": "a", "now": "0.90 (0.80 to 1.00)", "committed": "1.10 (1.00 to 1.20)"}
     assert json.loads(lines[2]) == {"ratio": "c", "now": "3.05 (3.00 to 3.10)"}
     now["b"] = [2.0, 1.5]
-    main(3, write=False, file=file, only=None)
+    code(file, 0)
+    del now["b"]
+    code(file, 1)
+    assert capsys.readouterr().out.endswith("\nb was not measured\n")
+
+
+def code(file: Path, expected: int) -> None:
+    with pytest.raises(typer.Exit) as ended:
+        main(3, write=False, file=file, only=None)
+    assert ended.value.exit_code == expected
 
 
 def test_ratios_are_committed_for_each_cpu(
@@ -55,7 +64,6 @@ def test_ratios_are_committed_for_each_cpu(
 
 def test_both_sides_of_a_real_pair_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick, "_LEAST_S", 0.001)
-    monkeypatch.setattr(quick, "keep_freed_memory", lambda: None)  # of the whole process
     main(2, write=True, file=tmp_path / "quick.json", only="store")
     [(name, ratios)] = json.loads((tmp_path / "quick.json").read_text())[cpu_name()].items()
     assert name == "256 images of a store: NumPy by ours"

@@ -10,6 +10,7 @@ import yaml
 
 from benchmarks import lightly_training, time_to_accuracy
 from benchmarks.time_to_accuracy import POINTS, Training, main
+from ssl_dist.config import RunConfig
 from ssl_dist.errors import RunError
 from tests.helpers import RECIPE
 
@@ -47,9 +48,19 @@ def test_weights_of_lightlys_loop_are_measured_as_ours(small_store: Path, tmp_pa
     assert len(set(weights)) == len(weights) > 1, "training has moved them"
 
 
-def test_a_training_that_was_stopped_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
-    stopped = Training("simclr-cifar10", 0, tmp_path)
-    assert stopped.points == []
-    stopped.directory.mkdir()
+def test_a_training_that_was_stopped_or_is_another_one_is_not_taken_for_a_whole_one(tmp_path: Path) -> None:
+    training = Training("simclr-cifar10", 0, tmp_path)
+    assert training.points == []
+    training.directory.mkdir()
     with pytest.raises(RunError, match="delete it, its times are not whole"):
-        time_to_accuracy._run(["false"], stopped)
+        time_to_accuracy._train(training, ["false"])
+    training.directory.rmdir()
+    time_to_accuracy._train(training, ["true"])
+    time_to_accuracy._train(training, ["true"])
+    with pytest.raises(RunError, match="was trained by another command"):
+        time_to_accuracy._train(training, ["false"])
+
+
+def test_the_recipes_that_it_names_exist() -> None:
+    for name in (time_to_accuracy.FAST, time_to_accuracy.USUAL, lightly_training.RECIPE):
+        assert RunConfig.load(name).epochs > 0

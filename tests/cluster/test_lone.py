@@ -21,6 +21,7 @@ from cluster.lone import needs_no_ray
 from ssl_dist.checkpoint import Checkpoints
 from ssl_dist.checkpoint.room import checkpoint_bytes
 from ssl_dist.errors import Diverged, SslDistError
+from ssl_dist.machine import KEEP_FREED_MEMORY
 from ssl_dist.settings import ClusterConfig
 from tests.cluster import held_worker
 from tests.cluster.runs import EVERY_STEP, expect_the_same, start, started_at, train_undisturbed
@@ -126,6 +127,8 @@ def test_no_worker_outlives_its_driver(small_store: Path, tmp_path: Path, signal
     directory, child = tmp_path / "run", held_pretrain(tmp_path, small_store)
     wait_until(lambda: processes(directory) or child.poll() is not None)
     [pid] = processes(directory)
+    environment = Path(f"/proc/{pid}/environ").read_text().split("\0")
+    assert {f"{name}={value}" for name, value in KEEP_FREED_MEMORY.items()} <= set(environment)
     for number in signals:
         child.send_signal(number)
         time.sleep(0.2)  # two of one number that come together are one

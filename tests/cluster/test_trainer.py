@@ -10,6 +10,7 @@ import pytest
 import ray
 
 from cluster.trainer import torch_trainer
+from ssl_dist.machine import KEEP_FREED_MEMORY
 from ssl_dist.settings import ClusterConfig
 
 
@@ -24,3 +25,4 @@ def test_only_a_ray_that_outlives_the_run_has_a_process_that_frees_its_room(
     assert ("PlacementGroupCleanerCallback" in names) == (not ends_with_us)
     assert "DatasetsCallback" not in names
     assert "BackendSetupCallback" in names
+    assert trainer.run_config.worker_runtime_env == {"env_vars": KEEP_FREED_MEMORY}

@@ -51,7 +51,7 @@ def views_of(config: ResolvedConfig) -> Views | str:
     from ssl_dist import augment
 
     pixels, numbers, epoch = map(torch.from_numpy, (images, ids, epochs))
-    crops = augment.crops(pixels, numbers, seed=config.seed, epoch=epoch, recipe=config.augment.views())
+    crops = augment.crops(pixels, numbers, seed=config.seed, epoch=epoch, recipe=config.augment.views(done=0))
     rows = [("stored", [thumbnail(image) for image in images])]
     for part in crops:
         for view in part.mul(255).round().byte().permute(0, 1, 3, 4, 2).numpy():  # [N, S, S, 3]

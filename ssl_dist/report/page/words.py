@@ -98,6 +98,11 @@ def what_ran(run: RunFiles, price_per_hour: float | None) -> list[tuple[str, str
     return rows
 
 
+def _small(config: ResolvedConfig) -> str:
+    start_px = config.augment.start_px
+    return "" if start_px is None else f", of {start_px} px in the first {config.small_steps:,} steps"
+
+
 def _of_settings(config: ResolvedConfig) -> list[tuple[str, str]]:
     method, optim = config.method, config.optim
     temperature = getattr(method, "temperature", None)
@@ -106,7 +111,7 @@ def _of_settings(config: ResolvedConfig) -> list[tuple[str, str]]:
         ("data", _data(config)),
         ("method", method.name + ("" if temperature is None else f", temperature {temperature:g}") + labels),
         ("network", network(config.backbone.model_dump(mode="json"))),
-        ("views", f"policy {config.augment.recipe}, {len(config.augment.views())} views of an image"),
+        ("views", f"policy {config.augment.recipe}, {len(config.augment.views())} views of an image{_small(config)}"),
         ("batch", f"{config.batch.size:,} images, in micro-batches of {config.batch.micro:,}"),
         ("optimizer", f"{optim.name}, learning rate {optim.lr:g}, schedule {optim.schedule}"),
         ("seed", str(config.seed)),
