@@ -77,17 +77,38 @@ def _run(sweep: Sweep, held: RunDirectory, directory: Path, console: Console, co
                 f" room for {at_once}: set --samples {at_once}, or cluster.workers=1, whose trials take turns"
             )
         say(_announcement(sweep, directory, at_once), console)
-        fit = Background(lambda: _fit(sweep, directory, at_once))
-        fit.start()
-        try:
-            _show_progress(fit, sweep, held, console)
-        except KeyboardInterrupt:
-            held.ask_to_stop()  # its status tells that it was stopped
-            resume = f"ssl-dist tune --resume {shlex.quote(str(directory))}"
-            raise Interrupted(f"stopped; every trial resumes from its newest checkpoint with: {resume}") from None
+        for _ in range(1 + _RETRIES):
+            _run_once(sweep, held, directory, console, at_once)
+            if not _lost_trials(sweep, directory):
+                break
+
+
+def _run_once(sweep: Sweep, held: RunDirectory, directory: Path, console: Console, at_once: int) -> None:
+    """Run the trials that have not ended, by one start of Ray Tune, and write how each of them ended."""
+    fit = Background(lambda: _fit(sweep, directory, at_once))
+    fit.start()
+    try:
+        _show_progress(fit, sweep, held, console)
+    except KeyboardInterrupt:
+        held.ask_to_stop()  # its status tells that it was stopped
+        resume = f"ssl-dist tune --resume {shlex.quote(str(directory))}"
+        raise Interrupted(f"stopped; every trial resumes from its newest checkpoint with: {resume}") from None
     if fit.error:
         raise fit.error
     _write_missing_outcomes(sweep, directory, fit.result)
+
+
+def _lost_trials(sweep: Sweep, directory: Path) -> list[Path]:
+    """Return the run directories of trials that have not begun.
+
+    Ray Tune loses a trial whose process dies after an earlier trial's end and before its own beginning, because it
+    does not repeat the reset of a process. Optuna's samples are not known beforehand, and members of a population have
+    no run directory of their own.
+    """
+    samples = () if sweep.scheduler == "pbt" else sweep.known_samples
+    runs = (trial_files.path_of(directory, sweep.config(sample)) for sample in samples)
+    begun = {run for run, _ in trial_files.begun_trials(directory)}
+    return [run for run in runs if run not in begun]
 
 
 def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import hypothesis
 import pytest
 import yaml
 from hypothesis import strategies as st
+from rich.console import Console
 from tensorboard.backend.event_processing.io_wrapper import GetLogdirSubdirectories
 
 from ssl_dist.errors import ConfigError, RunError, SslDistError
@@ -321,3 +323,36 @@ def test_some_trials_that_never_began_are_told(
     begin(sweep, tmp_path, sweep.known_samples[0], "finished", 0.5)
     runner._write_missing_outcomes(sweep, tmp_path, {"other": "out of luck"})
     assert "1 trials failed before they began: out of luck" in caplog.text
+
+
+@pytest.mark.parametrize(("begun_at", "starts"), [((1, 1, 1), 1), ((1, 2, 1), 2), ((3, 1, 2), 3), ((1, 1, None), 3)])
+def test_trials_that_ray_lost_before_they_began_are_started_again(
+    small_store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    begun_at: tuple[int | None, ...],
+    starts: int,
+) -> None:
+    """A process that dies between two trials takes the second one with it; Ray Tune does not start it again."""
+    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2, 0.3))}, search="grid", scheduler="none")
+    runs = [trial_files.path_of(tmp_path, sweep.config(sample)).name for sample in sweep.known_samples]
+    calls = list[int]()
+
+    def fit(*_: object) -> dict[str, str]:
+        calls.append(len(calls) + 1)
+        for sample, start in zip(sweep.known_samples, begun_at, strict=True):
+            if start == calls[-1]:
+                begin(sweep, tmp_path, sample, "finished", 0.5)
+        return {run: "it died" for run, start in zip(runs, begun_at, strict=True) if start is None or start > calls[-1]}
+
+    monkeypatch.setattr(runner, "_fit", fit)
+    monkeypatch.setattr(runner, "_POLL_S", 0.01)
+    monkeypatch.setattr(runner, "ray_with_capacity", lambda *_, **__: contextlib.nullcontext())
+    monkeypatch.setattr(runner, "worker_capacity", lambda *_: 3)
+    runner.run_sweep(sweep, tmp_path, Console(quiet=True))
+    assert len(calls) == starts
+    outcomes = {run.name: trial_files.read_outcome(run) for run, _ in trial_files.begun_trials(tmp_path)}
+    assert set(outcomes) == {run for run, start in zip(runs, begun_at, strict=True) if start}
+    assert all(outcome and outcome["status"] == "finished" for outcome in outcomes.values())
+    assert ("failed before they began: it died" in caplog.text) == (starts > 1)
