@@ -68,7 +68,7 @@ bench: install .venv-streaming/.installed
 	$(BIN)/python -m benchmarks.data --source $(IMAGES) --python "MosaicML Streaming=.venv-streaming/bin/python"
 	$(BIN)/python -m benchmarks.large_store --source $(IMAGES)
 
-# two minutes: names ratios to peers that fell below the committed ones
+# a minute: names ratios to peers that fell below the committed ones
 bench-quick: install
 	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.quick
 

@@ -1,6 +1,8 @@
 """lightly's loop on CIFAR-10, for ``benchmarks.time_to_accuracy``: it writes its backbone's weights at some times.
 
-python -m benchmarks.lightly_training FOLDER STORE SEED EPOCHS
+    python -m benchmarks.lightly_training FOLDER STORE SEED EPOCHS
+
+An epoch is as many images as the store has; they are drawn with replacement.
 """
 
 from __future__ import annotations

@@ -74,7 +74,8 @@ def main(
         print(f"no ratios of this CPU ({cpu_name()}) are committed: --write does it")
     else:
         fallen += [f"{name} was not measured" for name in known if name not in measured and (only or "") in name]
-        print("\n".join(fallen))
+        for line in fallen:
+            print(line)
         raise typer.Exit(1 if fallen or not measured else 0)
 
 

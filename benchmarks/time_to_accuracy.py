@@ -26,6 +26,7 @@ import torch
 import typer
 
 from benchmarks import page
+from benchmarks.lightly_training import POINTS
 from ssl_dist.config import RunConfig
 from ssl_dist.data import resolve
 from ssl_dist.encoder import Encoder, load_encoder
@@ -35,7 +36,6 @@ from ssl_dist.files import write_text
 from ssl_dist.store import ImageStore
 
 FAST, USUAL, LIGHTLY = "simclr-cifar10-fast", "simclr-cifar10", "lightly"
-POINTS = 6  # checkpoints of a training of ours
 _TOGETHER = 256  # images of a forward pass when features are computed
 
 

@@ -138,6 +138,14 @@ class AugmentConfig(Section):
             )
         return self
 
+    def is_small(self, done: float) -> bool:
+        """Return whether views have the side ``start_px`` in a step before which ``done`` (a share) are done."""
+        return self.start_px is not None and done < (self.start_share or START_SHARE)
+
+    def without_small_views(self) -> AugmentConfig:
+        """Return the settings of a run whose views have the last side throughout."""
+        return self.model_copy(update={"start_px": None, "start_share": None})
+
     def views(self, done: float = 1.0) -> Policy:
         """Return the policy with the replacements in it, of a step before which ``done`` of the run's steps are done.
 
@@ -145,7 +153,7 @@ class AugmentConfig(Section):
             done: a share; 1: the policy of the last step, and of all evaluation.
         """
         given = self.model_dump(exclude={"recipe", "only", "start_px", "start_share"}, exclude_none=True)
-        if self.start_px is not None and done < (self.start_share or START_SHARE):
+        if self.is_small(done):
             given["size_px"] = self.start_px
         views = tuple(View.model_validate({**view.model_dump(), **given}) for view in POLICIES[self.recipe])
         return views if self.only is None else with_only(views, self.only)

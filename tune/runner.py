@@ -21,6 +21,7 @@ from ssl_dist.checkpoint.room import expect_room
 from ssl_dist.commands.console import say
 from ssl_dist.data import resolve
 from ssl_dist.errors import ConfigError, Interrupted, SslDistError
+from ssl_dist.machine import KEEP_FREED_MEMORY
 from ssl_dist.progress import Pace, ProgressLines
 from tune import trial_files
 from tune.sweep import Sweep
@@ -54,7 +55,7 @@ def run_sweep(sweep: Sweep, directory: Path, console: Console, *, concurrency: i
         Interrupted: Ctrl-C; the message says how to resume.
         SslDistError: every trial failed; the message is the first one's reason.
     """
-    for name, value in _ENVIRONMENT.items():
+    for name, value in {**_ENVIRONMENT, **KEEP_FREED_MEMORY}.items():  # a Ray that starts here hands them on
         os.environ.setdefault(name, value)
     held = RunDirectory(directory.absolute())
     held.acquire_lock()
@@ -79,8 +80,8 @@ def _run(sweep: Sweep, held: RunDirectory, directory: Path, console: Console, co
         say(_announcement(sweep, directory, at_once), console)
         for _ in range(1 + _RETRIES):
             _run_once(sweep, held, directory, console, at_once)
-            if not _lost_trials(sweep, directory):
-                break
+            if sweep.scheduler == "pbt" or len(trial_files.begun_trials(directory)) >= sweep.num_trials:
+                break  # none was lost with a process that died after an earlier trial's end: Ray Tune repeats no reset
 
 
 def _run_once(sweep: Sweep, held: RunDirectory, directory: Path, console: Console, at_once: int) -> None:
@@ -96,19 +97,6 @@ def _run_once(sweep: Sweep, held: RunDirectory, directory: Path, console: Consol
     if fit.error:
         raise fit.error
     _write_missing_outcomes(sweep, directory, fit.result)
-
-
-def _lost_trials(sweep: Sweep, directory: Path) -> list[Path]:
-    """Return the run directories of trials that have not begun.
-
-    Ray Tune loses a trial whose process dies after an earlier trial's end and before its own beginning, because it
-    does not repeat the reset of a process. Optuna's samples are not known beforehand, and members of a population have
-    no run directory of their own.
-    """
-    samples = () if sweep.scheduler == "pbt" else sweep.known_samples
-    runs = (trial_files.path_of(directory, sweep.config(sample)) for sample in samples)
-    begun = {run for run, _ in trial_files.begun_trials(directory)}
-    return [run for run in runs if run not in begun]
 
 
 def _fit(sweep: Sweep, directory: Path, at_once: int) -> dict[str, str]:

@@ -69,8 +69,7 @@ def dry_run(config: ResolvedConfig, folder: Path) -> DryRun:
     plan = config.plan()
     monitor = config.monitor.model_copy(update={"every_steps": _WARM_UP_STEPS})
     steps = min(DRY_STEPS, plan.total_steps)
-    # of the last steps' views: the time of a run whose views are small at first is at most what this tells
-    augment = config.augment.model_copy(update={"start_px": None, "start_share": None})
+    augment = config.augment.without_small_views()  # so a run that has some takes at most the time that this tells
     epochs = steps / plan.steps_per_epoch + 1e-9
     short = config.model_copy(update={"monitor": monitor, "probe": None, "augment": augment, "epochs": epochs})
     with tempfile.TemporaryDirectory(dir=folder, prefix="doctor-") as place:

@@ -153,7 +153,7 @@ class ResolvedConfig(RunConfig):
     def small_steps(self) -> int:
         """Number of the first steps, whose views have the side ``augment.start_px``."""
         total = self.plan().total_steps
-        return sum(self.augment.views(step / total) != self.augment.views() for step in range(total))
+        return sum(self.augment.is_small(step / total) for step in range(total))
 
     def is_over(self, step: int, losses: Sequence[float]) -> bool:
         """Tell whether the run ends after ``step`` steps, with these validation losses so far."""

@@ -23,8 +23,7 @@ def images_per_second(config: ResolvedConfig, store: ImageStore, device: torch.d
     threads, repeats = torch.get_num_threads(), 4 / 3 if twice else 1
     torch.set_num_threads(1)
     try:
-        augment = config.augment.model_copy(update={"start_px": None, "start_share": None})
-        config = config.model_copy(update={"augment": augment})
+        config = config.model_copy(update={"augment": config.augment.without_small_views()})
         method = config.initial_method().to(device).train()
         batch = Batches(SamplePlan(config, store), World(0, 1, device), 0, 1).fetch(0)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=config.engine.precision == "bf16")

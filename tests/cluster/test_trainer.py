@@ -25,4 +25,8 @@ def test_only_a_ray_that_outlives_the_run_has_a_process_that_frees_its_room(
     assert ("PlacementGroupCleanerCallback" in names) == (not ends_with_us)
     assert "DatasetsCallback" not in names
     assert "BackendSetupCallback" in names
+
+
+def test_workers_keep_the_memory_that_they_free(tmp_path: Path) -> None:
+    trainer = torch_trainer(print, {}, ClusterConfig(), tmp_path / "run")
     assert trainer.run_config.worker_runtime_env == {"env_vars": KEEP_FREED_MEMORY}

@@ -131,9 +131,7 @@ def test_stored_images_are_as_large_as_the_last_views(small_store: Path) -> None
 
 
 @pytest.mark.parametrize(("step", "is_refused"), [(6, False), (7, True), (9, True)])
-def test_a_longer_run_must_have_had_the_same_small_views(
-    small_store: Path, tmp_path: Path, step: int, is_refused: bool
-) -> None:
+def test_a_longer_run_must_have_had_the_same_small_views(small_store: Path, step: int, is_refused: bool) -> None:
     """Of 10 steps 6 have small views, of 20 steps 12."""
 
     def of_steps(steps: int) -> ResolvedConfig:

@@ -325,23 +325,26 @@ def test_some_trials_that_never_began_are_told(
     assert "1 trials failed before they began: out of luck" in caplog.text
 
 
+@pytest.mark.parametrize("search", ["grid", "optuna"])
 @pytest.mark.parametrize(("begun_at", "starts"), [((1, 1, 1), 1), ((1, 2, 1), 2), ((3, 1, 2), 3), ((1, 1, None), 3)])
 def test_trials_that_ray_lost_before_they_began_are_started_again(
     small_store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
+    search: str,
     begun_at: tuple[int | None, ...],
     starts: int,
 ) -> None:
     """A process that dies between two trials takes the second one with it; Ray Tune does not start it again."""
-    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2, 0.3))}, search="grid", scheduler="none")
-    runs = [trial_files.path_of(tmp_path, sweep.config(sample)).name for sample in sweep.known_samples]
+    sweep = make(small_store, space={"optim.lr": Domain(choice=(0.1, 0.2, 0.3))}, search=search, scheduler="none")
+    samples: list[Sample] = [{"optim.lr": rate} for rate in (0.1, 0.2, 0.3)]
+    runs = [trial_files.path_of(tmp_path, sweep.config(sample)).name for sample in samples]
     calls = list[int]()
 
     def fit(*_: object) -> dict[str, str]:
         calls.append(len(calls) + 1)
-        for sample, start in zip(sweep.known_samples, begun_at, strict=True):
+        for sample, start in zip(samples, begun_at, strict=True):
             if start == calls[-1]:
                 begin(sweep, tmp_path, sample, "finished", 0.5)
         return {run: "it died" for run, start in zip(runs, begun_at, strict=True) if start is None or start > calls[-1]}

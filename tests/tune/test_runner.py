@@ -20,6 +20,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from ssl_dist.config import RunConfig
+from ssl_dist.machine import KEEP_FREED_MEMORY
 from tests.helpers import RECIPE
 from tune.results import importances, read_trials, winner
 from tune.sweep import Sweep
@@ -170,7 +171,10 @@ def test_a_sweep_killed_at_three_random_moments(small_store: Path, tmp_path: Pat
     begun = all_starts(sweep)
     while all_starts(sweep) == begun:
         time.sleep(0.1)
-    os.kill(newest_process(sweep), signal.SIGKILL)
+    trial = newest_process(sweep)
+    environment = Path(f"/proc/{trial}/environ").read_text().split("\0")
+    assert {f"{name}={value}" for name, value in KEEP_FREED_MEMORY.items()} <= set(environment)
+    os.kill(trial, signal.SIGKILL)
     output, _ = driver.communicate()
     assert driver.returncode == 0
     expect_the_same(sweep, json.loads(output), calm)
